@@ -7,7 +7,9 @@ the shortest name that both accept, or proves that there is none.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from compiler.names import Chars, Choice, Hole, Part, Pattern, Repeat
 
@@ -78,9 +80,9 @@ class _Automaton:
         return frozenset(seen)
 
 
-def _automaton(pattern: Pattern) -> _Automaton:
+def _automaton(parts: tuple[Part, ...]) -> _Automaton:
     automaton = _Automaton()
-    automaton.end = automaton.sequence(pattern.parts, 0)
+    automaton.end = automaton.sequence(parts, 0)
     return automaton
 
 
@@ -93,14 +95,54 @@ def _character(mask: int) -> str:
 
 def common_name(a: Pattern, b: Pattern) -> str | None:
     """A shortest name that both patterns match, or None when there can be none."""
-    if isinstance(a.parts[0], str) and isinstance(b.parts[0], str):  # most pairs part ways in their first letters
-        n = min(len(a.parts[0]), len(b.parts[0]))
-        if a.parts[0][:n] != b.parts[0][:n]:
+    xs, ys = _components(a.parts), _components(b.parts)
+    if xs is None or ys is None:
+        return _common(a.parts, b.parts)
+    # Nothing but a literal dot matches a dot: the names agree exactly when their components do, one by one.
+    if len(xs) != len(ys):
+        return None
+    words = []
+    for x, y in zip(xs, ys, strict=True):
+        word = _common(x, y)
+        if word is None:
             return None
-    if a.is_name or b.is_name:
-        name, other = (a, b) if a.is_name else (b, a)
-        text = name.fill({})
-        return text if other.match(text) is not None else None
+        words.append(word)
+    return ".".join(words)
+
+
+@lru_cache(maxsize=4096)
+def _components(parts: tuple[Part, ...]) -> tuple[tuple[Part, ...], ...] | None:
+    """The parts between literal dots; None where something else can match a dot."""
+    found: list[list[Part]] = [[]]
+    for part in parts:
+        if isinstance(part, str):
+            first, *others = part.split(".")
+            found[-1] += [first] * (first != "")
+            found += [[other] * (other != "") for other in others]
+        elif _matches_dot(part):
+            return None
+        else:
+            found[-1].append(part)
+    return tuple(map(tuple, found))
+
+
+def _matches_dot(part: Part) -> bool:
+    match part:
+        case str():
+            return "." in part
+        case Chars(mask=mask):
+            return bool(mask >> ord(".") & 1)
+        case Hole(body=body) | Repeat(body=body):
+            return any(map(_matches_dot, body))
+        case Choice(options=options):
+            return any(_matches_dot(p) for option in options for p in option)
+    raise TypeError(part)
+
+
+@lru_cache(maxsize=4096)
+def _common(a: tuple[Part, ...], b: tuple[Part, ...]) -> str | None:
+    if all(isinstance(p, str) for p in (*a, *b)):
+        return "".join(map(str, a)) if a == b else None
     left, right = _automaton(a), _automaton(b)
     start = (left.closure(frozenset([0])), right.closure(frozenset([0])))
     seen, todo = {start}, deque([(start, "")])
@@ -115,7 +157,10 @@ def common_name(a: Pattern, b: Pattern) -> str | None:
     return None
 
 
-def _steps(left: _Automaton, xs: frozenset[int], right: _Automaton, ys: frozenset[int]):  # type: ignore[no-untyped-def]
+_Pair = tuple[frozenset[int], frozenset[int]]
+
+
+def _steps(left: _Automaton, xs: frozenset[int], right: _Automaton, ys: frozenset[int]) -> Iterator[tuple[_Pair, str]]:
     for x in xs:
         for mask, x_after in left.moves[x]:
             for y in ys:
