@@ -1,0 +1,157 @@
+"""The two dialects of config.json, as one file that both generations of Transformers read alike.
+
+Generation 4 reads `rope_theta`, `rope_scaling`, `num_experts` and `torch_dtype`; generation 5 writes `rope_parameters`,
+`num_local_experts` and `dtype`; each passes over words of the other without a complaint. `config_json` takes fields in
+either dialect and returns both; `read_config` takes a file of either and returns the flat one of generation 4. Values
+that contradict each other, and values that JSON does not have, are refused.
+
+Sources: `configuration_utils.py`, `modeling_rope_utils.py` and the config classes of transformers 4.57.6, 5.0.0, 5.24.0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from compiler.diagnostics import refuse
+
+Fields = dict[str, Any]
+
+EXPERTS = ("num_experts", "num_local_experts")
+# Names of one thing beside `rope_parameters`; the second of each is what one family of configs calls it.
+THETA = ("rope_theta", "rotary_emb_base")
+SHARE = ("partial_rotary_factor", "rotary_pct")
+# Where layers are of two kinds, generation 5 nests the parameters; generation 4 has a second theta instead.
+FULL, SLIDING, SLIDING_THETA = "full_attention", "sliding_attention", "rope_local_base_freq"
+ORIGINAL = "original_max_position_embeddings"
+# Former names of a kind of scaling, which only some classes still translate.
+FORMER_KINDS = {"su": "longrope", "mrope": "default"}
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def config_json(fields: Mapping[str, Any], *, model_class: str, model_type: str, dtype: str) -> Fields:
+    """The content of config.json for `fields` in either dialect; `dtype` is the element type of the weights file.
+
+    Raises Refusal: `contradictory-field` where two names of one thing differ, `unwritable-value` for what is not JSON.
+    """
+    config = _flat(fields)
+    if (parameters := _parameters(config, fields.get("rope_parameters") or {})) is not None:
+        config["rope_parameters"] = parameters
+    config |= {"architectures": [model_class], "model_type": model_type, "dtype": dtype, "torch_dtype": dtype}
+    plain: Fields = _plain(config, "config.json")
+    return plain
+
+
+def generation_json(fields: Mapping[str, Any]) -> Fields:
+    """The content of generation_config.json: the ids of special tokens that the fields hold; empty where they hold none."""
+    return {name: _plain(fields[name], name) for name in TOKEN_IDS if fields.get(name) is not None}
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """The text of either file: sorted keys and a last newline, so that the same content gives the same bytes."""
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_config(config: Mapping[str, Any]) -> Fields:
+    """The flat fields of a config.json of either dialect: `rope_theta`, `rope_scaling` (None where nothing is scaled),
+    `dtype`, and the number of experts under both its names; neither `rope_parameters` nor `torch_dtype`.
+
+    Raises Refusal (`contradictory-field`) where the two dialects of one file differ.
+    """
+    fields = _flat(config)
+    old = fields.pop("torch_dtype", None)
+    if (dtype := fields.get("dtype") or old) is not None:
+        fields["dtype"] = dtype
+    if fields.get(SHARE[0]) is not None:
+        for flat, other in (THETA, SHARE):
+            fields |= {other: fields[flat]} if flat in fields else {}
+    return fields
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rotary embeddings
+
+
+def _flat(given: Mapping[str, Any]) -> Fields:
+    """Every field of `given` in the flat dialect, with what only `rope_parameters` or a synonym said."""
+    fields = {key: value for key, value in given.items() if key != "rope_parameters"}
+    parameters = given.get("rope_parameters") or {}
+    nested = FULL in parameters or SLIDING in parameters
+    main = (parameters.get(FULL) or {}) if nested else parameters
+    for names in (EXPERTS, EXPERTS[::-1]):
+        _agree(fields, names[0], fields.get(names[1]))
+    for names in (THETA, SHARE):
+        _agree(fields, names[0], fields.get(names[1]))
+        _agree(fields, names[0], main.get(names[0]))
+    if nested:
+        _agree(fields, SLIDING_THETA, (parameters.get(SLIDING) or {}).get("rope_theta"))
+    if fields.get("rope_scaling") is not None:
+        fields["rope_scaling"] = _scaling(fields["rope_scaling"])
+    _agree(fields, "rope_scaling", _scaling(main))
+    if THETA[0] in fields:
+        fields.setdefault("rope_scaling", None)
+    scaling = fields.get("rope_scaling")
+    if scaling and scaling["rope_type"] == "longrope":
+        # Generation 4 knows this kind as `type`, wants the original length beside it, and some classes count the keys.
+        _agree(fields, ORIGINAL, scaling.get(ORIGINAL))
+        fields["rope_scaling"] = {"type": "longrope"} | {
+            k: v for k, v in scaling.items() if k not in ("rope_type", ORIGINAL)
+        }
+    return fields
+
+
+def _scaling(parameters: Mapping[str, Any]) -> Fields | None:
+    """What `parameters` say besides theta and share; None where that is the plain embedding."""
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    rest = {k: v for k, v in parameters.items() if k not in ("rope_type", "type", THETA[0], SHARE[0])}
+    kind = FORMER_KINDS.get(kind, kind)
+    return {"rope_type": kind} | rest if rest or kind != "default" else None
+
+
+def _parameters(flat: Mapping[str, Any], given: Mapping[str, Any]) -> Fields | None:
+    """`rope_parameters` for flat fields; None where no theta is known, since the class's own default then holds."""
+    if flat.get(THETA[0]) is None:
+        return None
+    scaling = dict(flat.get("rope_scaling") or {})
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
+    if kind == "longrope" and flat.get(ORIGINAL) is not None:
+        scaling[ORIGINAL] = flat[ORIGINAL]
+    share = {SHARE[0]: flat[SHARE[0]]} if flat.get(SHARE[0]) is not None else {}
+    main = {"rope_theta": flat[THETA[0]], "rope_type": kind} | share | scaling
+    if flat.get(SLIDING_THETA) is None:
+        return main
+    sliding = {"rope_theta": flat[SLIDING_THETA], "rope_type": "default"} | share
+    return {FULL: main, SLIDING: sliding | (given.get(SLIDING) or {})}
+
+
+def _agree(fields: Fields, name: str, value: Any) -> None:
+    """Give `fields` the value under `name`; refuse where it already holds another."""
+    if value is None:
+        return
+    held = fields.get(name)
+    if held is not None and held != value:
+        refuse("config.json", f"{name} is {held!r} in one place and {value!r} in another", "contradictory-field",
+               "give it once; the other names and dialects of it are derived")  # fmt: skip
+    fields[name] = value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JSON
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` as JSON will return it: text keys in order, lists for tuples. Raises Refusal for what JSON cannot hold."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case Mapping():
+            pairs = sorted((str(key), item) for key, item in value.items())
+            return {key: _plain(item, f"{where}: {key}") for key, item in pairs}
+        case list() | tuple():
+            return [_plain(item, where) for item in value]
+    refuse("config.json", f"{where} is {value!r}, which JSON cannot hold", "unwritable-value",
+           "a config holds finite numbers, texts, true, false, null, lists and mappings")  # fmt: skip
