@@ -5,7 +5,8 @@ Generation 4 reads `rope_theta`, `rope_scaling`, `num_experts` and `torch_dtype`
 either dialect and returns both; `read_config` takes a file of either and returns the flat one of generation 4. Values
 that contradict each other, and values that JSON does not have, are refused.
 
-Sources: `configuration_utils.py`, `modeling_rope_utils.py` and the config classes of transformers 4.57.6, 5.0.0, 5.24.0.
+Sources: `configuration_utils.py`, `modeling_rope_utils.py` and the config classes of transformers 4.57.6, 5.0.0 and
+5.24.0.
 """
 
 from __future__ import annotations
@@ -40,12 +41,11 @@ def config_json(fields: Mapping[str, Any], *, model_class: str, model_type: str,
     if (parameters := _parameters(config, fields.get("rope_parameters") or {})) is not None:
         config["rope_parameters"] = parameters
     config |= {"architectures": [model_class], "model_type": model_type, "dtype": dtype, "torch_dtype": dtype}
-    plain: Fields = _plain(config, "config.json")
-    return plain
+    return {key: _plain(config[key], key) for key in sorted(config, key=str)}
 
 
 def generation_json(fields: Mapping[str, Any]) -> Fields:
-    """The content of generation_config.json: the ids of special tokens that the fields hold; empty where they hold none."""
+    """The content of generation_config.json: the special tokens' ids among the fields; empty where there are none."""
     return {name: _plain(fields[name], name) for name in TOKEN_IDS if fields.get(name) is not None}
 
 
@@ -142,7 +142,7 @@ def _agree(fields: Fields, name: str, value: Any) -> None:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` as JSON will return it: text keys in order, lists for tuples. Raises Refusal for what JSON cannot hold."""
+    """`value` as JSON returns it: text keys in order, lists for tuples. Raises Refusal for what JSON cannot hold."""
     match value:
         case None | bool() | int() | str():
             return value
@@ -153,5 +153,9 @@ def _plain(value: Any, where: str) -> Any:
             return {key: _plain(item, f"{where}: {key}") for key, item in pairs}
         case list() | tuple():
             return [_plain(item, where) for item in value]
-    refuse("config.json", f"{where} is {value!r}, which JSON cannot hold", "unwritable-value",
-           "a config holds finite numbers, texts, true, false, null, lists and mappings")  # fmt: skip
+    return refuse(
+        "config.json",
+        f"{where} is {value!r}, which JSON cannot hold",
+        "unwritable-value",
+        "a config holds finite numbers, texts, true, false, null, lists and mappings",
+    )
