@@ -87,18 +87,15 @@ def _flat(given: Mapping[str, Any]) -> Fields:
         _agree(fields, names[0], main.get(names[0]))
     if nested:
         _agree(fields, SLIDING_THETA, (parameters.get(SLIDING) or {}).get("rope_theta"))
-    if fields.get("rope_scaling") is not None:
-        fields["rope_scaling"] = _scaling(fields["rope_scaling"])
-    _agree(fields, "rope_scaling", _scaling(main))
-    if THETA[0] in fields:
+    for part in (fields.pop("rope_scaling", None), main):
+        scaling = _scaling(part or {})
+        if scaling and scaling["rope_type"] == "longrope":
+            # Generation 4 calls this kind `type`, wants the original length beside it, and some classes count the keys.
+            _agree(fields, ORIGINAL, scaling.pop(ORIGINAL, None))
+            scaling["type"] = scaling.pop("rope_type")
+        _agree(fields, "rope_scaling", scaling)
+    if THETA[0] in fields or "rope_scaling" in given:
         fields.setdefault("rope_scaling", None)
-    scaling = fields.get("rope_scaling")
-    if scaling and scaling["rope_type"] == "longrope":
-        # Generation 4 knows this kind as `type`, wants the original length beside it, and some classes count the keys.
-        _agree(fields, ORIGINAL, scaling.get(ORIGINAL))
-        fields["rope_scaling"] = {"type": "longrope"} | {
-            k: v for k, v in scaling.items() if k not in ("rope_type", ORIGINAL)
-        }
     return fields
 
 

@@ -17,6 +17,7 @@ import dataclasses
 import importlib.util
 import inspect
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,9 @@ COMMON_FIELDS = {
     "eos_token_id": None, "model_type": None, "pad_token_id": None, "tie_word_embeddings": True, "torch_dtype": None,
     "transformers_version": None, "use_cache": True,
 }  # fmt: skip
-_KWARG = re.compile(r"""kwargs\.(?:pop|get|setdefault)\(\s*["'](\w+)["']""")
+# A config class may take fields out of its `kwargs`, and a model may look for fields that the config class never names.
+_TAKEN = re.compile(r"""kwargs\.(?:pop|get|setdefault)\(\s*["'](\w+)["']""")
+_LOOKED_FOR = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +132,9 @@ def config_fields(model_class: str) -> Mapping[str, Any]:
     The words of both dialects are in it: where the class takes `rope_parameters`, also `rope_theta` and `rope_scaling`.
     Raises Refusal: `unknown-class`.
     """
-    config_class = _class(model_class).config_class
-    fields = dict(COMMON_FIELDS)
+    cls = _class(model_class)
+    config_class = cls.config_class
+    fields = COMMON_FIELDS | dict.fromkeys(_LOOKED_FOR.findall(inspect.getsource(sys.modules[cls.__module__])))
     for base in reversed(config_class.__mro__[:-1]):
         fields |= _declared(base)
     pairs = [*config_class.attribute_map.items(), *([EXPERTS] if fields.keys() & set(EXPERTS) else [])]
@@ -156,7 +160,14 @@ def misread_fields(model_class: str, config: Mapping[str, Any]) -> Mapping[str, 
         held = _configure(model_class, config)
         flat = read_config(held.to_dict())
     got = {name: flat.get(name, getattr(held, name, None)) for name in wanted if name != "dtype"}
-    return {name: (wanted[name], value) for name, value in got.items() if value != wanted[name]}
+    return {name: (wanted[name], value) for name, value in got.items() if not _holds(value, wanted[name])}
+
+
+def _holds(value: Any, wanted: Any) -> bool:
+    """Whether `value` is `wanted`, or a nested config that says at least that."""
+    if isinstance(value, Mapping) and isinstance(wanted, Mapping):
+        return all(_holds(value.get(key), item) for key, item in wanted.items())
+    return bool(value == wanted)
 
 
 def _class(model_class: str) -> Any:
@@ -186,7 +197,10 @@ def _build(model_class: str, config: Mapping[str, Any], device: str) -> Any:
     held = _configure(model_class, config)
     try:
         with torch.device(device):
-            return _class(model_class)(held)
+            model = _class(model_class)(held)
+        # Some versions leave a model on the meta device untied.
+        model.tie_weights()
+        return model
     except Exception as error:
         _unbuildable(model_class, error)
 
@@ -270,7 +284,7 @@ def _declared(config_class: type) -> dict[str, Any]:
         found = {a.name: None if a.default is a.empty else a.default for a in named}
     # The base classes take many words of their own this way, none of them a field of a model.
     own = inspect.getsource(config_class) if ".models." in config_class.__module__ else ""
-    return dict.fromkeys(_KWARG.findall(own)) | found
+    return dict.fromkeys(_TAKEN.findall(own)) | found
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
