@@ -1,0 +1,187 @@
+"""Open a checkpoint from its metadata alone: every tensor's name, type, shape, and where its bytes lie.
+
+Takes a file, a folder, an index of shards, or several files; returns a `Checkpoint`. Nothing in a file is executed and
+torch is not imported. `verify` reads the stored bytes and compares their checksums where the format has them.
+Refuses what cannot be read safely or understood in one way, with the way out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from compiler.containers import Contents, unwrapped
+from compiler.diagnostics import Refusal, Report, Span, listed, refuse
+from compiler.safefiles import open_safetensors
+from compiler.shards import find, read_index
+from compiler.sniff import sniff
+from compiler.tensors import Tensor, read_bytes
+from compiler.torchfiles import open_legacy, open_zip
+
+__all__ = ["Checkpoint", "Tensor", "open_checkpoint", "open_parts", "read_bytes", "verify"]
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds. `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    objects: Mapping[str, object]
+    notes: tuple[str, ...]
+    files: tuple[Path, ...]
+    checksums: Mapping[tuple[Path, int, int], int] = field(default_factory=dict, repr=False)
+
+
+@dataclass
+class _Opened:
+    """The contents of one or more files before wrappers' prefixes are taken off."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    objects: dict[str, object] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    checksums: dict[tuple[Path, int, int], int] = field(default_factory=dict)
+
+    def absorb(self, other: _Opened) -> None:
+        self.tensors |= other.tensors
+        self.objects = other.objects | self.objects
+        self.notes += [note for note in other.notes if note not in self.notes]
+        self.files += other.files
+        self.checksums |= other.checksums
+
+
+def open_checkpoint(path: Path | Sequence[Path], root: str | None = None) -> Checkpoint:
+    """Open one checkpoint. `root` is the dotted path of the weights inside a torch file, where that is not plain.
+
+    Several files are united; they may share no name. Raises Refusal.
+    """
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+    if not paths:
+        refuse("", "no checkpoint was given", "missing-weights")
+    opened = [_open(p, root) for p in paths]
+    _refuse_shared_names(opened, str(paths[0]))
+    whole = _Opened()
+    for part in opened:
+        whole.absorb(part)
+    return _unwrap(paths[0], whole)
+
+
+def open_parts(paths: Iterable[Path], root: str | None = None) -> list[Checkpoint]:
+    """Open each file on its own: the shards of a tensor-parallel model, which share their names."""
+    return [open_checkpoint(p, root) for p in paths]
+
+
+def verify(checkpoint: Checkpoint) -> int:
+    """Read every checked byte range that holds a tensor; the number of bytes checked. Raises Refusal."""
+    report, total = Report(), 0
+    for (path, start, end), expected in sorted(checkpoint.checksums.items()):
+        crc, left = 0, end - start
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while left and (chunk := file.read(min(left, _CHUNK))):
+                crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+        total += end - start
+        if left or crc != expected:
+            held = [
+                t.name
+                for t in checkpoint.tensors.values()
+                if t.path == path and t.extent[0] >= start and t.extent[1] <= end
+            ]
+            message = f"the bytes of {listed(held)} do not match their checksum"
+            report.add(Span(str(path)), message, "damaged-file", "download or copy it again")
+    report.settle()
+    return total
+
+
+def _open(path: Path, root: str | None) -> _Opened:
+    try:
+        file = find(path)
+        kind = sniff(file.path)
+        opened = _open_index(file.path) if kind == "index" else _open_file(file.path, kind, root)
+        opened.notes[:0] = file.notes
+        return opened
+    except OSError as error:
+        refuse(str(path), f"cannot be read: {error.strerror or error}", "unreadable-file")
+
+
+def _open_file(path: Path, kind: str, root: str | None) -> _Opened:
+    if kind == "safetensors":
+        tensors, _ = open_safetensors(path)
+        if not tensors:
+            refuse(str(path), "a safetensors file without tensors", "missing-weights")
+        return _Opened(tensors, files=[path])
+    found: list[Contents] = []
+
+    def contents(tree: object) -> Iterable[object]:
+        found.append(Contents(tree, str(path), root))
+        return found[0].named.values()
+
+    if kind == "zip":
+        _, places = open_zip(path, contents)
+    else:
+        tree, places = open_legacy(path)
+        contents(tree)
+    inside = found[0]
+    tensors = {name: places.locate(name, view) for name, view in inside.named.items()}
+    return _Opened(tensors, inside.objects, inside.notes, [path], places.checksums)
+
+
+def _open_index(path: Path) -> _Opened:
+    """Open every shard that an index names. All that is wrong with their names is reported at once."""
+    whole, report, span = _Opened(), Report(), Span(str(path))
+    claimed = read_index(path)
+    for shard in sorted(set(claimed.values())):
+        try:
+            part = _open_file(shard, sniff(shard), None)
+        except Refusal as refusal:
+            report.absorb(refusal)
+            continue
+        wanted = {name for name, file in claimed.items() if file == shard}
+        if missing := sorted(wanted - part.tensors.keys()):
+            report.add(span, f"it looks in {shard.name} for {listed(missing)}, in vain", "bad-index")
+        if twice := sorted(part.tensors.keys() & whole.tensors.keys()):
+            report.add(span, f"{shard.name} and another shard both hold {listed(twice)}", "bad-index")
+        if unknown := sorted(n for n in part.tensors if n not in claimed):
+            report.add(span, f"it does not name what {shard.name} holds: {listed(unknown)}", "bad-index")
+        whole.absorb(part)
+    report.settle()
+    return whole
+
+
+def _refuse_shared_names(parts: Sequence[_Opened], path: str) -> None:
+    seen: set[str] = set()
+    for part in parts:
+        if twice := sorted(part.tensors.keys() & seen):
+            message = f"{part.files[0]} and another of the files both hold {listed(twice, 3)}"
+            hint = "parts of a tensor-parallel model need a spec that merges them"
+            refuse(path, message, "colliding-names", hint)
+        seen |= part.tensors.keys()
+
+
+def _unwrap(path: Path, whole: _Opened) -> Checkpoint:
+    """Take off wrappers' prefixes. Two names may become one only where they are one region of a file."""
+    names, notes = unwrapped(list(whole.tensors), str(path))
+    tensors: dict[str, Tensor] = {}
+    for name, bare in names.items():
+        tensor = whole.tensors[name]
+        if bare in tensors and tensors[bare].region != tensor.region:
+            other = next(n for n, b in names.items() if b == bare)
+            message = f"{other!r} and {name!r} both become {bare!r} without their wrappers' prefixes"
+            refuse(str(path), message, "colliding-names", "their tensors differ; remove the wrong one")
+        if name != bare:
+            tensor = Tensor(bare, tensor.dtype, tensor.shape, tensor.strides, tensor.path, tensor.offset, tensor.extent)
+        tensors[bare] = tensor
+    return Checkpoint(
+        path,
+        MappingProxyType(tensors),
+        MappingProxyType(whole.objects),
+        (*whole.notes, *notes),
+        tuple(whole.files),
+        MappingProxyType(whole.checksums),
+    )

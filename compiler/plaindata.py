@@ -1,0 +1,79 @@
+"""Turn what lay beside the weights into plain Python data: dict, list, str, int, float, bool, None.
+
+Takes an object made of the stand-ins of `compiler.standins`; returns a copy without them: instances as dictionaries of
+their attributes, classes and functions as their dotted names. Raises LeftOut where it holds tensors, is huge, or is
+nested without end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.standins import Global, Inert, Storage, Unreadable, View
+
+_MOST_VALUES = 1_000_000
+_DEEPEST = 50
+
+
+class LeftOut(Exception):
+    """Why an object is not kept."""
+
+
+def plain(value: Any) -> object:
+    """The plain form of one object."""
+    return _Plain().of(value, 0)
+
+
+class _Plain:
+    def __init__(self) -> None:
+        self.left = _MOST_VALUES
+
+    def of(self, value: Any, depth: int) -> object:
+        self.left -= 1
+        if self.left < 0 or depth > _DEEPEST:
+            raise LeftOut("too large or nested too deeply")
+        if isinstance(value, str | int | float | None):
+            return value
+        if isinstance(value, dict):
+            return {self._key(k): self.of(v, depth + 1) for k, v in value.items()}
+        if isinstance(value, list | tuple | set):
+            return [self.of(v, depth + 1) for v in value]
+        if isinstance(value, bytes):
+            return f"<{len(value)} bytes>"
+        if isinstance(value, Global):
+            return value.path
+        if isinstance(value, View | Unreadable | Storage):
+            raise LeftOut("tensors")
+        return self._instance(value, depth)
+
+    def _instance(self, value: Inert, depth: int) -> object:
+        """An instance as its attributes; its class is told where it matters, which for a namespace it does not."""
+        path, state = value.cls.path, value.state
+        if path in ("numpy.ndarray", "numpy.dtype") or path.endswith(".scalar"):
+            return f"<{path}>"
+        if path.startswith("omegaconf.") and isinstance(state, dict):  # nodes that also refer to their parents
+            return self.of(state["_content"] if "_content" in state else state.get("_val"), depth + 1)
+        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # (__dict__, __slots__)
+            state = {**(state[0] or {}), **state[1]} if isinstance(state[0], dict | None) else state[1]
+        if value.values and not value.items and state is None:
+            return self.of(value.values, depth + 1)
+        found: dict[object, object] = {}
+        if path not in ("argparse.Namespace", "types.SimpleNamespace"):
+            found["__class__"] = path
+        if value.args:
+            found["__args__"] = self.of(value.args, depth + 1)
+        for part in (state, value.items):
+            if isinstance(part, dict):
+                found |= {self._key(k): self.of(v, depth + 1) for k, v in part.items()}
+            elif part is not None:
+                found["__state__"] = self.of(part, depth + 1)
+        if value.values:
+            found["__values__"] = self.of(value.values, depth + 1)
+        return found
+
+    def _key(self, key: Any) -> object:
+        if isinstance(key, str | int | float | None):
+            return key
+        return (
+            key.path if isinstance(key, Global) else str(key) if isinstance(key, tuple) else f"<{type(key).__name__}>"
+        )

@@ -1,0 +1,123 @@
+"""Where one tensor lies in a file, and its bytes.
+
+A reader hands out `Tensor`s; the executor copies byte ranges by them. `read_bytes` is the plain way to one tensor's
+logical bytes, for small things and for checks. Refuses a file that ends before the bytes do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from compiler.diagnostics import refuse
+from compiler.dtypes import ITEM_SIZES
+
+_CODES: dict[int, Literal["B", "H", "I", "Q"]] = {
+    1: "B",
+    2: "H",
+    4: "I",
+    8: "Q",
+}  # a memoryview format per element size; only the size matters
+_CHUNK = 1 << 30  # one read() call returns at most 2 GiB on Linux
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a checkpoint. `strides` count elements; `offset` and `extent` count bytes of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    path: Path
+    offset: int
+    extent: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the logical, dense tensor, which a view of a smaller or larger storage need not have there."""
+        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the logical bytes lie in the file as one range."""
+        return not _loops(self.shape, self.strides) or _loops(self.shape, self.strides) == [(math.prod(self.shape), 1)]
+
+    @property
+    def region(self) -> tuple[object, ...]:
+        """Equal for two tensors exactly where they are the same view of the same bytes."""
+        return self.path, self.offset, self.dtype, self.shape, self.strides
+
+
+def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides, in elements, of a C-contiguous tensor of this shape."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """How many elements lie between the first and the last one of a view, both included; 0 for an empty view."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def read_bytes(tensor: Tensor) -> bytearray:
+    """The bytes of one tensor, C-contiguous and little-endian; gathered where the view is strided or expanded."""
+    item = ITEM_SIZES[tensor.dtype]
+    loops = _loops(tensor.shape, tensor.strides)
+    stored = _read(tensor.path, tensor.offset, span(tensor.shape, tensor.strides) * item)
+    if tensor.contiguous:
+        return stored
+    elements = memoryview(stored).cast(_CODES[item])
+    *outer, (size, stride) = loops
+    out = bytearray()
+    for steps in itertools.product(*(range(0, n * s, s) if s else (0,) * n for n, s in outer)):
+        start = sum(steps)
+        if stride:
+            out += elements[start : start + size * stride : stride].tobytes()
+        else:
+            out += elements[start : start + 1].tobytes() * size
+    return out
+
+
+def _loops(shape: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """The fewest (size, stride) loops that visit a view in order; none for an empty view or for one element."""
+    if 0 in shape:
+        return []
+    loops: list[tuple[int, int]] = []
+    for size, stride in zip(shape, strides, strict=True):
+        if size == 1:
+            continue
+        if loops and loops[-1][1] == size * stride:
+            loops[-1] = (loops[-1][0] * size, stride)
+        else:
+            loops.append((size, stride))
+    return loops
+
+
+def _read(path: Path, offset: int, length: int) -> bytearray:
+    stored = bytearray(length)
+    view, done = memoryview(stored), 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while done < length:
+                count = file.readinto(view[done : done + _CHUNK])
+                if not count:
+                    message = (
+                        f"the file ends {length - done} bytes before a tensor does; it changed since it was opened"
+                    )
+                    refuse(str(path), message, "damaged-file")
+                done += count
+    except OSError as error:
+        refuse(str(path), f"cannot be read: {error.strerror or error}", "unreadable-file")
+    return stored
