@@ -8,8 +8,9 @@ caret, and at most one hint.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 
@@ -77,6 +78,15 @@ class Refusal(Exception):
 def refuse(span: Span | str, message: str, kind: str, hint: str = "") -> NoReturn:
     """Raise a Refusal of one problem. A `span` given as text is the path of a whole file."""
     raise Refusal([Diagnostic(Span(span) if isinstance(span, str) else span, message, kind, hint)])
+
+
+@contextmanager
+def located(span: Span) -> Iterator[None]:
+    """Problems found inside that know no line are reported at `span`."""
+    try:
+        yield
+    except Refusal as refusal:
+        raise Refusal(d if d.span.line else replace(d, span=span) for d in refusal.diagnostics) from None
 
 
 class Report:

@@ -204,6 +204,42 @@ def _char_class(mask: int) -> str:
     return f"[{'^' if negate else ''}{text}]"
 
 
+MAX_OPTIONS = 64
+
+
+def options(part: Part) -> tuple[str, ...] | None:
+    """All texts that a part matches, sorted; None where they are too many to list."""
+    found = _language(part)
+    return None if found is None else tuple(sorted(found))
+
+
+def _language(part: Part) -> set[str] | None:
+    match part:
+        case str():
+            return {part}
+        case Hole(body=body):
+            return _sequence_language(body)
+        case Chars(mask=mask):
+            return {chr(c) for c in range(ALPHABET) if mask >> c & 1} if mask.bit_count() <= MAX_OPTIONS else None
+        case Choice(options=found):
+            languages = [_sequence_language(option) for option in found]
+            return None if None in languages else set().union(*(x for x in languages if x))
+        case Repeat(body=body, least=least, most=most) if most is not None and most <= 4:
+            once = [_sequence_language(body * n) for n in range(least, most + 1)]
+            return None if None in once else set().union(*(x for x in once if x))
+    return None
+
+
+def _sequence_language(parts: tuple[Part, ...]) -> set[str] | None:
+    words = {""}
+    for part in parts:
+        found = _language(part)
+        if found is None or len(found) * len(words) > MAX_OPTIONS:
+            return None
+        words = {word + more for word in words for more in found}
+    return words
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading the two spellings
 

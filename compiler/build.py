@@ -1,0 +1,30 @@
+"""A spec's name to its Program, and a spec to the files that are generated from it."""
+
+from __future__ import annotations
+
+from compiler.diagnostics import located
+from compiler.program import Program, compile_spec
+from compiler.resources import find_spec
+from compiler.spec import load_spec
+
+
+def load_program(text: str) -> Program:
+    """The Program of a spec named by path or by the name of a shipped one. Raises Refusal."""
+    return compile_spec(load_spec(find_spec(text)))
+
+
+def build(text: str, *, prove: bool) -> dict[str, str]:
+    """`{path below generated/: content}` of one spec, proven against its target class. Raises Refusal."""
+    from compiler import target
+    from compiler.proof import prove as prove_program
+    from compiler.render import render
+
+    program = load_program(text)
+    if prove:
+        prove_program(program)
+    model = program.spec.target.model
+    assert model is not None
+    with located(model.span):
+        model_type = target.model_type(model.value)
+    files = render(program, model_type)
+    return {f"{program.spec.name}/{name}": content for name, content in files.items()}

@@ -1,0 +1,142 @@
+"""The main job: a spec and a checkpoint in, a folder that Transformers loads out. Reversed, a `.pth` out.
+
+Opens, gathers settings, plans, checks, and only then writes; everything is decided from metadata before the first
+byte of output exists.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler import dialects, execute, settings, shards
+from compiler.checkpoint import Checkpoint, open_checkpoint
+from compiler.diagnostics import Refusal, listed, refuse
+from compiler.environment import Environment, Given, NamedShapes, check_given
+from compiler.output import Output
+from compiler.plan import Plan, bind
+from compiler.program import Program
+from compiler.proof import SourceShapes
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for; the fields are the options of `compile run`."""
+
+    source: Sequence[Path]
+    config: Path | None = None
+    assigned: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Path | None = None
+    dtype: str | None = None
+    device: str = "cpu"
+    max_shard_size: str = "5GB"
+    reverse: bool = False
+    force: bool = False
+
+
+def prepare(program: Program, request: Request, say: Say = lambda line: None) -> tuple[Plan, Checkpoint]:
+    """Open the source and bind the program to it; nothing is written. Raises Refusal."""
+    check_given(program, request.assigned)
+    checkpoint = open_checkpoint(request.source[0] if len(request.source) == 1 else list(request.source))
+    for note in checkpoint.notes:
+        say(note)
+    plan = (_prepare_reverse if request.reverse else _prepare)(program, request, checkpoint, say)
+    for name, reason in plan.ignored[:8]:
+        say(f"ignored {name}: {reason}")
+    if len(plan.ignored) > 8:
+        say(f"ignored {len(plan.ignored) - 8} more tensors")
+    execute.check_ties(plan, checkpoint)
+    return plan, checkpoint
+
+
+def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Say) -> Plan:
+    told = settings.gather(program, request.source[0], checkpoint.objects, request.config, request.assigned)
+    for note in told.notes:
+        say(note)
+    env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
+    env.check()
+    plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
+    if told.unread:
+        say(f"not carried over from the config: {listed(told.unread, 40)}")
+    if env.defaulted:
+        say("left at their defaults: " + ", ".join(f"{n}={v!r}" for n, v in env.defaulted.items()))
+    return plan
+
+
+def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint, say: Say) -> Plan:
+    config_path = request.config or settings.beside(request.source[0], "config.json")
+    if config_path is None:
+        refuse(str(request.source[0]), "there is no config.json, which tells the sizes of the way back", "missing-config", "give it with --config")
+    fields = dialects.read_config(settings.read_config_file(config_path))
+    given = {f.carried: Given(fields[f.name], config_path.name) for f in program.spec.config if f.carried and f.name in fields}
+    given |= {n: Given(v, "--set") for n, v in request.assigned.items()}
+    different = [f"{f.name}={fields[f.name]!r} (the spec sets {f.constant!r})" for f in program.spec.config
+                 if f.expr is None and f.name in fields and fields[f.name] != f.constant]  # fmt: skip
+    if different:
+        say(f"the config differs from what the spec writes: {listed(different)}")
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    env = Environment(program, SourceShapes(program, shapes), {n: g for n, g in given.items() if n is not None}, trusted=True)
+    plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
+    # What comes out must be a source that the spec would accept.
+    made = {target.name: target for target in plan.targets}
+    Environment(program, NamedShapes(made), {n: g for n, g in given.items() if n in program.spec.arguments}).check()
+    return plan
+
+
+def convert(program: Program, request: Request, out: Path, say: Say = lambda line: None, progress: execute.Progress = lambda size: None) -> Plan:
+    """Do all of it: `out` is a folder, or with `reverse` a file. Raises Refusal; then nothing is left behind."""
+    output = Output(out, request.force)
+    output.check()
+    limit = shards.parse_size(request.max_shard_size)
+    plan, checkpoint = prepare(program, request, say)
+    try:
+        with output:
+            if request.reverse:
+                execute.write_state_dict(plan, checkpoint, output.place, request.device, progress)
+            else:
+                output.place.mkdir()
+                parts = shards.lay_out(plan.targets, limit)
+                _write_texts(program, plan, request, parts, output.place)
+                execute.write_folder(plan, checkpoint, parts, output.place, request.device, progress)
+            output.finish()
+    except OSError as error:
+        refuse(str(error.filename or out), f"cannot be written: {error.strerror}", "output-unwritable")
+    return plan
+
+
+def _write_texts(program: Program, plan: Plan, request: Request, parts: list[shards.Shard], folder: Path) -> None:
+    for name, text in texts(program, plan).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    if len(parts) > 1:
+        (folder / shards.INDEX).write_text(shards.index_json(parts, plan.targets), encoding="utf-8")
+    source = request.tokenizer or (request.source[0] if request.source[0].is_dir() else None)
+    if request.tokenizer is not None and not request.tokenizer.is_dir():
+        refuse(str(request.tokenizer), "there is no such folder", "missing-tokenizer")
+    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()] if source else []
+    if request.tokenizer is not None and not found:
+        refuse(str(request.tokenizer), "the folder holds no tokenizer", "missing-tokenizer", f"looked for {listed(TOKENIZER_FILES, 3)}")
+    for file in found:
+        shutil.copyfile(file, folder / file.name)
+
+
+def texts(program: Program, plan: Plan) -> dict[str, str]:
+    """The files beside the weights: config.json in both dialects, generation_config.json."""
+    from compiler import target
+
+    model = program.spec.target.model
+    if model is None:
+        raise Refusal([])
+    config = dialects.config_json(plan.config, model_class=model.value, model_type=target.model_type(model.value), dtype=plan.dtype)
+    found = {"config.json": dialects.json_text(config)}
+    if generation := dialects.generation_json(plan.config):
+        found["generation_config.json"] = dialects.json_text(generation)
+    return found

@@ -1,0 +1,213 @@
+"""The compile-time proof: a spec that compiles has been type-checked against the real target class.
+
+For each of the spec's examples: take the names and shapes that the target class writes to disk, run the derived
+inverse to get the source's, run the spec forward on those, and demand the identity, facts included. What a rule writes
+and the class lacks, what the class needs and no rule writes, a wrong shape, a fact that reads the wrong axis, and a
+rule that no example exercises are compile errors at their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.diagnostics import Refusal, Report, Span, listed, located, nearest
+from compiler.environment import Environment, Given, NamedShapes
+from compiler.names import parse_pattern
+from compiler.ops import Bundle, OpError, ShapeAlgebra
+from compiler.overlap import common_name
+from compiler.plan import bind
+from compiler.program import Program, Rule
+
+
+@dataclass(frozen=True)
+class Form:
+    """A tensor without data."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+class SourceShapes:
+    """What the source must have been, told from the target: all of it that needs no sizes to tell."""
+
+    def __init__(self, program: Program, target: Mapping[str, tuple[int, ...]]) -> None:
+        self.program = program
+        self.known: dict[str, Form] = {}
+        self.names: dict[str, Rule] = {}  # of rules with ops: the name is known, the shape not yet
+        for rule in program.rules:
+            for name, shape in target.items():
+                for pattern in rule.targets:
+                    captures = pattern.match(name)
+                    if captures is None:
+                        continue
+                    for source in rule.sources:
+                        text = source.fill({h: captures.get(h, "0") for h in source.holes})
+                        if rule.steps:
+                            self.names[text] = rule
+                        else:
+                            self.known[text] = Form(shape)
+        for tie in program.ties:
+            for name in [*self.known]:
+                captures = tie.owner.match(name)
+                if captures is not None:
+                    self.known.setdefault(tie.alias.fill(captures), self.known[name])
+
+    def dim(self, name: str, axis: int) -> int:
+        if name in self.known:
+            return NamedShapes(self.known).dim(name, axis)
+        if name in self.names:
+            raise LookupError(f"the shape of {name} cannot be told from the target; state the fact among the values given")
+        raise LookupError(f"no rule makes a tensor called {name}; {nearest(name, self.known) or 'nothing is near'}")
+
+    def count(self, pattern: str) -> int:
+        parsed = parse_pattern(pattern, Span(""))
+        if any(rule.folded and parsed.match(name) for name, rule in self.names.items()):
+            raise LookupError(f"{pattern} cannot be counted from the target; state the fact among the values given")
+        return sum(parsed.match(name) is not None for name in {*self.known, *self.names})
+
+    def exists(self, pattern: str) -> bool:
+        parsed = parse_pattern(pattern, Span(""))
+        if any(parsed.match(name) for name in (*self.known, *self.names)):
+            return True
+        return any(common_name(parsed, source) for rule in self.names.values() for source in rule.sources)
+
+
+def prove(program: Program) -> None:
+    """Check a program against its target class, by each of its examples. Raises Refusal."""
+    from compiler import target
+
+    spec = program.spec
+    report = Report()
+    if not spec.examples:
+        report.add(spec.name.span, "the spec has no example, so nothing is proven", "missing-example",
+                   "give sizes for the facts: example: {vocab_size: 128, ...}")  # fmt: skip
+    report.settle()
+    assert spec.target.model is not None
+    with located(spec.target.model.span):
+        fields = target.config_fields(spec.target.model.value)
+    for field in spec.config:
+        if field.name not in fields:
+            report.add(field.span, f"{spec.target.model} has no config field {field.name!r}", "unknown-field", nearest(field.name, fields))
+    report.settle()
+    exercised: set[Rule] = set()
+    for example in spec.examples:
+        try:
+            exercised |= _prove_example(program, {name: value for name, (value, _) in example.items()})
+        except Refusal as refusal:
+            report.absorb(refusal)
+    report.settle()
+    for rule in program.rules:
+        if rule not in exercised:
+            report.add(rule.span, f"no example exercises the rule {rule.name or rule.sources[0]}", "unproven-rule",
+                       "add an example for which its guard holds")  # fmt: skip
+    report.settle()
+
+
+def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
+    from compiler import dialects, target
+
+    spec = program.spec
+    assert spec.target.model is not None
+    given = {name: Given(value, "the example") for name, value in example.items()}
+    # The config needs the facts; those that only the source can tell must stand in the example.
+    env = Environment(program, SourceShapes(program, {}), given, trusted=True)
+    config = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in spec.config}
+    name = spec.target.model.value
+    with located(spec.target.model.span):
+        written = dialects.config_json(config, model_class=name, model_type=target.model_type(name), dtype="float32")
+        signature = target.signature(name, written)
+    shapes = {n: tuple(shape) for n, shape in signature.shapes.items()}
+    env = Environment(program, SourceShapes(program, shapes), given, trusted=True)
+    _check_covered(program, env, shapes)
+    _check_ties(program, env, signature.ties)
+    source = invert(program, env, shapes)
+    arguments = {n: g for n, g in given.items() if n in spec.arguments}
+    forward = Environment(program, NamedShapes(source), arguments)
+    for fact in given.keys() & spec.facts.keys():
+        if forward[fact] != given[fact].value:
+            refused = Report()
+            refused.add(spec.facts[fact].span, f"{fact} comes out as {forward[fact]!r}, the example says {given[fact].value!r}", "wrong-fact",
+                        "the expression reads another tensor or axis than the config field needs, or the example is not consistent")  # fmt: skip
+            refused.settle()
+    forward.check()
+    plan = bind(program, source, forward)
+    made = {t.name: t.shape for t in plan.targets}
+    report = Report()
+    for group in plan.groups:
+        for made_target in group.target_list:
+            if shapes.get(made_target.name) != made_target.shape:
+                report.add(group.rule.span, f"{made_target.name} comes out as {list(made_target.shape)}, {name} has {list(shapes.get(made_target.name, ()))}",
+                           "wrong-shape")  # fmt: skip
+    if missing := shapes.keys() - made.keys():
+        report.add(spec.target.span, f"{name} needs {listed(sorted(missing))}, which no rule writes", "uncovered-tensor")
+    report.settle()
+    return {group.rule for group in plan.groups}
+
+
+def _check_covered(program: Program, env: Environment, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    report = Report()
+    active = [rule for rule in program.rules if env.holds(rule.when)]
+    patterns = [p for rule in active for p in rule.targets]
+    uncovered = [name for name in shapes if not any(p.match(name) is not None for p in patterns)]
+    for rule in active:
+        for pattern in rule.targets:
+            if not any(pattern.match(name) is not None for name in shapes):
+                report.add(pattern.span, f"{program.spec.target.model} has no tensor {pattern}", "unknown-target",
+                           nearest(pattern.fill({h: "0" for h, hole in pattern.holes.items() if hole.is_index}), shapes))  # fmt: skip
+    if uncovered and not program.keep_all:
+        report.add(program.spec.target.span, f"{program.spec.target.model} needs {listed(uncovered)}, which no rule writes", "uncovered-tensor")
+    report.settle()
+
+
+def _check_ties(program: Program, env: Environment, ties: Mapping[str, str]) -> None:
+    """A tie drops a tensor; only a class that shares it may do without."""
+    report = Report()
+    active = [tie for tie in program.ties if env.holds(tie.when)]
+    if len(active) > len(ties):
+        shared = listed(f"{alias} = {owner}" for alias, owner in ties.items()) or "nothing"
+        report.add(active[0].alias.span, f"{active[0].alias} is tied, but {program.spec.target.model} shares {shared} with this config",
+                   "untied-target", "keep the tensor, or set tie_word_embeddings")  # fmt: skip
+    report.settle()
+
+
+def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Form]:
+    """The names and shapes of the source that a target of these names and shapes comes from. Raises Refusal."""
+    source: dict[str, Form] = {}
+    report = Report()
+    for rule in program.rules:
+        if not env.holds(rule.when):
+            continue
+        back = rule.reversed()
+        applications: dict[tuple[str, ...], list[dict[tuple[int, ...], tuple[int, ...]]]] = {}
+        for name, shape in shapes.items():
+            for k, pattern in enumerate(back.sources):
+                captures = pattern.match(name)
+                if captures is not None:
+                    slots = applications.setdefault(tuple(captures[h] for h in back.outer), [{} for _ in back.sources])
+                    slots[k][tuple(int(captures[h]) for h in back.folded)] = shape
+        for outer, slots in applications.items():
+            bundle = Bundle(tuple(slots), back.folded)
+            try:
+                for op, span in back.steps:
+                    bundle = op.bind(env.number).apply(bundle, ShapeAlgebra())
+            except OpError as error:
+                report.add(span, f"{rule.name}: {error} (seen from the target, where the step runs backwards)", "shape-mismatch")
+                break
+            except (Refusal, KeyError) as error:
+                if isinstance(error, Refusal):
+                    report.absorb(error)
+                break
+            captures = dict(zip(back.outer, outer, strict=True))
+            for pattern, slot in zip(back.targets, bundle.slots, strict=True):
+                for key, shape in slot.items():
+                    source[pattern.fill(captures | dict(zip(bundle.holes, map(str, key), strict=True)))] = Form(shape)
+    report.settle()
+    for tie in program.ties:
+        if env.holds(tie.when):
+            for name in [*source]:
+                captures = tie.owner.match(name)
+                if captures is not None:
+                    source[tie.alias.fill(captures)] = source[name]
+    return source

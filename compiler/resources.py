@@ -1,0 +1,23 @@
+"""Where the shipped folders lie: beside the package in a checkout, inside it once installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+
+
+def folder(name: str) -> Path:
+    """The folder of shipped `specs` or `templates`."""
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def find_spec(text: str) -> Path:
+    """The spec that a user names: a file, or one of the shipped by its file name or its bare name."""
+    path = Path(text)
+    if path.is_file():
+        return path
+    shipped = folder("specs") / (path.name if path.suffix in (".yaml", ".yml") else f"{path.name}.yaml")
+    bare = path.parent in (Path(), Path("specs")) and shipped.is_file()
+    return shipped if bare else path

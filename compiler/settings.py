@@ -1,0 +1,121 @@
+"""The values a run is given, from the weakest word to the strongest: the checkpoint itself, a config file, `--set`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler import dialects, document
+from compiler.diagnostics import Span, refuse
+from compiler.environment import Given
+from compiler.program import Program
+
+# Where trainers put the arguments of their model beside the weights.
+OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
+# What every config of Transformers carries and no conversion reads.
+BAGGAGE = frozenset(
+    """_name_or_path add_cross_attention architectures auto_map bad_words_ids begin_suppress_tokens
+    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
+    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id id2label is_decoder is_encoder_decoder label2id length_penalty max_length min_length model_type
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
+    output_scores prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16
+    use_cache""".split()
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` to print."""
+
+    given: Mapping[str, Given]
+    unread: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def gather(program: Program, source: Path, objects: Mapping[str, object], config: Path | None, assigned: Mapping[str, Any]) -> Settings:
+    """Everything that is said about a source's arguments. Raises Refusal for a config that cannot be read."""
+    known = {*program.spec.arguments, *program.spec.facts}
+    given: dict[str, Given] = {}
+    notes: list[str] = []
+    for key in reversed(OBJECTS):
+        found = objects.get(key)
+        if isinstance(found, Mapping):
+            given |= {n: Given(v, f"the checkpoint's {key!r}") for n, v in dialects.read_config(found).items() if n in known}
+    unread: tuple[str, ...] = ()
+    path = config or beside(source, program.spec.source_config)
+    if path is not None:
+        fields = dialects.read_config(read_config_file(path))
+        if config is None:
+            notes.append(f"read {path.name} beside the weights")
+        given |= {n: Given(v, path.name) for n, v in fields.items() if n in known}
+        unread = tuple(n for n, v in fields.items() if n not in known and n not in BAGGAGE and v not in (None, [], {}, ""))
+    given |= {n: Given(v, "--set") for n, v in assigned.items()}
+    return Settings(given, unread, tuple(notes))
+
+
+def beside(source: Path, name: str) -> Path | None:
+    """The config file that lies in the source's folder under the name that the spec gives."""
+    if not name:
+        return None
+    folder = source if source.is_dir() else source.parent
+    found = sorted(folder.glob(name))
+    return found[0] if found else None
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The fields of a config: JSON (Transformers' config.json, Meta's params.json) or YAML. Raises Refusal."""
+    if path.is_dir() and (path / "config.json").is_file():
+        path = path / "config.json"
+    name = str(path)
+    if path.suffix in (".yaml", ".yml"):
+        fields: Any = document.plain(document.read_document(path))
+    else:
+        fields = _json(path)
+    if not isinstance(fields, dict):
+        refuse(name, f"a config is a mapping of fields, here is {type(fields).__name__}", "bad-config")
+    for value in (fields.get("auto_map") or {}).values() if isinstance(fields.get("auto_map"), dict) else ():
+        if any(part in str(value) for part in ("/", "\\", "..")):
+            refuse(name, f"auto_map points outside the folder: {value!r}", "bad-config", "this config is an attack or damaged")
+    return fields
+
+
+def _json(path: Path) -> Any:
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in found]
+        for key in keys:
+            if keys.count(key) > 1:
+                refuse(str(path), f"the key {key!r} stands twice", "duplicate-key")
+        return dict(found)
+
+    def constant(text: str) -> None:
+        refuse(str(path), f"{text} is not a number that JSON has", "not-finite")
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        line = text.splitlines()[error.lineno - 1] if error.lineno <= len(text.splitlines()) else ""
+        refuse(Span(str(path), error.lineno, error.colno, 1, line), f"not JSON: {error.msg}", "json-syntax")
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        refuse(str(path), f"not JSON: {error}", "json-syntax")
+    except OSError as error:
+        refuse(str(path), f"cannot be read: {error.strerror}", "unreadable-file")
+
+
+def parse_assignments(texts: list[str]) -> dict[str, Any]:
+    """`--set NAME=VALUE`: the value is read as YAML 1.2 or JSON. Raises Refusal."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            refuse("--set", f"{text!r} assigns nothing", "wrong-usage", "write NAME=VALUE")
+        if name.strip() in found:
+            refuse("--set", f"{name.strip()!r} is set twice", "wrong-usage")
+        found[name.strip()] = document.plain(document.read_document("--set", value)) if value.strip() else None
+    return found
