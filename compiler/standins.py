@@ -85,7 +85,7 @@ class Unreadable:
     what: str
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Inert:
     """An instance of a class that was not loaded, or the result of a call that was not made."""
 
@@ -94,6 +94,9 @@ class Inert:
     state: Any = None
     items: dict[Any, Any] = field(default_factory=dict)
     values: list[Any] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<{self.cls.path}>"  # what lies inside may be deep or refer back
 
 
 @dataclass(slots=True, eq=False)
@@ -117,6 +120,8 @@ def named(module: str, name: str, file: str) -> Global:
     """The stand-in for `module.name`. Refused where that name runs programs."""
     module = _OLD_MODULES.get(module, module)
     path = f"{module}.{name}"
+    if not path.isprintable():
+        raise Unfit("a name that is none")
     parts = path.split(".")
     acts = _MODULES_THAT_ACT.fullmatch(parts[0]) or _NAMES_THAT_ACT.fullmatch(path)
     # Protocol 4 walks dots inside a name, so `torch` + `os.system` reaches the same function.

@@ -109,14 +109,18 @@ def open_legacy(path: Path) -> tuple[Any, Places]:
         version, position = load(data, name, start=position)
         system, position = load(data, name, start=position)
         if version != 1001:
-            refuse(name, f"torch.save's old format in version {str(version)[:20]}; 1001 is known", "unknown-format")
+            refuse(name, "torch.save's old format in an unknown version; only 1001 is known", "unknown-format")
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             refuse(name, "it was written on a big-endian machine", "unknown-format", "save it again on a usual one")
         storages: dict[str, Storage] = {}
         tree, position = load(data, name, lambda saved: _storage(saved, storages, name), position)
         keys, position = load(data, name, start=position)
         places = Places(path)
-        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        if (
+            not isinstance(keys, list)
+            or len(keys) != len(storages)
+            or not all(type(k) is str and k in storages for k in keys)
+        ):
             refuse(name, "the list of its storages contradicts its pickle", "damaged-file", "download or copy it again")
         for key in keys:
             storage = storages[key]
