@@ -1,0 +1,100 @@
+"""Files that are read and written at given places: whole or with an error that says which file and which byte.
+
+A `Source` fills buffers, a `Target` takes bytes; both are open within their context and safe to use from several
+threads. Refuses a source that ends early (`file-truncated`) and a target without room (`disk-full`); any other
+trouble is an OSError with the file's name and the offset. Never overwrites: a target must not exist yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from compiler.diagnostics import refuse
+
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class Source:
+    """A file to read from, open within its context."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Source:
+        self.fd = os.open(self.path, os.O_RDONLY)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.fd)
+
+    def read(self, offset: int, buffers: list[memoryview]) -> None:
+        """Fill the buffers, in their order, with what lies from `offset` on."""
+        left = sum(map(len, buffers))
+        while left:
+            try:
+                got = os.preadv(self.fd, buffers, offset)
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"{os.strerror(error.errno or 0)} at byte {offset}", str(self.path)
+                ) from error
+            if not got:
+                refuse(str(self.path), f"the file ends at byte {offset}, {left} bytes early", "file-truncated",
+                       "it was cut short or has changed since its header was read; fetch it again")  # fmt: skip
+            offset, left = offset + got, left - got
+            while left and got:
+                first = buffers[0]
+                buffers = [first[got:], *buffers[1:]] if got < len(first) else buffers[1:]
+                got -= min(got, len(first))
+
+
+class Target:
+    """A file being written, open within its context and removed if that ends in an error."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = str(path)
+        self.size = size
+
+    def __enter__(self) -> Target:
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            self.reserve()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        os.close(self.fd)
+        if kind is not None:
+            os.unlink(self.path)
+
+    def reserve(self) -> None:
+        """Have the file system set the space aside, so that a full disk shows now and blocks lie together."""
+        try:
+            os.posix_fallocate(self.fd, 0, max(1, self.size))
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                self.fail(error, 0)
+            if self.size > (free := shutil.disk_usage(os.path.dirname(self.path) or ".").free):
+                self.fail(OSError(errno.ENOSPC, f"{free} bytes are free"), 0)
+        os.ftruncate(self.fd, self.size)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Put all of `data` at `offset`."""
+        while data:
+            try:
+                written = os.pwrite(self.fd, data, offset)
+            except OSError as error:
+                self.fail(error, offset)
+            data, offset = data[written:], offset + written
+
+    def fail(self, error: OSError, offset: int) -> NoReturn:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            refuse(self.path, f"there is no room for its {self.size} bytes", "disk-full",
+                   "free some space or write to another disk")  # fmt: skip
+        raise OSError(error.errno, f"{os.strerror(error.errno or 0)} at byte {offset}", self.path) from error

@@ -1,0 +1,195 @@
+"""An `Array` as what has to be moved: contiguous byte ranges of the target, each with the pieces that fill it.
+
+A `Move` describes its range compactly, whatever its size: a transpose is one move of one piece. Where its runs are
+long, `extents` spells it out as plain byte copies; where they are short, `tiles` cuts it into blocks that fit in
+memory, chosen so that both the reads and the writes of a block are as long as they can be.
+Takes arrays, returns moves; reads no file.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import mul
+from typing import NamedTuple
+
+from compiler.dtypes import ITEM_SIZES
+from compiler.layout import Array, Atom, Atoms, Lattice, Piece, cut, flatten, narrow, reshape, span
+
+SHORT_RUN = 512  # bytes; below this, a system call for each run costs more than moving elements in memory
+FEW_RUNS = 256
+
+
+class Extent(NamedTuple):
+    """`length` bytes at `source_offset` of `source` belong at `target_offset`."""
+
+    source: str
+    source_offset: int
+    target_offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """`length` bytes from `target` on, of element type `dtype`, filled by `pieces`, which have one flat axis each.
+
+    Positions on that axis count elements from `target`. `run` is the length in bytes of the shortest contiguous run,
+    or 0 where the elements change their type on the way.
+    """
+
+    dtype: str
+    target: int
+    length: int
+    pieces: tuple[Piece, ...]
+    run: int
+
+    @property
+    def plain(self) -> bool:
+        """Whether byte copies do it: no cast, and no more short runs than are worth the trouble of a tile."""
+        return self.run >= SHORT_RUN or self.run * FEW_RUNS >= self.length
+
+
+def lower(array: Array, target: int = 0) -> list[Move]:
+    """The moves that write `array` in C order from byte `target` on, ascending, together covering every byte once."""
+    flat = []
+    for piece in array.pieces:
+        lattice = flatten(piece.axes, array.shape)
+        flat.append(piece._replace(axes=(lattice._replace(atoms=_merged(lattice.atoms)),)))
+    flat.sort(key=lambda piece: piece.axes[0].origin)
+    groups: list[list[Piece]] = []
+    end = 0
+    for piece in flat:
+        origin, atoms = piece.axes[0]
+        if origin < end:
+            groups[-1].append(piece)
+        elif groups and (longer := _joined(groups[-1], piece)):
+            groups[-1] = [longer]
+        else:
+            groups.append([piece])
+        end = max(end, origin + span(atoms) + 1)
+    return [_move(group, array.dtype, target) for group in groups]
+
+
+def extents(move: Move, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
+    """The byte copies of a move without a cast, ascending in the target, adjacent ones as one.
+
+    `start` and `stop` bound a part of it, in bytes from its beginning.
+    """
+    size = ITEM_SIZES[move.dtype]
+    stop = move.length if stop is None else stop
+    parts = [_runs(piece, size, start // size, -(-stop // size)) for piece in move.pieces]
+    last: Extent | None = None
+    for position, source, offset, length in parts[0] if len(parts) == 1 else heapq.merge(*parts):
+        if last and last.source == source and last.source_offset + last.length == offset:
+            last = last._replace(length=last.length + length)
+            continue
+        if last:
+            yield last
+        last = Extent(source, offset, move.target + position, length)
+    if last:
+        yield last
+
+
+class Tile(NamedTuple):
+    """A block of a move: `rows` runs of `width` bytes, `pitch` bytes apart, the first at byte `target` of the file.
+
+    `pieces` have one flat axis each, on which the elements of the block lie row after row without gaps.
+    """
+
+    target: int
+    rows: int
+    width: int
+    pitch: int
+    pieces: tuple[Piece, ...]
+
+
+def tiles(move: Move, block: int) -> Iterator[Tile]:
+    """The blocks of a move, each at most about `block` bytes."""
+    size = ITEM_SIZES[move.dtype]
+    count = move.length // size
+    pitch, high, wide = _tiling(move, count, max(1, block // size))
+    grid = reshape(Array(move.dtype, (count,), move.pieces), (count // pitch, pitch))
+    for row in range(0, count // pitch, high):
+        band = narrow(grid, 0, row, min(high, count // pitch - row))
+        for column in range(0, pitch, wide):
+            tile = narrow(band, 1, column, min(wide, pitch - column))
+            rows, width = tile.shape
+            pieces = tuple([piece._replace(axes=(flatten(piece.axes, tile.shape),)) for piece in tile.pieces])
+            target = move.target + (row * pitch + column) * size
+            yield Tile(target, rows, width * size, pitch * size, pieces)
+
+
+def _tiling(move: Move, count: int, block: int) -> tuple[int, int, int]:
+    """(pitch, rows, width) in elements. A block has to be long along the counter that is closest together in the
+    source, which is `pitch` apart in the target, and along the target's own order: both about the root of its size."""
+    piece = move.pieces[0]
+    closest = min((a for a in piece.axes[0].atoms if a.stride), key=lambda a: a.stride, default=Atom(1, 0, 1))
+    pitch = closest.step
+    if pitch == 1 or count % pitch or (len(move.pieces) > 1 and pitch * SHORT_RUN // piece.itemsize > block):
+        steps = [a.step for a in piece.axes[0].atoms if a.step <= block]
+        grain = max(steps, default=1)
+        return count, 1, max(1, block // grain) * grain
+    high = min(closest.length, max(math.isqrt(block), block // pitch))
+    return pitch, high, min(pitch, max(1, block // high))
+
+
+def _move(group: list[Piece], dtype: str, target: int) -> Move:
+    first = group[0].axes[0].origin
+    size = ITEM_SIZES[dtype]
+    count = sum([math.prod([a.length for a in piece.axes[0].atoms]) for piece in group])
+    run = min([0 if len(set(piece.types)) > 1 else _run(piece) * size for piece in group])
+    pieces = tuple([p._replace(axes=(p.axes[0]._replace(origin=p.axes[0].origin - first),)) for p in group])
+    return Move(dtype, target + first * size, count * size, pieces, run)
+
+
+def _joined(group: list[Piece], piece: Piece) -> Piece | None:
+    """One run for two that follow each other in the source as in the target."""
+    last = group[-1]
+    if len(group) > 1 or last.source != piece.source or last.types != piece.types:
+        return None
+    before, after = _solid(last), _solid(piece)
+    if not before or not after or last.offset + before * last.itemsize != piece.offset:
+        return None
+    return last._replace(axes=(Lattice(last.axes[0].origin, (Atom(before + after, last.itemsize, 1),)),))
+
+
+def _merged(atoms: Atoms) -> Atoms:
+    """Counters that continue each other on both sides as one; outermost first."""
+    merged: list[Atom] = []
+    for atom in atoms:
+        length, stride, step = atom
+        if length == 1:
+            continue
+        if merged and merged[-1].stride == length * stride and merged[-1].step == length * step:
+            merged[-1] = Atom(merged[-1].length * length, stride, step)
+        else:
+            merged.append(atom)
+    return tuple(merged)
+
+
+def _run(piece: Piece) -> int:
+    """How many elements lie together on both sides."""
+    atoms = piece.axes[0].atoms
+    return atoms[-1].length if atoms and atoms[-1].step == 1 and atoms[-1].stride == piece.itemsize else 1
+
+
+def _solid(piece: Piece) -> int:
+    """How many elements the piece has, if they lie together as a whole; otherwise 0."""
+    count = math.prod([a.length for a in piece.axes[0].atoms])
+    return count if _run(piece) == count else 0
+
+
+def _runs(piece: Piece, size: int, start: int, stop: int) -> Iterator[tuple[int, str, int, int]]:
+    """(target byte, source, source byte, bytes) of every run of a piece whose positions lie in [start, stop)."""
+    for skipped, (origin, atoms) in cut(piece.axes[0], start, stop):
+        part = piece._replace(axes=(Lattice(origin, atoms),))
+        run = _run(part)
+        outer = atoms[:-1] if run > 1 or (atoms and atoms[-1].length == 1) else atoms
+        offset, position = piece.offset + skipped, origin * size
+        strides, steps = [a.stride for a in outer], [a.step * size for a in outer]
+        for counts in itertools.product(*[range(a.length) for a in outer]):
+            place = position + sum(map(mul, counts, steps))
+            yield place, piece.source, offset + sum(map(mul, counts, strides)), run * size
