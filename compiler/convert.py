@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler import dialects, execute, settings, shards
+from compiler import dialects, execute, outfiles, settings
 from compiler.checkpoint import Checkpoint, open_checkpoint
 from compiler.diagnostics import Refusal, listed, refuse
 from compiler.environment import Environment, Given, NamedShapes, check_given
@@ -96,7 +96,7 @@ def convert(program: Program, request: Request, out: Path, say: Say = lambda lin
     """Do all of it: `out` is a folder, or with `reverse` a file. Raises Refusal; then nothing is left behind."""
     output = Output(out, request.force)
     output.check()
-    limit = shards.parse_size(request.max_shard_size)
+    limit = outfiles.parse_size(request.max_shard_size)
     plan, checkpoint = prepare(program, request, say)
     try:
         with output:
@@ -104,7 +104,7 @@ def convert(program: Program, request: Request, out: Path, say: Say = lambda lin
                 execute.write_state_dict(plan, checkpoint, output.place, request.device, progress)
             else:
                 output.place.mkdir()
-                parts = shards.lay_out(plan.targets, limit)
+                parts = outfiles.lay_out(plan.targets, limit)
                 _write_texts(program, plan, request, parts, output.place)
                 execute.write_folder(plan, checkpoint, parts, output.place, request.device, progress)
             output.finish()
@@ -113,11 +113,11 @@ def convert(program: Program, request: Request, out: Path, say: Say = lambda lin
     return plan
 
 
-def _write_texts(program: Program, plan: Plan, request: Request, parts: list[shards.Shard], folder: Path) -> None:
+def _write_texts(program: Program, plan: Plan, request: Request, parts: list[outfiles.OutFile], folder: Path) -> None:
     for name, text in texts(program, plan).items():
         (folder / name).write_text(text, encoding="utf-8")
     if len(parts) > 1:
-        (folder / shards.INDEX).write_text(shards.index_json(parts, plan.targets), encoding="utf-8")
+        (folder / outfiles.INDEX).write_text(outfiles.index_json(parts, plan.targets), encoding="utf-8")
     source = request.tokenizer or (request.source[0] if request.source[0].is_dir() else None)
     if request.tokenizer is not None and not request.tokenizer.is_dir():
         refuse(str(request.tokenizer), "there is no such folder", "missing-tokenizer")

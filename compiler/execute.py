@@ -14,7 +14,7 @@ from compiler.checkpoint import Checkpoint, read_bytes
 from compiler.diagnostics import Refusal, Span, listed, refuse
 from compiler.ops import Bundle
 from compiler.plan import Group, Plan, Target
-from compiler.shards import Shard
+from compiler.outfiles import OutFile
 
 Progress = Callable[[int], None]
 
@@ -72,7 +72,7 @@ def _failure(group: Group, checkpoint: Checkpoint, error: Exception):  # type: i
     return Diagnostic(group.rule.span, f"the rule {group.rule.name or group.rule.kind} failed on {shapes}: {error}", "failed-step")
 
 
-def write_folder(plan: Plan, checkpoint: Checkpoint, shards: list[Shard], folder: Path, device: str, progress: Progress) -> None:
+def write_folder(plan: Plan, checkpoint: Checkpoint, shards: list[OutFile], folder: Path, device: str, progress: Progress) -> None:
     """Write the weights files into `folder`. Raises Refusal where the disk does not take them."""
     where = {name: shard for shard in shards for name in shard.offsets}
     with ExitStack() as stack:

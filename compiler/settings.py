@@ -54,7 +54,8 @@ def gather(program: Program, source: Path, objects: Mapping[str, object], config
         if config is None:
             notes.append(f"read {path.name} beside the weights")
         given |= {n: Given(v, path.name) for n, v in fields.items() if n in known}
-        unread = tuple(n for n, v in fields.items() if n not in known and n not in BAGGAGE and v not in (None, [], {}, ""))
+        read = known | (set(dialects.EXPERTS) if known & set(dialects.EXPERTS) else set()) | BAGGAGE
+        unread = tuple(n for n, v in fields.items() if n not in read and v not in (None, [], {}, ""))
     given |= {n: Given(v, "--set") for n, v in assigned.items()}
     return Settings(given, unread, tuple(notes))
 

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "eos_token_id": 2,
     "tie_word_embeddings": True,
     "inference_rope_scaling": False,
+    "rope_scaling": None,
     "attention_bias": False,
     "mlp_bias": False,
     "use_moe": False,
@@ -163,7 +164,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
             "attention_factor": 1.0,
         }
         if f.inference_rope_scaling
-        else None,
+        else f.rope_scaling,
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
     config["rope_parameters"] = {

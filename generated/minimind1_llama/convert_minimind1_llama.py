@@ -150,8 +150,8 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "mlp_bias": False,
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
-    config["rope_scaling"] = None
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    config["rope_scaling"] = None
     return config
 
 

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "eos_token_id": 2,
     "tie_word_embeddings": True,
     "inference_rope_scaling": False,
+    "rope_scaling": None,
     "use_moe": False,
 }
 
@@ -152,7 +153,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
             "attention_factor": 1.0,
         }
         if f.inference_rope_scaling
-        else None,
+        else f.rope_scaling,
         "attention_bias": False,
         "use_sliding_window": False,
         "sliding_window": None,

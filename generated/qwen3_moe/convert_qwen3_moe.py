@@ -34,6 +34,7 @@ ARGUMENTS = {
     "eos_token_id": 2,
     "tie_word_embeddings": True,
     "inference_rope_scaling": False,
+    "rope_scaling": None,
     "use_moe": True,
 }
 
@@ -166,7 +167,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
             "attention_factor": 1.0,
         }
         if f.inference_rope_scaling
-        else None,
+        else f.rope_scaling,
         "attention_bias": False,
         "use_sliding_window": False,
         "sliding_window": None,
@@ -174,12 +175,12 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "mlp_only_layers": [],
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
-    config["num_local_experts"] = config["num_experts"]
     config["rope_parameters"] = {
         "rope_type": "default",
         **(config["rope_scaling"] or {}),
         "rope_theta": config["rope_theta"],
     }
+    config["num_local_experts"] = config["num_experts"]
     return config
 
 
