@@ -16,6 +16,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import json
 import re
 import sys
 from collections import defaultdict
@@ -23,13 +24,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from compiler.diagnostics import nearest, refuse
-from compiler.dialects import EXPERTS, SHARE, THETA, read_config
+from compiler.dialects import EXPERTS, SHARE, THETA, json_text, read_config
 
-# Above this many elements a model is never built with real memory.
-REAL_ELEMENTS = 50_000_000
 # Fields that any config may hold although newer base classes leave them to the model's own.
 COMMON_FIELDS = {
     "architectures": None, "auto_map": None, "bos_token_id": None, "decoder_start_token_id": None, "dtype": None,
@@ -116,14 +115,11 @@ def signature(model_class: str, config: Mapping[str, Any]) -> Signature:
     Raises Refusal: `unknown-class`; `unbuildable-target` where the class does not accept the config.
     """
     with _quiet():
-        model = _build(model_class, config, "meta")
+        model = _build(model_class, config)
         try:
             return _signature(model)
         except Exception as error:
-            # A conversion that computes needs numbers to compute with.
-            if sum(p.numel() for p in model.parameters()) > REAL_ELEMENTS:
-                _unbuildable(model_class, error)
-        return _signature(_build(model_class, config, "cpu"))
+            _unbuildable(model_class, error)
 
 
 def config_fields(model_class: str) -> Mapping[str, Any]:
@@ -185,18 +181,18 @@ def _class(model_class: str) -> Any:
 def _configure(model_class: str, config: Mapping[str, Any]) -> Any:
     config_class = _class(model_class).config_class
     try:
-        # Some classes edit nested values in place.
-        return config_class.from_dict(_copied(config))
+        # As from a file: some classes edit nested values in place.
+        return config_class.from_dict(json.loads(json_text(config)))
     except Exception as error:
         _unbuildable(model_class, error)
 
 
-def _build(model_class: str, config: Mapping[str, Any], device: str) -> Any:
+def _build(model_class: str, config: Mapping[str, Any]) -> Any:
     import torch
 
     held = _configure(model_class, config)
     try:
-        with torch.device(device):
+        with torch.device("meta"):
             model = _class(model_class)(held)
         # Some versions leave a model on the meta device untied.
         model.tie_weights()
@@ -206,7 +202,8 @@ def _build(model_class: str, config: Mapping[str, Any], device: str) -> Any:
 
 
 def _signature(model: Any) -> Signature:
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in (_unsaved(model) or ())}
+    unsaved = model._keys_to_ignore_on_save or ()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in unsaved}
     ties = _shared(model, state)
     kept = {name: tensor for name, tensor in state.items() if name not in ties}
     written = _on_disk(model, kept)
@@ -232,16 +229,10 @@ def _shared(model: Any, state: Mapping[str, Any]) -> dict[str, str]:
     return ties
 
 
-def _unbuildable(model_class: str, error: Exception) -> Any:
+def _unbuildable(model_class: str, error: Exception) -> NoReturn:
     text = " ".join(str(error).split()) or type(error).__name__
     refuse(model_class, f"the class does not accept this config: {text}", "unbuildable-target",
            "the message is that of Transformers; compare the fields with those of the class")  # fmt: skip
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,12 +245,6 @@ def _tied_patterns(model: Any) -> Iterable[str]:
 
     patterns: Iterable[str] = _get_tied_weight_keys(model)
     return patterns
-
-
-def _unsaved(model: Any) -> Iterable[str] | None:
-    """Names that a class keeps out of its files."""
-    names: Iterable[str] | None = model._keys_to_ignore_on_save
-    return names
 
 
 def _on_disk(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
