@@ -104,13 +104,16 @@ def concat(arrays: Sequence[Array], axis: int) -> Array:
 
 def stack(arrays: Sequence[Array], axis: int) -> Array:
     """Arrays of one shape along a new axis."""
-    return concat([reshape(a, (*a.shape[:axis], 1, *a.shape[axis:])) for a in arrays], axis)
+    first = arrays[0]
+    thin = (*first.shape[:axis], 1, *first.shape[axis:])
+    return concat([Array(a.dtype, thin, tuple([_insert(p, axis) for p in a.pieces])) for a in arrays], axis)
 
 
 def unstack(array: Array, axis: int) -> list[Array]:
     """The slices of an axis, without it."""
     shape = array.shape[:axis] + array.shape[axis + 1 :]
-    return [reshape(narrow(array, axis, n, 1), shape) for n in range(array.shape[axis])]
+    slices = [narrow(array, axis, n, 1) for n in range(array.shape[axis])]
+    return [Array(s.dtype, shape, tuple([_remove(p, axis) for p in s.pieces])) for s in slices]
 
 
 def permute(array: Array, order: Sequence[int]) -> Array:
@@ -203,11 +206,13 @@ def cut(lattice: Lattice, start: int, stop: int) -> Iterator[tuple[int, Lattice]
 
 def flatten(axes: Sequence[Lattice], shape: Sequence[int]) -> Lattice:
     """The axes of a C-order shape as one: steps grow by the size of what lies inside, and still nest."""
-    origin, atoms = 0, []
-    for lattice, weight in zip(axes, _weights(shape, 1), strict=True):
-        origin += lattice.origin * weight
-        atoms += [Atom(a.length, a.stride, a.step * weight) for a in lattice.atoms if a.length > 1]
-    return Lattice(origin, tuple(atoms))
+    start, flat = 0, []
+    for (origin, atoms), weight in zip(axes, _weights(shape, 1), strict=True):
+        start += origin * weight
+        for length, stride, step in atoms:
+            if length > 1:
+                flat.append(Atom(length, stride, step * weight))
+    return Lattice(start, tuple(flat))
 
 
 def _unflatten(flat: Lattice, shape: Sequence[int]) -> Iterator[tuple[int, tuple[Lattice, ...]]]:
@@ -263,6 +268,15 @@ def _fold(flat: Lattice, row: int) -> tuple[Lattice, Lattice] | None:
 def _with_axis(piece: Piece, axis: int, lattice: Lattice, skipped: int = 0) -> Piece:
     axes = (*piece.axes[:axis], lattice, *piece.axes[axis + 1 :])
     return Piece(piece.source, piece.types, piece.offset + skipped, axes)
+
+
+def _insert(piece: Piece, axis: int) -> Piece:
+    return Piece(piece.source, piece.types, piece.offset, (*piece.axes[:axis], Lattice(0, ()), *piece.axes[axis:]))
+
+
+def _remove(piece: Piece, axis: int) -> Piece:
+    """Without an axis of one position, whose counters stand still."""
+    return Piece(piece.source, piece.types, piece.offset, piece.axes[:axis] + piece.axes[axis + 1 :])
 
 
 def span(atoms: Iterable[Atom]) -> int:

@@ -55,10 +55,11 @@ class Move:
 def lower(array: Array, target: int = 0) -> list[Move]:
     """The moves that write `array` in C order from byte `target` on, ascending, together covering every byte once."""
     flat = []
-    for piece in array.pieces:
-        lattice = flatten(piece.axes, array.shape)
-        flat.append(piece._replace(axes=(lattice._replace(atoms=_merged(lattice.atoms)),)))
-    flat.sort(key=lambda piece: piece.axes[0].origin)
+    for source, types, offset, axes in array.pieces:
+        origin, atoms = flatten(axes, array.shape)
+        flat.append(Piece(source, types, offset, (Lattice(origin, _merged(atoms)),)))
+    if len(flat) > 1:
+        flat.sort(key=lambda piece: piece.axes[0].origin)
     groups: list[list[Piece]] = []
     end = 0
     for piece in flat:
@@ -139,10 +140,15 @@ def _tiling(move: Move, count: int, block: int) -> tuple[int, int, int]:
 def _move(group: list[Piece], dtype: str, target: int) -> Move:
     first = group[0].axes[0].origin
     size = ITEM_SIZES[dtype]
-    count = sum([math.prod([a.length for a in piece.axes[0].atoms]) for piece in group])
-    run = min([0 if len(set(piece.types)) > 1 else _run(piece) * size for piece in group])
-    pieces = tuple([p._replace(axes=(p.axes[0]._replace(origin=p.axes[0].origin - first),)) for p in group])
-    return Move(dtype, target + first * size, count * size, pieces, run)
+    count, shortest = 0, 0
+    pieces: list[Piece] = []
+    for source, types, offset, ((origin, atoms),) in group:
+        length, run = _count_and_run(atoms, types[0])
+        count += length
+        run = 0 if len(types) > 1 and len(set(types)) > 1 else run * size
+        shortest = min(shortest, run) if pieces else run
+        pieces.append(Piece(source, types, offset, (Lattice(origin - first, atoms),)))
+    return Move(dtype, target + first * size, count * size, tuple(pieces), shortest)
 
 
 def _joined(group: list[Piece], piece: Piece) -> Piece | None:
@@ -150,10 +156,13 @@ def _joined(group: list[Piece], piece: Piece) -> Piece | None:
     last = group[-1]
     if len(group) > 1 or last.source != piece.source or last.types != piece.types:
         return None
-    before, after = _solid(last), _solid(piece)
-    if not before or not after or last.offset + before * last.itemsize != piece.offset:
+    size = last.itemsize
+    (before, run), (after, further) = [_count_and_run(p.axes[0].atoms, p.types[0]) for p in (last, piece)]
+    if run < before or further < after or last.offset + before * size != piece.offset:
         return None
-    return last._replace(axes=(Lattice(last.axes[0].origin, (Atom(before + after, last.itemsize, 1),)),))
+    return Piece(
+        last.source, last.types, last.offset, (Lattice(last.axes[0].origin, (Atom(before + after, size, 1),)),)
+    )
 
 
 def _merged(atoms: Atoms) -> Atoms:
@@ -170,24 +179,20 @@ def _merged(atoms: Atoms) -> Atoms:
     return tuple(merged)
 
 
-def _run(piece: Piece) -> int:
-    """How many elements lie together on both sides."""
-    atoms = piece.axes[0].atoms
-    return atoms[-1].length if atoms and atoms[-1].step == 1 and atoms[-1].stride == piece.itemsize else 1
-
-
-def _solid(piece: Piece) -> int:
-    """How many elements the piece has, if they lie together as a whole; otherwise 0."""
-    count = math.prod([a.length for a in piece.axes[0].atoms])
-    return count if _run(piece) == count else 0
+def _count_and_run(atoms: Atoms, dtype: str) -> tuple[int, int]:
+    """How many elements there are, and how many of them lie together on both sides."""
+    count = 1
+    for atom in atoms:
+        count *= atom.length
+    together = bool(atoms) and atoms[-1].step == 1 and atoms[-1].stride == ITEM_SIZES[dtype]
+    return count, atoms[-1].length if together else 1
 
 
 def _runs(piece: Piece, size: int, start: int, stop: int) -> Iterator[tuple[int, str, int, int]]:
     """(target byte, source, source byte, bytes) of every run of a piece whose positions lie in [start, stop)."""
     for skipped, (origin, atoms) in cut(piece.axes[0], start, stop):
-        part = piece._replace(axes=(Lattice(origin, atoms),))
-        run = _run(part)
-        outer = atoms[:-1] if run > 1 or (atoms and atoms[-1].length == 1) else atoms
+        run = _count_and_run(atoms, piece.types[0])[1]
+        outer = atoms[:-1] if run > 1 else atoms
         offset, position = piece.offset + skipped, origin * size
         strides, steps = [a.stride for a in outer], [a.step * size for a in outer]
         for counts in itertools.product(*[range(a.length) for a in outer]):
