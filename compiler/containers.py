@@ -60,8 +60,8 @@ class Contents:
 
     def _choice(self, node: dict[Any, Any]) -> Any:
         """The key to open next; None where this node holds the weights themselves."""
-        tensors = any(isinstance(v, _TENSORS) and not _aside(k, v) for k, v in node.items())
         nested = [k for k, v in node.items() if _mapping(v) is not None and holds_tensors(v)]
+        tensors = any(isinstance(v, _TENSORS) and not (nested and _aside(k, v)) for k, v in node.items())
         known = [k for k in nested if k in WEIGHTS]
         others = known or [k for k in nested if not _of_training(k)]
         if not tensors and not others:

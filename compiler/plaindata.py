@@ -43,7 +43,7 @@ class _Plain:
         if isinstance(value, Global):
             return value.path
         if isinstance(value, View | Unreadable | Storage):
-            raise LeftOut("tensors")
+            raise LeftOut("holds tensors")
         return self._instance(value, depth)
 
     def _instance(self, value: Inert, depth: int) -> object:
