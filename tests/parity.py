@@ -63,7 +63,7 @@ def logits_many(jobs: Sequence[Job], python: str = sys.executable) -> list[Any]:
 
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        save_file({str(i): job.input_ids.contiguous() for i, job in enumerate(jobs)}, place / "inputs.safetensors")
+        save_file({str(i): job.input_ids.clone() for i, job in enumerate(jobs)}, place / "inputs.safetensors")
         asked = [asdict(job) | {"folder": str(job.folder), "input_ids": None} for job in jobs]
         (place / "jobs.json").write_text(json.dumps(asked))
         # A cache of its own: else a folder's code could be that of an earlier folder of the same name.
@@ -96,7 +96,7 @@ def largest_difference(
     dirty: bool = False,
     model_class: str = "AutoModelForCausalLM",
 ) -> float:
-    """The largest difference from `golden` over all interpreters; raises AssertionError where that is over `tolerance`."""
+    """The largest difference from `golden` over all interpreters. Raises AssertionError above `tolerance`."""
     from safetensors.torch import load_file
 
     job = Job(folder, load_file(golden)["input_ids"], trust_remote_code, dirty, model_class)
