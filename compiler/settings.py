@@ -50,12 +50,13 @@ def gather(program: Program, source: Path, objects: Mapping[str, object], config
     unread: tuple[str, ...] = ()
     path = config or beside(source, program.spec.source_config)
     if path is not None:
-        fields = dialects.read_config(read_config_file(path))
+        written = read_config_file(path)
+        fields = dialects.read_config(written)
         if config is None:
             notes.append(f"read {path.name} beside the weights")
         given |= {n: Given(v, path.name) for n, v in fields.items() if n in known}
-        read = known | (set(dialects.EXPERTS) if known & set(dialects.EXPERTS) else set()) | BAGGAGE
-        unread = tuple(n for n, v in fields.items() if n not in read and v not in (None, [], {}, ""))
+        read = known | BAGGAGE | (set(dialects.EXPERTS) if known & set(dialects.EXPERTS) else set()) | {"rope_parameters"}
+        unread = tuple(n for n, v in written.items() if n not in read and v not in (None, [], {}, ""))
     given |= {n: Given(v, "--set") for n, v in assigned.items()}
     return Settings(given, unread, tuple(notes))
 

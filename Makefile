@@ -1,0 +1,48 @@
+# One environment in .venv, pinned by constraints.txt. On Linux, PyPI's torch brings CUDA along; for the CPU build of
+# PyTorch's own index: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+.PHONY: env env-4 demo test check regen bench clean
+
+env: .venv/ready
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) $(TORCH)
+	$(BIN)/python $(PIP) -e '.[test]'
+	touch $@
+
+# A second environment with the last transformers 4, to load the same folders there.
+env-4: .venv-4/ready
+.venv-4/ready: constraints.txt
+	$(PYTHON) -m venv .venv-4
+	sed 's/^transformers==.*/transformers==4.57.6/; /^huggingface-hub==/d; /^tokenizers==/d' constraints.txt > .venv-4/constraints.txt
+	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-4/constraints.txt $(TORCH)
+	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-4/constraints.txt transformers safetensors numpy accelerate
+	touch $@
+
+demo: env
+	$(BIN)/python docs/demo.py
+
+test: env
+	$(BIN)/python -m pytest -n 2
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/compile --check --no-proof specs/*.yaml
+
+regen: env
+	$(BIN)/ruff format --quiet compiler tests benchmarks docs
+	$(BIN)/compile specs/*.yaml
+	$(BIN)/python tests/test_errors.py
+
+bench: env
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .venv-4 out build *.egg-info
