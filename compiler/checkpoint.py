@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from compiler.containers import Contents, unwrapped
 from compiler.diagnostics import Refusal, Report, Span, listed, refuse
+from compiler.plaindata import shown
 from compiler.safefiles import open_safetensors
 from compiler.shards import find, read_index
 from compiler.sniff import sniff
@@ -101,7 +102,7 @@ def verify(checkpoint: Checkpoint) -> int:
                 for t in checkpoint.tensors.values()
                 if t.path == path and t.extent[0] >= start and t.extent[1] <= end
             ]
-            message = f"the bytes of {listed(held)} do not match their checksum"
+            message = f"the bytes of {listed(map(shown, held))} do not match their checksum"
             report.add(Span(str(path)), message, "damaged-file", "download or copy it again")
     report.settle()
     return total
@@ -152,11 +153,11 @@ def _open_index(path: Path) -> _Opened:
             continue
         wanted = {name for name, file in claimed.items() if file == shard}
         if missing := sorted(wanted - part.tensors.keys()):
-            report.add(span, f"it looks in {shard.name} for {listed(missing)}, in vain", "bad-index")
+            report.add(span, f"it looks in {shard.name} for {listed(map(shown, missing))}, in vain", "bad-index")
         if twice := sorted(part.tensors.keys() & whole.tensors.keys()):
-            report.add(span, f"{shard.name} and another shard both hold {listed(twice)}", "bad-index")
+            report.add(span, f"{shard.name} and another shard both hold {listed(map(shown, twice))}", "bad-index")
         if unknown := sorted(n for n in part.tensors if n not in claimed):
-            report.add(span, f"it does not name what {shard.name} holds: {listed(unknown)}", "bad-index")
+            report.add(span, f"it does not name what {shard.name} holds: {listed(map(shown, unknown))}", "bad-index")
         whole.absorb(part)
     report.settle()
     return whole
@@ -166,7 +167,7 @@ def _refuse_shared_names(parts: Sequence[_Opened], path: str) -> None:
     seen: set[str] = set()
     for part in parts:
         if twice := sorted(part.tensors.keys() & seen):
-            message = f"{part.files[0]} and another of the files both hold {listed(twice, 3)}"
+            message = f"{part.files[0]} and another of the files both hold {listed(map(shown, twice), 3)}"
             hint = "parts of a tensor-parallel model need a spec that merges them"
             refuse(path, message, "colliding-names", hint)
         seen |= part.tensors.keys()

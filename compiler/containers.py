@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from compiler.diagnostics import listed, nearest, refuse
-from compiler.plaindata import LeftOut, plain
+from compiler.plaindata import LeftOut, plain, shown
 from compiler.standins import Global, Inert, Unreadable, View
 
 WEIGHTS = ("model", "state_dict", "model_state_dict", "module", "weights", "net", "params")
@@ -40,7 +40,7 @@ class Contents:
             keys = [k for k in node or () if isinstance(k, str) and (rest == k or rest.startswith(k + "."))]
             if node is None or not keys:
                 texts = [k for k in node or () if isinstance(k, str)]
-                hint = nearest(rest, texts) or f"there is: {listed(map(_shown, texts))}"
+                hint = nearest(rest, texts) or f"there is: {listed(map(shown, texts))}"
                 refuse(self.path, f"there is no {rest!r} on the way to the root {root!r}", "missing-weights", hint)
             key = max(keys, key=len)
             self._enter(node, key)
@@ -75,7 +75,7 @@ class Contents:
         return others[0] if others else None
 
     def _enter(self, node: Mapping[Any, Any], key: str) -> None:
-        beside = [_shown(k) for k in node if k != key]
+        beside = [shown(k) for k in node if k != key]
         left_out = [reason for k, v in node.items() if k != key and (reason := self._keep(k, v))]
         note = f"opened {key!r}" + (f" (beside: {listed(beside)})" if beside else "")
         self.notes.append(note + (f"; not kept: {listed(left_out)}" if left_out else ""))
@@ -86,7 +86,7 @@ class Contents:
         try:
             self.objects.setdefault(str(key), plain(value))
         except LeftOut as reason:
-            return f"{_shown(key)} ({reason})"
+            return f"{shown(key)} ({reason})"
         return ""
 
     def _names(self, node: dict[Any, Any]) -> dict[str, View]:
@@ -104,7 +104,7 @@ class Contents:
             elif holds_tensors(value) and not _of_training(name):
                 self._refuse(f"{name!r} is no tensor but {_kind(value)} that holds tensors", "ambiguous-container")
             else:
-                skipped.append(f"{_shown(name)} ({_kind(value)})")
+                skipped.append(f"{shown(name)} ({_kind(value)})")
                 self._keep(name, value)
         if skipped:
             self.notes.append(f"skipped what is no tensor: {listed(skipped)}")
@@ -128,7 +128,7 @@ class Contents:
             self._refuse_module(module)
         where = f"under {'.'.join(self.trail)!r}" if self.trail else "in it"
         outside = " outside the state of its training" if nested else ""
-        hint = f"there is: {listed(map(_shown, node))}" if node else ""
+        hint = f"there is: {listed(map(shown, node))}" if node else ""
         self._refuse(f"there are no named tensors {where}{outside}", "missing-weights", hint)
 
     def _refuse_module(self, module: Inert) -> NoReturn:
@@ -179,12 +179,6 @@ def _aside(key: Any, value: Any) -> bool:
 
 def _of_training(key: Any) -> bool:
     return isinstance(key, str) and any(word in key.lower() for word in (*TRAINING, *AVERAGES))
-
-
-def _shown(key: Any) -> str:
-    """A key as a message shows it: never with a control character of the file's."""
-    text = str(key)
-    return text if text.isprintable() else ascii(text)
 
 
 def _kind(value: Any) -> str:

@@ -24,6 +24,12 @@ def plain(value: Any) -> object:
     return _Plain().of(value, 0)
 
 
+def shown(name: object) -> str:
+    """A name out of a file as a message shows it: never with the control characters that it may hold."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)
+
+
 class _Plain:
     def __init__(self) -> None:
         self.left = _MOST_VALUES

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from compiler import strictjson
 from compiler.diagnostics import Report, Span, listed, refuse
+from compiler.plaindata import shown
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 _PREFERRED = (
@@ -76,7 +77,7 @@ def read_index(path: Path) -> dict[str, Path]:
         refuse(str(path), f"its weight_map is {what}; it must name a file for every tensor", "bad-index")
     report, shards = Report(), dict[str, Path]()
     if wrong := [name for name, file in weight_map.items() if not isinstance(file, str)]:
-        refuse(str(path), f"its weight_map names no file for {listed(wrong)}", "bad-index")
+        refuse(str(path), f"its weight_map names no file for {listed(map(shown, wrong))}", "bad-index")
     for file in dict.fromkeys(weight_map.values()):
         problem = _problem(path.parent, file)
         if problem:

@@ -113,7 +113,9 @@ class Archive:
             try:
                 name = table[position : position + names].decode()
             except UnicodeDecodeError:
-                self._refuse("a record's name is not UTF-8")
+                name = ""
+            if not name or not name.isprintable():
+                self._refuse("a record's name is no text")
             position += names
             if _FULL32 in (packed, size, header):
                 extra = table[position : position + extras]
