@@ -65,11 +65,23 @@ def report(diagnostics: tuple[Diagnostic, ...], as_json: bool) -> None:
 
 
 def _compile_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="compile", description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="compile", description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("specs", nargs="+", metavar="SPEC", help="a spec: a YAML file, or the name of a shipped one")
-    parser.add_argument("--out", type=Path, default=Path("generated"), metavar="DIR", help="where the converters go (default: generated)")
-    parser.add_argument("--check", action="store_true", help="write nothing; print a diff and exit 1 where the files differ")
-    parser.add_argument("--no-proof", action="store_true", help="skip the proof against the target class, which imports Transformers")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("generated"),
+        metavar="DIR",
+        help="where the converters go (default: generated)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; print a diff and exit 1 where the files differ"
+    )
+    parser.add_argument(
+        "--no-proof", action="store_true", help="skip the proof against the target class, which imports Transformers"
+    )
     parser.add_argument("--json", action="store_true", help="print problems as JSON")
     parser.add_argument("--version", action="version", version=f"mapspec {__version__}")
     return parser
@@ -112,22 +124,36 @@ def _settle(path: Path, content: str, check: bool) -> bool:
 
 
 def _source_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the source's config: JSON, YAML, Meta's params.json")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="set one argument of the spec (repeatable)")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="cast every floating tensor to this type")
-    parser.add_argument("--reverse", action="store_true", help="the other way: SOURCE is a Transformers folder, OUT a .pth")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="the source's config: JSON, YAML, Meta's params.json"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="set one argument of the spec (repeatable)"
+    )
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], help="cast every floating tensor to this type"
+    )
+    parser.add_argument(
+        "--reverse", action="store_true", help="the other way: SOURCE is a Transformers folder, OUT a .pth"
+    )
     parser.add_argument("--json", action="store_true", help="print the result, or the problems, as JSON")
 
 
 def _run_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="compile run", description="Convert a checkpoint into a folder that Transformers loads.")
+    parser = argparse.ArgumentParser(
+        prog="compile run", description="Convert a checkpoint into a folder that Transformers loads."
+    )
     parser.add_argument("spec", metavar="SPEC", help="a spec: a YAML file, or the name of a shipped one")
-    parser.add_argument("source", type=Path, nargs="+", metavar="SOURCE", help="the checkpoint: a file, a folder, or several files")
+    parser.add_argument(
+        "source", type=Path, nargs="+", metavar="SOURCE", help="the checkpoint: a file, a folder, or several files"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write (with --reverse: the file)")
     _source_options(parser)
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="a folder whose tokenizer files travel along")
     parser.add_argument("--device", default="cpu", help="where the tensors are computed: cpu or cuda")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="the size of one file of weights (default: 5GB)")
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="the size of one file of weights (default: 5GB)"
+    )
     parser.add_argument("--force", action="store_true", help="write into a folder that is not empty")
     return parser
 
@@ -137,10 +163,16 @@ def _request(options: argparse.Namespace) -> Any:
     from compiler.settings import parse_assignments
 
     return Request(
-        source=options.source, config=options.config, assigned=parse_assignments(options.set), dtype=options.dtype,
-        reverse=options.reverse, tokenizer=getattr(options, "tokenizer", None), device=getattr(options, "device", "cpu"),
-        max_shard_size=getattr(options, "max_shard_size", "5GB"), force=getattr(options, "force", False),
-    )  # fmt: skip
+        source=options.source,
+        config=options.config,
+        assigned=parse_assignments(options.set),
+        dtype=options.dtype,
+        reverse=options.reverse,
+        tokenizer=getattr(options, "tokenizer", None),
+        device=getattr(options, "device", "cpu"),
+        max_shard_size=getattr(options, "max_shard_size", "5GB"),
+        force=getattr(options, "force", False),
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -154,7 +186,13 @@ def _run(options: argparse.Namespace) -> int:
         plan = convert(program, _request(options), options.out, say, meter)
     total = sum(target.nbytes for target in plan.targets)
     if options.json:
-        result = {"out": str(options.out), "spec": program.spec.name.value, "tensors": len(plan.targets), "bytes": total, "notes": notes}
+        result = {
+            "out": str(options.out),
+            "spec": program.spec.name.value,
+            "tensors": len(plan.targets),
+            "bytes": total,
+            "notes": notes,
+        }
         print(json.dumps(result, indent=2))
     else:
         print(f"{options.out}: {len(plan.targets)} tensors, {total:,} bytes")
@@ -196,14 +234,27 @@ def _plan(options: argparse.Namespace) -> int:
     from compiler.build import load_program
     from compiler.convert import prepare
 
-    plan, checkpoint = prepare(load_program(options.spec), _request(options), lambda line: print(f"note: {line}", file=sys.stderr))
+    plan, checkpoint = prepare(
+        load_program(options.spec), _request(options), lambda line: print(f"note: {line}", file=sys.stderr)
+    )
     rows = [
-        {"targets": [t.name for t in g.target_list], "shapes": [list(t.shape) for t in g.target_list], "dtype": g.target_list[0].dtype,
-         "sources": g.source_names, "rule": g.rule.name or g.rule.kind, "at": str(g.rule.span)} for g in plan.groups
-    ]  # fmt: skip
+        {
+            "targets": [t.name for t in g.target_list],
+            "shapes": [list(t.shape) for t in g.target_list],
+            "dtype": g.target_list[0].dtype,
+            "sources": g.source_names,
+            "rule": g.rule.name or g.rule.kind,
+            "at": str(g.rule.span),
+        }
+        for g in plan.groups
+    ]
     total = sum(target.nbytes for target in plan.targets)
     if options.json:
-        print(json.dumps({"groups": rows, "tensors": len(plan.targets), "bytes": total, "config": dict(plan.config)}, indent=2))
+        print(
+            json.dumps(
+                {"groups": rows, "tensors": len(plan.targets), "bytes": total, "config": dict(plan.config)}, indent=2
+            )
+        )
         return 0
     for row in rows:
         shapes = " ".join(f"{name} {shape}" for name, shape in zip(row["targets"], row["shapes"], strict=True))
@@ -229,4 +280,3 @@ _COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argp
     "plan": (_plan_parser, _plan),
     "schema": (_schema_parser, _schema),
 }
-

@@ -22,9 +22,18 @@ from compiler.program import Program
 from compiler.proof import SourceShapes
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 Say = Callable[[str], None]
 
 
@@ -75,16 +84,30 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
 def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint, say: Say) -> Plan:
     config_path = request.config or settings.beside(request.source[0], "config.json")
     if config_path is None:
-        refuse(str(request.source[0]), "there is no config.json, which tells the sizes of the way back", "missing-config", "give it with --config")
+        refuse(
+            str(request.source[0]),
+            "there is no config.json, which tells the sizes of the way back",
+            "missing-config",
+            "give it with --config",
+        )
     fields = dialects.read_config(settings.read_config_file(config_path))
-    given = {f.carried: Given(fields[f.name], config_path.name) for f in program.spec.config if f.carried and f.name in fields}
+    given = {
+        f.carried: Given(fields[f.name], config_path.name)
+        for f in program.spec.config
+        if f.carried and f.name in fields
+    }
     given |= {n: Given(v, "--set") for n, v in request.assigned.items()}
-    different = [f"{f.name}={fields[f.name]!r} (the spec sets {f.constant!r})" for f in program.spec.config
-                 if f.expr is None and f.name in fields and fields[f.name] != f.constant]  # fmt: skip
+    different = [
+        f"{f.name}={fields[f.name]!r} (the spec sets {f.constant!r})"
+        for f in program.spec.config
+        if f.expr is None and f.name in fields and fields[f.name] != f.constant
+    ]
     if different:
         say(f"the config differs from what the spec writes: {listed(different)}")
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    env = Environment(program, SourceShapes(program, shapes), {n: g for n, g in given.items() if n is not None}, trusted=True)
+    env = Environment(
+        program, SourceShapes(program, shapes), {n: g for n, g in given.items() if n is not None}, trusted=True
+    )
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     # What comes out must be a source that the spec would accept.
     made = {target.name: target for target in plan.targets}
@@ -92,29 +115,42 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
     return plan
 
 
-def convert(program: Program, request: Request, out: Path, say: Say = lambda line: None, progress: execute.Progress = lambda size: None) -> Plan:
+def convert(
+    program: Program,
+    request: Request,
+    out: Path,
+    say: Say = lambda line: None,
+    progress: execute.Progress = lambda size: None,
+) -> Plan:
     """Do all of it: `out` is a folder, or with `reverse` a file. Raises Refusal; then nothing is left behind."""
-    output = Output(out, request.force)
-    output.check()
-    limit = outfiles.parse_size(request.max_shard_size)
+    outfiles.parse_size(request.max_shard_size)
+    Output(out, request.force).check()
     plan, checkpoint = prepare(program, request, say)
+    write(plan, checkpoint, request, out, progress)
+    return plan
+
+
+def write(
+    plan: Plan, checkpoint: Checkpoint, request: Request, out: Path, progress: execute.Progress = lambda size: None
+) -> None:
+    """Carry a plan out. Raises Refusal; then nothing is left behind."""
+    output = Output(out, request.force)
     try:
         with output:
-            if request.reverse:
+            if plan.reverse:
                 execute.write_state_dict(plan, checkpoint, output.place, request.device, progress)
             else:
                 output.place.mkdir()
-                parts = outfiles.lay_out(plan.targets, limit)
-                _write_texts(program, plan, request, parts, output.place)
+                parts = outfiles.lay_out(plan.targets, outfiles.parse_size(request.max_shard_size))
+                _write_texts(plan, request, parts, output.place)
                 execute.write_folder(plan, checkpoint, parts, output.place, request.device, progress)
             output.finish()
     except OSError as error:
         refuse(str(error.filename or out), f"cannot be written: {error.strerror}", "output-unwritable")
-    return plan
 
 
-def _write_texts(program: Program, plan: Plan, request: Request, parts: list[outfiles.OutFile], folder: Path) -> None:
-    for name, text in texts(program, plan).items():
+def _write_texts(plan: Plan, request: Request, parts: list[outfiles.OutFile], folder: Path) -> None:
+    for name, text in texts(plan).items():
         (folder / name).write_text(text, encoding="utf-8")
     if len(parts) > 1:
         (folder / outfiles.INDEX).write_text(outfiles.index_json(parts, plan.targets), encoding="utf-8")
@@ -123,19 +159,26 @@ def _write_texts(program: Program, plan: Plan, request: Request, parts: list[out
         refuse(str(request.tokenizer), "there is no such folder", "missing-tokenizer")
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()] if source else []
     if request.tokenizer is not None and not found:
-        refuse(str(request.tokenizer), "the folder holds no tokenizer", "missing-tokenizer", f"looked for {listed(TOKENIZER_FILES, 3)}")
+        refuse(
+            str(request.tokenizer),
+            "the folder holds no tokenizer",
+            "missing-tokenizer",
+            f"looked for {listed(TOKENIZER_FILES, 3)}",
+        )
     for file in found:
         shutil.copyfile(file, folder / file.name)
 
 
-def texts(program: Program, plan: Plan) -> dict[str, str]:
+def texts(plan: Plan) -> dict[str, str]:
     """The files beside the weights: config.json in both dialects, generation_config.json."""
     from compiler import target
 
-    model = program.spec.target.model
+    model = plan.program.spec.target.model
     if model is None:
         raise Refusal([])
-    config = dialects.config_json(plan.config, model_class=model.value, model_type=target.model_type(model.value), dtype=plan.dtype)
+    config = dialects.config_json(
+        plan.config, model_class=model.value, model_type=target.model_type(model.value), dtype=plan.dtype
+    )
     found = {"config.json": dialects.json_text(config)}
     if generation := dialects.generation_json(plan.config):
         found["generation_config.json"] = dialects.json_text(generation)

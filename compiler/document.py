@@ -35,7 +35,7 @@ Plain = None | bool | int | float | str | list[Any] | dict[str, Any]
 class Scalar:
     """A leaf: its YAML 1.2 value, and the text as written."""
 
-    value: None | bool | int | float | str
+    value: bool | int | float | str | None
     text: str
     span: Span
 
@@ -69,7 +69,9 @@ def read_document(path: str | Path, text: str | None = None) -> Node:
     if text is None:
         text = _read_text(name)
     if len(text) > MAX_BYTES:
-        refuse(name, f"the document is {len(text):,} characters long; at most {MAX_BYTES:,} are read", "oversized-document")
+        refuse(
+            name, f"the document is {len(text):,} characters long; at most {MAX_BYTES:,} are read", "oversized-document"
+        )
     reader = _Reader(name, text)
     try:
         node = reader.document()
@@ -122,8 +124,12 @@ class _Reader:
         next(self.events)  # the end of the document
         event = next(self.events)
         if not isinstance(event, yaml.StreamEndEvent):
-            refuse(self.span(event.start_mark, event.start_mark), "a second document begins here", "second-document",
-                   "one file holds one document")  # fmt: skip
+            refuse(
+                self.span(event.start_mark, event.start_mark),
+                "a second document begins here",
+                "second-document",
+                "one file holds one document",
+            )
         return node
 
     def node(self, event: Any, depth: int) -> Node:
@@ -155,8 +161,12 @@ class _Reader:
                 refuse(key.span, "a key must be a text", "yaml-syntax", "quote a name that begins with {")
             if key.text in seen:
                 first = seen[key.text].span
-                self.report.add(key.span, f"the key {key.text!r} stands here a second time", "duplicate-key",
-                                f"it was first written at line {first.line}, column {first.column}")  # fmt: skip
+                self.report.add(
+                    key.span,
+                    f"the key {key.text!r} stands here a second time",
+                    "duplicate-key",
+                    f"it was first written at line {first.line}, column {first.column}",
+                )
             seen.setdefault(key.text, key)
             entries.append((key, self.node(next(self.events), depth + 1)))
         return Mapping(tuple(entries), span)
@@ -167,16 +177,18 @@ class _Reader:
         value = event.value if event.style else self.resolve(event.value, span)  # plain is None or "" by parser
         return Scalar(value, event.value, span)
 
-    def resolve(self, text: str, span: Span) -> None | bool | int | float | str:
+    def resolve(self, text: str, span: Span) -> bool | int | float | str | None:
         value = scalar_value(text)
-        if isinstance(value, float) and value in (float("inf"), float("-inf")) or _NOT_FINITE.fullmatch(text):
+        if (isinstance(value, float) and value in (float("inf"), float("-inf"))) or _NOT_FINITE.fullmatch(text):
             self.report.add(span, f"{text} is not a finite number", "not-finite")
         if isinstance(value, str) and len(text) > MAX_DIGITS and _INT.fullmatch(text):
-            self.report.add(span, f"a number of {len(text)} digits", "not-finite", f"at most {MAX_DIGITS} digits are read")
+            self.report.add(
+                span, f"a number of {len(text)} digits", "not-finite", f"at most {MAX_DIGITS} digits are read"
+            )
         return value
 
 
-def scalar_value(text: str) -> None | bool | int | float | str:
+def scalar_value(text: str) -> bool | int | float | str | None:
     """What a plain scalar means in YAML 1.2: `1e-5` a float, `0o17` an int, `no` and `1:30` texts."""
     if text in _NULLS:
         return None

@@ -100,19 +100,37 @@ class Environment(Mapping[str, Any]):
         if given is not None:
             return typed(name, argument.default, given, argument.span)
         if argument.required:
-            raise Refusal([Diagnostic(argument.span, f"{name} is not known: {argument.help or 'the checkpoint does not tell it'}",
-                                      "missing-argument", f"give it with --set {name}=VALUE, or a --config that has it")])  # fmt: skip
+            raise Refusal(
+                [
+                    Diagnostic(
+                        argument.span,
+                        f"{name} is not known: {argument.help or 'the checkpoint does not tell it'}",
+                        "missing-argument",
+                        f"give it with --set {name}=VALUE, or a --config that has it",
+                    )
+                ]
+            )
         return argument.default
 
     def agreed(self, name: str, fact: Expr, given: Given) -> Any:
         value = self.evaluate(fact)
-        if type(value) is not type(given.value) and not all(isinstance(v, (int, float)) for v in (value, given.value)) or value != given.value:
+        if (
+            type(value) is not type(given.value) and not all(isinstance(v, (int, float)) for v in (value, given.value))
+        ) or value != given.value:
             hint = "the two do not belong together, or the checkpoint is incomplete"
             counted = [pattern for function, pattern, _ in fact.asked if function == "count"]
             if counted and isinstance(given.value, int) and isinstance(value, int) and given.value > value:
                 hint = f"no tensor is called {_next_name(parse_pattern(counted[0], fact.span), value)}"
-            raise Refusal([Diagnostic(fact.span, f"{given.origin} says {name} = {given.value!r}, the checkpoint says {value!r}",
-                                      "config-mismatch", hint)])  # fmt: skip
+            raise Refusal(
+                [
+                    Diagnostic(
+                        fact.span,
+                        f"{given.origin} says {name} = {given.value!r}, the checkpoint says {value!r}",
+                        "config-mismatch",
+                        hint,
+                    )
+                ]
+            )
         return value
 
     def evaluate(self, expr: Expr) -> Any:
@@ -124,7 +142,9 @@ class Environment(Mapping[str, Any]):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             span = size.span if isinstance(size, Expr) else Span(self.spec.path)
             text = size.text if isinstance(size, Expr) else str(size)
-            raise Refusal([Diagnostic(span, f"{text} is {value!r}, where a whole number from 1 on is needed", "wrong-size")])
+            raise Refusal(
+                [Diagnostic(span, f"{text} is {value!r}, where a whole number from 1 on is needed", "wrong-size")]
+            )
         return value
 
     def holds(self, when: Expr | None) -> bool:
@@ -172,11 +192,27 @@ def typed(name: str, default: Any, given: Given, span: Span) -> Any:
         return float(value)
     if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float) and value.is_integer():
         return int(value)
-    raise Refusal([Diagnostic(span, f"{given.origin} says {name} = {value!r}, which is {_TYPES.get(type(value), 'something else')} "
-                              f"and not {_TYPES.get(type(default), 'like the default')}", "wrong-type", f"the default is {default!r}")])  # fmt: skip
+    raise Refusal(
+        [
+            Diagnostic(
+                span,
+                f"{given.origin} says {name} = {value!r}, which is {_TYPES.get(type(value), 'something else')} "
+                f"and not {_TYPES.get(type(default), 'like the default')}",
+                "wrong-type",
+                f"the default is {default!r}",
+            )
+        ]
+    )
 
 
-_TYPES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
+_TYPES: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
 def check_given(program: Program, names: Mapping[str, Any]) -> None:
@@ -185,6 +221,10 @@ def check_given(program: Program, names: Mapping[str, Any]) -> None:
     report = Report()
     for name in names:
         if name not in known:
-            report.add(Span("--set"), f"{program.spec.name} has no argument {name!r}", "unknown-argument",
-                       nearest(name, known) or f"its arguments are {listed(program.spec.arguments, 30)}")  # fmt: skip
+            report.add(
+                Span("--set"),
+                f"{program.spec.name} has no argument {name!r}",
+                "unknown-argument",
+                nearest(name, known) or f"its arguments are {listed(program.spec.arguments, 30)}",
+            )
     report.settle()

@@ -13,8 +13,8 @@ from pathlib import Path
 from compiler.checkpoint import Checkpoint, read_bytes
 from compiler.diagnostics import Refusal, Span, listed, refuse
 from compiler.ops import Bundle
-from compiler.plan import Group, Plan, Target
 from compiler.outfiles import OutFile
+from compiler.plan import Group, Plan, Target
 
 Progress = Callable[[int], None]
 
@@ -25,12 +25,21 @@ def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
     for alias, owner in plan.ties:
         a, b = checkpoint.tensors[alias], checkpoint.tensors[owner]
         same_place = (a.path, a.offset, a.shape, a.strides) == (b.path, b.offset, b.shape, b.strides)
-        if same_place or (a.dtype, a.shape) == (b.dtype, b.shape) and read_bytes(a) == read_bytes(b):
+        if same_place or ((a.dtype, a.shape) == (b.dtype, b.shape) and read_bytes(a) == read_bytes(b)):
             continue
         tie = next(t for t in plan.program.ties if t.alias.match(alias) is not None)
         free = tie.when.text if tie.when is not None and tie.when.text in spec.arguments else ""
-        hint = f"if the two are meant to differ: --set {free}=false" if free else "the checkpoint was not trained with tied weights"
-        refuse(tie.alias.span, f"{alias} should equal {owner} but differs from it; written once, it would be lost", "untied-weights", hint)
+        hint = (
+            f"if the two are meant to differ: --set {free}=false"
+            if free
+            else "the checkpoint was not trained with tied weights"
+        )
+        refuse(
+            tie.alias.span,
+            f"{alias} should equal {owner} but differs from it; written once, it would be lost",
+            "untied-weights",
+            hint,
+        )
 
 
 def outputs(plan: Plan, checkpoint: Checkpoint, device: str, progress: Progress) -> Iterator[tuple[Target, memoryview]]:
@@ -53,7 +62,9 @@ def outputs(plan: Plan, checkpoint: Checkpoint, device: str, progress: Progress)
             for key, target in targets.items():
                 data = kernels.bytes_of(slot[key])
                 if len(data) != target.nbytes or tuple(slot[key].shape) != target.shape:
-                    raise Refusal([_failure(group, checkpoint, ValueError(f"{target.name} came out as {list(slot[key].shape)}"))])
+                    raise Refusal(
+                        [_failure(group, checkpoint, ValueError(f"{target.name} came out as {list(slot[key].shape)}"))]
+                    )
                 progress(len(data))
                 yield target, data
 
@@ -69,10 +80,14 @@ def _failure(group: Group, checkpoint: Checkpoint, error: Exception):  # type: i
     from compiler.diagnostics import Diagnostic
 
     shapes = listed(f"{name} {list(checkpoint.tensors[name].shape)}" for name in group.source_names)
-    return Diagnostic(group.rule.span, f"the rule {group.rule.name or group.rule.kind} failed on {shapes}: {error}", "failed-step")
+    return Diagnostic(
+        group.rule.span, f"the rule {group.rule.name or group.rule.kind} failed on {shapes}: {error}", "failed-step"
+    )
 
 
-def write_folder(plan: Plan, checkpoint: Checkpoint, shards: list[OutFile], folder: Path, device: str, progress: Progress) -> None:
+def write_folder(
+    plan: Plan, checkpoint: Checkpoint, shards: list[OutFile], folder: Path, device: str, progress: Progress
+) -> None:
     """Write the weights files into `folder`. Raises Refusal where the disk does not take them."""
     where = {name: shard for shard in shards for name in shard.offsets}
     with ExitStack() as stack:
@@ -86,7 +101,11 @@ def write_folder(plan: Plan, checkpoint: Checkpoint, shards: list[OutFile], fold
                     os.posix_fallocate(handle, 0, shard.size)
                 _write(handle, memoryview(shard.header), 0)
             except OSError as error:
-                refuse(Span(str(folder)), f"{shard.name} of {shard.size:,} bytes cannot be written: {error.strerror}", "disk-full")
+                refuse(
+                    Span(str(folder)),
+                    f"{shard.name} of {shard.size:,} bytes cannot be written: {error.strerror}",
+                    "disk-full",
+                )
         for target, data in outputs(plan, checkpoint, device, progress):
             shard = where[target.name]
             try:

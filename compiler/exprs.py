@@ -63,7 +63,14 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.UAdd: operator.pos,
     ast.Not: operator.not_,
 }
-PURE: dict[str, Callable[..., Any]] = {"round_up": round_up, "ceil": math.ceil, "min": min, "max": max, "int": int, "len": len}
+PURE: dict[str, Callable[..., Any]] = {
+    "round_up": round_up,
+    "ceil": math.ceil,
+    "min": min,
+    "max": max,
+    "int": int,
+    "len": len,
+}
 # What a function takes: positions that must be written as constants, since names are checked at compile time.
 FUNCTIONS = {"round_up": 2, "ceil": 1, "min": None, "max": None, "int": 1, "len": 1, "dim": 2, "count": 1, "exists": 1}
 ASKING = frozenset(["dim", "count", "exists"])
@@ -125,7 +132,9 @@ def parse_expr(text: str, span: Span) -> Expr:
 
 def _parse(text: str, span: Span) -> ast.expr:
     if len(text) > MAX_TEXT:
-        refuse(span, f"an expression of {len(text):,} characters; at most {MAX_TEXT:,} are read", "oversized-expression")
+        refuse(
+            span, f"an expression of {len(text):,} characters; at most {MAX_TEXT:,} are read", "oversized-expression"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as `0 is None`: judged by _check, not by CPython's parser
@@ -135,7 +144,12 @@ def _parse(text: str, span: Span) -> ast.expr:
         if isinstance(error, SyntaxError) and error.lineno == 1 and error.offset:
             where = span.within(max(0, min(error.offset - 2, len(text) - 1)))
         message = error.msg if isinstance(error, SyntaxError) else "nested too deeply"
-        refuse(where, f"not an expression: {message}", "expression-syntax", "arithmetic, comparison and the functions dim, count, exists, round_up, ceil, min, max, int, len")
+        refuse(
+            where,
+            f"not an expression: {message}",
+            "expression-syntax",
+            "arithmetic, comparison and the functions dim, count, exists, round_up, ceil, min, max, int, len",
+        )
 
 
 def _check(expr: Expr, node: ast.AST, depth: int) -> None:
@@ -146,7 +160,9 @@ def _check(expr: Expr, node: ast.AST, depth: int) -> None:
         case ast.Constant(value=value):
             if not isinstance(value, (bool, int, float, str, type(None))):
                 refuse(expr.at(node), f"{value!r} is not a value of this language", "expression-syntax")
-            if isinstance(value, int) and value.bit_length() > MAX_BITS or isinstance(value, float) and not math.isfinite(value):
+            if (isinstance(value, int) and value.bit_length() > MAX_BITS) or (
+                isinstance(value, float) and not math.isfinite(value)
+            ):
                 refuse(expr.at(node), "a number out of range", "expression-value")
         case ast.Name():
             pass
@@ -162,7 +178,9 @@ def _check(expr: Expr, node: ast.AST, depth: int) -> None:
             children = [test, body, orelse]
         case ast.List(elts=items):
             children = [*items]
-        case ast.Dict(keys=keys, values=values) if all(isinstance(k, ast.Constant) and isinstance(k.value, str) for k in keys):
+        case ast.Dict(keys=keys, values=values) if all(
+            isinstance(k, ast.Constant) and isinstance(k.value, str) for k in keys
+        ):
             children = [*values]
         case ast.Subscript(value=value, slice=ast.Constant(value=str() | int())):
             children = [value]
@@ -171,18 +189,31 @@ def _check(expr: Expr, node: ast.AST, depth: int) -> None:
         case ast.Call(func=ast.Name(id=name)):
             refuse(expr.at(node), f"{name} takes no named arguments", "expression-syntax")
         case _:
-            refuse(expr.at(node), f"{type(node).__name__.lower()} is not part of the expression language", "expression-syntax",
-                   "names, numbers, strings, lists, dicts, arithmetic, comparison, and/or/not, if-else, and calls of known functions")  # fmt: skip
+            refuse(
+                expr.at(node),
+                f"{type(node).__name__.lower()} is not part of the expression language",
+                "expression-syntax",
+                "names, numbers, strings, lists, dicts, arithmetic, comparison, and/or/not, if-else, and calls of known functions",
+            )
     for child in children:
         _check(expr, child, depth + 1)
 
 
 def _check_call(expr: Expr, node: ast.AST, name: str, args: list[ast.expr]) -> list[ast.AST]:
     if name not in FUNCTIONS:
-        refuse(expr.at(node), f"there is no function {name!r}", "unknown-function", nearest(name, FUNCTIONS) or f"the functions are {', '.join(sorted(FUNCTIONS))}")
+        refuse(
+            expr.at(node),
+            f"there is no function {name!r}",
+            "unknown-function",
+            nearest(name, FUNCTIONS) or f"the functions are {', '.join(sorted(FUNCTIONS))}",
+        )
     wanted = FUNCTIONS[name]
-    if wanted is not None and len(args) != wanted or not args:
-        refuse(expr.at(node), f"{name} takes {wanted or 'at least one'} argument{'s' if wanted != 1 else ''}, not {len(args)}", "expression-syntax")
+    if (wanted is not None and len(args) != wanted) or not args:
+        refuse(
+            expr.at(node),
+            f"{name} takes {wanted or 'at least one'} argument{'s' if wanted != 1 else ''}, not {len(args)}",
+            "expression-syntax",
+        )
     if name in ASKING and not (isinstance(args[0], ast.Constant) and isinstance(args[0].value, str)):
         refuse(expr.at(args[0]), f"{name} takes a tensor name written as a string", "expression-syntax")
     return [*args]
@@ -202,7 +233,9 @@ class _Evaluator:
             raise
         except (ArithmeticError, TypeError, ValueError, LookupError) as error:
             self.fail(node, f"{ast.unparse(node)}: {error}")
-        if isinstance(result, int) and result.bit_length() > MAX_BITS or isinstance(result, float) and not math.isfinite(result):
+        if (isinstance(result, int) and result.bit_length() > MAX_BITS) or (
+            isinstance(result, float) and not math.isfinite(result)
+        ):
             self.fail(node, f"{ast.unparse(node)} is out of range")
         if isinstance(result, (str, list, dict)) and len(result) > MAX_LENGTH:
             self.fail(node, f"{ast.unparse(node)} is too long")
@@ -240,7 +273,9 @@ class _Evaluator:
             case ast.List(elts=items):
                 return [self.value(item) for item in items]
             case ast.Dict(keys=keys, values=values):
-                return {k.value: self.value(v) for k, v in zip(keys, values, strict=True) if isinstance(k, ast.Constant)}
+                return {
+                    k.value: self.value(v) for k, v in zip(keys, values, strict=True) if isinstance(k, ast.Constant)
+                }
             case ast.Subscript(value=value, slice=ast.Constant(value=key)):
                 return self.value(value)[key]
             case ast.Call(func=ast.Name(id=name), args=args):
@@ -253,12 +288,17 @@ class _Evaluator:
         raise TypeError(f"unchecked node {node!r}")
 
     def binary(self, node: ast.AST, op: ast.operator, a: Any, b: Any) -> Any:
-        if isinstance(op, ast.Pow) and isinstance(a, int) and isinstance(b, int) and abs(a).bit_length() * abs(b) > MAX_BITS:
+        if (
+            isinstance(op, ast.Pow)
+            and isinstance(a, int)
+            and isinstance(b, int)
+            and abs(a).bit_length() * abs(b) > MAX_BITS
+        ):
             self.fail(node, f"{ast.unparse(node)} is out of range")
         if isinstance(op, ast.Mult):
             for thing, times in ((a, b), (b, a)):
                 if isinstance(thing, (str, list)) and isinstance(times, int) and len(thing) * times > MAX_LENGTH:
                     self.fail(node, f"{ast.unparse(node)} is too long")
-        if isinstance(op, (ast.LShift,)) or isinstance(op, ast.Mod) and isinstance(a, str):
+        if isinstance(op, (ast.LShift,)) or (isinstance(op, ast.Mod) and isinstance(a, str)):
             self.fail(node, "text formatting is not part of the expression language")
         return _BINARY[type(op)](a, b)

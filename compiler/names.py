@@ -142,6 +142,7 @@ class Pattern:
 
     def with_holes(self, holes: Mapping[str, Hole]) -> Pattern:
         """The same pattern, its index holes reading what the holes of the same name elsewhere read."""
+
         def swap(part: Part) -> Part:
             if isinstance(part, Hole) and part.is_index and part.name in holes:
                 return replace(holes[part.name], shift=part.shift)
@@ -198,7 +199,8 @@ def _char_class(mask: int) -> str:
         else:
             runs.append([char])
     text = "".join(
-        re.escape(chr(run[0])) + (f"-{re.escape(chr(run[-1]))}" if len(run) > 2 else "".join(re.escape(chr(c)) for c in run[1:]))
+        re.escape(chr(run[0]))
+        + (f"-{re.escape(chr(run[-1]))}" if len(run) > 2 else "".join(re.escape(chr(c)) for c in run[1:]))
         for run in runs
     )
     return f"[{'^' if negate else ''}{text}]"
@@ -260,7 +262,12 @@ def parse_pattern(text: str, span: Span) -> Pattern:
     names = [part.name for part in parts if isinstance(part, Hole)]
     for name in names:
         if names.count(name) > 1:
-            refuse(span, f"the index {name!r} stands twice in one name", "repeated-index", "give the second one another letter")
+            refuse(
+                span,
+                f"the index {name!r} stands twice in one name",
+                "repeated-index",
+                "give the second one another letter",
+            )
     return Pattern(text, parts, span)
 
 
@@ -272,14 +279,18 @@ def _parse_readable(text: str, span: Span) -> Iterator[Part]:
     while at < len(text):
         char = text[at]
         if char == "}":
-            refuse(span.within(at), "a '}' that nothing opens", "name-syntax", "write an index as {i}, a choice as {p:q|k}")
+            refuse(
+                span.within(at), "a '}' that nothing opens", "name-syntax", "write an index as {i}, a choice as {p:q|k}"
+            )
         if char != "{":
             literal += char
             at += 1
             continue
         end = _closing(text, at)
         if end < 0:
-            refuse(span.within(at), "this '{' is not closed", "name-syntax", "write an index as {i}, a choice as {p:q|k}")
+            refuse(
+                span.within(at), "this '{' is not closed", "name-syntax", "write an index as {i}, a choice as {p:q|k}"
+            )
         if literal:
             yield literal
             literal = ""
@@ -366,8 +377,12 @@ class _RegexReader:
                 least, most, body = value  # type: ignore[misc]
                 unbounded = most == _c.MAXREPEAT
                 if unbounded and stars:
-                    refuse(self.span, "a repetition within a repetition could take exponential time", "regex-blow-up",
-                           "repeat a character class, not a group that repeats")  # fmt: skip
+                    refuse(
+                        self.span,
+                        "a repetition within a repetition could take exponential time",
+                        "regex-blow-up",
+                        "repeat a character class, not a group that repeats",
+                    )
                 return Repeat(self.sequence(body, stars + unbounded), least, None if unbounded else most)
             case _c.AT:
                 self.no("an anchor inside the pattern", "the whole name must match anyway")

@@ -33,17 +33,31 @@ def parse_rearrange(text: str, sizes: Mapping[str, Size], span: Span) -> Rearran
             if names.count(name) > 1:
                 refuse(span, f"the axis {name!r} stands twice on one side", "rearrange-syntax")
     if only := sorted(set(left_names) ^ set(right_names)):
-        refuse(span, f"the axis {only[0]!r} stands on one side only", "rearrange-syntax", "a rearrangement neither makes nor loses axes")
+        refuse(
+            span,
+            f"the axis {only[0]!r} stands on one side only",
+            "rearrange-syntax",
+            "a rearrangement neither makes nor loses axes",
+        )
     if left_rest != right_rest:
         refuse(span, "'...' stands on one side only", "rearrange-syntax")
     if strange := sorted(set(sizes) - set(left_names)):
-        refuse(span, f"a size for {strange[0]!r}, which is no axis here", "rearrange-syntax", f"the axes are {', '.join(left_names)}")
+        refuse(
+            span,
+            f"a size for {strange[0]!r}, which is no axis here",
+            "rearrange-syntax",
+            f"the axes are {', '.join(left_names)}",
+        )
     for side, groups in (("left", left), ("right", right)):
         for group in groups:
             unknown = [name for name in group if name not in sizes]
             if len(unknown) > 1:
-                refuse(span, f"the {side} side needs the size of {unknown[0]!r} or of {unknown[1]!r}", "missing-size",
-                       "both sides must be countable, so that the step can be reversed")  # fmt: skip
+                refuse(
+                    span,
+                    f"the {side} side needs the size of {unknown[0]!r} or of {unknown[1]!r}",
+                    "missing-size",
+                    "both sides must be countable, so that the step can be reversed",
+                )
     return Rearrange(left, right, left_rest, tuple(sizes.items()))
 
 
@@ -54,7 +68,12 @@ def _side(text: str, span: Span) -> tuple[tuple[tuple[str, ...], ...], bool]:
     while at < len(text.rstrip()):
         token = _TOKEN.match(text, at)
         if token is None:
-            refuse(span.within(at), f"{text[at:].strip()[:10]!r} is not expected here", "rearrange-syntax", "axes are words, grouped by ( )")
+            refuse(
+                span.within(at),
+                f"{text[at:].strip()[:10]!r} is not expected here",
+                "rearrange-syntax",
+                "axes are words, grouped by ( )",
+            )
         at = token.end()
         dots, name, bracket, one = token.groups()
         if rest:

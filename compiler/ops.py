@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from compiler.exprs import Expr
 
@@ -143,7 +143,9 @@ class Concat(Op):
         return 1, holes
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
-        return replace(bundle, slots=({key: self.join([s[key] for s in bundle.slots], algebra) for key in bundle.slots[0]},))
+        return replace(
+            bundle, slots=({key: self.join([s[key] for s in bundle.slots], algebra) for key in bundle.slots[0]},)
+        )
 
     def join(self, tensors: Sequence[T], algebra: Algebra[T]) -> T:
         shapes = [algebra.shape(t) for t in tensors]
@@ -191,7 +193,9 @@ class Stack(Op):
         tensors = [group[n] for n in range(len(group))]
         shapes = [algebra.shape(t) for t in tensors]
         if len(set(shapes)) != 1:
-            raise OpError(f"stack over {{{self.hole}}} of shapes that differ: {', '.join(map(_show, sorted(set(shapes))))}")
+            raise OpError(
+                f"stack over {{{self.hole}}} of shapes that differ: {', '.join(map(_show, sorted(set(shapes))))}"
+            )
         return algebra.stack(tensors, _axis(self.axis, len(shapes[0]) + 1, self.word, shapes[0]))
 
     def inverse(self) -> Op:
@@ -247,7 +251,7 @@ class Rearrange(Op):
 
     def recipe(self, shape: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
         """(inner, order, outer) for a tensor of this shape. Raises OpError."""
-        if len(shape) < len(self.left) or len(shape) > len(self.left) and not self.rest:
+        if len(shape) < len(self.left) or (len(shape) > len(self.left) and not self.rest):
             raise OpError(f"rearrange {self} does not fit the {len(shape)} axes of {_show(shape)}")
         known: dict[str, int] = {name: size for name, size in self.sizes if isinstance(size, int)}
         lengths: dict[str, int] = {}

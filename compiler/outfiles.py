@@ -14,7 +14,18 @@ from compiler.dtypes import ITEM_SIZES, SAFETENSORS_CODES
 from compiler.plan import Target
 
 INDEX = "model.safetensors.index.json"
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 
 
 @dataclass(frozen=True)
@@ -77,5 +88,8 @@ def _lay_out_one(name: str, targets: Sequence[Target]) -> OutFile:
 def index_json(files: Sequence[OutFile], targets: Sequence[Target]) -> str:
     """The text of the index that lists which file holds which tensor."""
     weight_map = {name: file.name for file in files for name in file.offsets}
-    content = {"metadata": {"total_size": sum(t.nbytes for t in targets)}, "weight_map": dict(sorted(weight_map.items()))}
+    content = {
+        "metadata": {"total_size": sum(t.nbytes for t in targets)},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
     return json.dumps(content, indent=2) + "\n"

@@ -13,7 +13,12 @@ from types import TracebackType
 
 from compiler.diagnostics import refuse
 
-_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+_WEIGHTS = (
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+)
 
 
 class Output:
@@ -28,7 +33,9 @@ class Output:
         """Refuse, before any work, what could not be finished. Raises Refusal."""
         name = str(self.path)
         if self.path.is_dir() and any(self.path.iterdir()) and not self.force:
-            refuse(name, "the output folder is not empty", "output-exists", "choose another, or --force to write into it")
+            refuse(
+                name, "the output folder is not empty", "output-exists", "choose another, or --force to write into it"
+            )
         if self.path.is_file() and not self.force:
             refuse(name, "the output file exists", "output-exists", "choose another, or --force to replace it")
         parent = self.path.absolute().parent
@@ -44,7 +51,9 @@ class Output:
         self.discard()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.discard()
 
     def discard(self) -> None:

@@ -79,7 +79,9 @@ class Plan:
         return max(totals, key=totals.__getitem__, default="float32")
 
 
-def bind(program: Program, signature: Signature, env: Environment, *, dtype: str | None = None, reverse: bool = False) -> Plan:
+def bind(
+    program: Program, signature: Signature, env: Environment, *, dtype: str | None = None, reverse: bool = False
+) -> Plan:
     """Bind a program to the names and shapes of one checkpoint. Raises Refusal with all that does not fit."""
     binder = _Binder(program, signature, env, dtype, reverse)
     binder.claim()
@@ -89,7 +91,15 @@ def bind(program: Program, signature: Signature, env: Environment, *, dtype: str
     groups = binder.groups()
     binder.report.settle()
     config = {} if reverse else {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in program.spec.config}
-    return Plan(program, tuple(groups), tuple(binder.ties), tuple(binder.ignored), {n: env[n] for n in env.values}, config, reverse)
+    return Plan(
+        program,
+        tuple(groups),
+        tuple(binder.ties),
+        tuple(binder.ignored),
+        {n: env[n] for n in env.values},
+        config,
+        reverse,
+    )
 
 
 @dataclass
@@ -100,14 +110,18 @@ class _Claims:
 
 
 class _Binder:
-    def __init__(self, program: Program, signature: Signature, env: Environment, dtype: str | None, reverse: bool) -> None:
+    def __init__(
+        self, program: Program, signature: Signature, env: Environment, dtype: str | None, reverse: bool
+    ) -> None:
         self.program, self.signature, self.env, self.dtype, self.reverse = program, signature, env, dtype, reverse
         self.report = Report()
         active = [rule for rule in program.rules if env.holds(rule.when)]
         if reverse:
             for rule in active:
                 if rule.loss:
-                    self.report.add(rule.span, f"the rule {rule.name or rule.kind} has no inverse: {rule.loss}", "irreversible-rule")
+                    self.report.add(
+                        rule.span, f"the rule {rule.name or rule.kind} has no inverse: {rule.loss}", "irreversible-rule"
+                    )
             self.report.settle()
         self.rules = [rule.reversed() for rule in active] if reverse else active
         self.claims = [_Claims() for _ in self.rules]
@@ -150,13 +164,21 @@ class _Binder:
                 self.report.add(found[0][1], f"{name} is claimed by more than one rule: {lines}", "claimed-twice")
         for alias, owner in self.ties:
             if owner not in self.signature:
-                self.report.add(Span(self.program.spec.path), f"{alias} is tied to {owner}, which the checkpoint lacks", "missing-tensor",
-                                nearest(owner, self.signature))  # fmt: skip
+                self.report.add(
+                    Span(self.program.spec.path),
+                    f"{alias} is tied to {owner}, which the checkpoint lacks",
+                    "missing-tensor",
+                    nearest(owner, self.signature),
+                )
         if nobody:
             patterns = [p.text for _, _, p in sources]
-            self.report.add(Span(self.program.spec.path), f"{len(nobody)} tensor{'s' * (len(nobody) != 1)} of the checkpoint "
-                            f"{'have' if len(nobody) != 1 else 'has'} no rule: {listed(nobody)}", "unclaimed-tensor",
-                            nearest(nobody[0], patterns) or "another spec may fit: see compile detect")  # fmt: skip
+            self.report.add(
+                Span(self.program.spec.path),
+                f"{len(nobody)} tensor{'s' * (len(nobody) != 1)} of the checkpoint "
+                f"{'have' if len(nobody) != 1 else 'has'} no rule: {listed(nobody)}",
+                "unclaimed-tensor",
+                nearest(nobody[0], patterns) or "another spec may fit: see compile detect",
+            )
 
     def take(self, n: int, k: int, pattern: Pattern, name: str, captures: dict[str, str]) -> None:
         rule, prefix = self.rules[n], ""
@@ -167,8 +189,12 @@ class _Binder:
             text = captures.get(part.name, "") if hasattr(part, "name") else ""
             if hasattr(part, "name") and part.is_index:
                 if text != str(int(text)):
-                    self.report.add(pattern.span, f"{name} holds the index {text}, which is not how a number is written", "padded-index",
-                                    "rename the tensors, or match the index with a regex of your own")  # fmt: skip
+                    self.report.add(
+                        pattern.span,
+                        f"{name} holds the index {text}, which is not how a number is written",
+                        "padded-index",
+                        "rename the tensors, or match the index with a regex of your own",
+                    )
                 self.indices.setdefault(prefix, set()).add(int(text) + part.shift)
                 prefix += "#"
             else:
@@ -186,8 +212,12 @@ class _Binder:
         for prefix, values in self.indices.items():
             gaps = sorted(set(range(max(values) + 1)) - values)
             if gaps:
-                self.report.add(Span(self.program.spec.path), f"the checkpoint has no {prefix}{gaps[0]}, though it has {prefix}{max(values)}",
-                                "index-gap", "part of the checkpoint is missing")  # fmt: skip
+                self.report.add(
+                    Span(self.program.spec.path),
+                    f"the checkpoint has no {prefix}{gaps[0]}, though it has {prefix}{max(values)}",
+                    "index-gap",
+                    "part of the checkpoint is missing",
+                )
         self.report.settle()
         missing: list[str] = []
         for n, rule in enumerate(self.rules):
@@ -196,11 +226,20 @@ class _Binder:
                 wanted = self.expected(pattern)
                 absent = [pattern.fill(dict(zip(pattern.holes, c, strict=True))) for c in wanted if c not in seen]
                 if len(absent) == len(wanted):
-                    self.report.add(pattern.span, f"the checkpoint has no {pattern}", "missing-tensor", nearest(absent[0], self.signature) if absent else "")
+                    self.report.add(
+                        pattern.span,
+                        f"the checkpoint has no {pattern}",
+                        "missing-tensor",
+                        nearest(absent[0], self.signature) if absent else "",
+                    )
                 else:
                     missing += absent
         if missing:
-            self.report.add(Span(self.program.spec.path), f"{len(missing)} tensor{'s are' if len(missing) != 1 else ' is'} missing: {listed(missing)}", "missing-tensor")
+            self.report.add(
+                Span(self.program.spec.path),
+                f"{len(missing)} tensor{'s are' if len(missing) != 1 else ' is'} missing: {listed(missing)}",
+                "missing-tensor",
+            )
 
     def expected(self, pattern: Pattern) -> list[tuple[str, ...]]:
         """The captures that a complete checkpoint has for a pattern."""
@@ -209,7 +248,12 @@ class _Binder:
             if isinstance(part, str):
                 found = [(c, prefix + part) for c, prefix in found]
             elif hasattr(part, "name") and part.is_index:
-                found = [((*c, str(v - part.shift)), prefix + "#") for c, prefix in found for v in sorted(self.indices.get(prefix, ())) if v >= part.shift]
+                found = [
+                    ((*c, str(v - part.shift)), prefix + "#")
+                    for c, prefix in found
+                    for v in sorted(self.indices.get(prefix, ()))
+                    if v >= part.shift
+                ]
             elif hasattr(part, "name") and (words := options(part)) is not None:
                 found = [((*c, word), prefix + word) for c, prefix in found for word in words]
             else:
@@ -230,7 +274,9 @@ class _Binder:
                 self.report.absorb(refusal)
                 continue
             for outer, slots in self.claims[n].groups.items():
-                group = self.group(rule, ops, dict(zip(rule.outer, outer, strict=True)), Bundle(tuple(slots), rule.folded))
+                group = self.group(
+                    rule, ops, dict(zip(rule.outer, outer, strict=True)), Bundle(tuple(slots), rule.folded)
+                )
                 if group is not None:
                     groups.append(group)
         groups += [self.kept_group(name) for name in self.kept]
@@ -243,12 +289,18 @@ class _Binder:
     def group(self, rule: Rule, ops: tuple[Op, ...], outer: dict[str, str], sources: Bundle[str]) -> Group | None:
         names = [name for slot in sources.slots for name in slot.values()]
         if len({frozenset(slot) for slot in sources.slots}) != 1:
-            self.report.add(rule.span, f"the rule {rule.name} has only {listed(names)} of what it joins", "missing-tensor")
+            self.report.add(
+                rule.span, f"the rule {rule.name} has only {listed(names)} of what it joins", "missing-tensor"
+            )
             return None
         dtypes = {self.signature[name].dtype for name in names}
         if len(dtypes) != 1 and self.dtype is None:
-            self.report.add(rule.span, f"the rule {rule.name} joins tensors of the types {listed(sorted(dtypes))}: {listed(names, 4)}", "mixed-dtypes",
-                            "convert all with --dtype")  # fmt: skip
+            self.report.add(
+                rule.span,
+                f"the rule {rule.name} joins tensors of the types {listed(sorted(dtypes))}: {listed(names, 4)}",
+                "mixed-dtypes",
+                "convert all with --dtype",
+            )
             return None
         dtype = self.signature[names[0]].dtype
         if self.dtype is not None and all(d in FLOATING for d in dtypes) and dtypes != {self.dtype}:
@@ -260,12 +312,17 @@ class _Binder:
                 bundle = op.apply(bundle, ShapeAlgebra())
             except OpError as error:
                 shapes = listed(f"{name} {list(self.signature[name].shape)}" for name in names)
-                self.report.add(places.get(id(op), rule.span), f"{rule.name}: {error}", "shape-mismatch", f"it reads {shapes}")
+                self.report.add(
+                    places.get(id(op), rule.span), f"{rule.name}: {error}", "shape-mismatch", f"it reads {shapes}"
+                )
                 return None
             if isinstance(op, Cast):
                 dtype = op.dtype
         slots = tuple(
-            {key: Target(pattern.fill(outer | dict(zip(bundle.holes, map(str, key), strict=True))), shape, dtype) for key, shape in slot.items()}
+            {
+                key: Target(pattern.fill(outer | dict(zip(bundle.holes, map(str, key), strict=True))), shape, dtype)
+                for key, shape in slot.items()
+            }
             for pattern, slot in zip(rule.targets, bundle.slots, strict=True)
         )
         return Group(rule, sources, ops, Bundle(slots, bundle.holes))
@@ -276,7 +333,9 @@ class _Binder:
         if self.dtype is not None and dtype in FLOATING and dtype != self.dtype:
             ops, dtype = (Cast(self.dtype),), self.dtype
         rule = Rule("keep", "", (), (), (), None, Span(self.program.spec.path))
-        return Group(rule, Bundle(({(): name},)), ops, Bundle(({(): Target(name, tuple(self.signature[name].shape), dtype)},)))
+        return Group(
+            rule, Bundle(({(): name},)), ops, Bundle(({(): Target(name, tuple(self.signature[name].shape), dtype)},))
+        )
 
     def aliases(self, groups: list[Group]) -> list[Group]:
         """Reversed, a tie writes its alias again, as the source's trainer does."""
@@ -291,7 +350,11 @@ class _Binder:
                     continue
                 alias = tie.alias.fill(captures)
                 if len(group.target_list) != 1:
-                    self.report.add(tie.alias.span, f"{alias} is tied to {owner}, one of several tensors that {group.rule.name} makes", "irreversible-rule")
+                    self.report.add(
+                        tie.alias.span,
+                        f"{alias} is tied to {owner}, one of several tensors that {group.rule.name} makes",
+                        "irreversible-rule",
+                    )
                     continue
                 targets = group.targets.map(lambda target, name=alias: replace(target, name=name))  # type: ignore[misc]
                 found.append(replace(group, targets=targets))
@@ -303,10 +366,17 @@ class _Binder:
             for target in group.target_list:
                 if target.name in writers:
                     first = writers[target.name].rule
-                    self.report.add(group.rule.span, f"{target.name} would be written twice, also by the rule at line {first.span.line}", "written-twice")
+                    self.report.add(
+                        group.rule.span,
+                        f"{target.name} would be written twice, also by the rule at line {first.span.line}",
+                        "written-twice",
+                    )
                 writers[target.name] = group
 
 
 def sources_map(sources: Bundle[str], signature: Signature) -> Bundle[tuple[int, ...]]:
     """The shapes of a bundle of names."""
-    return Bundle(tuple({key: tuple(signature[name].shape) for key, name in slot.items()} for slot in sources.slots), sources.holes)
+    return Bundle(
+        tuple({key: tuple(signature[name].shape) for key, name in slot.items()} for slot in sources.slots),
+        sources.holes,
+    )

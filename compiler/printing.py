@@ -38,7 +38,11 @@ def quoted(text: str) -> str:
 
 def expansion(pattern: Pattern) -> str:
     """The text for `re.Match.expand` that writes a name; only for patterns whose indices are not shifted."""
-    return "".join(f"\\g<{p.name}>" if isinstance(p, Hole) else p.replace("\\", "\\\\") for p in pattern.parts if isinstance(p, (str, Hole)))
+    return "".join(
+        f"\\g<{p.name}>" if isinstance(p, Hole) else p.replace("\\", "\\\\")
+        for p in pattern.parts
+        if isinstance(p, (str, Hole))
+    )
 
 
 def shifted(pattern: Pattern) -> bool:
@@ -74,7 +78,11 @@ class ExprPrinter:
     def refusal(self, expr: Expr) -> str:
         """The condition under which a requirement is broken."""
         tree = copy.deepcopy(expr.tree)
-        negated = tree.operand if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Not) else ast.UnaryOp(ast.Not(), tree)
+        negated = (
+            tree.operand
+            if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Not)
+            else ast.UnaryOp(ast.Not(), tree)
+        )
         if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and type(tree.ops[0]) in _OPPOSITE:
             negated = ast.Compare(tree.left, [_OPPOSITE[type(tree.ops[0])]()], tree.comparators)
         return ast.unparse(_Rewriter(self).visit(ast.fix_missing_locations(negated)))
@@ -84,9 +92,17 @@ class ExprPrinter:
 
 
 _OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
-}  # fmt: skip
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
 
 
 class _Rewriter(ast.NodeTransformer):
@@ -100,7 +116,12 @@ class _Rewriter(ast.NodeTransformer):
         visited = self.generic_visit(node)
         assert isinstance(visited, ast.UnaryOp)
         inner = visited.operand
-        if isinstance(visited.op, ast.Not) and isinstance(inner, ast.Compare) and isinstance(inner.ops[0], ast.In) and len(inner.ops) == 1:
+        if (
+            isinstance(visited.op, ast.Not)
+            and isinstance(inner, ast.Compare)
+            and isinstance(inner.ops[0], ast.In)
+            and len(inner.ops) == 1
+        ):
             return ast.Compare(inner.left, [ast.NotIn()], inner.comparators)
         return visited
 
@@ -170,7 +191,9 @@ class _RulePrinter:
             slots, many = self.step(op, slots, many)
         one = "list[Tensor]" if many else "Tensor"
         returns = one if len(slots) == 1 else f"tuple[{', '.join([one] * len(slots))}]"
-        return Function(rule.name, parameters, tuple(self.passed.items()), comments, tuple(self.body), tuple(slots), returns)
+        return Function(
+            rule.name, parameters, tuple(self.passed.items()), comments, tuple(self.body), tuple(slots), returns
+        )
 
     def size(self, size: Size) -> str:
         """A literal, or a parameter that carries the value of an expression."""
@@ -193,17 +216,33 @@ class _RulePrinter:
                 return slots, many
             case ops.Cast(dtype=dtype):
                 for slot in slots:
-                    self.body.append(f"{slot} = [t.to(torch.{dtype}) for t in {slot}]" if many else f"{slot} = {slot}.to(torch.{dtype})")
+                    self.body.append(
+                        f"{slot} = [t.to(torch.{dtype}) for t in {slot}]"
+                        if many
+                        else f"{slot} = {slot}.to(torch.{dtype})"
+                    )
                 return slots, many
             case ops.Split(axis=axis, parts=parts, sizes=sizes):
-                cut = f".split([{', '.join(map(self.size, sizes))}], dim={axis})" if sizes else f".chunk({parts}, dim={axis})"
-                results = short_names(self.rule.targets) if len(self.rule.targets) == parts else [f"part_{n}" for n in range(parts)]
+                cut = (
+                    f".split([{', '.join(map(self.size, sizes))}], dim={axis})"
+                    if sizes
+                    else f".chunk({parts}, dim={axis})"
+                )
+                results = (
+                    short_names(self.rule.targets)
+                    if len(self.rule.targets) == parts
+                    else [f"part_{n}" for n in range(parts)]
+                )
                 value = f"zip(*(t{cut} for t in {slots[0]}), strict=True)" if many else f"{slots[0]}{cut}"
                 self.body.append(f"{', '.join(results)} = {value}")
                 return results, many
             case ops.Concat(axis=axis):
                 joined = ", ".join(slots)
-                code = f"[torch.cat(parts, dim={axis}) for parts in zip({joined}, strict=True)]" if many else f"torch.cat([{joined}], dim={axis})"
+                code = (
+                    f"[torch.cat(parts, dim={axis}) for parts in zip({joined}, strict=True)]"
+                    if many
+                    else f"torch.cat([{joined}], dim={axis})"
+                )
                 self.body.append(f"joined = {code}")
                 return ["joined"], many
             case ops.Stack(axis=axis):

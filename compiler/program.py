@@ -124,8 +124,12 @@ class _Builder:
         seen: dict[str, Span] = {}
         for transform in spec.transform:
             if transform.name.value in seen:
-                self.report.add(transform.name.span, f"two steps are called {transform.name}", "duplicate-name",
-                                f"the first stands at line {seen[transform.name.value].line}")  # fmt: skip
+                self.report.add(
+                    transform.name.span,
+                    f"two steps are called {transform.name}",
+                    "duplicate-name",
+                    f"the first stands at line {seen[transform.name.value].line}",
+                )
             seen.setdefault(transform.name.value, transform.name.span)
             if rule := self.transform(transform):
                 rules.append(rule)
@@ -142,8 +146,12 @@ class _Builder:
         missing = [hole for hole in pattern.holes if hole not in holes]
         for hole in missing:
             start = max(0, pattern.text.find("{" + hole))
-            self.report.add(pattern.span.within(start, len(hole) + 2), f"nothing binds the index {{{hole}}} of {pattern}",
-                            "unbound-index", nearest(hole, holes) or f"{where} has {listed('{%s}' % h for h in holes) or 'no index'}")  # fmt: skip
+            self.report.add(
+                pattern.span.within(start, len(hole) + 2),
+                f"nothing binds the index {{{hole}}} of {pattern}",
+                "unbound-index",
+                nearest(hole, holes) or f"{where} has {listed('{%s}' % h for h in holes) or 'no index'}",
+            )
         return not missing
 
     def renamed(self, kind: str, entry: Entry, source: Pattern, target: Pattern) -> Rule | None:
@@ -183,23 +191,49 @@ class _Builder:
             return None
         opened = [h for h in holes if h not in patterns[0].holes]
         if left := [h for h in holes if h in patterns[0].holes]:
-            self.report.add(patterns[0].span, f"{transform.name}: the targets lack the index {{{left[0]}}}", "unbound-index", f"fold it: stack: {left[0]}")
+            self.report.add(
+                patterns[0].span,
+                f"{transform.name}: the targets lack the index {{{left[0]}}}",
+                "unbound-index",
+                f"fold it: stack: {left[0]}",
+            )
         if unbound := [h for h in written[0].holes if h not in patterns[0].holes and h not in opened]:
-            self.report.add(written[0].span, f"nothing binds the index {{{unbound[0]}}} of {written[0]}", "unbound-index", f"open it: unstack: {unbound[0]}")
+            self.report.add(
+                written[0].span,
+                f"nothing binds the index {{{unbound[0]}}} of {written[0]}",
+                "unbound-index",
+                f"open it: unstack: {unbound[0]}",
+            )
         if unused := [h for h in opened if h not in written[0].holes]:
-            self.report.add(written[0].span, f"{transform.name}: unstack opens {{{unused[0]}}}, which the targets lack", "unbound-index")
+            self.report.add(
+                written[0].span,
+                f"{transform.name}: unstack opens {{{unused[0]}}}, which the targets lack",
+                "unbound-index",
+            )
         if slots != len(written):
-            self.report.add(transform.targets[0].pattern.span, f"{transform.name}: the ops make {slots} tensor{'s' * (slots != 1)}, for {len(written)} name{'s' * (len(written) != 1)}", "op-mismatch")
+            self.report.add(
+                transform.targets[0].pattern.span,
+                f"{transform.name}: the ops make {slots} tensor{'s' * (slots != 1)}, for {len(written)} name{'s' * (len(written) != 1)}",
+                "op-mismatch",
+            )
         if len(self.report.diagnostics) > before:
             return None
-        return Rule("transform", transform.name.value, patterns, written, tuple(steps), transform.when, transform.name.span)
+        return Rule(
+            "transform", transform.name.value, patterns, written, tuple(steps), transform.when, transform.name.span
+        )
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def op(self, step: Step, transform: Transform, slots: int) -> Op:
         values = step.values
         value = document.plain(values[step.word])
-        extra = {"split": ("sizes", "parts"), "concat": ("sizes",), "stack": ("axis",), "unstack": ("axis",), "rearrange": ("sizes",)}
+        extra = {
+            "split": ("sizes", "parts"),
+            "concat": ("sizes",),
+            "stack": ("axis",),
+            "unstack": ("axis",),
+            "rearrange": ("sizes",),
+        }
         for word in ("sizes", "parts", "axis"):
             if word in values and word not in extra.get(step.word, ()):
                 self.report.add(values[word].span, f"{step.word} takes no {word!r}", "unknown-key")
@@ -207,7 +241,13 @@ class _Builder:
         match step.word, value:
             case "split", int(along):
                 sizes = self.sizes(values, transform.targets)
-                parts = len(sizes) if sizes else document.plain(values["parts"]) if "parts" in values else len(transform.targets)
+                parts = (
+                    len(sizes)
+                    if sizes
+                    else document.plain(values["parts"])
+                    if "parts" in values
+                    else len(transform.targets)
+                )
                 return ops.Split(along, parts, sizes)  # type: ignore[arg-type]
             case "concat", int(along):
                 return ops.Concat(along, slots, self.sizes(values, transform.sources))
@@ -249,40 +289,64 @@ class _Builder:
 
     def check_claims(self, program: Program) -> None:
         """No name is read twice, none is written twice; guarded rules are compared when their guards have values."""
-        free: list[tuple[Pattern, str]] = [(p, r.name or r.kind) for r in program.rules if not r.when for p in r.sources]
+        free: list[tuple[Pattern, str]] = [
+            (p, r.name or r.kind) for r in program.rules if not r.when for p in r.sources
+        ]
         free += [(t.alias, "tie") for t in program.ties if not t.when] + [(p, "ignore") for p, _ in program.ignored]
         self.disjoint(free, "claim", "claimed-twice")
-        self.disjoint([(p, r.name or r.kind) for r in program.rules if not r.when for p in r.targets], "write", "written-twice")
+        self.disjoint(
+            [(p, r.name or r.kind) for r in program.rules if not r.when for p in r.targets], "write", "written-twice"
+        )
 
     def disjoint(self, patterns: list[tuple[Pattern, str]], verb: str, kind: str) -> None:
         for n, (pattern, what) in enumerate(patterns):
             for other, whose in patterns[:n]:
                 name = common_name(pattern, other)
                 if name is not None:
-                    self.report.add(pattern.span, f"this rule ({what}) and the one at line {other.span.line} ({whose}) both {verb} {name!r}", kind,
-                                    "every name belongs to one rule; order never decides")  # fmt: skip
+                    self.report.add(
+                        pattern.span,
+                        f"this rule ({what}) and the one at line {other.span.line} ({whose}) both {verb} {name!r}",
+                        kind,
+                        "every name belongs to one rule; order never decides",
+                    )
 
     def check_names(self, program: Program) -> None:
         spec = self.spec
         known = [*spec.arguments, *spec.facts]
         for name in spec.facts:
             if name in spec.arguments:
-                self.report.add(spec.facts[name].span, f"{name!r} is an argument and a fact", "duplicate-name", "a fact is computed, an argument is given")
-        claimed = [p for r in program.rules for p in r.sources] + [t.alias for t in program.ties] + [p for p, _ in program.ignored]
+                self.report.add(
+                    spec.facts[name].span,
+                    f"{name!r} is an argument and a fact",
+                    "duplicate-name",
+                    "a fact is computed, an argument is given",
+                )
+        claimed = (
+            [p for r in program.rules for p in r.sources]
+            + [t.alias for t in program.ties]
+            + [p for p, _ in program.ignored]
+        )
         for expr in expressions(program):
             self.attempt(lambda expr=expr: parse_expr(expr.text, expr.span))  # type: ignore[misc]
         self.report.settle()
         for expr in expressions(program):
             for name in sorted(expr.names):
                 if name not in known:
-                    self.report.add(expr.name_span(name), f"{name!r} is neither an argument nor a fact", "unknown-name", nearest(name, known))
+                    self.report.add(
+                        expr.name_span(name),
+                        f"{name!r} is neither an argument nor a fact",
+                        "unknown-name",
+                        nearest(name, known),
+                    )
             for function, text, span in expr.asked:
                 self.check_asked(function, text, span, claimed, program.keep_all)
         self.check_cycles()
         for example in spec.examples:
             for name, (_, span) in example.items():
                 if name not in known:
-                    self.report.add(span, f"{name!r} is neither an argument nor a fact", "unknown-name", nearest(name, known))
+                    self.report.add(
+                        span, f"{name!r} is neither an argument nor a fact", "unknown-name", nearest(name, known)
+                    )
 
     def check_asked(self, function: str, text: str, span: Span, claimed: list[Pattern], keep_all: bool) -> None:
         try:
@@ -291,9 +355,16 @@ class _Builder:
             self.report.absorb(refusal)
             return
         if function == "dim" and not pattern.is_name:
-            self.report.add(span, f"dim asks for one tensor, {text} stands for many", "name-syntax", "write an index out, as in layers.0")
+            self.report.add(
+                span,
+                f"dim asks for one tensor, {text} stands for many",
+                "name-syntax",
+                "write an index out, as in layers.0",
+            )
         elif function != "exists" and not keep_all and not any(common_name(pattern, c) for c in claimed):
-            self.report.add(span, f"no rule of this spec reads {text!r}", "unknown-tensor", nearest(text, [c.text for c in claimed]))
+            self.report.add(
+                span, f"no rule of this spec reads {text!r}", "unknown-tensor", nearest(text, [c.text for c in claimed])
+            )
 
     def check_cycles(self) -> None:
         facts = self.spec.facts
@@ -303,7 +374,9 @@ class _Builder:
             state[name] = 1
             for other in sorted(facts[name].names & facts.keys()):
                 if state.get(other) == 1:
-                    self.report.add(facts[name].name_span(other), f"the fact {other!r} depends on itself", "circular-fact")
+                    self.report.add(
+                        facts[name].name_span(other), f"the fact {other!r} depends on itself", "circular-fact"
+                    )
                 elif other not in state:
                     visit(other)
             state[name] = 2

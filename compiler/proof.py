@@ -58,7 +58,9 @@ class SourceShapes:
         if name in self.known:
             return NamedShapes(self.known).dim(name, axis)
         if name in self.names:
-            raise LookupError(f"the shape of {name} cannot be told from the target; state the fact among the values given")
+            raise LookupError(
+                f"the shape of {name} cannot be told from the target; state the fact among the values given"
+            )
         raise LookupError(f"no rule makes a tensor called {name}; {nearest(name, self.known) or 'nothing is near'}")
 
     def count(self, pattern: str) -> int:
@@ -81,15 +83,24 @@ def prove(program: Program) -> None:
     spec = program.spec
     report = Report()
     if not spec.examples:
-        report.add(spec.name.span, "the spec has no example, so nothing is proven", "missing-example",
-                   "give sizes for the facts: example: {vocab_size: 128, ...}")  # fmt: skip
+        report.add(
+            spec.name.span,
+            "the spec has no example, so nothing is proven",
+            "missing-example",
+            "give sizes for the facts: example: {vocab_size: 128, ...}",
+        )
     report.settle()
     assert spec.target.model is not None
     with located(spec.target.model.span):
         fields = target.config_fields(spec.target.model.value)
     for field in spec.config:
         if field.name not in fields:
-            report.add(field.span, f"{spec.target.model} has no config field {field.name!r}", "unknown-field", nearest(field.name, fields))
+            report.add(
+                field.span,
+                f"{spec.target.model} has no config field {field.name!r}",
+                "unknown-field",
+                nearest(field.name, fields),
+            )
     report.settle()
     exercised: set[Rule] = set()
     for example in spec.examples:
@@ -100,8 +111,12 @@ def prove(program: Program) -> None:
     report.settle()
     for rule in program.rules:
         if rule not in exercised:
-            report.add(rule.span, f"no example exercises the rule {rule.name or rule.sources[0]}", "unproven-rule",
-                       "add an example for which its guard holds")  # fmt: skip
+            report.add(
+                rule.span,
+                f"no example exercises the rule {rule.name or rule.sources[0]}",
+                "unproven-rule",
+                "add an example for which its guard holds",
+            )
     report.settle()
 
 
@@ -128,8 +143,12 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
     for fact in given.keys() & spec.facts.keys():
         if forward[fact] != given[fact].value:
             refused = Report()
-            refused.add(spec.facts[fact].span, f"{fact} comes out as {forward[fact]!r}, the example says {given[fact].value!r}", "wrong-fact",
-                        "the expression reads another tensor or axis than the config field needs, or the example is not consistent")  # fmt: skip
+            refused.add(
+                spec.facts[fact].span,
+                f"{fact} comes out as {forward[fact]!r}, the example says {given[fact].value!r}",
+                "wrong-fact",
+                "the expression reads another tensor or axis than the config field needs, or the example is not consistent",
+            )
             refused.settle()
     forward.check()
     plan = bind(program, source, forward)
@@ -138,10 +157,15 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
     for group in plan.groups:
         for made_target in group.target_list:
             if shapes.get(made_target.name) != made_target.shape:
-                report.add(group.rule.span, f"{made_target.name} comes out as {list(made_target.shape)}, {name} has {list(shapes.get(made_target.name, ()))}",
-                           "wrong-shape")  # fmt: skip
+                report.add(
+                    group.rule.span,
+                    f"{made_target.name} comes out as {list(made_target.shape)}, {name} has {list(shapes.get(made_target.name, ()))}",
+                    "wrong-shape",
+                )
     if missing := shapes.keys() - made.keys():
-        report.add(spec.target.span, f"{name} needs {listed(sorted(missing))}, which no rule writes", "uncovered-tensor")
+        report.add(
+            spec.target.span, f"{name} needs {listed(sorted(missing))}, which no rule writes", "uncovered-tensor"
+        )
     report.settle()
     return {group.rule for group in plan.groups}
 
@@ -154,10 +178,18 @@ def _check_covered(program: Program, env: Environment, shapes: Mapping[str, tupl
     for rule in active:
         for pattern in rule.targets:
             if not any(pattern.match(name) is not None for name in shapes):
-                report.add(pattern.span, f"{program.spec.target.model} has no tensor {pattern}", "unknown-target",
-                           nearest(pattern.fill({h: "0" for h, hole in pattern.holes.items() if hole.is_index}), shapes))  # fmt: skip
+                report.add(
+                    pattern.span,
+                    f"{program.spec.target.model} has no tensor {pattern}",
+                    "unknown-target",
+                    nearest(pattern.fill({h: "0" for h, hole in pattern.holes.items() if hole.is_index}), shapes),
+                )
     if uncovered and not program.keep_all:
-        report.add(program.spec.target.span, f"{program.spec.target.model} needs {listed(uncovered)}, which no rule writes", "uncovered-tensor")
+        report.add(
+            program.spec.target.span,
+            f"{program.spec.target.model} needs {listed(uncovered)}, which no rule writes",
+            "uncovered-tensor",
+        )
     report.settle()
 
 
@@ -167,8 +199,12 @@ def _check_ties(program: Program, env: Environment, ties: Mapping[str, str]) -> 
     active = [tie for tie in program.ties if env.holds(tie.when)]
     if len(active) > len(ties):
         shared = listed(f"{alias} = {owner}" for alias, owner in ties.items()) or "nothing"
-        report.add(active[0].alias.span, f"{active[0].alias} is tied, but {program.spec.target.model} shares {shared} with this config",
-                   "untied-target", "keep the tensor, or set tie_word_embeddings")  # fmt: skip
+        report.add(
+            active[0].alias.span,
+            f"{active[0].alias} is tied, but {program.spec.target.model} shares {shared} with this config",
+            "untied-target",
+            "keep the tensor, or set tie_word_embeddings",
+        )
     report.settle()
 
 
@@ -193,7 +229,11 @@ def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, .
                 for op, span in back.steps:
                     bundle = op.bind(env.number).apply(bundle, ShapeAlgebra())
             except OpError as error:
-                report.add(span, f"{rule.name}: {error} (seen from the target, where the step runs backwards)", "shape-mismatch")
+                report.add(
+                    span,
+                    f"{rule.name}: {error} (seen from the target, where the step runs backwards)",
+                    "shape-mismatch",
+                )
                 break
             except (Refusal, KeyError) as error:
                 if isinstance(error, Refusal):

@@ -16,7 +16,7 @@ from compiler import dialects, printing
 from compiler.diagnostics import refuse
 from compiler.environment import Environment, Given
 from compiler.names import Hole, Pattern
-from compiler.printing import ExprPrinter, Function, expansion, quoted, raw, shifted
+from compiler.printing import ExprPrinter, Function, expansion, quoted, raw
 from compiler.program import Program, Rule
 from compiler.proof import SourceShapes
 from compiler.resources import folder
@@ -34,7 +34,7 @@ def environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - it is Python that is made here, from literals
+        autoescape=False,
     )
 
 
@@ -55,7 +55,17 @@ def formatted(text: str) -> str:
     from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
     command = [find_ruff_bin(), "--isolated", "--no-cache", "--line-length=120", "--target-version=py311"]
-    sort = [*command[:1], "check", *command[1:3], "--select=I", "--fix-only", "--quiet", "--target-version=py311", "--line-length=120", "-"]
+    sort = [
+        *command[:1],
+        "check",
+        *command[1:3],
+        "--select=I",
+        "--fix-only",
+        "--quiet",
+        "--target-version=py311",
+        "--line-length=120",
+        "-",
+    ]
     done = subprocess.run(sort, input=text, capture_output=True, text=True, check=False)
     layout = [command[0], "format", "--isolated", "--no-cache", "--line-length=120", "--target-version=py311", "-"]
     done = subprocess.run(layout, input=done.stdout or text, capture_output=True, text=True, check=False)
@@ -85,10 +95,19 @@ class _Context:
             "source_example": "folder/" if "safetensors" in spec.weights else "model.pth",
             "arguments": [(quoted(a.name), _literal(a.default)) for a in spec.arguments.values() if not a.required],
             "required": [(quoted(a.name), quoted(a.help)) for a in spec.arguments.values() if a.required],
-            "known": "ARGUMENTS" if not any(a.required for a in spec.arguments.values()) else "(*ARGUMENTS, *REQUIRED)"
-            if any(not a.required for a in spec.arguments.values()) else "REQUIRED",
-            "mapping": _aligned([(raw(r.sources[0].regex), self.expanded(r)) for r in self.program.rules if not r.steps and not r.when]),
-            "guarded": [(self.printer(r.when), raw(r.sources[0].regex), self.expanded(r)) for r in self.program.rules if not r.steps and r.when],
+            "known": "ARGUMENTS"
+            if not any(a.required for a in spec.arguments.values())
+            else "(*ARGUMENTS, *REQUIRED)"
+            if any(not a.required for a in spec.arguments.values())
+            else "REQUIRED",
+            "mapping": _aligned(
+                [(raw(r.sources[0].regex), self.expanded(r)) for r in self.program.rules if not r.steps and not r.when]
+            ),
+            "guarded": [
+                (self.printer(r.when), raw(r.sources[0].regex), self.expanded(r))
+                for r in self.program.rules
+                if not r.steps and r.when
+            ],
             "ignored": [(raw(p.regex), quoted(reason)) for p, reason in self.program.ignored],
             "facts": [(name, self.printer(spec.facts[name])) for name in self.ordered_facts()],
             "early": early,
@@ -97,12 +116,18 @@ class _Context:
             "dialect": list(self.dialect()),
             "functions": [_function(f) for f in functions.values()],
             "blocks": [self.block(rule, function) for rule, function in functions.items()],
-            "ties": [{"alias": raw(t.alias.regex), "owner": raw(expansion(t.owner)), "condition": self.printer(t.when) if t.when else ""}
-                     for t in self.program.ties],
+            "ties": [
+                {
+                    "alias": raw(t.alias.regex),
+                    "owner": raw(expansion(t.owner)),
+                    "condition": self.printer(t.when) if t.when else "",
+                }
+                for t in self.program.ties
+            ],
             "model_class": quoted(model.value),
             "model_type": quoted(self.model_type),
             "token_ids": repr(dialects.TOKEN_IDS),
-        }  # fmt: skip
+        }
         return found | {"helpers": self.printer.helpers}
 
     def expanded(self, rule: Rule) -> str:
@@ -133,7 +158,9 @@ class _Context:
 
     def dialect(self) -> Iterator[tuple[str, str]]:
         """The fields that `dialects.config_json` adds to the spec's, as code."""
-        given = {n: Given(v, "the example") for n, (v, _) in self.spec.examples[0].items()} if self.spec.examples else {}
+        given = (
+            {n: Given(v, "the example") for n, (v, _) in self.spec.examples[0].items()} if self.spec.examples else {}
+        )
         env = Environment(self.program, SourceShapes(self.program, {}), given, trusted=True)
         fields = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in self.spec.config}
         written = dialects.config_json(fields, model_class="", model_type="", dtype="float32")
@@ -154,8 +181,14 @@ class _Context:
     def block(self, rule: Rule, function: Function) -> dict[str, Any]:
         """The loop that applies one rule."""
         first = rule.sources[0]
-        trigger = "".join(f"(?P<{p.name}>{p.regex})" if isinstance(p, Hole) and p.name not in rule.folded else "0" if isinstance(p, Hole)
-                          else raw_part(p) for p in first.parts)  # fmt: skip
+        trigger = "".join(
+            f"(?P<{p.name}>{p.regex})"
+            if isinstance(p, Hole) and p.name not in rule.folded
+            else "0"
+            if isinstance(p, Hole)
+            else raw_part(p)
+            for p in first.parts
+        )
         lines: list[str] = []
         passed: list[str] = []
         for n, (pattern, (variable, _)) in enumerate(zip(rule.sources, function.parameters, strict=True)):
@@ -181,14 +214,23 @@ class _Context:
             lines.append(f"yield {writes[0]}, {call}")
         else:
             results = [f"result_{n}" for n in range(len(writes))] if len(writes) > 1 else ["result"]
-            results = list(printing.short_names(rule.targets)) if len(set(printing.short_names(rule.targets))) == len(writes) else results
+            results = (
+                list(printing.short_names(rule.targets))
+                if len(set(printing.short_names(rule.targets))) == len(writes)
+                else results
+            )
             lines.append(f"{', '.join(results)} = {call}")
             for name, result in zip(writes, results, strict=True):
                 if opened:
                     lines += [f"for {opened[0]}, tensor in enumerate({result}):", f"    yield {name}, tensor"]
                 else:
                     lines.append(f"yield {name}, {result}")
-        return {"name": rule.name, "pattern": raw(trigger), "lines": lines, "condition": self.printer(rule.when) if rule.when else ""}
+        return {
+            "name": rule.name,
+            "pattern": raw(trigger),
+            "lines": lines,
+            "condition": self.printer(rule.when) if rule.when else "",
+        }
 
     def counting(self, pattern: Pattern, rule: Rule) -> str:
         """An f-string of the regular expression of one application's tensors."""
@@ -209,15 +251,25 @@ def raw_part(part: Any) -> str:
 
 
 def _index(hole: Hole) -> str:
-    return f"int(match['{hole.name}']) {'+' if hole.shift > 0 else '-'} {abs(hole.shift)}" if hole.shift else f"match['{hole.name}']"
+    return (
+        f"int(match['{hole.name}']) {'+' if hole.shift > 0 else '-'} {abs(hole.shift)}"
+        if hole.shift
+        else f"match['{hole.name}']"
+    )
 
 
 def _function(function: Function) -> dict[str, Any]:
-    parameters = [f"{name}: {kind}" for name, kind in function.parameters] + [f"{name}: int" for name, _ in function.sizes]
+    parameters = [f"{name}: {kind}" for name, kind in function.parameters] + [
+        f"{name}: int" for name, _ in function.sizes
+    ]
     return {
-        "name": function.name, "signature": ", ".join(parameters), "returns": function.returns, "comments": function.comments,
-        "body": function.body, "results": function.results,
-    }  # fmt: skip
+        "name": function.name,
+        "signature": ", ".join(parameters),
+        "returns": function.returns,
+        "comments": function.comments,
+        "body": function.body,
+        "results": function.results,
+    }
 
 
 def _literal(value: Any) -> str:

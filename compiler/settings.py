@@ -17,15 +17,63 @@ from compiler.program import Program
 OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
 # What every config of Transformers carries and no conversion reads.
 BAGGAGE = frozenset(
-    """_name_or_path add_cross_attention architectures auto_map bad_words_ids begin_suppress_tokens
-    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id id2label is_decoder is_encoder_decoder label2id length_penalty max_length min_length model_type
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
-    output_scores prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16
-    use_cache""".split()
+    [
+        "_name_or_path",
+        "add_cross_attention",
+        "architectures",
+        "auto_map",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "chunk_size_feed_forward",
+        "cross_attention_hidden_size",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "dtype",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "id2label",
+        "is_decoder",
+        "is_encoder_decoder",
+        "label2id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "model_type",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "prefix",
+        "problem_type",
+        "pruned_heads",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "suppress_tokens",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "typical_p",
+        "use_bfloat16",
+        "use_cache",
+    ]
 )
 
 
@@ -38,7 +86,9 @@ class Settings:
     notes: tuple[str, ...]
 
 
-def gather(program: Program, source: Path, objects: Mapping[str, object], config: Path | None, assigned: Mapping[str, Any]) -> Settings:
+def gather(
+    program: Program, source: Path, objects: Mapping[str, object], config: Path | None, assigned: Mapping[str, Any]
+) -> Settings:
     """Everything that is said about a source's arguments. Raises Refusal for a config that cannot be read."""
     known = {*program.spec.arguments, *program.spec.facts}
     given: dict[str, Given] = {}
@@ -46,7 +96,9 @@ def gather(program: Program, source: Path, objects: Mapping[str, object], config
     for key in reversed(OBJECTS):
         found = objects.get(key)
         if isinstance(found, Mapping):
-            given |= {n: Given(v, f"the checkpoint's {key!r}") for n, v in dialects.read_config(found).items() if n in known}
+            given |= {
+                n: Given(v, f"the checkpoint's {key!r}") for n, v in dialects.read_config(found).items() if n in known
+            }
     unread: tuple[str, ...] = ()
     path = config or beside(source, program.spec.source_config)
     if path is not None:
@@ -55,7 +107,9 @@ def gather(program: Program, source: Path, objects: Mapping[str, object], config
         if config is None:
             notes.append(f"read {path.name} beside the weights")
         given |= {n: Given(v, path.name) for n, v in fields.items() if n in known}
-        read = known | BAGGAGE | (set(dialects.EXPERTS) if known & set(dialects.EXPERTS) else set()) | {"rope_parameters"}
+        read = (
+            known | BAGGAGE | (set(dialects.EXPERTS) if known & set(dialects.EXPERTS) else set()) | {"rope_parameters"}
+        )
         unread = tuple(n for n, v in written.items() if n not in read and v not in (None, [], {}, ""))
     given |= {n: Given(v, "--set") for n, v in assigned.items()}
     return Settings(given, unread, tuple(notes))
@@ -83,7 +137,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
         refuse(name, f"a config is a mapping of fields, here is {type(fields).__name__}", "bad-config")
     for value in (fields.get("auto_map") or {}).values() if isinstance(fields.get("auto_map"), dict) else ():
         if any(part in str(value) for part in ("/", "\\", "..")):
-            refuse(name, f"auto_map points outside the folder: {value!r}", "bad-config", "this config is an attack or damaged")
+            refuse(
+                name,
+                f"auto_map points outside the folder: {value!r}",
+                "bad-config",
+                "this config is an attack or damaged",
+            )
     return fields
 
 

@@ -19,7 +19,17 @@ from compiler.diagnostics import Report, Span, listed, nearest, refuse
 from compiler.document import Node, Scalar
 from compiler.exprs import Expr
 
-OP_WORDS = ("split", "concat", "stack", "unstack", "rearrange", "cast", "rope_to_half", "rope_to_interleaved", "transpose")
+OP_WORDS = (
+    "split",
+    "concat",
+    "stack",
+    "unstack",
+    "rearrange",
+    "cast",
+    "rope_to_half",
+    "rope_to_interleaved",
+    "transpose",
+)
 
 
 @dataclass(frozen=True)
@@ -171,8 +181,12 @@ def read_spec(root: Node) -> Spec:
     )
     stem = Path(spec.path).stem
     if spec.path.endswith((".yaml", ".yml")) and spec.name.value != stem:
-        report.add(spec.name.span, f"the spec is called {spec.name.value!r} but its file {stem!r}", "name-mismatch",
-                   "name and file name are one")  # fmt: skip
+        report.add(
+            spec.name.span,
+            f"the spec is called {spec.name.value!r} but its file {stem!r}",
+            "name-mismatch",
+            "name and file name are one",
+        )
     report.settle()
     return spec
 
@@ -201,25 +215,45 @@ def _validate(root: document.Mapping, report: Report) -> None:
                         report.add(node.span, f"{where} lacks the key {name!r}", "missing-key", about)
             case "type":
                 wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-                report.add(node.span, f"{where} must be {' or '.join(_TYPE_WORDS[t] for t in wanted)}", "wrong-type",
-                           error.schema.get("description", ""))  # fmt: skip
+                report.add(
+                    node.span,
+                    f"{where} must be {' or '.join(_TYPE_WORDS[t] for t in wanted)}",
+                    "wrong-type",
+                    error.schema.get("description", ""),
+                )
             case "enum" | "const":
                 words = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-                report.add(node.span, f"{where} cannot be {error.instance!r}", "unknown-word",
-                           nearest(str(error.instance), map(str, words)) or f"it is one of {listed(words)}")  # fmt: skip
+                report.add(
+                    node.span,
+                    f"{where} cannot be {error.instance!r}",
+                    "unknown-word",
+                    nearest(str(error.instance), map(str, words)) or f"it is one of {listed(words)}",
+                )
             case "pattern":
                 span = node.span
-                if error.parent is not None and error.parent.validator == "propertyNames" or not isinstance(node, Scalar):
+                if (error.parent is not None and error.parent.validator == "propertyNames") or not isinstance(
+                    node, Scalar
+                ):
                     span = next((k.span for k, _ in getattr(node, "entries", ()) if k.text == error.instance), span)
-                report.add(span, f"{error.instance!r} is not a name that fits here", "bad-name", f"it must match {error.validator_value}")
+                report.add(
+                    span,
+                    f"{error.instance!r} is not a name that fits here",
+                    "bad-name",
+                    f"it must match {error.validator_value}",
+                )
             case _:
                 report.add(node.span, f"{where}: {error.message}", "wrong-value", error.schema.get("description", ""))
 
 
 _TYPE_WORDS = {
-    "object": "a mapping", "array": "a list", "string": "a text", "integer": "a whole number", "number": "a number",
-    "boolean": "true or false", "null": "null",
-}  # fmt: skip
+    "object": "a mapping",
+    "array": "a list",
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+}
 
 
 def _find(node: Node, path: Any) -> Node:
@@ -265,7 +299,9 @@ def _expr(node: Node) -> Expr:
 def _argument(key: Scalar, node: Node) -> Argument:
     if isinstance(node, document.Mapping):
         default = node.get("default")
-        return Argument(key.text, document.plain(default) if default else None, default is None, _string(node, "help"), key.span)
+        return Argument(
+            key.text, document.plain(default) if default else None, default is None, _string(node, "help"), key.span
+        )
     return Argument(key.text, document.plain(node), False, "", key.span)
 
 
@@ -275,11 +311,17 @@ def _target(root: document.Mapping, report: Report) -> Target:
     optional = {k: _text(node, k) if node.get(k) else None for k in ("model", "remote_code")}
     classes = node.get("classes")
     if (optional["model"] is None) == (optional["remote_code"] is None):
-        report.add(node.span, "the target is either a 'model' of Transformers or 'remote_code' of its own", "missing-key")
+        report.add(
+            node.span, "the target is either a 'model' of Transformers or 'remote_code' of its own", "missing-key"
+        )
     if optional["remote_code"] and (classes is None or node.get("blocks") is None):
         report.add(node.span, "a target of remote code needs 'classes' and 'blocks'", "missing-key")
     if optional["model"] and (extra := node.key("classes") or node.key("blocks")):
-        report.add(extra.span, f"{extra.text!r} belongs to remote code; the target here is a class of Transformers", "unknown-key")
+        report.add(
+            extra.span,
+            f"{extra.text!r} belongs to remote code; the target here is a class of Transformers",
+            "unknown-key",
+        )
     return Target(
         model=optional["model"],
         remote_code=optional["remote_code"],
@@ -296,7 +338,12 @@ def _config(root: document.Mapping, report: Report) -> Iterator[Field]:
 
     def field_(name: Scalar, expr: Expr | None, constant: Any = None) -> Field:
         if name.text in seen:
-            report.add(name.span, f"the config field {name.text!r} is given twice", "duplicate-field", f"it was first given at line {seen[name.text].line}")
+            report.add(
+                name.span,
+                f"the config field {name.text!r} is given twice",
+                "duplicate-field",
+                f"it was first given at line {seen[name.text].line}",
+            )
         seen.setdefault(name.text, name.span)
         return Field(name.text, expr, constant, name.span)
 
@@ -357,8 +404,12 @@ def _step(node: Node, report: Report) -> Step:
     values = {key.text: value for key, value in node.entries}
     words = [key for key, _ in node.entries if key.text in OP_WORDS]
     if len(words) != 1:
-        report.add(words[1].span if words else node.span, f"a step is one op, here {'are ' + listed(w.text for w in words) if words else 'is none'}",
-                   "ambiguous-step", f"the ops are {', '.join(OP_WORDS)}; a chain of them is a list under 'steps'")  # fmt: skip
+        report.add(
+            words[1].span if words else node.span,
+            f"a step is one op, here {'are ' + listed(w.text for w in words) if words else 'is none'}",
+            "ambiguous-step",
+            f"the ops are {', '.join(OP_WORDS)}; a chain of them is a list under 'steps'",
+        )
         return Step("", values, node.span)
     return Step(words[0].text, values, words[0].span)
 

@@ -19,7 +19,16 @@ OUT = ROOT / "out/minimind"
 def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     config = CASE / "source/minimind_config_resolved.json"
-    words = ["run", "qwen3", str(CASE / "source/model.pth"), str(OUT), "--config", str(config), "--tokenizer", str(ROOT / "tests/data/tokenizer")]
+    words = [
+        "run",
+        "qwen3",
+        str(CASE / "source/model.pth"),
+        str(OUT),
+        "--config",
+        str(config),
+        "--tokenizer",
+        str(ROOT / "tests/data/tokenizer"),
+    ]
     print("$ compile", " ".join(os.path.relpath(w) if w.startswith("/") else w for w in words), flush=True)
     subprocess.run([sys.executable, "-m", "compiler", *words], check=True, cwd=ROOT)
 
@@ -39,7 +48,10 @@ def main() -> None:
     prompt = tokenizer("def main", return_tensors="pt").input_ids
     with torch.no_grad():
         written = model.generate(prompt, max_new_tokens=24, do_sample=False)
-    print("a sample (of a model this small, expect no sense):", repr(tokenizer.decode(written[0], skip_special_tokens=True)))
+    print(
+        "a sample (of a model this small, expect no sense):",
+        repr(tokenizer.decode(written[0], skip_special_tokens=True)),
+    )
     if difference > 2e-5:
         raise SystemExit("the logits differ")
 
