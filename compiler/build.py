@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from compiler.checks import check
 from compiler.diagnostics import located
-from compiler.program import Program, compile_spec
+from compiler.program import Program, build_program
+from compiler.reading import load_spec
 from compiler.resources import find_spec
-from compiler.spec import load_spec
+from compiler.spec import Spec
+
+
+def compile_spec(spec: Spec) -> Program:
+    """The checked Program of a Spec. Raises Refusal."""
+    program = build_program(spec)
+    check(program)
+    return program
 
 
 def load_program(text: str) -> Program:

@@ -208,7 +208,7 @@ class Meter:
 
     def __call__(self, size: int) -> None:
         if self.shown and self.bar is None:
-            from tqdm import tqdm
+            from tqdm import tqdm  # type: ignore[import-untyped]
 
             self.bar = tqdm(unit="B", unit_scale=True, leave=False)
         if self.bar is not None:
@@ -237,7 +237,7 @@ def _plan(options: argparse.Namespace) -> int:
     plan, checkpoint = prepare(
         load_program(options.spec), _request(options), lambda line: print(f"note: {line}", file=sys.stderr)
     )
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "targets": [t.name for t in g.target_list],
             "shapes": [list(t.shape) for t in g.target_list],
@@ -264,7 +264,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from compiler.spec import schema
+    from compiler.grammar import schema
 
     print(json.dumps(schema(), indent=2))
     return 0

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from compiler.algebra import Size
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, nearest
-from compiler.exprs import Expr, Shapes
-from compiler.names import Pattern, parse_pattern
-from compiler.ops import Size
+from compiler.evaluation import Shapes
+from compiler.exprs import Expr
+from compiler.names import Pattern
 from compiler.program import Program
+from compiler.spelling import parse_pattern
 
 
 class Typed(Protocol):
@@ -71,12 +73,12 @@ class Environment(Mapping[str, Any]):
         self.shapes = shapes
         self.given = given
         self.trusted = trusted
-        self.values: dict[str, Any] = {}
+        self.found: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self.values:
-            self.values[name] = self.find(name)
-        return self.values[name]
+        if name not in self.found:
+            self.found[name] = self.find(name)
+        return self.found[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.spec.arguments or name in self.spec.facts

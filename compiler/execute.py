@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from compiler.algebra import Bundle
 from compiler.checkpoint import Checkpoint, read_bytes
 from compiler.diagnostics import Refusal, Span, listed, refuse
-from compiler.ops import Bundle
 from compiler.outfiles import OutFile
 from compiler.plan import Group, Plan, Target
 

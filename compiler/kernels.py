@@ -46,7 +46,9 @@ def tensor_of(data: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:
 def bytes_of(tensor: Tensor) -> memoryview:
     """The C-contiguous bytes of a tensor, in host memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    if not flat.numel():
+        return memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def device_named(name: str) -> torch.device:

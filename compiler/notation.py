@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from compiler.algebra import Size
 from compiler.diagnostics import Span, refuse
-from compiler.ops import Rearrange, Size
+from compiler.ops import Rearrange
 
 # The pairs of a rotary embedding, from neighbours (x0 y0 x1 y1 ...) to halves (x0 x1 ... y0 y1 ...), within each head.
 ROPE_TO_HALF = "(head pair two) ... -> (head two pair) ..."

@@ -7,17 +7,18 @@ argument or fact defines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from compiler import document, notation, ops
+from compiler.algebra import OpError, Size
 from compiler.diagnostics import Refusal, Report, Span, listed, nearest
 from compiler.exprs import Expr, parse_expr
-from compiler.names import Pattern, parse_pattern
-from compiler.ops import Op, OpError, Size
-from compiler.overlap import common_name
+from compiler.names import Pattern
+from compiler.ops import Op
 from compiler.spec import Entry, Named, Spec, Step, Text, Transform
+from compiler.spelling import parse_pattern
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,10 @@ class Program:
         return self.spec.keep_all
 
 
-def compile_spec(spec: Spec) -> Program:
-    """Check a Spec and return its Program. Raises Refusal."""
+def build_program(spec: Spec) -> Program:
+    """The Program of a Spec, its parts checked one by one. Raises Refusal; `checks` judges the whole."""
     builder = _Builder(spec)
     program = builder.program()
-    builder.report.settle()
-    builder.check_claims(program)
-    builder.check_names(program)
     builder.report.settle()
     return program
 
@@ -97,12 +95,6 @@ class _Builder:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.report = Report()
-
-    def attempt(self, function: Callable[[], object]) -> None:
-        try:
-            function()
-        except Refusal as refusal:
-            self.report.absorb(refusal)
 
     def pattern(self, text: Text) -> Pattern | None:
         try:
@@ -150,7 +142,7 @@ class _Builder:
                 pattern.span.within(start, len(hole) + 2),
                 f"nothing binds the index {{{hole}}} of {pattern}",
                 "unbound-index",
-                nearest(hole, holes) or f"{where} has {listed('{%s}' % h for h in holes) or 'no index'}",
+                nearest(hole, holes) or f"{where} has {listed('{' + h + '}' for h in holes) or 'no index'}",
             )
         return not missing
 
@@ -286,110 +278,3 @@ class _Builder:
         return tuple(int(e.text) if e.text.isdecimal() else parse_expr(e.text, e.span) for e in found)
 
     # -----------------------------------------------------------------------------------------------------------------
-
-    def check_claims(self, program: Program) -> None:
-        """No name is read twice, none is written twice; guarded rules are compared when their guards have values."""
-        free: list[tuple[Pattern, str]] = [
-            (p, r.name or r.kind) for r in program.rules if not r.when for p in r.sources
-        ]
-        free += [(t.alias, "tie") for t in program.ties if not t.when] + [(p, "ignore") for p, _ in program.ignored]
-        self.disjoint(free, "claim", "claimed-twice")
-        self.disjoint(
-            [(p, r.name or r.kind) for r in program.rules if not r.when for p in r.targets], "write", "written-twice"
-        )
-
-    def disjoint(self, patterns: list[tuple[Pattern, str]], verb: str, kind: str) -> None:
-        for n, (pattern, what) in enumerate(patterns):
-            for other, whose in patterns[:n]:
-                name = common_name(pattern, other)
-                if name is not None:
-                    self.report.add(
-                        pattern.span,
-                        f"this rule ({what}) and the one at line {other.span.line} ({whose}) both {verb} {name!r}",
-                        kind,
-                        "every name belongs to one rule; order never decides",
-                    )
-
-    def check_names(self, program: Program) -> None:
-        spec = self.spec
-        known = [*spec.arguments, *spec.facts]
-        for name in spec.facts:
-            if name in spec.arguments:
-                self.report.add(
-                    spec.facts[name].span,
-                    f"{name!r} is an argument and a fact",
-                    "duplicate-name",
-                    "a fact is computed, an argument is given",
-                )
-        claimed = (
-            [p for r in program.rules for p in r.sources]
-            + [t.alias for t in program.ties]
-            + [p for p, _ in program.ignored]
-        )
-        for expr in expressions(program):
-            self.attempt(lambda expr=expr: parse_expr(expr.text, expr.span))  # type: ignore[misc]
-        self.report.settle()
-        for expr in expressions(program):
-            for name in sorted(expr.names):
-                if name not in known:
-                    self.report.add(
-                        expr.name_span(name),
-                        f"{name!r} is neither an argument nor a fact",
-                        "unknown-name",
-                        nearest(name, known),
-                    )
-            for function, text, span in expr.asked:
-                self.check_asked(function, text, span, claimed, program.keep_all)
-        self.check_cycles()
-        for example in spec.examples:
-            for name, (_, span) in example.items():
-                if name not in known:
-                    self.report.add(
-                        span, f"{name!r} is neither an argument nor a fact", "unknown-name", nearest(name, known)
-                    )
-
-    def check_asked(self, function: str, text: str, span: Span, claimed: list[Pattern], keep_all: bool) -> None:
-        try:
-            pattern = parse_pattern(text, span)
-        except Refusal as refusal:
-            self.report.absorb(refusal)
-            return
-        if function == "dim" and not pattern.is_name:
-            self.report.add(
-                span,
-                f"dim asks for one tensor, {text} stands for many",
-                "name-syntax",
-                "write an index out, as in layers.0",
-            )
-        elif function != "exists" and not keep_all and not any(common_name(pattern, c) for c in claimed):
-            self.report.add(
-                span, f"no rule of this spec reads {text!r}", "unknown-tensor", nearest(text, [c.text for c in claimed])
-            )
-
-    def check_cycles(self) -> None:
-        facts = self.spec.facts
-        state: dict[str, int] = {}
-
-        def visit(name: str) -> None:
-            state[name] = 1
-            for other in sorted(facts[name].names & facts.keys()):
-                if state.get(other) == 1:
-                    self.report.add(
-                        facts[name].name_span(other), f"the fact {other!r} depends on itself", "circular-fact"
-                    )
-                elif other not in state:
-                    visit(other)
-            state[name] = 2
-
-        for name in facts:
-            if name not in state:
-                visit(name)
-
-
-def expressions(program: Program) -> list[Expr]:
-    """Every expression of a program, in the order of the spec."""
-    spec = program.spec
-    found = [*spec.facts.values(), *(e for e, _ in spec.require), *(f.expr for f in spec.config if f.expr)]
-    found += [r.when for r in program.rules if r.when] + [t.when for t in program.ties if t.when]
-    found += [size for r in program.rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]
-    return found

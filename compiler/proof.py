@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from compiler.algebra import Bundle, OpError, ShapeAlgebra
 from compiler.diagnostics import Refusal, Report, Span, listed, located, nearest
 from compiler.environment import Environment, Given, NamedShapes
-from compiler.names import parse_pattern
-from compiler.ops import Bundle, OpError, ShapeAlgebra
 from compiler.overlap import common_name
 from compiler.plan import bind
 from compiler.program import Program, Rule
+from compiler.spelling import parse_pattern
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,9 @@ def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, .
                     slots = applications.setdefault(tuple(captures[h] for h in back.outer), [{} for _ in back.sources])
                     slots[k][tuple(int(captures[h]) for h in back.folded)] = shape
         for outer, slots in applications.items():
-            bundle = Bundle(tuple(slots), back.folded)
+            bundle, span = Bundle(tuple(slots), back.folded), rule.span
             try:
-                for op, span in back.steps:
+                for op, span in back.steps:  # noqa: B007 - the step that fails names its place
                     bundle = op.bind(env.number).apply(bundle, ShapeAlgebra())
             except OpError as error:
                 report.add(

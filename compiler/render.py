@@ -12,11 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compiler import dialects, printing
+from compiler import dialects, functions, printing
 from compiler.diagnostics import refuse
 from compiler.environment import Environment, Given
+from compiler.functions import Function
 from compiler.names import Hole, Pattern
-from compiler.printing import ExprPrinter, Function, expansion, quoted, raw
+from compiler.printing import ExprPrinter, expansion, quoted, raw
 from compiler.program import Program, Rule
 from compiler.proof import SourceShapes
 from compiler.resources import folder
@@ -83,7 +84,7 @@ class _Context:
 
     def values(self) -> dict[str, Any]:
         spec = self.spec
-        functions = {rule: printing.print_rule(rule, self.printer) for rule in self.program.rules if rule.steps}
+        steps = {rule: functions.print_rule(rule, self.printer) for rule in self.program.rules if rule.steps}
         early, late = self.requirements()
         model = spec.target.model
         assert model is not None
@@ -114,8 +115,8 @@ class _Context:
             "late": late,
             "config": [(quoted(f.name), self.printer(f.expr) if f.expr else _literal(f.constant)) for f in spec.config],
             "dialect": list(self.dialect()),
-            "functions": [_function(f) for f in functions.values()],
-            "blocks": [self.block(rule, function) for rule, function in functions.items()],
+            "functions": [_function(f) for f in steps.values()],
+            "blocks": [self.block(rule, function) for rule, function in steps.items()],
             "ties": [
                 {
                     "alias": raw(t.alias.regex),
@@ -150,7 +151,8 @@ class _Context:
 
     def requirements(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Conditions of refusal: those that need no fact and no shape come before the facts, which they explain."""
-        early, late = [], []
+        early: list[tuple[str, str]] = []
+        late: list[tuple[str, str]] = []
         for expr, reason in self.spec.require:
             simple = not expr.names & self.spec.facts.keys() and all(function != "dim" for function, _, _ in expr.asked)
             (early if simple else late).append((self.printer.refusal(expr), quoted(reason)))
@@ -215,8 +217,8 @@ class _Context:
         else:
             results = [f"result_{n}" for n in range(len(writes))] if len(writes) > 1 else ["result"]
             results = (
-                list(printing.short_names(rule.targets))
-                if len(set(printing.short_names(rule.targets))) == len(writes)
+                list(functions.short_names(rule.targets))
+                if len(set(functions.short_names(rule.targets))) == len(writes)
                 else results
             )
             lines.append(f"{', '.join(results)} = {call}")

@@ -1,0 +1,140 @@
+"""What can be wrong with a Program as a whole: names claimed twice, words that nothing defines, circles.
+
+Takes a Program, adds what it finds to a Report. Everything here is decided on patterns, never on examples.
+"""
+
+from __future__ import annotations
+
+from compiler.diagnostics import Refusal, Report, Span, nearest
+from compiler.exprs import Expr, parse_expr
+from compiler.names import Pattern
+from compiler.overlap import common_name
+from compiler.program import Program
+from compiler.spelling import parse_pattern
+
+
+def check(program: Program) -> None:
+    """Raises Refusal with everything that a Program as a whole has against it."""
+    checker = _Checker(program)
+    checker.check_claims(program)
+    checker.check_names(program)
+    checker.report.settle()
+
+
+class _Checker:
+    def __init__(self, program: Program) -> None:
+        self.spec = program.spec
+        self.report = Report()
+
+    def attempt(self, expr: Expr) -> None:
+        try:
+            parse_expr(expr.text, expr.span)
+        except Refusal as refusal:
+            self.report.absorb(refusal)
+
+    def check_claims(self, program: Program) -> None:
+        """No name is read twice, none is written twice; guarded rules are compared when their guards have values."""
+        free: list[tuple[Pattern, str]] = [
+            (p, r.name or r.kind) for r in program.rules if not r.when for p in r.sources
+        ]
+        free += [(t.alias, "tie") for t in program.ties if not t.when] + [(p, "ignore") for p, _ in program.ignored]
+        self.disjoint(free, "claim", "claimed-twice")
+        self.disjoint(
+            [(p, r.name or r.kind) for r in program.rules if not r.when for p in r.targets], "write", "written-twice"
+        )
+
+    def disjoint(self, patterns: list[tuple[Pattern, str]], verb: str, kind: str) -> None:
+        for n, (pattern, what) in enumerate(patterns):
+            for other, whose in patterns[:n]:
+                name = common_name(pattern, other)
+                if name is not None:
+                    self.report.add(
+                        pattern.span,
+                        f"this rule ({what}) and the one at line {other.span.line} ({whose}) both {verb} {name!r}",
+                        kind,
+                        "every name belongs to one rule; order never decides",
+                    )
+
+    def check_names(self, program: Program) -> None:
+        spec = self.spec
+        known = [*spec.arguments, *spec.facts]
+        for name in spec.facts:
+            if name in spec.arguments:
+                self.report.add(
+                    spec.facts[name].span,
+                    f"{name!r} is an argument and a fact",
+                    "duplicate-name",
+                    "a fact is computed, an argument is given",
+                )
+        claimed = (
+            [p for r in program.rules for p in r.sources]
+            + [t.alias for t in program.ties]
+            + [p for p, _ in program.ignored]
+        )
+        for expr in expressions(program):
+            self.attempt(expr)
+        self.report.settle()
+        for expr in expressions(program):
+            for name in sorted(expr.names):
+                if name not in known:
+                    self.report.add(
+                        expr.name_span(name),
+                        f"{name!r} is neither an argument nor a fact",
+                        "unknown-name",
+                        nearest(name, known),
+                    )
+            for function, text, span in expr.asked:
+                self.check_asked(function, text, span, claimed, program.keep_all)
+        self.check_cycles()
+        for example in spec.examples:
+            for name, (_, span) in example.items():
+                if name not in known:
+                    self.report.add(
+                        span, f"{name!r} is neither an argument nor a fact", "unknown-name", nearest(name, known)
+                    )
+
+    def check_asked(self, function: str, text: str, span: Span, claimed: list[Pattern], keep_all: bool) -> None:
+        try:
+            pattern = parse_pattern(text, span)
+        except Refusal as refusal:
+            self.report.absorb(refusal)
+            return
+        if function == "dim" and not pattern.is_name:
+            self.report.add(
+                span,
+                f"dim asks for one tensor, {text} stands for many",
+                "name-syntax",
+                "write an index out, as in layers.0",
+            )
+        elif function != "exists" and not keep_all and not any(common_name(pattern, c) for c in claimed):
+            self.report.add(
+                span, f"no rule of this spec reads {text!r}", "unknown-tensor", nearest(text, [c.text for c in claimed])
+            )
+
+    def check_cycles(self) -> None:
+        facts = self.spec.facts
+        state: dict[str, int] = {}
+
+        def visit(name: str) -> None:
+            state[name] = 1
+            for other in sorted(facts[name].names & facts.keys()):
+                if state.get(other) == 1:
+                    self.report.add(
+                        facts[name].name_span(other), f"the fact {other!r} depends on itself", "circular-fact"
+                    )
+                elif other not in state:
+                    visit(other)
+            state[name] = 2
+
+        for name in facts:
+            if name not in state:
+                visit(name)
+
+
+def expressions(program: Program) -> list[Expr]:
+    """Every expression of a program, in the order of the spec."""
+    spec = program.spec
+    found = [*spec.facts.values(), *(e for e, _ in spec.require), *(f.expr for f in spec.config if f.expr)]
+    found += [r.when for r in program.rules if r.when] + [t.when for t in program.ties if t.when]
+    found += [size for r in program.rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]
+    return found
