@@ -73,6 +73,11 @@ CASES: dict[str, dict[str, Any]] = {
         "max_source_positions": 16, "max_target_positions": 16, "pad_token_id": 0, "bos_token_id": 1,
         "eos_token_id": 2, "decoder_start_token_id": 1, "tie_word_embeddings": True,
     },
+    "MarianMTModel": {
+        "vocab_size": 96, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+        "pad_token_id": 0, "decoder_start_token_id": 0, "tie_word_embeddings": True,
+    },
     "T5ForConditionalGeneration": {
         "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4,
         "decoder_start_token_id": 0,

@@ -66,7 +66,7 @@ def test_each_folder_brings_its_own_code(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     one = forgetful(tmp_path / "a/model", REMEDY.replace("ones(8)", "full((8,), 3.0)"))
     two = forgetful(tmp_path / "b/model", REMEDY.replace("ones(8)", "full((8,), 5.0)"))
-    got = [logits(folder, IDS, trust_remote_code=True, dirty=True) for folder in (one, two)]
+    got = logits_many([Job(folder, IDS, trust_remote_code=True, dirty=True) for folder in (one, two)])
     assert [float(g[0, 0, 1]) for g in got] == [3.0, 5.0]
 
 

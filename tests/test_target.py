@@ -148,6 +148,22 @@ def test_an_unknown_class_is_refused(name: str) -> None:
         assert diagnostic.hint == "did you mean 'LlamaForCausalLM'?"
 
 
+def test_without_transformers_the_package_is_asked_for() -> None:
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from compiler.diagnostics import Refusal
+from compiler.target import model_type
+try:
+    model_type("LlamaForCausalLM")
+except Refusal as refusal:
+    print(refusal.diagnostics[0].kind)
+"""
+    # -I and -S leave the interpreter its standard library alone.
+    command = [sys.executable, "-I", "-S", "-c", code, str(Path(target.__file__).parent.parent)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "missing-package\n"
+
+
 def test_the_fields_of_a_config_are_known_with_their_defaults() -> None:
     fields = target.config_fields("LlamaForCausalLM")
     expected = {"hidden_size": 4096, "rms_norm_eps": 1e-6, "head_dim": None, "tie_word_embeddings": False,
