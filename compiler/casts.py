@@ -1,14 +1,16 @@
 """Conversions between floating element types on numpy arrays, with the values that torch's `.to()` gives.
 
-Every conversion goes through float32, as torch's does. Rounding is to nearest even; an overflow becomes infinity;
+Every conversion goes through float32, as torch's does; one from a 16-bit type is looked up in a table, as there are
+but 65,536 values. Rounding is to nearest even; an overflow becomes infinity;
 subnormals are kept. A NaN stays a NaN; its payload is not promised (torch's own depends on the processor: bfloat16
 NaNs are 0x7fc0 in its scalar code, https://github.com/pytorch/pytorch/blob/main/c10/util/BFloat16.h, as they are here,
-and 0xffff in its vector code). Works on blocks, so that memory is bounded by `BLOCK` whatever the size of an array.
+and 0xffff in its vector code). Works in blocks, so that the memory that it needs does not depend on the size of an array.
 Refuses nothing: ask `castable` first.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1 << 15  # elements: operands and scratch of a block together stay within a core's private cache
+BLOCK = 1 << 14  # elements: operands and scratch of a block together stay within a core's private cache
 
 Values = NDArray[Any]
 
@@ -40,23 +42,39 @@ def convert(values: Values, types: Sequence[str], out: Values) -> None:
 
     Both are flat, contiguous, equally long, and of the types that STORAGE names. They must not overlap.
     """
-    # What one pair of types needs: every pair without float32 takes it as a step between.
+    types = tuple(types)
+    with np.errstate(all="ignore"):
+        if STORAGE[types[0]].itemsize > 2 or types == ("bfloat16", "float32"):
+            _walk(values, _by_way_of_float32(types), out)
+            return
+        table, places = _table(types), values.view(np.uint16)
+        for start in range(0, len(values), BLOCK):
+            block = places[start : start + BLOCK]
+            index = _scratch("index", np.intp)[: len(block)]
+            np.copyto(index, block)
+            np.take(table, index, out=out[start : start + BLOCK], mode="clip")
+
+
+def _by_way_of_float32(types: Sequence[str]) -> list[str]:
+    """With float32 between every two types that are not converted directly."""
     path = [types[0]]
     for name in types[1:]:
         path += [name] if name == path[-1] or "float32" in (name, path[-1]) else ["float32", name]
-    with np.errstate(all="ignore"):
-        for start in range(0, len(values), BLOCK):
-            block = values[start : start + BLOCK]
-            for before, after in pairwise(path[:-1]):
-                block = _converted(block, before, after, np.empty(len(block), STORAGE[after]))
-            _converted(block, path[-2], path[-1], out[start : start + BLOCK])
+    return path
+
+
+def _walk(values: Values, path: Sequence[str], out: Values) -> None:
+    """Block by block from type to type. The path has two types at least."""
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        for before, after in pairwise(path[:-1]):
+            block = _converted(block, before, after, np.empty(len(block), STORAGE[after]))
+        _converted(block, path[-2], path[-1], out[start : start + BLOCK])
 
 
 def _converted(values: Values, before: str, after: str, out: Values) -> Values:
     if (before, after) == ("bfloat16", "float32"):
         np.left_shift(values, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
-    elif (before, after) == ("float16", "float32"):
-        np.take(_halves(), values.view(np.uint16), out=out, mode="clip")  # a third faster than numpy's own cast
     elif (before, after) == ("float32", "bfloat16"):
         _round_to_bfloat16(values, out)
     else:
@@ -65,8 +83,8 @@ def _converted(values: Values, before: str, after: str, out: Values) -> Values:
 
 
 def _round_to_bfloat16(values: Values, out: Values) -> None:
-    bits = values.view(np.uint32)
-    rounded = np.right_shift(bits, 16)
+    bits, rounded = values.view(np.uint32), _scratch("rounded", np.uint32)[: len(values)]
+    np.right_shift(bits, 16, out=rounded)
     rounded &= 1
     rounded += 0x7FFF
     rounded += bits  # half of the last place kept, less one where that place is even
@@ -77,6 +95,21 @@ def _round_to_bfloat16(values: Values, out: Values) -> None:
 
 
 @cache
-def _halves() -> NDArray[np.float32]:
-    """All float16 values as float32, by their bits."""
-    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+def _table(types: tuple[str, ...]) -> Values:
+    """All 65,536 values of a 16-bit type after their way through the types, by their bits."""
+    values = np.arange(1 << 16, dtype=np.uint16).view(STORAGE[types[0]])
+    out = np.empty(1 << 16, STORAGE[types[-1]])
+    _walk(values, _by_way_of_float32(types), out)
+    return out
+
+
+def _scratch(use: str, dtype: type) -> Values:
+    """A block that its thread keeps: fresh memory costs more than the arithmetic."""
+    kept: Values | None = getattr(_kept, use, None)
+    if kept is None:
+        kept = np.empty(BLOCK, dtype)
+        setattr(_kept, use, kept)
+    return kept
+
+
+_kept = threading.local()

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,6 +51,13 @@ class Source:
                 first = buffers[0]
                 buffers = [first[got:], *buffers[1:]] if got < len(first) else buffers[1:]
                 got -= min(got, len(first))
+
+    def read_each(self, reads: Iterable[tuple[int, memoryview]]) -> None:
+        """Fill each buffer with what lies from its offset on: for very many very small reads."""
+        fd, preadv = self.fd, os.preadv
+        for offset, buffer in reads:
+            if preadv(fd, (buffer,), offset) != len(buffer):
+                self.read(offset, [buffer])
 
 
 class Target:
@@ -92,6 +100,13 @@ class Target:
             except OSError as error:
                 self.fail(error, offset)
             data, offset = data[written:], offset + written
+
+    def write_each(self, writes: Iterable[tuple[memoryview, int]]) -> None:
+        """Put each buffer at its offset: for very many very small writes."""
+        fd, pwrite = self.fd, os.pwrite
+        for data, offset in writes:
+            if pwrite(fd, data, offset) != len(data):
+                self.write(data, offset)
 
     def fail(self, error: OSError, offset: int) -> NoReturn:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

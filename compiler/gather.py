@@ -8,7 +8,7 @@ small multiple of the block, whatever the size of the tensor.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,11 @@ SPARSE = 2  # a read may fetch this many times the bytes that it needs
 PADDING = 64  # bytes between reads in the buffer: at a distance of 2^n, equal columns would share few cache lines
 BAND = 256  # elements of a row that are copied before the next row's turn
 
-Read = Callable[[str, int, memoryview], None]
+Read = Callable[[str, Iterable[tuple[int, memoryview]]], None]
 
 
 class Gatherer:
-    """The buffers of one thread. `read(source, offset, buffer)` fills a buffer or raises."""
+    """The buffers of one thread. `read(source, [(offset, buffer), ...])` fills the buffers or raises."""
 
     def __init__(self, read: Read) -> None:
         self.read = read
@@ -66,8 +66,8 @@ class Gatherer:
         staging = self.buffer("staging", size)
         view = staging.data
         starts = itertools.product(*[range(0, a.length * a.stride, a.stride) for a in far])
-        for at, start in zip(range(0, size, pitch), starts, strict=True):
-            self.read(piece.source, piece.offset + sum(start), view[at : at + reach])
+        places = zip(range(0, size, pitch), starts, strict=True)
+        self.read(piece.source, ((piece.offset + sum(start), view[at : at + reach]) for at, start in places))
         first = staging[: piece.itemsize].view(_unsigned(piece.types[0]))
         return as_strided(first, [a.length for a in atoms], [strides[a] for a in atoms])
 

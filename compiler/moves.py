@@ -82,16 +82,18 @@ def extents(move: Move, start: int = 0, stop: int | None = None) -> Iterator[Ext
     size = ITEM_SIZES[move.dtype]
     stop = move.length if stop is None else stop
     parts = [_runs(piece, size, start // size, -(-stop // size)) for piece in move.pieces]
-    last: Extent | None = None
-    for position, source, offset, length in parts[0] if len(parts) == 1 else heapq.merge(*parts):
-        if last and last.source == source and last.source_offset + last.length == offset:
-            last = last._replace(length=last.length + length)
-            continue
-        if last:
-            yield last
-        last = Extent(source, offset, move.target + position, length)
-    if last:
-        yield last
+    runs = parts[0] if len(parts) == 1 else heapq.merge(*parts)
+    first = next(runs, None)
+    if first is None:
+        return
+    position, source, offset, length = first
+    for place, name, at, more in runs:
+        if at == offset + length and name == source:
+            length += more
+        else:
+            yield Extent(source, offset, move.target + position, length)
+            position, source, offset, length = place, name, at, more
+    yield Extent(source, offset, move.target + position, length)
 
 
 class Tile(NamedTuple):
@@ -133,7 +135,8 @@ def _tiling(move: Move, count: int, block: int) -> tuple[int, int, int]:
         steps = [a.step for a in piece.axes[0].atoms if a.step <= block]
         grain = max(steps, default=1)
         return count, 1, max(1, block // grain) * grain
-    high = min(closest.length, max(math.isqrt(block), block // pitch))
+    # Twice as wide as high, because a write costs about twice as much as a read.
+    high = min(closest.length, max(1, math.isqrt(block // 2), block // pitch))
     return pitch, high, min(pitch, max(1, block // high))
 
 
@@ -192,9 +195,15 @@ def _runs(piece: Piece, size: int, start: int, stop: int) -> Iterator[tuple[int,
     """(target byte, source, source byte, bytes) of every run of a piece whose positions lie in [start, stop)."""
     for skipped, (origin, atoms) in cut(piece.axes[0], start, stop):
         run = _count_and_run(atoms, piece.types[0])[1]
-        outer = atoms[:-1] if run > 1 else atoms
-        offset, position = piece.offset + skipped, origin * size
-        strides, steps = [a.stride for a in outer], [a.step * size for a in outer]
+        outer = list(atoms[:-1] if run > 1 else atoms)
+        length, name = run * size, piece.source
+        if not outer:
+            yield origin * size, name, piece.offset + skipped, length
+            continue
+        *outer, (count, stride, step) = outer
+        strides, steps = [a.stride for a in outer], [a.step for a in outer]
         for counts in itertools.product(*[range(a.length) for a in outer]):
-            place = position + sum(map(mul, counts, steps))
-            yield place, piece.source, offset + sum(map(mul, counts, strides)), run * size
+            place = (origin + sum(map(mul, counts, steps))) * size
+            offset = piece.offset + skipped + sum(map(mul, counts, strides))
+            for n in range(count):
+                yield place + n * step * size, name, offset + n * stride, length

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from compiler.files import Source, Target
-from compiler.moves import Move, Tile, extents, tiles
+from compiler.moves import Extent, Move, Tile, extents, tiles
 
 if TYPE_CHECKING:
     from compiler.gather import Gatherer
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 WINDOW = 1 << 20  # bytes: two of them stay in the processor's cache between reading and writing
 BLOCK = 4 << 20  # bytes of a tile: its sides are about 1400 elements of two bytes
 TASK = 32 << 20  # bytes of target that a thread takes at a time
-VECTOR = 512  # buffers per read; Linux allows 1024
+GAP = 16 << 10  # bytes: reading as much for nothing costs less than another call
+VECTOR = 512  # wanted buffers per read, and as many gaps; Linux allows 1024
 
 
 @dataclass(frozen=True)
@@ -154,56 +155,65 @@ class _Worker:
         self.sources = sources
         self.gatherer: Gatherer | None = None
         self.window = memoryview(b"")
+        self.unwanted = memoryview(b"")  # where the bytes between two wanted runs go
 
     def copy(self, task: _Copy) -> Iterator[int]:
         self.window = self.window or memoryview(bytearray(WINDOW))
+        self.unwanted = self.unwanted or memoryview(bytearray(GAP))
         index = bisect.bisect_right(task.moves, task.start, key=lambda move: move.target) - 1
         for start in range(task.start, task.stop, WINDOW):
             stop = min(task.stop, start + WINDOW)
-            wanted: list[tuple[str, int, int, int]] = []
+            wanted: list[Extent] = []
             while index < len(task.moves) and (move := task.moves[index]).target < stop:
-                for extent in extents(move, max(0, start - move.target), min(move.length, stop - move.target)):
-                    # A window may end within an element.
-                    first, last = max(start, extent.target_offset), min(stop, extent.target_offset + extent.length)
-                    skipped = first - extent.target_offset
-                    wanted.append((extent.source, extent.source_offset + skipped, first - start, last - first))
+                wanted += extents(move, max(0, start - move.target), min(move.length, stop - move.target))
                 if move.target + move.length > stop:
                     break
                 index += 1
-            self.read(wanted)
+            # A window may begin and end within an element.
+            wanted[0], wanted[-1] = _within(wanted[0], start, stop), _within(wanted[-1], start, stop)
+            self.read(wanted, start)
             task.target.write(self.window[: stop - start], start)
             yield stop - start
 
-    def read(self, wanted: list[tuple[str, int, int, int]]) -> None:
-        """(source, byte, window byte, length) each; what lies together in a source is read together."""
+    def read(self, wanted: list[Extent], start: int) -> None:
+        """Fill the window that begins at `start` of the target; what lies close together in a source is one read."""
         wanted.sort()
         buffers: list[memoryview] = []
         source, begin, end = "", 0, 0
-        for name, offset, place, length in wanted:
-            if buffers and (name != source or offset != end or len(buffers) == VECTOR):
+        for name, offset, target, length in wanted:
+            gap = offset - end
+            if buffers and (name != source or not 0 <= gap <= GAP or len(buffers) >= 2 * VECTOR - 1):
                 self.sources[source].read(begin, buffers)
                 buffers = []
             if not buffers:
                 source, begin = name, offset
-            buffers.append(self.window[place : place + length])
+            elif gap:
+                buffers.append(self.unwanted[:gap])
+            buffers.append(self.window[target - start : target - start + length])
             end = offset + length
-        if buffers:
-            self.sources[source].read(begin, buffers)
+        self.sources[source].read(begin, buffers)
 
     def gather(self, task: _Gather) -> Iterator[int]:
         if self.gatherer is None:
             from compiler.gather import Gatherer
 
-            self.gatherer = Gatherer(lambda name, offset, buffer: self.sources[name].read(offset, [buffer]))
+            self.gatherer = Gatherer(lambda name, reads: self.sources[name].read_each(reads))
         tile = task.tile
         block = self.gatherer.fill(tile, task.move.dtype)
         if tile.width == tile.pitch:
             task.target.write(block, tile.target)
         else:
-            for row in range(tile.rows):
-                data = block[row * tile.width : (row + 1) * tile.width]
-                task.target.write(data, tile.target + row * tile.pitch)
+            starts = range(0, len(block), tile.width)
+            places = itertools.count(tile.target, tile.pitch)
+            task.target.write_each((block[n : n + tile.width], place) for n, place in zip(starts, places, strict=False))
         yield len(block)
+
+
+def _within(extent: Extent, start: int, stop: int) -> Extent:
+    """The part of an extent that lies in [start, stop) of the target."""
+    source, offset, target, length = extent
+    first, last = max(start, target), min(stop, target + length)
+    return Extent(source, offset + first - target, first, last - first)
 
 
 def _check_cover(output: Output) -> None:
