@@ -36,6 +36,9 @@ def sniff(path: Path) -> Format:
         size = file.seek(0, 2)
     if not head:
         _refuse(path, "an empty file", "the download or copy failed; do it again", "damaged-file")
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length <= min(MAX_HEADER, size - 8):
+        return "safetensors"  # first of all, for its length may begin like any other format: 640 like a pickle
     if head.startswith(b"PK\3\4"):
         if path.suffix == ".safetensors":
             hint = "a pickle can run programs where it is loaded; rename it to .pth if you trust where it comes from"
@@ -56,7 +59,6 @@ def sniff(path: Path) -> Format:
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         hint = "download it again, logged in or with the right link"
         _refuse(path, "a web page: the download was an error page", hint, "damaged-file")
-    length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" or (len(head) >= 8 and length <= MAX_HEADER and path.suffix == ".safetensors"):
         return "safetensors"
     if text.startswith(b"{"):

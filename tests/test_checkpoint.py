@@ -137,6 +137,14 @@ def test_same_as_safetensors(weights: dict[str, torch.Tensor], tmp_path: Path) -
     assert all(t.contiguous for t in checkpoint.tensors.values())
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x8B1F])
+def test_a_header_whose_length_looks_like_another_format(length: int, tmp_path: Path) -> None:
+    """As a pickle of protocol 2, as gzip."""
+    text = json.dumps({"w": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}).encode().ljust(length)
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", length) + text + b"ab")
+    assert bytes(read_bytes(open_checkpoint(tmp_path / "x.safetensors").tensors["w"])) == b"ab"
+
+
 def test_a_parameter_and_a_state_dict_of_a_module(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     assert_same(open_checkpoint(save(module.state_dict(), tmp_path / "x.pth")), module.state_dict())

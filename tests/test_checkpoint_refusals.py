@@ -316,6 +316,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("how", ["zip", "legacy"])
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_contents_that_are_no_state_dict(case: str, how: str, tmp_path: Path) -> None:
