@@ -151,6 +151,8 @@ def _run_parser() -> argparse.ArgumentParser:
     _source_options(parser)
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="a folder whose tokenizer files travel along")
     parser.add_argument("--device", default="cpu", help="where the tensors are computed: cpu or cuda")
+    parser.add_argument("--no-checksums", action="store_true", help="do not compare a .pth with its own checksums")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many threads move bytes (default: 2)")
     parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="the size of one file of weights (default: 5GB)"
     )
@@ -170,6 +172,8 @@ def _request(options: argparse.Namespace) -> Any:
         reverse=options.reverse,
         tokenizer=getattr(options, "tokenizer", None),
         device=getattr(options, "device", "cpu"),
+        jobs=getattr(options, "jobs", 2),
+        checksums=not getattr(options, "no_checksums", True),
         max_shard_size=getattr(options, "max_shard_size", "5GB"),
         force=getattr(options, "force", False),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler import dialects, execute, outfiles, settings
-from compiler.checkpoint import Checkpoint, open_checkpoint
+from compiler.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.diagnostics import Refusal, listed, refuse
 from compiler.environment import Environment, Given, NamedShapes, check_given
 from compiler.output import Output
@@ -47,6 +47,8 @@ class Request:
     tokenizer: Path | None = None
     dtype: str | None = None
     device: str = "cpu"
+    jobs: int = 2
+    checksums: bool = True
     max_shard_size: str = "5GB"
     reverse: bool = False
     force: bool = False
@@ -63,6 +65,8 @@ def prepare(program: Program, request: Request, say: Say = lambda line: None) ->
         say(f"ignored {name}: {reason}")
     if len(plan.ignored) > 8:
         say(f"ignored {len(plan.ignored) - 8} more tensors")
+    if request.checksums:
+        verify(checkpoint)
     execute.check_ties(plan, checkpoint)
     return plan, checkpoint
 
@@ -143,7 +147,9 @@ def write(
                 output.place.mkdir()
                 parts = outfiles.lay_out(plan.targets, outfiles.parse_size(request.max_shard_size))
                 _write_texts(plan, request, parts, output.place)
-                execute.write_folder(plan, checkpoint, parts, output.place, request.device, progress)
+                execute.write_folder(
+                    plan, checkpoint, parts, output.place, device=request.device, jobs=request.jobs, progress=progress
+                )
             output.finish()
     except OSError as error:
         refuse(str(error.filename or out), f"cannot be written: {error.strerror}", "output-unwritable")

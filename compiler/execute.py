@@ -1,22 +1,26 @@
-"""Runs a Plan: reads each group's bytes, applies its ops, writes each target where its file has it.
+"""Runs a Plan. Byte ranges move without torch; what has to be computed, or is asked of a GPU, is computed in torch.
 
-Memory is bounded by the largest group, never by the checkpoint.
+Memory is bounded: by a few windows where bytes move, by the largest group of tensors where torch computes.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from compiler.algebra import Bundle
+from compiler import layout
+from compiler.algebra import Bundle, OpError
 from compiler.checkpoint import Checkpoint, read_bytes
-from compiler.diagnostics import Refusal, Span, listed, refuse
+from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
+from compiler.files import Target as TargetFile
+from compiler.moves import Move, lower
 from compiler.outfiles import OutFile
 from compiler.plan import Group, Plan, Target
+from compiler.transfer import Output, transfer
 
 Progress = Callable[[int], None]
+Layouts = list[tuple[Target, layout.Array]]
 
 
 def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -24,110 +28,132 @@ def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
     spec = plan.program.spec
     for alias, owner in plan.ties:
         a, b = checkpoint.tensors[alias], checkpoint.tensors[owner]
-        same_place = (a.path, a.offset, a.shape, a.strides) == (b.path, b.offset, b.shape, b.strides)
-        if same_place or ((a.dtype, a.shape) == (b.dtype, b.shape) and read_bytes(a) == read_bytes(b)):
+        if a.region == b.region or ((a.dtype, a.shape) == (b.dtype, b.shape) and read_bytes(a) == read_bytes(b)):
             continue
         tie = next(t for t in plan.program.ties if t.alias.match(alias) is not None)
         free = tie.when.text if tie.when is not None and tie.when.text in spec.arguments else ""
-        hint = (
-            f"if the two are meant to differ: --set {free}=false"
-            if free
-            else "the checkpoint was not trained with tied weights"
-        )
         refuse(
             tie.alias.span,
             f"{alias} should equal {owner} but differs from it; written once, it would be lost",
             "untied-weights",
-            hint,
+            f"if the two are meant to differ: --set {free}=false" if free else "the source was not trained with a tie",
         )
 
 
-def outputs(plan: Plan, checkpoint: Checkpoint, device: str, progress: Progress) -> Iterator[tuple[Target, memoryview]]:
-    """Each target with its C-contiguous bytes, group by group, in the order of the plan. Raises Refusal."""
+def write_folder(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    files: list[OutFile],
+    folder: Path,
+    *,
+    device: str,
+    jobs: int,
+    progress: Progress,
+) -> None:
+    """Write the weights files into `folder`. Raises Refusal where a source or the disk fails; OSError with the file."""
+    layouts = None if device != "cpu" else arrange(plan, checkpoint)
+    if layouts is None:
+        _compute_folder(plan, checkpoint, files, folder, device, progress)
+        return
+    arrays = {target.name: array for target, array in layouts}
+    outputs = [
+        Output(folder / file.name, file.size, file.header, _moves(arrays, file))
+        for file in files
+    ]  # fmt: skip
+    transfer(outputs, {str(path): path for path in checkpoint.files}, jobs=jobs, progress=progress)
+
+
+def _moves(arrays: Mapping[str, layout.Array], file: OutFile) -> list[Move]:
+    places = sorted(file.offsets.items(), key=lambda item: item[1])
+    return [move for name, offset in places for move in lower(arrays[name], offset)]
+
+
+def arrange(plan: Plan, checkpoint: Checkpoint) -> Layouts | None:
+    """Each target as an arrangement of source bytes; None where an op has to compute."""
+    algebra = layout.LayoutAlgebra()
+    found: Layouts = []
+    try:
+        for group in plan.groups:
+            arrays = _apply(group, group.sources.map(lambda name: _array(checkpoint, name)), algebra)  # type: ignore[arg-type,return-value]
+            for slot, targets in zip(arrays.slots, group.targets.slots, strict=True):
+                found += [(target, slot[key]) for key, target in targets.items()]
+    except NotImplementedError:
+        return None
+    return found
+
+
+def _array(checkpoint: Checkpoint, name: str) -> layout.Array:
+    tensor = checkpoint.tensors[name]
+    return layout.source(str(tensor.path), tensor.dtype, tensor.shape, tensor.offset, tensor.strides)
+
+
+def _apply(group: Group, bundle: Bundle[Any], algebra: Any) -> Bundle[Any]:
+    for op in group.ops:
+        bundle = op.apply(bundle, algebra)
+    return bundle
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In torch
+
+
+def compute(plan: Plan, checkpoint: Checkpoint, device: str) -> Iterator[tuple[Target, Any]]:
+    """Each target with its torch tensor on `device`, group by group, in the order of the plan. Raises Refusal."""
     from compiler import kernels
 
     try:
         place = kernels.device_named(device)
     except (LookupError, RuntimeError) as error:
         refuse("--device", f"{device!r} cannot be used: {error}", "no-device", "leave --device out to run on the CPU")
-    algebra = kernels.TorchAlgebra()
+
+    def load(name: str) -> Any:
+        tensor = checkpoint.tensors[name]
+        return kernels.tensor_of(read_bytes(tensor), tensor.dtype, tensor.shape).to(place)
+
     for group in plan.groups:
-        loaded: Bundle = group.sources.map(lambda name: _load(checkpoint, name, place))  # type: ignore[arg-type,return-value]
         try:
-            for op in group.ops:
-                loaded = op.apply(loaded, algebra)
-        except (RuntimeError, ValueError, MemoryError) as error:
-            raise Refusal([_failure(group, checkpoint, error)]) from error
-        for slot, targets in zip(loaded.slots, group.targets.slots, strict=True):
+            tensors = _apply(group, group.sources.map(load), kernels.TorchAlgebra())
+        except (RuntimeError, MemoryError, OpError) as error:
+            raise Refusal([_failure(group, checkpoint, str(error))]) from error
+        for slot, targets in zip(tensors.slots, group.targets.slots, strict=True):
             for key, target in targets.items():
-                data = kernels.bytes_of(slot[key])
-                if len(data) != target.nbytes or tuple(slot[key].shape) != target.shape:
-                    raise Refusal(
-                        [_failure(group, checkpoint, ValueError(f"{target.name} came out as {list(slot[key].shape)}"))]
-                    )
-                progress(len(data))
-                yield target, data
+                if tuple(slot[key].shape) != target.shape:
+                    message = f"{target.name} came out as {list(slot[key].shape)}, not {list(target.shape)}"
+                    raise Refusal([_failure(group, checkpoint, message)])
+                yield target, slot[key]
 
 
-def _load(checkpoint: Checkpoint, name: str, device: object) -> object:
+def _failure(group: Group, checkpoint: Checkpoint, message: str) -> Diagnostic:
+    shapes = listed(f"{name} {list(checkpoint.tensors[name].shape)}" for name in group.source_names)
+    rule = group.rule.name or group.rule.kind
+    return Diagnostic(group.rule.span, f"the rule {rule} failed on {shapes}: {message}", "failed-step")
+
+
+def _compute_folder(
+    plan: Plan, checkpoint: Checkpoint, files: list[OutFile], folder: Path, device: str, progress: Progress
+) -> None:
+    from contextlib import ExitStack
+
     from compiler import kernels
 
-    tensor = checkpoint.tensors[name]
-    return kernels.tensor_of(read_bytes(tensor), tensor.dtype, tensor.shape).to(device)  # type: ignore[call-overload]
-
-
-def _failure(group: Group, checkpoint: Checkpoint, error: Exception):  # type: ignore[no-untyped-def]
-    from compiler.diagnostics import Diagnostic
-
-    shapes = listed(f"{name} {list(checkpoint.tensors[name].shape)}" for name in group.source_names)
-    return Diagnostic(
-        group.rule.span, f"the rule {group.rule.name or group.rule.kind} failed on {shapes}: {error}", "failed-step"
-    )
-
-
-def write_folder(
-    plan: Plan, checkpoint: Checkpoint, shards: list[OutFile], folder: Path, device: str, progress: Progress
-) -> None:
-    """Write the weights files into `folder`. Raises Refusal where the disk does not take them."""
-    where = {name: shard for shard in shards for name in shard.offsets}
     with ExitStack() as stack:
-        handles: dict[str, int] = {}
-        for shard in shards:
-            handle = os.open(folder / shard.name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-            stack.callback(os.close, handle)
-            handles[shard.name] = handle
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(handle, 0, shard.size)
-                _write(handle, memoryview(shard.header), 0)
-            except OSError as error:
-                refuse(
-                    Span(str(folder)),
-                    f"{shard.name} of {shard.size:,} bytes cannot be written: {error.strerror}",
-                    "disk-full",
-                )
-        for target, data in outputs(plan, checkpoint, device, progress):
-            shard = where[target.name]
-            try:
-                _write(handles[shard.name], data, shard.offsets[target.name])
-            except OSError as error:
-                refuse(Span(str(folder)), f"{shard.name} cannot be written: {error.strerror}", "disk-full")
-
-
-def _write(handle: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(handle, data, offset)
-        data, offset = data[written:], offset + written
+        places: dict[str, tuple[TargetFile, int]] = {}
+        for file in files:
+            opened = stack.enter_context(TargetFile(folder / file.name, file.size))
+            opened.write(memoryview(file.header), 0)
+            places |= {name: (opened, offset) for name, offset in file.offsets.items()}
+        for target, tensor in compute(plan, checkpoint, device):
+            data = kernels.bytes_of(tensor)
+            opened, offset = places[target.name]
+            opened.write(data, offset)
+            progress(len(data))
 
 
 def write_state_dict(plan: Plan, checkpoint: Checkpoint, path: Path, device: str, progress: Progress) -> None:
-    """Write a `.pth` that holds a flat state_dict, as torch.save does."""
-    import torch
+    """Write a `.pth` that holds a flat state_dict, as torch.save does; one tensor in memory at a time."""
+    from compiler.pthfile import PthWriter
 
-    from compiler import kernels
-
-    state = {
-        target.name: kernels.tensor_of(bytearray(data), target.dtype, target.shape)
-        for target, data in outputs(plan, checkpoint, device, progress)
-    }
-    torch.save(state, path)
+    with PthWriter(path) as writer:
+        for target, tensor in compute(plan, checkpoint, device):
+            writer.add(target.name, tensor)
+            progress(target.nbytes)
