@@ -65,13 +65,13 @@ class SourceShapes:
 
     def count(self, pattern: str) -> int:
         parsed = parse_pattern(pattern, Span(""))
-        if any(rule.folded and parsed.match(name) for name, rule in self.names.items()):
+        if any(rule.folded and parsed.match(name) is not None for name, rule in self.names.items()):
             raise LookupError(f"{pattern} cannot be counted from the target; state the fact among the values given")
         return sum(parsed.match(name) is not None for name in {*self.known, *self.names})
 
     def exists(self, pattern: str) -> bool:
         parsed = parse_pattern(pattern, Span(""))
-        if any(parsed.match(name) for name in (*self.known, *self.names)):
+        if any(parsed.match(name) is not None for name in (*self.known, *self.names)):
             return True
         return any(common_name(parsed, source) for rule in self.names.values() for source in rule.sources)
 
