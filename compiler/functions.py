@@ -19,7 +19,7 @@ from compiler.program import Rule
 
 @dataclass(frozen=True)
 class Function:
-    """A rule's ops as a function of the converter. `results` name what it returns, in the order of the targets."""
+    """A rule's ops as a function of the converter. `results` are what it returns, in the order of the targets."""
 
     name: str
     parameters: tuple[tuple[str, str], ...]  # name, annotation
@@ -50,6 +50,8 @@ class _RulePrinter:
         slots = list(names)
         for op, _ in rule.steps:
             slots, many = self.step(op, slots, many)
+        if len(slots) == 1:  # the last step is what is returned, under no name
+            slots = [self.body.pop().removeprefix(f"{slots[0]} = ")]
         one = "list[Tensor]" if many else "Tensor"
         returns = one if len(slots) == 1 else f"tuple[{', '.join([one] * len(slots))}]"
         return Function(

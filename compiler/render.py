@@ -17,7 +17,7 @@ from compiler.diagnostics import refuse
 from compiler.environment import Environment, Given
 from compiler.functions import Function
 from compiler.names import Hole, Pattern
-from compiler.printing import ExprPrinter, expansion, quoted, raw
+from compiler.printing import ExprPrinter, expansion, literal, quoted, raw
 from compiler.program import Program, Rule
 from compiler.proof import SourceShapes
 from compiler.resources import folder
@@ -94,7 +94,7 @@ class _Context:
             "summary_literal": quoted(spec.summary),
             "module": self.module,
             "source_example": "folder/" if "safetensors" in spec.weights else "model.pth",
-            "arguments": [(quoted(a.name), _literal(a.default)) for a in spec.arguments.values() if not a.required],
+            "arguments": [(quoted(a.name), literal(a.default)) for a in spec.arguments.values() if not a.required],
             "required": [(quoted(a.name), quoted(a.help)) for a in spec.arguments.values() if a.required],
             "known": "ARGUMENTS"
             if not any(a.required for a in spec.arguments.values())
@@ -113,7 +113,7 @@ class _Context:
             "facts": [(name, self.printer(spec.facts[name])) for name in self.ordered_facts()],
             "early": early,
             "late": late,
-            "config": [(quoted(f.name), self.printer(f.expr) if f.expr else _literal(f.constant)) for f in spec.config],
+            "config": [(quoted(f.name), self.printer(f.expr) if f.expr else literal(f.constant)) for f in spec.config],
             "dialect": list(self.dialect()),
             "functions": [_function(f) for f in steps.values()],
             "blocks": [self.block(rule, function) for rule, function in steps.items()],
@@ -166,7 +166,8 @@ class _Context:
         env = Environment(self.program, SourceShapes(self.program, {}), given, trusted=True)
         fields = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in self.spec.config}
         written = dialects.config_json(fields, model_class="", model_type="", dtype="float32")
-        for name in written.keys() - fields.keys() - {"architectures", "model_type", "dtype", "torch_dtype"}:
+        apart = fields.keys() | {"architectures", "model_type", "dtype", "torch_dtype"}
+        for name in [n for n in written if n not in apart]:  # a set has no order from run to run
             match name:
                 case "rope_parameters":
                     scaling = '**(config["rope_scaling"] or {}), ' if "rope_scaling" in fields else ""
@@ -272,20 +273,6 @@ def _function(function: Function) -> dict[str, Any]:
         "body": function.body,
         "results": function.results,
     }
-
-
-def _literal(value: Any) -> str:
-    """A constant of a spec as Python; only what YAML can hold comes here."""
-    match value:
-        case str():
-            return quoted(value)
-        case list():
-            return f"[{', '.join(map(_literal, value))}]"
-        case dict():
-            return "{" + ", ".join(f"{quoted(str(k))}: {_literal(v)}" for k, v in value.items()) + "}"
-        case None | bool() | int() | float():
-            return repr(value)
-    raise TypeError(value)
 
 
 def _aligned(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:

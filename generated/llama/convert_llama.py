@@ -65,11 +65,12 @@ class Source(Mapping[str, Tensor]):
         if path.suffix == ".safetensors" or path.is_dir():
             for file in files:
                 with safe_open(file, framework="pt") as opened:
-                    self.files |= dict.fromkeys(opened.keys(), file)
-                    self.shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+                    names = opened.keys()
+                    self.files |= dict.fromkeys(names, file)
+                    self.shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
             return
-        with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"
+        with path.open("rb") as start:
+            is_zip = start.read(2) == b"PK"
         state = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
         for key in ("model", "state_dict", "model_state_dict", "module"):
             state = state[key] if isinstance(state.get(key), dict) else state
@@ -98,6 +99,21 @@ WRAPPERS = ("module", "_orig_mod")
 def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]]:
     """Each name that the whole pattern matches."""
     return (match for name in names if (match := re.fullmatch(pattern, name)))
+
+
+def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
+    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    places = [
+        (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
+        for match in found
+        for index in match.re.groupindex
+        if rf"(?P<{index}>\d+)" in match.re.pattern
+    ]
+    last: dict[str, int] = {}
+    for before, number, _ in places:
+        last[before] = max(number, last.get(before, 0))
+    wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    return sorted(wanted - names.keys())
 
 
 def count(names: Mapping[str, object], pattern: str) -> int:
@@ -178,6 +194,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
 def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Refuses a name that nothing claims and a rule that finds nothing."""
     claimed: set[str] = set()
+    indexed: list[re.Match[str]] = []
     mapping = dict(STATE_DICT_MAPPING)
     if not f.tie_word_embeddings:
         mapping[r"lm_head\.weight"] = "lm_head.weight"
@@ -185,6 +202,7 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         found = list(matches(source, pattern))
         if not found:
             raise SystemExit(f"the checkpoint has nothing like {pattern}")
+        indexed += found
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
@@ -199,6 +217,8 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     claimed |= {match[0] for pattern in IGNORED for match in matches(source, pattern)}
     if unclaimed := [name for name in source if name not in claimed]:
         raise SystemExit(f"no rule claims {', '.join(unclaimed)}")
+    if lost := missing(source, indexed):
+        raise SystemExit(f"the checkpoint lacks {', '.join(lost)}")
 
 
 def main() -> None:
@@ -260,9 +280,8 @@ def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, dtype: st
         shards[0] = {}
 
     filled = total = 0
-    for name, tensor in tensors:
-        if dtype and tensor.is_floating_point():
-            tensor = tensor.to(getattr(torch, dtype))
+    for name, made in tensors:
+        tensor = made.to(getattr(torch, dtype)) if dtype and made.is_floating_point() else made
         size = tensor.numel() * tensor.element_size()
         if shards[0] and filled + size > limit:
             flush()

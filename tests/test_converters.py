@@ -1,0 +1,273 @@
+"""For every spec: the executor and the generated converter write the same bytes, and the way back gives the source.
+
+The harness makes its sources from the specs themselves, so a new spec is tested by being there. Converters run in one
+process that cannot import `compiler`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+from synthetic import Synthetic, folder_image, image, synthetic
+
+from compiler import ops, spec
+from compiler.build import build, load_program
+from compiler.convert import Request, convert
+from compiler.diagnostics import Refusal
+from compiler.functions import print_rule
+from compiler.grammar import schema
+from compiler.program import Program
+
+ROOT = Path(__file__).parent.parent
+SPECS = sorted(ROOT.glob("specs/*.yaml"))
+GENERATED = ROOT / "generated"
+ALLOWED = {"torch", "safetensors", "transformers"}
+
+# One converter after the other, as `python convert_x.py WORDS` would run it, in a process without the compiler.
+SERVER = """
+import json, os, runpy, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "compiler":
+            raise ImportError("a converter may not need the compiler")
+
+sys.meta_path.insert(0, Blocker())
+lines, answers = sys.stdin, os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in lines:
+    sys.argv = json.loads(line)
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        said = ""
+    except SystemExit as end:
+        said = "" if end.code in (None, 0) else str(end.code)
+    except BaseException as error:
+        said = f"{type(error).__name__}: {error}"
+    print(json.dumps(said), file=answers, flush=True)
+"""
+
+
+class Server:
+    """Runs converters; importing torch is paid for once."""
+
+    def __init__(self, place: Path) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            cwd=place,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, name: str, *words: str) -> str:
+        """What the converter of that spec ends with: empty when it is content."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([str(script(name)), *words]), file=self.process.stdin, flush=True)
+        return _answer(self.process.stdout)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def _answer(lines: IO[str]) -> str:
+    line = lines.readline()
+    assert line, "the process of the converters has died"
+    return str(json.loads(line))
+
+
+def script(name: str) -> Path:
+    return GENERATED / name / f"convert_{name}.py"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("elsewhere"))
+    yield started
+    started.close()
+
+
+@cache
+def program_of(name: str) -> Program:
+    return load_program(str(ROOT / "specs" / f"{name}.yaml"))
+
+
+@cache
+def source_of(name: str, example: int, dtype: str, finite: bool = False) -> Synthetic:
+    return synthetic(program_of(name), example, dtype, finite)
+
+
+def settings(source: Synthetic) -> list[str]:
+    return [word for n, v in source.arguments.items() for word in ("--set", f"{n}={json.dumps(v)}")]
+
+
+def texts(folder: Path) -> dict[str, Any]:
+    return {f.name: json.loads(f.read_text()) for f in folder.glob("*.json") if "index" not in f.name}
+
+
+def standard(path: Path) -> bool:
+    """Whether the spec's target is a class of Transformers, which makes it one of path A."""
+    return program_of(path.stem).spec.target.model is not None
+
+
+PATH_A = [path.stem for path in SPECS if standard(path)]
+EXAMPLES = [(name, n) for name in PATH_A for n in range(len(program_of(name).spec.examples))]
+VARIANTS = [("float32", None, None), ("float16", None, None), ("float32", "bfloat16", None), ("float16", None, 20_000)]
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES)
+@pytest.mark.parametrize(("dtype", "cast", "limit"), VARIANTS, ids=["f32", "f16", "cast", "sharded"])
+def test_both_write_the_same(
+    server: Server, tmp_path: Path, name: str, example: int, dtype: str, cast: str | None, limit: int | None
+) -> None:
+    # What a cast makes of a NaN depends on where it lies in torch's vectors; everything else may hold any bits.
+    program, source = program_of(name), source_of(name, example, dtype, finite=cast is not None)
+    file = source.save(tmp_path, program.spec.weights)
+    wanted, got = tmp_path / "executor", tmp_path / "converter"
+    request = Request([file], assigned=source.arguments, dtype=cast, max_shard_size=str(limit or "5GB"))
+    plan = convert(program, request, wanted)
+    words = [str(file), str(got), *settings(source)]
+    words += ["--dtype", cast] if cast else []
+    words += ["--max-shard-bytes", str(limit)] if limit else []
+    assert server.run(name, *words) == ""
+    tensors = folder_image(wanted)
+    assert folder_image(got) == tensors
+    assert texts(got) == texts(wanted)
+    assert tensors.keys() == {t.name for t in plan.targets}
+    assert {kind for kind, _, _ in tensors.values()} == {f"torch.{cast or dtype}"}
+    if limit:
+        assert len(list(wanted.glob("*.safetensors"))) > 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["converter", "executor", file.name]
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_way_back_gives_the_source(tmp_path: Path, name: str, example: int, dtype: str) -> None:
+    program, source = program_of(name), source_of(name, example, dtype)
+    file = source.save(tmp_path, program.spec.weights)
+    convert(program, Request([file], assigned=source.arguments), tmp_path / "out")
+    back = Request([tmp_path / "out"], reverse=True)
+    if any(rule.loss for rule in program.rules):
+        with pytest.raises(Refusal, match="irreversible-rule"):
+            convert(program, back, tmp_path / "back.pth")
+        return
+    convert(program, back, tmp_path / "back.pth")
+    assert image(torch.load(tmp_path / "back.pth", weights_only=True)) == image(source.tensors)
+
+
+@pytest.mark.parametrize("name", PATH_A)
+def test_both_refuse_a_name_too_many(server: Server, tmp_path: Path, name: str) -> None:
+    program, source = program_of(name), source_of(name, 0, "float16")
+    stranger = Synthetic({**source.tensors, "stranger.weight": torch.ones(2)}, {}, source.arguments)
+    file = stranger.save(tmp_path, program.spec.weights)
+    with pytest.raises(Refusal, match=r"stranger\.weight"):
+        convert(program, Request([file], assigned=source.arguments), tmp_path / "executor")
+    assert "stranger.weight" in server.run(name, str(file), str(tmp_path / "converter"), *settings(source))
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == [file.name]
+
+
+@pytest.mark.parametrize("name", PATH_A)
+def test_both_refuse_a_name_too_few(server: Server, tmp_path: Path, name: str) -> None:
+    """Whichever tensor is left out: the first, a middle and the last by name stand for all."""
+    program, source = program_of(name), source_of(name, 0, "float16")
+    names = [n for n in source.tensors if all(t.alias.match(n) is None for t in program.ties)]
+    for n, lost in enumerate((names[0], names[len(names) // 2], names[-1])):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        rest = Synthetic({k: t for k, t in source.tensors.items() if k != lost}, {}, source.arguments)
+        file = rest.save(folder, program.spec.weights)
+        with pytest.raises(Refusal):
+            convert(program, Request([file], assigned=source.arguments), folder / "executor")
+        assert server.run(name, str(file), str(folder / "converter"), *settings(source)) != ""
+        assert not (folder / "converter").exists()
+
+
+def test_a_converter_is_a_program_of_its_own(tmp_path: Path) -> None:
+    """As a user runs it: from another folder, by path."""
+    name = PATH_A[0]
+    source = source_of(name, 0, "float16")
+    file = source.save(tmp_path, program_of(name).spec.weights)
+    command = [sys.executable, str(script(name)), file.name, "out", *settings(source)]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is generated
+
+
+def test_generated_is_fresh() -> None:
+    fresh = {f"generated/{n}": text for path in SPECS for n, text in build(str(path), prove=False).items()}
+    files = {str(p.relative_to(ROOT)): p.read_text() for p in GENERATED.rglob("*") if p.suffix == ".py"}
+    assert sorted(files) == sorted(fresh)
+    assert [name for name in fresh if fresh[name] != files[name]] == []
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_generated_does_not_depend_on_the_order_of_sets(seed: str) -> None:
+    command = [sys.executable, "-m", "compiler", "--check", "--no-proof", *map(str, SPECS)]
+    environment = os.environ | {"PYTHONHASHSEED": seed}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_a_spec_proves(path: Path) -> None:
+    build(str(path), prove=True)
+
+
+@pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)
+def test_generated_is_clean(words: list[str]) -> None:
+    command = [sys.executable, "-m", "ruff", *words, "--no-cache", str(GENERATED)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_generated_is_typed() -> None:
+    """Against the config of the repository; torch is taken on trust, as reading it costs a minute."""
+    files = [str(script(name)) for name in PATH_A]
+    command = [sys.executable, "-m", "mypy", "--follow-imports=skip", "--no-incremental", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", PATH_A)
+def test_a_converter_needs_little(name: str) -> None:
+    tree = ast.parse(script(name).read_text())
+    found = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    found |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert found - sys.stdlib_module_names - {"__future__"} <= ALLOWED
+    defined = [n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and not n.name.startswith("__")]
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    assert [n for n in defined if n not in used] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The algebra: each op in each of its places
+
+
+@pytest.mark.parametrize("op", ops.Op.__subclasses__(), ids=lambda op: op.word)
+def test_an_op_stands_everywhere(op: type[ops.Op]) -> None:
+    """The places of an op: the language, its schema, its inverse, a converter's text, a property test."""
+    assert op.word in spec.OP_WORDS
+    assert f'"{op.word}"' in json.dumps(schema())
+    assert op.inverse is not ops.Op.inverse
+    assert op.apply is not ops.Op.apply
+    assert op.exact or op.loss
+    assert f"ops.{op.__name__}(" in Path(sys.modules[print_rule.__module__].__file__ or "").read_text()
+    assert f"ops.{op.__name__}(" in (Path(__file__).parent / "test_language.py").read_text()
