@@ -1,13 +1,13 @@
-"""The seven things that can be done to a tensor, and what a rule's tensors travel as.
+"""The eight things that can be done to a tensor, what a rule's tensors travel as, and the base of all ops.
 
 `ops` writes every op once over an `Algebra`; shapes, torch tensors and byte layouts each are one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from compiler.exprs import Expr
 
@@ -21,7 +21,10 @@ class OpError(ValueError):
 
 
 class Algebra(Protocol[T]):
-    """What can be done to one tensor. `rearrange` is reshape to `inner`, permute by `order`, reshape to `outer`."""
+    """What can be done to a tensor. `rearrange` is reshape to `inner`, permute by `order`, reshape to `outer`; `compute`
+    is the function of that name in `kernels`, which takes `tensors` and `values` and returns a tensor of `shape`. An
+    algebra that cannot compute raises NotImplementedError.
+    """
 
     def shape(self, tensor: T) -> tuple[int, ...]: ...
     def split(self, tensor: T, axis: int, sizes: Sequence[int]) -> Sequence[T]: ...
@@ -30,6 +33,7 @@ class Algebra(Protocol[T]):
     def unstack(self, tensor: T, axis: int) -> Sequence[T]: ...
     def rearrange(self, tensor: T, inner: Sequence[int], order: Sequence[int], outer: Sequence[int]) -> T: ...
     def cast(self, tensor: T, dtype: str) -> T: ...
+    def compute(self, kernel: str, tensors: Sequence[T], values: Sequence[Any], shape: tuple[int, ...]) -> T: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,39 @@ class Bundle(Generic[T]):
 
     def map(self, function: Callable[[T], T]) -> Bundle[T]:
         return replace(self, slots=tuple({k: function(t) for k, t in slot.items()} for slot in self.slots))
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all ops."""
+
+    word: ClassVar[str]
+    undo: ClassVar[str] = "exact"  # what the derived inverse restores: exact, tolerance, none
+    loss: ClassVar[str] = ""  # why there is no inverse
+
+    def sizes_used(self) -> Iterable[Size]:
+        """The sizes that `bind` will evaluate."""
+        return ()
+
+    def bind(self, number: Callable[..., Any]) -> Op:
+        """The same op with numbers for expressions: `number(size)` counts, `number(size, whole=False)` need not."""
+        return self
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        """How many slots and which open indices come out. Raises OpError where the op cannot follow."""
+        return slots, holes
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        """The element types of the slots that come out. Raises OpError where those that go in must not mix."""
+        return dtypes
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        """The effect. The op must be bound. Raises OpError."""
+        raise NotImplementedError(self.word)
+
+    def inverse(self) -> Op:
+        """The op that undoes this one (for a lossy op: that undoes its shapes)."""
+        raise NotImplementedError(self.word)
 
 
 class ShapeAlgebra:
@@ -68,3 +105,26 @@ class ShapeAlgebra:
 
     def cast(self, tensor: tuple[int, ...], dtype: str) -> tuple[int, ...]:
         return tensor
+
+    def compute(
+        self, kernel: str, tensors: Sequence[tuple[int, ...]], values: Sequence[Any], shape: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        return shape
+
+
+def axis_of(axis: int, rank: int, word: str, shape: tuple[int, ...]) -> int:
+    if not -rank <= axis < rank:
+        raise OpError(f"{word} along axis {axis} of {shown(shape)}, which has {rank} axes")
+    return axis % rank
+
+
+def integers(sizes: Sequence[Size]) -> list[int]:
+    return [size for size in sizes if isinstance(size, int)]
+
+
+def shown(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def plus(sizes: Sequence[int]) -> str:
+    return " + ".join(map(str, sizes))

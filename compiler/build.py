@@ -25,15 +25,20 @@ def load_program(text: str) -> Program:
 def build(text: str, *, prove: bool) -> dict[str, str]:
     """`{path below generated/: content}` of one spec, proven against its target class. Raises Refusal."""
     from compiler import target
+    from compiler.architecture import custom_model
+    from compiler.custom import auto_map, render_custom
     from compiler.proof import prove as prove_program
     from compiler.render import render
 
     program = load_program(text)
     if prove:
         prove_program(program)
-    model = program.spec.target.model
-    assert model is not None
-    with located(model.span):
-        model_type = target.model_type(model.value)
-    files = render(program, model_type)
+    spec = program.spec
+    if spec.target.model is not None:
+        with located(spec.target.model.span):
+            model_type = target.model_type(spec.target.model.value)
+        files = render(program, model_type)
+    else:
+        model = custom_model(spec)
+        files = render_custom(model) | render(program, model.module, auto_map(model))
     return {f"{program.spec.name}/{name}": content for name, content in files.items()}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1 << 14  # elements: operands and scratch of a block together stay within a core's private cache
+BLOCK = 1 << 16  # elements: operands and scratch of a block together stay within a core's private cache
 
 Values = NDArray[Any]
 

@@ -117,7 +117,7 @@ class _Checker:
 
         def visit(name: str) -> None:
             state[name] = 1
-            for other in sorted(facts[name].names & facts.keys()):
+            for other in sorted((facts[name].names & facts.keys()) - {name}):  # its own name is what is given
                 if state.get(other) == 1:
                     self.report.add(
                         facts[name].name_span(other), f"the fact {other!r} depends on itself", "circular-fact"

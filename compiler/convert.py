@@ -14,12 +14,12 @@ from typing import Any
 
 from compiler import dialects, execute, outfiles, settings
 from compiler.checkpoint import Checkpoint, open_checkpoint, verify
-from compiler.diagnostics import Refusal, listed, refuse
+from compiler.diagnostics import listed, refuse
 from compiler.environment import Environment, Given, NamedShapes, check_given
 from compiler.output import Output
 from compiler.plan import Plan, bind
 from compiler.program import Program
-from compiler.proof import SourceShapes
+from compiler.proof import SourceShapes, check_target
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -78,6 +78,8 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
     env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
     env.check()
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
+    if program.keep_all:
+        check_target(plan)
     if told.unread:
         say(f"not carried over from the config: {listed(told.unread, 40)}")
     if env.defaulted:
@@ -176,16 +178,19 @@ def _write_texts(plan: Plan, request: Request, parts: list[outfiles.OutFile], fo
 
 
 def texts(plan: Plan) -> dict[str, str]:
-    """The files beside the weights: config.json in both dialects, generation_config.json."""
-    from compiler import target
+    """The files beside the weights: config.json in both dialects, generation_config.json, the code of path B."""
+    from compiler import architecture, target
 
-    model = plan.program.spec.target.model
-    if model is None:
-        raise Refusal([])
+    spec = plan.program.spec
+    model_type = spec.target.remote_code.value if spec.target.remote_code else target.model_type(spec.target.class_name)
     config = dialects.config_json(
-        plan.config, model_class=model.value, model_type=target.model_type(model.value), dtype=plan.dtype
+        plan.config, model_class=spec.target.class_name, model_type=model_type, dtype=plan.dtype
     )
-    found = {"config.json": dialects.json_text(config)}
+    code: dict[str, str] = {}
+    if spec.target.remote_code:
+        config["auto_map"] = architecture.auto_map_of(spec)
+        code = architecture.code(spec)
+    found = {"config.json": dialects.json_text(config), **code}
     if generation := dialects.generation_json(plan.config):
         found["generation_config.json"] = dialects.json_text(generation)
     return found

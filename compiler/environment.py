@@ -74,8 +74,11 @@ class Environment(Mapping[str, Any]):
         self.given = given
         self.trusted = trusted
         self.found: dict[str, Any] = {}
+        self.deciding: list[str] = []  # facts under evaluation, the innermost last
 
     def __getitem__(self, name: str) -> Any:
+        if self.deciding and self.deciding[-1] == name:
+            return self.fallback(name)
         if name not in self.found:
             self.found[name] = self.find(name)
         return self.found[name]
@@ -93,11 +96,16 @@ class Environment(Mapping[str, Any]):
         given = self.given.get(name)
         if name in self.spec.facts:
             fact = self.spec.facts[name]
-            if given is None or given.value is None:
-                return self.evaluate(fact)
-            if self.trusted:
+            if given is not None and given.value is not None and self.trusted:
                 return given.value
-            return self.agreed(name, fact, given)
+            self.deciding.append(name)
+            try:
+                value = self.evaluate(fact)
+            finally:
+                self.deciding.pop()
+            if given is not None and given.value is not None:
+                self.agree(name, fact, given, value)
+            return value
         argument = self.spec.arguments[name]
         if given is not None:
             return typed(name, argument.default, given, argument.span)
@@ -114,8 +122,19 @@ class Environment(Mapping[str, Any]):
             )
         return argument.default
 
-    def agreed(self, name: str, fact: Expr, given: Given) -> Any:
-        value = self.evaluate(fact)
+    def fallback(self, name: str) -> Any:
+        """What a fact means by its own name: the value given, or the default of the field of that name."""
+        given, field = self.given.get(name), self.spec.fields.get(name)
+        if given is not None and given.value is not None:
+            return given.value
+        if field is None:
+            fact = self.spec.facts[name]
+            raise Refusal(
+                [Diagnostic(fact.name_span(name), f"nothing gives {name}", "missing-argument", f"--set {name}=VALUE")]
+            )
+        return self.evaluate(field.expr) if field.expr else field.constant
+
+    def agree(self, name: str, fact: Expr, given: Given, value: Any) -> None:
         if (
             type(value) is not type(given.value) and not all(isinstance(v, (int, float)) for v in (value, given.value))
         ) or value != given.value:
@@ -133,7 +152,6 @@ class Environment(Mapping[str, Any]):
                     )
                 ]
             )
-        return value
 
     def evaluate(self, expr: Expr) -> Any:
         return expr.evaluate(self, self.shapes)

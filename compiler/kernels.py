@@ -1,11 +1,12 @@
-"""The ops on torch tensors. The functions here are the ones that generated converters hold as text.
+"""The ops on torch tensors. The functions of `KERNELS` are the ones that generated converters hold as text.
 
 This room alone computes with torch; it is imported when a tensor has to be touched, never to plan or to compile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,55 @@ class TorchAlgebra:
 
     def cast(self, tensor: Tensor, dtype: str) -> Tensor:
         return tensor.to(getattr(torch, dtype))
+
+    def compute(self, kernel: str, tensors: Sequence[Tensor], values: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
+        return KERNELS[kernel](*tensors, *values)
+
+
+def full(shape: Sequence[int], fill: float, dtype: str) -> Tensor:
+    """A tensor of one value."""
+    return torch.full(tuple(shape), fill, dtype=getattr(torch, dtype))
+
+
+def pad(tensor: Tensor, axis: int, length: int, fill: float) -> Tensor:
+    """As many positions of `fill` at the end of an axis as make it `length` long."""
+    shape = list(tensor.shape)
+    shape[axis] = length - shape[axis]
+    return torch.cat([tensor, tensor.new_full(shape, fill)], dim=axis)
+
+
+def affine(tensor: Tensor, scale: float, shift: float) -> Tensor:
+    """scale * tensor + shift, computed in float32 or wider and rounded once."""
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return (scale * wide + shift).to(tensor.dtype)
+
+
+def dequantize_blocks(weight: Tensor, scale: Tensor, rows: int, columns: int, dtype: str) -> Tensor:
+    """Each block of `rows` by `columns` elements times its scale; blocks at the edges may be smaller."""
+    spread = scale.to(torch.float32).repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
+    wide = weight.to(torch.float32) * spread[..., : weight.shape[-2], : weight.shape[-1]]
+    return wide.to(getattr(torch, dtype))
+
+
+def dequantize_mxfp4(blocks: Tensor, scales: Tensor, dtype: str) -> Tensor:
+    """OCP MXFP4: two FP4 (E2M1) numbers to a byte, the low half first; 32 of them share a power of two (E8M0)."""
+    half = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=blocks.device)
+    numbers = torch.cat([half, -half])
+    # ... group byte -> ... group (byte two)
+    pairs = torch.stack([numbers[(blocks & 15).long()], numbers[(blocks >> 4).long()]], dim=-1).flatten(-2)
+    powers = scales.to(torch.int32) - 127
+    return torch.ldexp(pairs, powers.unsqueeze(-1)).flatten(-2).to(getattr(torch, dtype))
+
+
+def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """weight + scale * up @ down: the product in float32, rounded to the weight's type, then added."""
+    delta = scale * (up.to(torch.float32) @ down.to(torch.float32))  # (out rank) (rank in) -> out in
+    return weight + delta.to(weight.dtype)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    function.__name__: function for function in (full, pad, affine, dequantize_blocks, dequantize_mxfp4, add_low_rank)
+}
 
 
 def tensor_of(data: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:

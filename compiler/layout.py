@@ -168,6 +168,9 @@ class LayoutAlgebra:
     def cast(self, tensor: Array, dtype: str) -> Array:
         return cast(tensor, dtype)
 
+    def compute(self, kernel: str, tensors: Sequence[Array], values: Sequence[object], shape: tuple[int, ...]) -> Array:
+        raise NotImplementedError(kernel)
+
 
 # Lattices -----------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The closed algebra: what a spec can do to tensors.
 
 An op is a frozen value whose sizes are expressions; `bind` turns them into integers. It is written once over an
-`Algebra`, the seven things that can be done to a tensor, and so means the same on shapes (the shape rule), on torch
+`Algebra`, the eight things that can be done to a tensor, and so means the same on shapes (the shape rule), on torch
 tensors (the kernel) and on byte ranges (the layout). Its inverse is derived: every op knows the op that undoes it.
 
 A rule's tensors travel as a `Bundle`: one slot for each name pattern of the rule, and within a slot one tensor for
@@ -13,41 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from compiler.algebra import Algebra, Bundle, Key, OpError, Size, T
-
-
-@dataclass(frozen=True)
-class Op:
-    """Base of all ops. `exact` says whether the derived inverse restores every bit."""
-
-    word: ClassVar[str]
-    exact: ClassVar[bool] = True
-    loss: ClassVar[str] = ""  # why there is no exact inverse
-
-    def sizes_used(self) -> Iterable[Size]:
-        """The sizes that `bind` will evaluate."""
-        return ()
-
-    def bind(self, number: Callable[[Size], int]) -> Op:
-        """The same op with integers for expressions."""
-        return self
-
-    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
-        """How many slots and which open indices come out. Raises OpError where the op cannot follow."""
-        return slots, holes
-
-    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
-        """The effect. The op must be bound. Raises OpError."""
-        raise NotImplementedError(self.word)
-
-    def inverse(self) -> Op:
-        """The op that undoes this one (for a lossy op: that undoes its shapes)."""
-        raise NotImplementedError(self.word)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+from compiler.algebra import Algebra, Bundle, Key, Op, OpError, Size, T, axis_of, integers, plus, shown
 
 
 @dataclass(frozen=True)
@@ -62,7 +30,7 @@ class Split(Op):
     def sizes_used(self) -> Iterable[Size]:
         return self.sizes or ()
 
-    def bind(self, number: Callable[[Size], int]) -> Split:
+    def bind(self, number: Callable[..., Any]) -> Split:
         return replace(self, sizes=tuple(map(number, self.sizes)) if self.sizes else None)
 
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
@@ -70,21 +38,24 @@ class Split(Op):
             raise OpError(f"split takes one tensor, here are {slots}")
         return self.parts, holes
 
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return dtypes * self.parts
+
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
         pieces = {key: self.cut(tensor, algebra) for key, tensor in bundle.slots[0].items()}
         return replace(bundle, slots=tuple({k: p[n] for k, p in pieces.items()} for n in range(self.parts)))
 
     def cut(self, tensor: T, algebra: Algebra[T]) -> Sequence[T]:
         shape = algebra.shape(tensor)
-        axis = _axis(self.axis, len(shape), self.word, shape)
+        axis = axis_of(self.axis, len(shape), self.word, shape)
         length = shape[axis]
         if self.sizes is None:
             if length % self.parts:
-                raise OpError(f"split into {self.parts} equal parts does not divide axis {axis} of {_show(shape)}")
+                raise OpError(f"split into {self.parts} equal parts does not divide axis {axis} of {shown(shape)}")
             return algebra.split(tensor, axis, [length // self.parts] * self.parts)
-        sizes = _integers(self.sizes)
+        sizes = integers(self.sizes)
         if sum(sizes) != length:
-            raise OpError(f"split sizes {_plus(sizes)} = {sum(sizes)} do not sum up to axis {axis} of {_show(shape)}")
+            raise OpError(f"split sizes {plus(sizes)} = {sum(sizes)} do not sum up to axis {axis} of {shown(shape)}")
         return algebra.split(tensor, axis, sizes)
 
     def inverse(self) -> Op:
@@ -103,13 +74,18 @@ class Concat(Op):
     def sizes_used(self) -> Iterable[Size]:
         return self.sizes or ()
 
-    def bind(self, number: Callable[[Size], int]) -> Concat:
+    def bind(self, number: Callable[..., Any]) -> Concat:
         return replace(self, sizes=tuple(map(number, self.sizes)) if self.sizes else None)
 
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         if slots != self.parts:
             raise OpError(f"concat takes {self.parts} tensors, here {'is' if slots == 1 else 'are'} {slots}")
         return 1, holes
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(dtypes)) > 1:
+            raise OpError(f"concat of the types {', '.join(sorted(set(dtypes)))}")
+        return dtypes[:1]
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
         return replace(
@@ -118,15 +94,15 @@ class Concat(Op):
 
     def join(self, tensors: Sequence[T], algebra: Algebra[T]) -> T:
         shapes = [algebra.shape(t) for t in tensors]
-        axis = _axis(self.axis, len(shapes[0]), self.word, shapes[0])
+        axis = axis_of(self.axis, len(shapes[0]), self.word, shapes[0])
         rest = {s[:axis] + s[axis + 1 :] for s in shapes}
         if len(rest) != 1 or len({len(s) for s in shapes}) != 1:
-            raise OpError(f"concat along axis {axis} of shapes that differ elsewhere: {', '.join(map(_show, shapes))}")
+            raise OpError(f"concat along axis {axis} of shapes that differ elsewhere: {', '.join(map(shown, shapes))}")
         lengths = [s[axis] for s in shapes]
         if self.sizes is not None and list(self.sizes) != lengths:
-            raise OpError(f"concat of sizes {_plus(_integers(self.sizes))} along axis {axis} got {_plus(lengths)}")
+            raise OpError(f"concat of sizes {plus(integers(self.sizes))} along axis {axis} got {plus(lengths)}")
         if self.sizes is None and len(set(lengths)) != 1:
-            raise OpError(f"concat of unequal parts {_plus(lengths)} must state its sizes, or it could not be reversed")
+            raise OpError(f"concat of unequal parts {plus(lengths)} must state its sizes, or it could not be reversed")
         return algebra.concat(tensors, axis)
 
     def inverse(self) -> Op:
@@ -163,9 +139,9 @@ class Stack(Op):
         shapes = [algebra.shape(t) for t in tensors]
         if len(set(shapes)) != 1:
             raise OpError(
-                f"stack over {{{self.hole}}} of shapes that differ: {', '.join(map(_show, sorted(set(shapes))))}"
+                f"stack over {{{self.hole}}} of shapes that differ: {', '.join(map(shown, sorted(set(shapes))))}"
             )
-        return algebra.stack(tensors, _axis(self.axis, len(shapes[0]) + 1, self.word, shapes[0]))
+        return algebra.stack(tensors, axis_of(self.axis, len(shapes[0]) + 1, self.word, shapes[0]))
 
     def inverse(self) -> Op:
         return Unstack(self.hole, self.axis)
@@ -190,7 +166,7 @@ class Unstack(Op):
             unfolded: dict[Key, T] = {}
             for key, tensor in slot.items():
                 shape = algebra.shape(tensor)
-                axis = _axis(self.axis, len(shape), self.word, shape)
+                axis = axis_of(self.axis, len(shape), self.word, shape)
                 unfolded |= {(*key, n): t for n, t in enumerate(algebra.unstack(tensor, axis))}
             slots.append(unfolded)
         return Bundle(tuple(slots), (*bundle.holes, self.hole))
@@ -212,7 +188,7 @@ class Rearrange(Op):
     def sizes_used(self) -> Iterable[Size]:
         return [size for _, size in self.sizes]
 
-    def bind(self, number: Callable[[Size], int]) -> Rearrange:
+    def bind(self, number: Callable[..., Any]) -> Rearrange:
         return replace(self, sizes=tuple((name, number(size)) for name, size in self.sizes))
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
@@ -221,7 +197,7 @@ class Rearrange(Op):
     def recipe(self, shape: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
         """(inner, order, outer) for a tensor of this shape. Raises OpError."""
         if len(shape) < len(self.left) or (len(shape) > len(self.left) and not self.rest):
-            raise OpError(f"rearrange {self} does not fit the {len(shape)} axes of {_show(shape)}")
+            raise OpError(f"rearrange {self} does not fit the {len(shape)} axes of {shown(shape)}")
         known: dict[str, int] = {name: size for name, size in self.sizes if isinstance(size, int)}
         lengths: dict[str, int] = {}
         for group, length in zip(self.left, shape, strict=False):
@@ -230,7 +206,7 @@ class Rearrange(Op):
             if len(unknown) > 1:
                 raise OpError(f"rearrange {self} needs the size of {unknown[0]} or {unknown[1]}")
             if product == 0 or length % product or (not unknown and length != product):
-                raise OpError(f"rearrange {self} cannot cut {length} of {_show(shape)} into parts of {product}")
+                raise OpError(f"rearrange {self} cannot cut {length} of {shown(shape)} into parts of {product}")
             lengths |= {name: known.get(name, length // product) for name in group}
         extra = list(shape[len(self.left) :])
         names = [name for group in self.left for name in group]
@@ -256,30 +232,15 @@ class Cast(Op):
     """Another element type, rounded to nearest even."""
 
     word: ClassVar[str] = "cast"
-    exact: ClassVar[bool] = False
+    undo: ClassVar[str] = "none"
     loss: ClassVar[str] = "a cast forgets the element type that it came from"
     dtype: str
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.dtype,) * len(dtypes)
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
         return bundle.map(lambda tensor: algebra.cast(tensor, self.dtype))
 
     def inverse(self) -> Op:
         return self
-
-
-def _axis(axis: int, rank: int, word: str, shape: tuple[int, ...]) -> int:
-    if not -rank <= axis < rank:
-        raise OpError(f"{word} along axis {axis} of {_show(shape)}, which has {rank} axes")
-    return axis % rank
-
-
-def _integers(sizes: Sequence[Size]) -> list[int]:
-    return [size for size in sizes if isinstance(size, int)]
-
-
-def _show(shape: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
-
-
-def _plus(sizes: Sequence[int]) -> str:
-    return " + ".join(map(str, sizes))

@@ -10,6 +10,7 @@ import ast
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from compiler.algebra import Size
 from compiler.diagnostics import Span
@@ -46,6 +47,20 @@ def shifted(pattern: Pattern) -> bool:
     return any(hole.shift for hole in pattern.holes.values())
 
 
+def literal(value: Any) -> str:
+    """A constant of a spec as Python; only what YAML can hold comes here."""
+    match value:
+        case str():
+            return quoted(value)
+        case list():
+            return f"[{', '.join(map(literal, value))}]"
+        case dict():
+            return "{" + ", ".join(f"{quoted(str(k))}: {literal(v)}" for k, v in value.items()) + "}"
+        case None | bool() | int() | float():
+            return repr(value)
+    raise TypeError(value)
+
+
 def f_string(pattern: Pattern, hole: Callable[[Hole], str]) -> str:
     """An f-string that writes a name; `hole` gives the expression of each index."""
     parts = []
@@ -64,7 +79,7 @@ def f_string(pattern: Pattern, hole: Callable[[Hole], str]) -> str:
 
 @dataclass
 class ExprPrinter:
-    """Prints expressions with their names as attributes of `holder`; notes which helpers the text needs."""
+    """Prints expressions with their names as attributes of `holder` (bare where that is empty); notes the helpers."""
 
     holder: str
     helpers: set[str] = field(default_factory=set)
@@ -107,6 +122,8 @@ class _Rewriter(ast.NodeTransformer):
         self.printer = printer
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
+        if not self.printer.holder:
+            return node
         return ast.Attribute(ast.Name(self.printer.holder, ast.Load()), node.id, ast.Load())
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:

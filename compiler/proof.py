@@ -8,17 +8,20 @@ rule that no example exercises are compile errors at their place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.algebra import Bundle, OpError, ShapeAlgebra
 from compiler.diagnostics import Refusal, Report, Span, listed, located, nearest
 from compiler.environment import Environment, Given, NamedShapes
 from compiler.overlap import common_name
-from compiler.plan import bind
+from compiler.plan import Plan, bind
 from compiler.program import Program, Rule
 from compiler.spelling import parse_pattern
+
+if TYPE_CHECKING:
+    from compiler.target import Signature
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class SourceShapes:
                             self.names[text] = rule
                         else:
                             self.known[text] = Form(shape)
+        if program.keep_all:
+            written = [pattern for rule in program.rules for pattern in rule.targets]
+            self.known |= {n: Form(s) for n, s in target.items() if not any(p.match(n) is not None for p in written)}
         for tie in program.ties:
             for name in [*self.known]:
                 captures = tie.owner.match(name)
@@ -78,8 +84,6 @@ class SourceShapes:
 
 def prove(program: Program) -> None:
     """Check a program against its target class, by each of its examples. Raises Refusal."""
-    from compiler import target
-
     spec = program.spec
     report = Report()
     if not spec.examples:
@@ -90,14 +94,12 @@ def prove(program: Program) -> None:
             "give sizes for the facts: example: {vocab_size: 128, ...}",
         )
     report.settle()
-    assert spec.target.model is not None
-    with located(spec.target.model.span):
-        fields = target.config_fields(spec.target.model.value)
+    fields = _fields(program)
     for field in spec.config:
         if field.name not in fields:
             report.add(
                 field.span,
-                f"{spec.target.model} has no config field {field.name!r}",
+                f"{spec.target.class_name} has no config field {field.name!r}",
                 "unknown-field",
                 nearest(field.name, fields),
             )
@@ -120,19 +122,43 @@ def prove(program: Program) -> None:
     report.settle()
 
 
-def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
-    from compiler import dialects, target
+def _fields(program: Program) -> Collection[str]:
+    """The config fields that the target class has."""
+    from compiler import target
 
     spec = program.spec
-    assert spec.target.model is not None
+    if spec.target.model is None:
+        return {*spec.fields, *target.COMMON_FIELDS}
+    with located(spec.target.model.span):
+        return target.config_fields(spec.target.model.value)
+
+
+def target_signature(program: Program, config: Mapping[str, Any]) -> Signature:
+    """Names and shapes of what the target class writes to disk when built from these fields. Raises Refusal."""
+    from compiler import architecture, dialects, rendered, target
+
+    spec = program.spec
+    if spec.target.model is not None:
+        name = spec.target.model.value
+        with located(spec.target.model.span):
+            kind = target.model_type(name)
+            return target.signature(
+                name, dialects.config_json(config, model_class=name, model_type=kind, dtype="float32")
+            )
+    model = architecture.custom_model(spec)
+    written = dialects.config_json(config, model_class=model.model_class, model_type=model.module, dtype="float32")
+    with located(spec.target.span):
+        return rendered.signature(architecture.code(spec), f"model_{model.module}", model.model_class, written)
+
+
+def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
+    spec = program.spec
     given = {name: Given(value, "the example") for name, value in example.items()}
     # The config needs the facts; those that only the source can tell must stand in the example.
     env = Environment(program, SourceShapes(program, {}), given, trusted=True)
     config = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in spec.config}
-    name = spec.target.model.value
-    with located(spec.target.model.span):
-        written = dialects.config_json(config, model_class=name, model_type=target.model_type(name), dtype="float32")
-        signature = target.signature(name, written)
+    name = spec.target.class_name
+    signature = target_signature(program, config)
     shapes = {n: tuple(shape) for n, shape in signature.shapes.items()}
     env = Environment(program, SourceShapes(program, shapes), given, trusted=True)
     _check_covered(program, env, shapes)
@@ -162,12 +188,37 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
                     f"{made_target.name} comes out as {list(made_target.shape)}, {name} has {list(shapes.get(made_target.name, ()))}",
                     "wrong-shape",
                 )
-    if missing := shapes.keys() - made.keys():
-        report.add(
-            spec.target.span, f"{name} needs {listed(sorted(missing))}, which no rule writes", "uncovered-tensor"
-        )
+    if missing := sorted(shapes.keys() - made.keys()):
+        report.add(spec.target.span, f"{name} needs {listed(missing)}, which no rule writes", "uncovered-tensor")
     report.settle()
     return {group.rule for group in plan.groups}
+
+
+def check_target(plan: Plan) -> None:
+    """Hold a plan against its target class at the plan's own sizes: what `keep: all` cannot tell by rules."""
+    spec = plan.program.spec
+    shapes = {n: tuple(shape) for n, shape in target_signature(plan.program, plan.config).shapes.items()}
+    made = {t.name: t.shape for t in plan.targets}
+    report = Report()
+    if missing := sorted(shapes.keys() - made.keys()):
+        report.add(
+            Span(spec.path),
+            f"{len(missing)} tensors are missing: {listed(missing)}",
+            "missing-tensor",
+            nearest(missing[0], made),
+        )
+    if extra := sorted(made.keys() - shapes.keys()):
+        report.add(
+            Span(spec.path),
+            f"{spec.target.class_name} has no {listed(extra)}",
+            "unclaimed-tensor",
+            nearest(extra[0], shapes),
+        )
+    for name in sorted(shapes.keys() & made.keys()):
+        if shapes[name] != made[name]:
+            message = f"{name} has the shape {list(made[name])}, {spec.target.class_name} needs {list(shapes[name])}"
+            report.add(Span(spec.path), message, "wrong-shape", "the config does not fit the checkpoint")
+    report.settle()
 
 
 def _check_covered(program: Program, env: Environment, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -180,14 +231,14 @@ def _check_covered(program: Program, env: Environment, shapes: Mapping[str, tupl
             if not any(pattern.match(name) is not None for name in shapes):
                 report.add(
                     pattern.span,
-                    f"{program.spec.target.model} has no tensor {pattern}",
+                    f"{program.spec.target.class_name} has no tensor {pattern}",
                     "unknown-target",
                     nearest(pattern.fill({h: "0" for h, hole in pattern.holes.items() if hole.is_index}), shapes),
                 )
     if uncovered and not program.keep_all:
         report.add(
             program.spec.target.span,
-            f"{program.spec.target.model} needs {listed(uncovered)}, which no rule writes",
+            f"{program.spec.target.class_name} needs {listed(uncovered)}, which no rule writes",
             "uncovered-tensor",
         )
     report.settle()
@@ -201,7 +252,7 @@ def _check_ties(program: Program, env: Environment, ties: Mapping[str, str]) -> 
         shared = listed(f"{alias} = {owner}" for alias, owner in ties.items()) or "nothing"
         report.add(
             active[0].alias.span,
-            f"{active[0].alias} is tied, but {program.spec.target.model} shares {shared} with this config",
+            f"{active[0].alias} is tied, but {program.spec.target.class_name} shares {shared} with this config",
             "untied-target",
             "keep the tensor, or set tie_word_embeddings",
         )
@@ -244,6 +295,9 @@ def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, .
                 for key, shape in slot.items():
                     source[pattern.fill(captures | dict(zip(bundle.holes, map(str, key), strict=True)))] = Form(shape)
     report.settle()
+    if program.keep_all:
+        written = [pattern for rule in program.rules if env.holds(rule.when) for pattern in rule.targets]
+        source |= {n: Form(s) for n, s in shapes.items() if not any(p.match(n) is not None for p in written)}
     for tie in program.ties:
         if env.holds(tie.when):
             for name in [*source]:

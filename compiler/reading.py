@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from compiler import document
-from compiler.diagnostics import Report, Span, listed, refuse
+from compiler.diagnostics import Refusal, Report, Span, listed, nearest, refuse
 from compiler.document import Node, Scalar
-from compiler.exprs import Expr
+from compiler.exprs import Expr, parse_expr
 from compiler.grammar import validate
-from compiler.spec import OP_WORDS, Argument, Entry, Field, Named, Spec, Step, Target, Text, Transform
+from compiler.spec import OP_WORDS, Argument, Create, Entry, Field, Named, Spec, Step, Target, Text, Transform
 
 
 def load_spec(path: str | Path, text: str | None = None) -> Spec:
@@ -30,6 +30,11 @@ def read_spec(root: Node) -> Spec:
     validate(root, report)
     report.settle()
     target = _target(root, report)
+    arguments = {key.text: _argument(key, node) for key, node in _entries(root, "arguments")}
+    facts = {key.text: _expr(node) for key, node in _entries(root, "facts")}
+    config = tuple(_config(root, report))
+    fields = {field.name: field for field in _fields(root, report)}
+    config += tuple(_completed(fields, arguments, facts, {field.name for field in config}))
     spec = Spec(
         path=root.span.path,
         name=_text(root, "name"),
@@ -37,19 +42,21 @@ def read_spec(root: Node) -> Spec:
         weights=_string(root.get("source"), "weights"),
         source_config=_string(root.get("source"), "config"),
         target=target,
-        arguments={key.text: _argument(key, node) for key, node in _entries(root, "arguments")},
-        facts={key.text: _expr(node) for key, node in _entries(root, "facts")},
+        arguments=arguments,
+        facts=facts,
         require=tuple((_expr(key), document.plain(node)) for key, node in _entries(root, "require")),  # type: ignore[misc]
-        config=tuple(_config(root, report)),
-        fields={key.text: node for key, node in _entries(root.get("config"), "fields")},
+        config=config,
+        fields=fields,
         keep_all=isinstance(root.get("keep"), Scalar),
         keep=tuple(_keep(root)),
         rename=tuple(_entry(key, node) for key, node in _entries(root, "rename")),
         transform=tuple(_transform(node, report) for node in _items(root, "transform")),
         tie=tuple(_entry(key, node) for key, node in _entries(root, "tie")),
         ignore=tuple((Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "ignore")),
+        create=tuple(_create(key, node) for key, node in _entries(root, "create")),
+        merge=tuple((Text(key.text, key.span), _expr(node)) for key, node in _entries(root.get("source"), "merge")),
         examples=tuple(_examples(root)),
-        example_span=key.span if (key := root.key("example")) else root.span,
+        root=root,
     )
     stem = Path(spec.path).stem
     if spec.path.endswith((".yaml", ".yml")) and spec.name.value != stem:
@@ -157,6 +164,41 @@ def _config(root: document.Mapping, report: Report) -> Iterator[Field]:
         yield field_(key, None, document.plain(node))
 
 
+def _fields(root: document.Mapping, report: Report) -> Iterator[Field]:
+    """The fields of a configuration class. A text over other fields is an expression, any other a constant."""
+    entries = _entries(root.get("config"), "fields")
+    names = {key.text for key, _ in entries}
+    for key, node in entries:
+        value = document.plain(node)
+        if isinstance(node, Scalar) and isinstance(value, str) and (value in names or not value.isidentifier()):
+            expr = Expr(node.text.strip(), node.span)
+            try:
+                parse_expr(expr.text, expr.span)
+            except Refusal as refusal:
+                report.absorb(refusal)
+                continue
+            for name in sorted(expr.names - names):
+                report.add(expr.name_span(name), f"no field is called {name!r}", "unknown-name", nearest(name, names))
+            yield Field(key.text, expr, None, key.span)
+        else:
+            yield Field(key.text, None, value, key.span)
+
+
+def _completed(
+    fields: Mapping[str, Field], arguments: dict[str, Argument], facts: dict[str, Expr], given: set[str]
+) -> Iterator[Field]:
+    """A field that nothing else fills carries the argument or fact of its name; where there is none, it makes one."""
+    for name, field in fields.items():
+        if name in given:
+            continue
+        if name not in arguments and name not in facts:
+            if field.expr is not None:
+                facts[name] = field.expr
+            else:
+                arguments[name] = Argument(name, field.constant, False, "", field.span)
+        yield Field(name, Expr(name, field.span), None, field.span)
+
+
 def _when(node: Node) -> Expr | None:
     found = node.get("when") if isinstance(node, document.Mapping) else None
     return _expr(found) if found else None
@@ -171,6 +213,14 @@ def _keep(root: document.Mapping) -> Iterator[Entry]:
     for item in _items(root, "keep"):
         name = _text(item, "name") if isinstance(item, document.Mapping) else Text(str(document.plain(item)), item.span)
         yield Entry(name, name, _when(item))
+
+
+def _create(key: Scalar, node: Node) -> Create:
+    assert isinstance(node, document.Mapping)
+    shape, fill = node.get("shape"), document.plain(node.get("fill"))  # type: ignore[arg-type]
+    sizes = shape.items if isinstance(shape, document.Sequence) else None
+    value = {"zeros": 0.0, "ones": 1.0}.get(fill, fill) if isinstance(fill, str) else float(fill)  # type: ignore[arg-type]
+    return Create(Text(key.text, key.span), _text(node, "like"), sizes, value, _when(node))  # type: ignore[arg-type]
 
 
 def _names(node: Node) -> tuple[Named, ...]:

@@ -20,6 +20,13 @@ OP_WORDS = (
     "rope_to_half",
     "rope_to_interleaved",
     "transpose",
+    "interleave",
+    "deinterleave",
+    "pad",
+    "crop",
+    "affine",
+    "dequantize",
+    "lora",
 )
 
 
@@ -80,6 +87,17 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Create:
+    """A target that the source lacks: for each source tensor that `like` names, one of its type that holds `fill`."""
+
+    target: Text
+    like: Text
+    shape: tuple[Node, ...] | None  # None: the shape of that tensor
+    fill: float
+    when: Expr | None
+
+
+@dataclass(frozen=True)
 class Field:
     """A field of the target's config: a constant (`expr is None`) or an expression."""
 
@@ -105,6 +123,12 @@ class Target:
     blocks: Node | None
     span: Span
 
+    @property
+    def class_name(self) -> str:
+        """The model class of either path."""
+        named = self.model or self.model_class
+        return named.value if named else ""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -118,12 +142,14 @@ class Spec:
     facts: Mapping[str, Expr]
     require: tuple[tuple[Expr, str], ...]
     config: tuple[Field, ...]
-    fields: Mapping[str, Node]
+    fields: Mapping[str, Field]
     keep_all: bool
     keep: tuple[Entry, ...]
     rename: tuple[Entry, ...]
     transform: tuple[Transform, ...]
     tie: tuple[Entry, ...]
     ignore: tuple[tuple[Text, str], ...]
+    create: tuple[Create, ...]
+    merge: tuple[tuple[Text, Expr], ...]  # name pattern, axis: how files that share their names are parts of one model
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
-    example_span: Span = field(compare=False, default=Span(""))
+    root: Node = field(compare=False, repr=False)

@@ -115,11 +115,17 @@ def signature(model_class: str, config: Mapping[str, Any]) -> Signature:
     Raises Refusal: `unknown-class`; `unbuildable-target` where the class does not accept the config.
     """
     with _quiet():
-        model = _build(model_class, config)
+        return signature_of(_class(model_class), config)
+
+
+def signature_of(found: Any, config: Mapping[str, Any]) -> Signature:
+    """The same for a class at hand."""
+    with _quiet():
+        model = _build(found, config)
         try:
             return _signature(model)
         except Exception as error:
-            _unbuildable(model_class, error)
+            _unbuildable(found.__name__, error)
 
 
 def config_fields(model_class: str) -> Mapping[str, Any]:
@@ -153,7 +159,7 @@ def misread_fields(model_class: str, config: Mapping[str, Any]) -> Mapping[str, 
     """
     wanted = read_config(config)
     with _quiet():
-        held = _configure(model_class, config)
+        held = _configure(_class(model_class), config)
         flat = read_config(held.to_dict())
     got = {name: flat.get(name, getattr(held, name, None)) for name in wanted if name != "dtype"}
     return {name: (wanted[name], value) for name, value in got.items() if not _holds(value, wanted[name])}
@@ -178,27 +184,26 @@ def _class(model_class: str) -> Any:
     return found
 
 
-def _configure(model_class: str, config: Mapping[str, Any]) -> Any:
-    config_class = _class(model_class).config_class
+def _configure(found: Any, config: Mapping[str, Any]) -> Any:
     try:
         # As from a file: some classes edit nested values in place.
-        return config_class.from_dict(json.loads(json_text(config)))
+        return found.config_class.from_dict(json.loads(json_text(config)))
     except Exception as error:
-        _unbuildable(model_class, error)
+        _unbuildable(found.__name__, error)
 
 
-def _build(model_class: str, config: Mapping[str, Any]) -> Any:
+def _build(found: Any, config: Mapping[str, Any]) -> Any:
     import torch
 
-    held = _configure(model_class, config)
+    held = _configure(found, config)
     try:
         with torch.device("meta"):
-            model = _class(model_class)(held)
+            model = found(held)
         # Some versions leave a model on the meta device untied.
         model.tie_weights()
         return model
     except Exception as error:
-        _unbuildable(model_class, error)
+        _unbuildable(found.__name__, error)
 
 
 def _signature(model: Any) -> Signature:
