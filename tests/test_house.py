@@ -155,7 +155,26 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
 # No model's name
 
 # First words of model types that are words of their own as well, or parts of some.
-ORDINARY = set("align aria beam clip data depth detr dots edge embedding encoder mask step table time vision".split())
+ORDINARY = frozenset(
+    [
+        "align",
+        "aria",
+        "beam",
+        "clip",
+        "data",
+        "depth",
+        "detr",
+        "dots",
+        "edge",
+        "embedding",
+        "encoder",
+        "mask",
+        "step",
+        "table",
+        "time",
+        "vision",
+    ]
+)
 
 
 def model_names() -> set[str]:
