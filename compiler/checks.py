@@ -40,7 +40,9 @@ class _Checker:
         free += [(t.alias, "tie") for t in program.ties if not t.when] + [(p, "ignore") for p, _ in program.ignored]
         self.disjoint(free, "claim", "claimed-twice")
         self.disjoint(
-            [(p, r.name or r.kind) for r in program.rules if not r.when for p in r.targets], "write", "written-twice"
+            [(p, r.name or r.kind) for r in (*program.rules, *program.created) if not r.when for p in r.targets],
+            "write",
+            "written-twice",
         )
 
     def disjoint(self, patterns: list[tuple[Pattern, str]], verb: str, kind: str) -> None:
@@ -135,6 +137,7 @@ def expressions(program: Program) -> list[Expr]:
     """Every expression of a program, in the order of the spec."""
     spec = program.spec
     found = [*spec.facts.values(), *(e for e, _ in spec.require), *(f.expr for f in spec.config if f.expr)]
-    found += [r.when for r in program.rules if r.when] + [t.when for t in program.ties if t.when]
-    found += [size for r in program.rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]
+    rules = (*program.rules, *program.created)
+    found += [r.when for r in rules if r.when] + [t.when for t in program.ties if t.when]
+    found += [size for r in rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]
     return found

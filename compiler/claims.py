@@ -34,6 +34,7 @@ class Claimant:
         self.ties: list[tuple[str, str]] = []
         self.ignored: list[tuple[str, str]] = []
         self.kept: list[str] = []
+        self.made: list[tuple[str, float]] = []  # reversed: what `create` wrote, and the value that it must hold
         self.indices: dict[str, set[int]] = {}  # text before an index -> its values
         self.seen: dict[tuple[int, int], set[tuple[str, ...]]] = {}  # (rule, slot) -> captures
 
@@ -42,6 +43,7 @@ class Claimant:
         sources = [(n, k, p) for n, rule in enumerate(self.rules) for k, p in enumerate(rule.sources)]
         ties = [tie for tie in self.program.ties if self.env.holds(tie.when)] if not self.reverse else []
         ignored = self.program.ignored if not self.reverse else ()
+        created = [rule for rule in self.program.created if self.reverse and self.env.holds(rule.when)]
         nobody: list[str] = []
         for name in self.signature:
             found: list[tuple[str, Span]] = []
@@ -59,6 +61,10 @@ class Claimant:
                 if pattern.match(name) is not None:
                     found.append(("ignore", pattern.span))
                     self.ignored.append((name, reason))
+            for rule in created:
+                if rule.targets[0].match(name) is not None:
+                    found.append(("create", rule.span))
+                    self.made.append((name, rule.steps[0][0].fill))  # type: ignore[attr-defined]
             if not found and self.program.keep_all:
                 self.kept.append(name)
             elif not found:

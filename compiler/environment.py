@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from compiler.algebra import Size
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, nearest
 from compiler.evaluation import Shapes
 from compiler.exprs import Expr
@@ -156,15 +155,15 @@ class Environment(Mapping[str, Any]):
     def evaluate(self, expr: Expr) -> Any:
         return expr.evaluate(self, self.shapes)
 
-    def number(self, size: Size) -> int:
-        """An op's size. Raises Refusal where it is no count."""
+    def number(self, size: Expr | float, whole: bool = True) -> Any:
+        """A number of an op: a size, or with `whole=False` any. Raises Refusal where it is none."""
         value = self.evaluate(size) if isinstance(size, Expr) else size
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        fits = (isinstance(value, int) and value >= 1) if whole else isinstance(value, int | float)
+        if not fits or isinstance(value, bool):
             span = size.span if isinstance(size, Expr) else Span(self.spec.path)
             text = size.text if isinstance(size, Expr) else str(size)
-            raise Refusal(
-                [Diagnostic(span, f"{text} is {value!r}, where a whole number from 1 on is needed", "wrong-size")]
-            )
+            wanted = "a whole number from 1 on" if whole else "a number"
+            raise Refusal([Diagnostic(span, f"{text} is {value!r}, where {wanted} is needed", "wrong-size")])
         return value
 
     def holds(self, when: Expr | None) -> bool:

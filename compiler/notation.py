@@ -16,6 +16,8 @@ from compiler.ops import Rearrange
 ROPE_TO_HALF = "(head pair two) ... -> (head two pair) ..."
 ROPE_TO_INTERLEAVED = "(head two pair) ... -> (head pair two) ..."
 TRANSPOSE = "a b -> b a"
+INTERLEAVE = "(part row) ... -> (row part) ..."
+DEINTERLEAVE = "(row part) ... -> (part row) ..."
 
 _TOKEN = re.compile(r"\s*(?:(\.\.\.)|([A-Za-z_]\w*)|([()])|(1)(?!\w))")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.algebra import Bundle, OpError, ShapeAlgebra
+from compiler.arithmetic import Full
 from compiler.claims import Claimant
 from compiler.diagnostics import Refusal, Report, Span, listed
 from compiler.dtypes import FLOATING, ITEM_SIZES
@@ -65,6 +66,7 @@ class Plan:
     values: Mapping[str, Any]
     config: Mapping[str, Any]
     reverse: bool = False
+    made: tuple[tuple[str, float], ...] = ()  # reversed: tensors left behind, and the one value that each must hold
 
     @property
     def targets(self) -> list[Target]:
@@ -100,6 +102,7 @@ def bind(
         {n: env[n] for n in env.found},
         config,
         reverse,
+        tuple(binder.claimant.made),
     )
 
 
@@ -141,6 +144,8 @@ class _Binder:
         if self.reverse:
             groups += self.aliases(groups)
         groups.sort(key=lambda g: order[g.source_names[0]])
+        if not self.reverse:
+            groups += self.created()
         self.check_written(groups)
         return groups
 
@@ -151,18 +156,13 @@ class _Binder:
                 rule.span, f"the rule {rule.name} has only {listed(names)} of what it joins", "missing-tensor"
             )
             return None
-        dtypes = {self.signature[name].dtype for name in names}
-        if len(dtypes) != 1 and self.dtype is None:
+        try:
+            ops, dtypes = self.typed(ops, sources)
+        except OpError as error:
             self.report.add(
-                rule.span,
-                f"the rule {rule.name} joins tensors of the types {listed(sorted(dtypes))}: {listed(names, 4)}",
-                "mixed-dtypes",
-                "convert all with --dtype",
+                rule.span, f"{rule.name}: {error}: {listed(names, 4)}", "mixed-dtypes", "convert all with --dtype"
             )
             return None
-        dtype = self.signature[names[0]].dtype
-        if self.dtype is not None and all(d in FLOATING for d in dtypes) and dtypes != {self.dtype}:
-            ops = (*ops, Cast(self.dtype)) if len(dtypes) == 1 else (Cast(self.dtype), *ops)
         bundle = sources_map(sources, self.signature)
         places = dict(zip(map(id, ops), (span for _, span in rule.steps), strict=False))
         for op in ops:
@@ -174,16 +174,50 @@ class _Binder:
                     places.get(id(op), rule.span), f"{rule.name}: {error}", "shape-mismatch", f"it reads {shapes}"
                 )
                 return None
-            if isinstance(op, Cast):
-                dtype = op.dtype
         slots = tuple(
             {
                 key: Target(pattern.fill(outer | dict(zip(bundle.holes, map(str, key), strict=True))), shape, dtype)
                 for key, shape in slot.items()
             }
-            for pattern, slot in zip(rule.targets, bundle.slots, strict=True)
+            for pattern, slot, dtype in zip(rule.targets, bundle.slots, dtypes, strict=True)
         )
         return Group(rule, sources, ops, Bundle(slots, bundle.holes))
+
+    def typed(self, ops: tuple[Op, ...], sources: Bundle[str]) -> tuple[tuple[Op, ...], tuple[str, ...]]:
+        """The ops, with the cast that `--dtype` asks for, and the element types that come out. Raises OpError."""
+        slots = [sorted({self.signature[name].dtype for name in slot.values()}) for slot in sources.slots]
+        floating = all(dtype in FLOATING for dtypes in slots for dtype in dtypes)
+        if mixed := next((dtypes for dtypes in slots if len(dtypes) > 1), None):
+            problem = OpError(f"it joins the types {listed(mixed)}")
+        else:
+            try:
+                found = result_types(ops, tuple(dtype for (dtype,) in slots))
+                if self.dtype is not None and floating and set(found) != {self.dtype}:
+                    return (*ops, Cast(self.dtype)), (self.dtype,) * len(found)
+                return ops, found
+            except OpError as error:
+                problem = error
+        if self.dtype is None or not floating:
+            raise problem
+        ops = (Cast(self.dtype), *ops)
+        return ops, result_types(ops, (self.dtype,) * len(slots))
+
+    def created(self) -> list[Group]:
+        """A constant for each tensor that a rule of `create` is like."""
+        groups: list[Group] = []
+        for rule in self.program.created if not self.report.diagnostics else ():
+            for name in self.signature if self.env.holds(rule.when) else ():
+                captures = rule.sources[0].match(name)
+                if captures is None:
+                    continue
+                like, step = self.signature[name], rule.steps[0][0].bind(self.env.number)
+                assert isinstance(step, Full)
+                shape = step.result() if step.shape is not None else tuple(like.shape)
+                dtype = self.dtype if self.dtype is not None and like.dtype in FLOATING else like.dtype
+                made = Target(rule.targets[0].fill(captures), shape, dtype)
+                op = replace(step, shape=shape, dtype=dtype)
+                groups.append(Group(rule, Bundle(()), (op,), Bundle(({(): made},))))
+        return groups
 
     def kept_group(self, name: str) -> Group:
         dtype = self.signature[name].dtype
@@ -238,3 +272,10 @@ def sources_map(sources: Bundle[str], signature: Signature) -> Bundle[tuple[int,
         tuple({key: tuple(signature[name].shape) for key, name in slot.items()} for slot in sources.slots),
         sources.holes,
     )
+
+
+def result_types(ops: tuple[Op, ...], dtypes: tuple[str, ...]) -> tuple[str, ...]:
+    """The element types of the slots that come out of a chain. Raises OpError."""
+    for op in ops:
+        dtypes = op.dtypes(dtypes)
+    return dtypes

@@ -7,18 +7,19 @@ argument or fact defines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from compiler import document, notation, ops
-from compiler.algebra import OpError, Size
+from compiler import arithmetic
+from compiler.algebra import OpError
 from compiler.diagnostics import Refusal, Report, Span, listed, nearest
-from compiler.exprs import Expr, parse_expr
+from compiler.exprs import Expr
 from compiler.names import Pattern
 from compiler.ops import Op
-from compiler.spec import Entry, Named, Spec, Step, Text, Transform
+from compiler.spec import Create, Entry, Spec, Text, Transform
 from compiler.spelling import parse_pattern
+from compiler.steps import op_of, size_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Rule:
     @cached_property
     def loss(self) -> str:
         """Why the rule cannot be reversed exactly; empty when it can."""
-        if op := next((op for op, _ in self.steps if not op.exact), None):
+        if op := next((op for op, _ in self.steps if op.loss), None):
             return op.loss
         if loose := next((p for p in self.sources if p.free_parts), None):
             return f"{loose} matches texts that no index captures, so that the name could not be written back"
@@ -77,6 +78,8 @@ class Program:
     rules: tuple[Rule, ...]
     ties: tuple[Tie, ...]
     ignored: tuple[tuple[Pattern, str], ...]
+    created: tuple[Rule, ...] = ()  # their sources are looked at, not read; their one step is `arithmetic.Full`
+    merged: tuple[tuple[Pattern, Expr], ...] = ()
 
     @property
     def keep_all(self) -> bool:
@@ -132,7 +135,22 @@ class _Builder:
                 self.bound(owner, alias.holes, f"the alias {alias}")
                 ties.append(Tie(alias, owner.with_holes(alias.holes), entry.when))
         ignored = [(p, reason) for text, reason in spec.ignore if (p := self.pattern(text))]
-        return Program(spec, tuple(rules), tuple(ties), tuple(ignored))
+        created = [rule for create in spec.create if (rule := self.created(create))]
+        merged = [(p, axis) for text, axis in spec.merge if (p := self.pattern(text))]
+        return Program(spec, tuple(rules), tuple(ties), tuple(ignored), tuple(created), tuple(merged))
+
+    def created(self, create: Create) -> Rule | None:
+        source, target = self.pattern(create.like), self.pattern(create.target)
+        if not source or not target or not self.bound(target, source.holes, str(source)):
+            return None
+        self.bound(source, target.holes, str(target))
+        try:
+            shape = None if create.shape is None else tuple(map(size_of, create.shape))
+        except Refusal as refusal:
+            self.report.absorb(refusal)
+            return None
+        step = (arithmetic.Full(create.fill, shape), target.span)
+        return Rule("create", "", (source,), (target.with_holes(source.holes),), (step,), create.when, target.span)
 
     def bound(self, pattern: Pattern, holes: Iterable[str], where: str) -> bool:
         missing = [hole for hole in pattern.holes if hole not in holes]
@@ -170,7 +188,7 @@ class _Builder:
         slots, before = len(patterns), len(self.report.diagnostics)
         for step in transform.steps:
             try:
-                op = self.op(step, transform, slots)
+                op = op_of(step, transform, slots)
                 slots, holes = op.arity(slots, holes)
             except Refusal as refusal:
                 self.report.absorb(refusal)
@@ -213,68 +231,3 @@ class _Builder:
         return Rule(
             "transform", transform.name.value, patterns, written, tuple(steps), transform.when, transform.name.span
         )
-
-    # -----------------------------------------------------------------------------------------------------------------
-
-    def op(self, step: Step, transform: Transform, slots: int) -> Op:
-        values = step.values
-        value = document.plain(values[step.word])
-        extra = {
-            "split": ("sizes", "parts"),
-            "concat": ("sizes",),
-            "stack": ("axis",),
-            "unstack": ("axis",),
-            "rearrange": ("sizes",),
-        }
-        for word in ("sizes", "parts", "axis"):
-            if word in values and word not in extra.get(step.word, ()):
-                self.report.add(values[word].span, f"{step.word} takes no {word!r}", "unknown-key")
-        axis = document.plain(values["axis"]) if "axis" in values else 0
-        match step.word, value:
-            case "split", int(along):
-                sizes = self.sizes(values, transform.targets)
-                parts = (
-                    len(sizes)
-                    if sizes
-                    else document.plain(values["parts"])
-                    if "parts" in values
-                    else len(transform.targets)
-                )
-                return ops.Split(along, parts, sizes)  # type: ignore[arg-type]
-            case "concat", int(along):
-                return ops.Concat(along, slots, self.sizes(values, transform.sources))
-            case "stack", str(hole):
-                return ops.Stack(hole, axis)  # type: ignore[arg-type]
-            case "unstack", str(hole):
-                return ops.Unstack(hole, axis)  # type: ignore[arg-type]
-            case "rearrange", str(text):
-                node = values.get("sizes")
-                named = {k.text: self.size(v) for k, v in node.entries} if isinstance(node, document.Mapping) else {}
-                return notation.parse_rearrange(text, named, values["rearrange"].span)
-            case "cast", str(dtype):
-                return ops.Cast(dtype)
-            case "rope_to_half", _:
-                return self.rope(notation.ROPE_TO_HALF, values["rope_to_half"])
-            case "rope_to_interleaved", _:
-                return self.rope(notation.ROPE_TO_INTERLEAVED, values["rope_to_interleaved"])
-            case "transpose", True:
-                return notation.parse_rearrange(notation.TRANSPOSE, {}, step.span)
-        raise AssertionError(f"the schema lets {step.word}: {value!r} through")
-
-    def rope(self, text: str, heads: document.Node) -> Op:
-        return notation.parse_rearrange(text, {"head": self.size(heads), "two": 2}, heads.span)
-
-    def size(self, node: document.Node) -> Size:
-        assert isinstance(node, document.Scalar)
-        return node.value if isinstance(node.value, int) else parse_expr(node.text.strip(), node.span)
-
-    def sizes(self, values: Mapping[str, document.Node], beside: tuple[Named, ...]) -> tuple[Size, ...] | None:
-        node = values.get("sizes")
-        if isinstance(node, document.Sequence):
-            return tuple(self.size(item) for item in node.items)
-        found = [n.size for n in beside if n.size is not None]
-        if not found:
-            return None
-        return tuple(int(e.text) if e.text.isdecimal() else parse_expr(e.text, e.span) for e in found)
-
-    # -----------------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def prove(program: Program) -> None:
         except Refusal as refusal:
             report.absorb(refusal)
     report.settle()
-    for rule in program.rules:
+    for rule in (*program.rules, *program.created):
         if rule not in exercised:
             report.add(
                 rule.span,
@@ -223,7 +223,7 @@ def check_target(plan: Plan) -> None:
 
 def _check_covered(program: Program, env: Environment, shapes: Mapping[str, tuple[int, ...]]) -> None:
     report = Report()
-    active = [rule for rule in program.rules if env.holds(rule.when)]
+    active = [rule for rule in (*program.rules, *program.created) if env.holds(rule.when)]
     patterns = [p for rule in active for p in rule.targets]
     uncovered = [name for name in shapes if not any(p.match(name) is not None for p in patterns)]
     for rule in active:
@@ -276,9 +276,11 @@ def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, .
                     slots[k][tuple(int(captures[h]) for h in back.folded)] = shape
         for outer, slots in applications.items():
             bundle, span = Bundle(tuple(slots), back.folded), rule.span
+            dtypes: tuple[str, ...] = ("float32",) * len(slots)
             try:
                 for op, span in back.steps:  # noqa: B007 - the step that fails names its place
                     bundle = op.bind(env.number).apply(bundle, ShapeAlgebra())
+                    dtypes = op.dtypes(dtypes)
             except OpError as error:
                 report.add(
                     span,
@@ -291,9 +293,10 @@ def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, .
                     report.absorb(error)
                 break
             captures = dict(zip(back.outer, outer, strict=True))
-            for pattern, slot in zip(back.targets, bundle.slots, strict=True):
+            for pattern, slot, dtype in zip(back.targets, bundle.slots, dtypes, strict=True):
                 for key, shape in slot.items():
-                    source[pattern.fill(captures | dict(zip(bundle.holes, map(str, key), strict=True)))] = Form(shape)
+                    name = pattern.fill(captures | dict(zip(bundle.holes, map(str, key), strict=True)))
+                    source[name] = Form(shape, dtype)
     report.settle()
     if program.keep_all:
         written = [pattern for rule in program.rules if env.holds(rule.when) for pattern in rule.targets]

@@ -261,13 +261,16 @@ def test_a_converter_needs_little(name: str) -> None:
 # The algebra: each op in each of its places
 
 
-@pytest.mark.parametrize("op", ops.Op.__subclasses__(), ids=lambda op: op.word)
+CORE = [op for op in ops.Op.__subclasses__() if op.__module__ == ops.__name__]
+
+
+@pytest.mark.parametrize("op", CORE, ids=lambda op: op.word)
 def test_an_op_stands_everywhere(op: type[ops.Op]) -> None:
     """The places of an op: the language, its schema, its inverse, a converter's text, a property test."""
     assert op.word in spec.OP_WORDS
     assert f'"{op.word}"' in json.dumps(schema())
     assert op.inverse is not ops.Op.inverse
     assert op.apply is not ops.Op.apply
-    assert op.exact or op.loss
+    assert op.undo == "exact" or op.loss
     assert f"ops.{op.__name__}(" in Path(sys.modules[print_rule.__module__].__file__ or "").read_text()
     assert f"ops.{op.__name__}(" in (Path(__file__).parent / "test_language.py").read_text()

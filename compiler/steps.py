@@ -1,0 +1,118 @@
+"""Steps as a spec writes them, `split: 0` with its sizes beside it, to ops.
+
+The schema has judged their form; refused here are sizes that do not parse and words that belong to another op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compiler import arithmetic, document, lossy, notation, ops
+from compiler.algebra import Op, Size
+from compiler.diagnostics import refuse
+from compiler.exprs import parse_expr
+from compiler.spec import Named, Step, Transform
+
+
+def op_of(step: Step, transform: Transform, slots: int) -> Op:
+    """The op that a step of `transform` writes, where `slots` tensors arrive. Raises Refusal."""
+    values = step.values
+    value = document.plain(values[step.word])
+    extra = {
+        "split": ("sizes", "parts"),
+        "concat": ("sizes",),
+        "stack": ("axis",),
+        "unstack": ("axis",),
+        "rearrange": ("sizes",),
+    }
+    for word in ("sizes", "parts", "axis"):
+        if word in values and word not in extra.get(step.word, ()):
+            refuse(values[word].span, f"{step.word} takes no {word!r}", "unknown-key")
+    axis = document.plain(values["axis"]) if "axis" in values else 0
+    match step.word, value:
+        case "split", int(along):
+            sizes = _sizes(values, transform.targets)
+            parts = (
+                len(sizes)
+                if sizes
+                else document.plain(values["parts"])
+                if "parts" in values
+                else len(transform.targets)
+            )
+            return ops.Split(along, parts, sizes)  # type: ignore[arg-type]
+        case "concat", int(along):
+            return ops.Concat(along, slots, _sizes(values, transform.sources))
+        case "stack", str(hole):
+            return ops.Stack(hole, axis)  # type: ignore[arg-type]
+        case "unstack", str(hole):
+            return ops.Unstack(hole, axis)  # type: ignore[arg-type]
+        case "rearrange", str(text):
+            node = values.get("sizes")
+            named = {k.text: size_of(v) for k, v in node.entries} if isinstance(node, document.Mapping) else {}
+            return notation.parse_rearrange(text, named, values["rearrange"].span)
+        case "cast", str(dtype):
+            return ops.Cast(dtype)
+        case "rope_to_half", _:
+            return _rope(notation.ROPE_TO_HALF, values["rope_to_half"])
+        case "rope_to_interleaved", _:
+            return _rope(notation.ROPE_TO_INTERLEAVED, values["rope_to_interleaved"])
+        case ("interleave" | "deinterleave") as word, _:
+            text = notation.INTERLEAVE if word == "interleave" else notation.DEINTERLEAVE
+            return notation.parse_rearrange(text, {"part": size_of(values[word])}, step.span)
+        case "pad" | "crop" | "affine" | "dequantize" | "lora", _:
+            return _computed(step)
+        case "transpose", True:
+            return notation.parse_rearrange(notation.TRANSPOSE, {}, step.span)
+    raise AssertionError(f"the schema lets {step.word}: {value!r} through")
+
+
+def _computed(step: Step) -> Op:
+    """An op whose numbers stand in a mapping."""
+    node = step.values[step.word]
+    assert isinstance(node, document.Mapping)
+    given = {key.text: value for key, value in node.entries}
+    plain = {name: document.plain(value) for name, value in given.items()}
+    dtype, axis = str(plain.get("dtype", "bfloat16")), plain.get("axis", 0)
+    match step.word, plain.get("format"):
+        case "pad", _:
+            fill = float(plain["fill"])  # type: ignore[arg-type]
+            return arithmetic.Pad(axis, size_of(given["from"]), size_of(given["to"]), fill)  # type: ignore[arg-type]
+        case "crop", _:
+            return arithmetic.Crop(axis, size_of(given["from"]), size_of(given["to"]))  # type: ignore[arg-type]
+        case "affine", _:
+            return arithmetic.Affine(_real(given.get("scale"), 1.0), _real(given.get("shift"), 0.0))
+        case "lora", _:
+            return lossy.Lora(size_of(given["rank"]), _real(given.get("scale"), 1.0))
+        case "dequantize", "mxfp4":
+            return lossy.DequantizeMxfp4(dtype)
+    block = given.get("block")
+    if not isinstance(block, document.Sequence):
+        refuse(node.span, "dequantize by blocks needs their size", "missing-size", "block: [128, 128]")
+    rows, columns = map(size_of, block.items)
+    return lossy.DequantizeBlocks(rows, columns, dtype)
+
+
+def _real(node: document.Node | None, default: float) -> arithmetic.Real:
+    if node is None:
+        return default
+    assert isinstance(node, document.Scalar)
+    return float(node.value) if isinstance(node.value, int | float) else parse_expr(node.text.strip(), node.span)
+
+
+def _rope(text: str, heads: document.Node) -> Op:
+    return notation.parse_rearrange(text, {"head": size_of(heads), "two": 2}, heads.span)
+
+
+def size_of(node: document.Node) -> Size:
+    assert isinstance(node, document.Scalar)
+    return node.value if isinstance(node.value, int) else parse_expr(node.text.strip(), node.span)
+
+
+def _sizes(values: Mapping[str, document.Node], beside: tuple[Named, ...]) -> tuple[Size, ...] | None:
+    node = values.get("sizes")
+    if isinstance(node, document.Sequence):
+        return tuple(size_of(item) for item in node.items)
+    found = [n.size for n in beside if n.size is not None]
+    if not found:
+        return None
+    return tuple(int(e.text) if e.text.isdecimal() else parse_expr(e.text, e.span) for e in found)
