@@ -83,8 +83,10 @@ class Evaluator:
             raise
         except (ArithmeticError, TypeError, ValueError, LookupError) as error:
             self.fail(node, f"{ast.unparse(node)}: {error}")
-        if (isinstance(result, int) and result.bit_length() > MAX_BITS) or (
-            isinstance(result, float) and not math.isfinite(result)
+        if (
+            isinstance(result, complex)  # the root of a negative number
+            or (isinstance(result, int) and result.bit_length() > MAX_BITS)
+            or (isinstance(result, float) and not math.isfinite(result))
         ):
             self.fail(node, f"{ast.unparse(node)} is out of range")
         if isinstance(result, (str, list, dict)) and len(result) > MAX_LENGTH:

@@ -88,7 +88,9 @@ def _parse(text: str, span: Span) -> ast.expr:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as `0 is None`: judged by _check, not by CPython's parser
-            return ast.parse(f"({text}\n)", mode="eval").body
+            tree = ast.parse(f"({text}\n)", mode="eval").body
+            ast.parse(f"[{text}\n]", mode="eval")  # what leaves one bracket, as in 1)+(1, does not leave the other
+            return tree
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         where = span
         if isinstance(error, SyntaxError) and error.lineno == 1 and error.offset:
