@@ -12,11 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compiler import dialects, functions, printing
+from compiler import dialects, functions, loops
 from compiler.diagnostics import refuse
 from compiler.environment import Environment, Given
 from compiler.functions import Function
-from compiler.names import Hole, Pattern
 from compiler.printing import ExprPrinter, expansion, literal, quoted, raw
 from compiler.program import Program, Rule
 from compiler.proof import SourceShapes
@@ -123,7 +122,9 @@ class _Context:
             "config": [(quoted(f.name), self.printer(f.expr) if f.expr else literal(f.constant)) for f in spec.config],
             "dialect": list(self.dialect()),
             "functions": [_function(f) for f in steps.values()],
-            "blocks": [self.block(rule, function) for rule, function in steps.items()],
+            "blocks": [loops.applied(rule, function, self.printer) for rule, function in steps.items()]
+            + [loops.created(rule, self.printer) for rule in self.program.created],
+            "kernels": [functions.kernel_text(name) for name in sorted({k for f in steps.values() for k in f.kernels})],
             "ties": [
                 {
                     "alias": raw(t.alias.regex),
@@ -180,8 +181,10 @@ class _Context:
         for name in [n for n in written if n not in apart]:  # a set has no order from run to run
             match name:
                 case "rope_parameters":
-                    scaling = '**(config["rope_scaling"] or {}), ' if "rope_scaling" in fields else ""
-                    yield quoted(name), f'{{"rope_type": "default", {scaling}"rope_theta": config["rope_theta"]}}'
+                    more = '**(config["rope_scaling"] or {}), ' if "rope_scaling" in fields else ""
+                    share = dialects.SHARE[0]  # of each head that is rotated
+                    more += f'"{share}": config["{share}"], ' if share in fields else ""
+                    yield quoted(name), f'{{"rope_type": "default", {more}"rope_theta": config["rope_theta"]}}'
                 case "num_local_experts" | "num_experts":
                     yield quoted(name), f"config[{quoted(next(n for n in dialects.EXPERTS if n != name))}]"
                 case "rope_scaling":
@@ -189,91 +192,10 @@ class _Context:
                 case _:
                     raise AssertionError(f"no text for the field {name}")
 
-    # -----------------------------------------------------------------------------------------------------------------
-
-    def block(self, rule: Rule, function: Function) -> dict[str, Any]:
-        """The loop that applies one rule."""
-        first = rule.sources[0]
-        trigger = "".join(
-            f"(?P<{p.name}>{p.regex})"
-            if isinstance(p, Hole) and p.name not in rule.folded
-            else "0"
-            if isinstance(p, Hole)
-            else raw_part(p)
-            for p in first.parts
-        )
-        lines: list[str] = []
-        passed: list[str] = []
-        for n, (pattern, (variable, _)) in enumerate(zip(rule.sources, function.parameters, strict=True)):
-            name = printing.f_string(pattern, lambda h: h.name if h.name in rule.folded else _index(h))
-            if rule.folded:
-                hole = rule.folded[0]
-                if n == 0:
-                    lines.append(f"{hole}_count = sum(1 for _ in matches(source, {self.counting(pattern, rule)}))")
-                lines.append(f"{variable} = [{name} for {hole} in range({hole}_count)]")
-                lines.append(f"claimed.update({variable})")
-                passed.append(f"[source[name] for name in {variable}]")
-            elif n == 0:
-                lines.append("claimed.add(match[0])")
-                passed.append("source[match[0]]")
-            else:
-                lines.append(f"{variable} = {name}")
-                lines.append(f"claimed.add({variable})")
-                passed.append(f"source[{variable}]")
-        call = f"{function.name}({', '.join([*passed, *(value for _, value in function.sizes)])})"
-        opened = [h for h in rule.targets[0].holes if h not in first.holes]
-        writes = [printing.f_string(p, lambda h: h.name if h.name in opened else _index(h)) for p in rule.targets]
-        if len(writes) == 1 and not opened:
-            lines.append(f"yield {writes[0]}, {call}")
-        else:
-            results = [f"result_{n}" for n in range(len(writes))] if len(writes) > 1 else ["result"]
-            results = (
-                list(functions.short_names(rule.targets))
-                if len(set(functions.short_names(rule.targets))) == len(writes)
-                else results
-            )
-            lines.append(f"{', '.join(results)} = {call}")
-            for name, result in zip(writes, results, strict=True):
-                if opened:
-                    lines += [f"for {opened[0]}, tensor in enumerate({result}):", f"    yield {name}, tensor"]
-                else:
-                    lines.append(f"yield {name}, {result}")
-        return {
-            "name": rule.name,
-            "pattern": raw(trigger),
-            "lines": lines,
-            "condition": self.printer(rule.when) if rule.when else "",
-        }
-
-    def counting(self, pattern: Pattern, rule: Rule) -> str:
-        """An f-string of the regular expression of one application's tensors."""
-        text = ""
-        for part in pattern.parts:
-            if isinstance(part, Hole):
-                text += r"\d+" if part.name in rule.folded else "{" + _index(part) + "}"
-            else:
-                text += raw_part(part).replace("{", "{{").replace("}", "}}")
-        return f'rf"{text}"'
-
-
-def raw_part(part: Any) -> str:
-    """The regular expression of a part that is no hole."""
-    import re
-
-    return re.escape(part) if isinstance(part, str) else Pattern("", (part,), None).regex  # type: ignore[arg-type]
-
-
-def _index(hole: Hole) -> str:
-    return (
-        f"int(match['{hole.name}']) {'+' if hole.shift > 0 else '-'} {abs(hole.shift)}"
-        if hole.shift
-        else f"match['{hole.name}']"
-    )
-
 
 def _function(function: Function) -> dict[str, Any]:
     parameters = [f"{name}: {kind}" for name, kind in function.parameters] + [
-        f"{name}: int" for name, _ in function.sizes
+        f"{name}: {'float' if name in function.reals else 'int'}" for name, _ in function.sizes
     ]
     return {
         "name": function.name,
