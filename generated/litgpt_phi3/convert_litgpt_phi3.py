@@ -167,7 +167,11 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "hidden_act": "silu",
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
-    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    config["rope_parameters"] = {
+        "rope_type": "default",
+        "partial_rotary_factor": config["partial_rotary_factor"],
+        "rope_theta": config["rope_theta"],
+    }
     config["rope_scaling"] = None
     return config
 
