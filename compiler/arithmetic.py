@@ -138,11 +138,13 @@ class Affine(Computed):
 
     @property
     def values(self) -> tuple[Any, ...]:
+        if not self.back:
+            return self.scale, self.shift
         assert isinstance(self.scale, int | float)
         assert isinstance(self.shift, int | float)
-        if self.back and self.scale == 0:
+        if self.scale == 0:
             raise OpError("affine by a scale of 0 has no way back")
-        return (1 / self.scale, -self.shift / self.scale) if self.back else (self.scale, self.shift)
+        return 1 / self.scale, -self.shift / self.scale
 
     def inverse(self) -> Op:
         return replace(self, back=not self.back)

@@ -5,12 +5,17 @@ Takes a `Rule`, returns a `Function` of finished lines; the template only lays t
 
 from __future__ import annotations
 
+import ast
 import keyword
 import re
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
 
-from compiler import ops
+from compiler import arithmetic, ops
 from compiler.algebra import Size
+from compiler.exprs import Expr
 from compiler.names import Pattern
 from compiler.ops import Op
 from compiler.printing import ExprPrinter
@@ -28,6 +33,8 @@ class Function:
     body: tuple[str, ...]
     results: tuple[str, ...]
     returns: str
+    reals: frozenset[str]  # the parameters among `sizes` that need not be whole
+    kernels: frozenset[str]  # the functions of `kernels` that it calls
 
 
 def print_rule(rule: Rule, printer: ExprPrinter) -> Function:
@@ -40,6 +47,8 @@ class _RulePrinter:
         self.rule, self.printer = rule, printer
         self.passed: dict[str, str] = {}
         self.body: list[str] = []
+        self.reals: set[str] = set()
+        self.kernels: set[str] = set()
 
     def function(self) -> Function:
         rule = self.rule
@@ -55,7 +64,15 @@ class _RulePrinter:
         one = "list[Tensor]" if many else "Tensor"
         returns = one if len(slots) == 1 else f"tuple[{', '.join([one] * len(slots))}]"
         return Function(
-            rule.name, parameters, tuple(self.passed.items()), comments, tuple(self.body), tuple(slots), returns
+            rule.name,
+            parameters,
+            tuple(self.passed.items()),
+            comments,
+            tuple(self.body),
+            tuple(slots),
+            returns,
+            frozenset(self.reals),
+            frozenset(self.kernels),
         )
 
     def size(self, size: Size) -> str:
@@ -116,7 +133,38 @@ class _RulePrinter:
                 for slot in slots:
                     self.body.append(f"{slot}_each = list({slot}.unbind({axis}))")
                 return [f"{slot}_each" for slot in slots], True
+            case arithmetic.Crop(axis=axis, to=to):
+                code = f".narrow({axis}, 0, {self.size(to)})"
+                for slot in slots:
+                    self.body.append(f"{slot} = [t{code} for t in {slot}]" if many else f"{slot} = {slot}{code}")
+                return slots, many
+            case arithmetic.Computed():
+                return self.computed(op, slots, many), many
         raise TypeError(op)
+
+    def computed(self, op: arithmetic.Computed, slots: list[str], many: bool) -> list[str]:
+        """A call of the kernel, which takes all slots or one."""
+        self.kernels.add(op.kernel)
+        values = "".join(f", {self.value(value)}" for value in op.values)
+        self.reals |= {self.value(v) for v in (getattr(op, name) for name in op.reals) if isinstance(v, Expr)}
+        if op.takes == 1:
+            for slot in slots:
+                call = f"[{op.kernel}(t{values}) for t in {slot}]" if many else f"{op.kernel}({slot}{values})"
+                self.body.append(f"{slot} = {call}")
+            return slots
+        joined = ", ".join(slots)
+        call = (
+            f"[{op.kernel}(*t{values}) for t in zip({joined}, strict=True)]"
+            if many
+            else f"{op.kernel}({joined}{values})"
+        )
+        self.body.append(f"result = {call}")
+        return ["result"]
+
+    def value(self, value: Any) -> str:
+        if isinstance(value, str):
+            return f'"{value}"'
+        return repr(value) if isinstance(value, float) else self.size(value)
 
     def rearranged(self, op: ops.Rearrange) -> str:
         """`.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)` for the notation."""
@@ -141,6 +189,14 @@ class _RulePrinter:
             elif not group:
                 text += f".unsqueeze({axis})"
         return text
+
+
+@cache
+def kernel_text(name: str) -> str:
+    """The text of a function of `kernels`."""
+    text = resources.files("compiler").joinpath("kernels.py").read_text(encoding="utf-8")
+    found = next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == name)
+    return ast.get_source_segment(text, found) or ""
 
 
 def short_names(patterns: tuple[Pattern, ...]) -> list[str]:
