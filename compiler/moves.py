@@ -126,15 +126,17 @@ def tiles(move: Move, block: int) -> Iterator[Tile]:
 
 
 def _tiling(move: Move, count: int, block: int) -> tuple[int, int, int]:
-    """(pitch, rows, width) in elements. A block has to be long along the counter that is closest together in the
-    source, which is `pitch` apart in the target, and along the target's own order: both about the root of its size."""
+    """(pitch, rows, width) of a block, in elements.
+
+    It has to be long along the target's own order and along the counter that is closest together in the source, whose
+    counts lie `pitch` apart in the target: a transpose is read and written best in blocks that are about square.
+    """
     piece = move.pieces[0]
     closest = min((a for a in piece.axes[0].atoms if a.stride), key=lambda a: a.stride, default=Atom(1, 0, 1))
     pitch = closest.step
-    if pitch == 1 or count % pitch or (len(move.pieces) > 1 and pitch * SHORT_RUN // piece.itemsize > block):
-        steps = [a.step for a in piece.axes[0].atoms if a.step <= block]
-        grain = max(steps, default=1)
-        return count, 1, max(1, block // grain) * grain
+    if pitch == 1 or count % pitch:  # the source runs as the target does: one row, cut at the ends of counters
+        grain = max([a.step for a in piece.axes[0].atoms if a.step <= block], default=1)
+        return count, 1, block // grain * grain
     # Twice as wide as high, because a write costs about twice as much as a read.
     high = min(closest.length, max(1, math.isqrt(block // 2), block // pitch))
     return pitch, high, min(pitch, max(1, block // high))
@@ -148,7 +150,7 @@ def _move(group: list[Piece], dtype: str, target: int) -> Move:
     for source, types, offset, ((origin, atoms),) in group:
         length, run = _count_and_run(atoms, types[0])
         count += length
-        run = 0 if len(types) > 1 and len(set(types)) > 1 else run * size
+        run = run * size if len(set(types)) == 1 else 0
         shortest = min(shortest, run) if pieces else run
         pieces.append(Piece(source, types, offset, (Lattice(origin - first, atoms),)))
     return Move(dtype, target + first * size, count * size, tuple(pieces), shortest)
@@ -163,9 +165,8 @@ def _joined(group: list[Piece], piece: Piece) -> Piece | None:
     (before, run), (after, further) = [_count_and_run(p.axes[0].atoms, p.types[0]) for p in (last, piece)]
     if run < before or further < after or last.offset + before * size != piece.offset:
         return None
-    return Piece(
-        last.source, last.types, last.offset, (Lattice(last.axes[0].origin, (Atom(before + after, size, 1),)),)
-    )
+    whole = Lattice(last.axes[0].origin, (Atom(before + after, size, 1),))
+    return Piece(last.source, last.types, last.offset, (whole,))
 
 
 def _merged(atoms: Atoms) -> Atoms:

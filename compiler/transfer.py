@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from compiler.gather import Gatherer
 
 WINDOW = 1 << 20  # bytes: two of them stay in the processor's cache between reading and writing
-BLOCK = 4 << 20  # bytes of a tile: its sides are about 1400 elements of two bytes
+BLOCK = 4 << 20  # bytes of a tile: about 1000 by 2000 elements of two bytes
 TASK = 32 << 20  # bytes of target that a thread takes at a time
 GAP = 16 << 10  # bytes: reading as much for nothing costs less than another call
 VECTOR = 512  # wanted buffers per read, and as many gaps; Linux allows 1024

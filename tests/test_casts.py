@@ -33,8 +33,8 @@ def test_every_16_bit_value(before: str, after: str) -> None:
 
 
 # Around every boundary where rounding could go wrong: the last bits kept, the first ones dropped, and each exponent.
-EDGES = np.array([h << 16 | low for h in range(0, 1 << 16, 8) for low in (0, 1, 0x0FFF, 0x1000, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF)],
-                 dtype=np.uint32)  # fmt: skip
+LOW_HALVES = (0, 1, 0x0FFF, 0x1000, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF)
+EDGES = np.array([high << 16 | low for high in range(0, 1 << 16, 8) for low in LOW_HALVES], dtype=np.uint32)
 
 
 @pytest.mark.parametrize("after", ["float16", "bfloat16", "float64"])

@@ -80,7 +80,7 @@ Pair = tuple[torch.Tensor, Array]
 
 def factored(draw: Callable, number: int) -> list[int]:
     """A random shape of `number` elements."""
-    shape = []
+    shape: list[int] = []
     while number > 1 and len(shape) < MAX_AXES - 1:
         factor = draw(st.sampled_from([n for n in range(1, number + 1) if number % n == 0]))
         shape.append(factor)
