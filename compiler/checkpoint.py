@@ -20,10 +20,10 @@ from compiler.plaindata import shown
 from compiler.safefiles import open_safetensors
 from compiler.shards import find, read_index
 from compiler.sniff import sniff
-from compiler.tensors import Tensor, read_bytes
+from compiler.tensors import Joined, Tensor, read_bytes
 from compiler.torchfiles import open_legacy, open_zip
 
-__all__ = ["Checkpoint", "Tensor", "open_checkpoint", "open_parts", "read_bytes", "verify"]
+__all__ = ["Checkpoint", "Joined", "Tensor", "open_checkpoint", "open_parts", "read_bytes", "verify"]
 
 _CHUNK = 1 << 20
 
@@ -33,7 +33,7 @@ class Checkpoint:
     """What a checkpoint holds. `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them."""
 
     path: Path
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor | Joined]
     objects: Mapping[str, object]
     notes: tuple[str, ...]
     files: tuple[Path, ...]
@@ -99,7 +99,8 @@ def verify(checkpoint: Checkpoint) -> int:
         if left or crc != expected:
             held = [
                 t.name
-                for t in checkpoint.tensors.values()
+                for tensor in checkpoint.tensors.values()
+                for t in tensor.parts
                 if t.path == path and t.extent[0] >= start and t.extent[1] <= end
             ]
             message = f"the bytes of {listed(map(shown, held))} do not match their checksum"

@@ -17,6 +17,7 @@ def check(program: Program) -> None:
     """Raises Refusal with everything that a Program as a whole has against it."""
     checker = _Checker(program)
     checker.check_claims(program)
+    checker.check_merge(program)
     checker.check_names(program)
     checker.report.settle()
 
@@ -44,6 +45,22 @@ class _Checker:
             "write",
             "written-twice",
         )
+
+        self.disjoint([(m.pattern, "merge") for m in program.merged], "join", "claimed-twice")
+
+    def check_merge(self, program: Program) -> None:
+        """The axes along which files are joined are known before any argument is."""
+        for merged in program.merged:
+            self.attempt(merged.axis)
+        self.report.settle()
+        for merged in program.merged:
+            for name in sorted(merged.axis.names):
+                self.report.add(
+                    merged.axis.name_span(name),
+                    f"an axis cannot depend on {name!r}",
+                    "unknown-name",
+                    "it may ask dim, count and exists of the first part",
+                )
 
     def disjoint(self, patterns: list[tuple[Pattern, str]], verb: str, kind: str) -> None:
         for n, (pattern, what) in enumerate(patterns):

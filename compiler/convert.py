@@ -14,9 +14,11 @@ from typing import Any
 
 from compiler import dialects, execute, outfiles, settings
 from compiler.checkpoint import Checkpoint, open_checkpoint, verify
+from compiler.constants import check_made
 from compiler.diagnostics import listed, refuse
 from compiler.environment import Environment, Given, NamedShapes, check_given
 from compiler.output import Output
+from compiler.parts import open_source
 from compiler.plan import Plan, bind
 from compiler.program import Program
 from compiler.proof import SourceShapes, check_target
@@ -57,7 +59,10 @@ class Request:
 def prepare(program: Program, request: Request, say: Say = lambda line: None) -> tuple[Plan, Checkpoint]:
     """Open the source and bind the program to it; nothing is written. Raises Refusal."""
     check_given(program, request.assigned)
-    checkpoint = open_checkpoint(request.source[0] if len(request.source) == 1 else list(request.source))
+    if request.reverse:
+        checkpoint = open_checkpoint(request.source[0] if len(request.source) == 1 else list(request.source))
+    else:
+        checkpoint = open_source(program, request.source)
     for note in checkpoint.notes:
         say(note)
     plan = (_prepare_reverse if request.reverse else _prepare)(program, request, checkpoint, say)
@@ -68,6 +73,7 @@ def prepare(program: Program, request: Request, say: Say = lambda line: None) ->
     if request.checksums:
         verify(checkpoint)
     execute.check_ties(plan, checkpoint)
+    check_made(plan, checkpoint)
     return plan, checkpoint
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from compiler import layout
 from compiler.algebra import Bundle, OpError
-from compiler.checkpoint import Checkpoint, read_bytes
+from compiler.checkpoint import Checkpoint, Joined, read_bytes
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.files import Target as TargetFile
 from compiler.moves import Move, lower
@@ -84,7 +84,8 @@ def arrange(plan: Plan, checkpoint: Checkpoint) -> Layouts | None:
 
 def _array(checkpoint: Checkpoint, name: str) -> layout.Array:
     tensor = checkpoint.tensors[name]
-    return layout.source(str(tensor.path), tensor.dtype, tensor.shape, tensor.offset, tensor.strides)
+    parts = [layout.source(str(t.path), t.dtype, t.shape, t.offset, t.strides) for t in tensor.parts]
+    return layout.concat(parts, tensor.axis) if isinstance(tensor, Joined) else parts[0]
 
 
 def _apply(group: Group, bundle: Bundle[Any], algebra: Any) -> Bundle[Any]:

@@ -71,6 +71,16 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """The tensors of several files that are parts of one: joined along `axis`, an expression over the first file's
+    shapes, block by block."""
+
+    pattern: Pattern
+    axis: Expr
+    blocks: int
+
+
+@dataclass(frozen=True)
 class Program:
     """A checked spec. `keep_all` keeps every name that nothing else claims."""
 
@@ -79,7 +89,7 @@ class Program:
     ties: tuple[Tie, ...]
     ignored: tuple[tuple[Pattern, str], ...]
     created: tuple[Rule, ...] = ()  # their sources are looked at, not read; their one step is `arithmetic.Full`
-    merged: tuple[tuple[Pattern, Expr], ...] = ()
+    merged: tuple[Merged, ...] = ()
 
     @property
     def keep_all(self) -> bool:
@@ -136,7 +146,7 @@ class _Builder:
                 ties.append(Tie(alias, owner.with_holes(alias.holes), entry.when))
         ignored = [(p, reason) for text, reason in spec.ignore if (p := self.pattern(text))]
         created = [rule for create in spec.create if (rule := self.created(create))]
-        merged = [(p, axis) for text, axis in spec.merge if (p := self.pattern(text))]
+        merged = [Merged(p, m.axis, m.blocks) for m in spec.merge if (p := self.pattern(m.pattern))]
         return Program(spec, tuple(rules), tuple(ties), tuple(ignored), tuple(created), tuple(merged))
 
     def created(self, create: Create) -> Rule | None:

@@ -14,7 +14,7 @@ from compiler.diagnostics import Refusal, Report, Span, listed, nearest, refuse
 from compiler.document import Node, Scalar
 from compiler.exprs import Expr, parse_expr
 from compiler.grammar import validate
-from compiler.spec import OP_WORDS, Argument, Create, Entry, Field, Named, Spec, Step, Target, Text, Transform
+from compiler.spec import OP_WORDS, Argument, Create, Entry, Field, Merge, Named, Spec, Step, Target, Text, Transform
 
 
 def load_spec(path: str | Path, text: str | None = None) -> Spec:
@@ -54,7 +54,7 @@ def read_spec(root: Node) -> Spec:
         tie=tuple(_entry(key, node) for key, node in _entries(root, "tie")),
         ignore=tuple((Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "ignore")),
         create=tuple(_create(key, node) for key, node in _entries(root, "create")),
-        merge=tuple((Text(key.text, key.span), _expr(node)) for key, node in _entries(root.get("source"), "merge")),
+        merge=tuple(_merge(key, node) for key, node in _entries(root.get("source"), "merge")),
         examples=tuple(_examples(root)),
         root=root,
     )
@@ -213,6 +213,14 @@ def _keep(root: document.Mapping) -> Iterator[Entry]:
     for item in _items(root, "keep"):
         name = _text(item, "name") if isinstance(item, document.Mapping) else Text(str(document.plain(item)), item.span)
         yield Entry(name, name, _when(item))
+
+
+def _merge(key: Scalar, node: Node) -> Merge:
+    axis, blocks = node, 1
+    if isinstance(node, document.Mapping):
+        axis = node.get("axis") or node
+        blocks = document.plain(given) if (given := node.get("blocks")) else 1  # type: ignore[assignment]
+    return Merge(Text(key.text, key.span), _expr(axis), blocks)
 
 
 def _create(key: Scalar, node: Node) -> Create:

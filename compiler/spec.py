@@ -87,6 +87,15 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Files that share a name hold parts of one tensor: joined along `axis`, block by block."""
+
+    pattern: Text
+    axis: Expr
+    blocks: int
+
+
+@dataclass(frozen=True)
 class Create:
     """A target that the source lacks: for each source tensor that `like` names, one of its type that holds `fill`."""
 
@@ -150,6 +159,6 @@ class Spec:
     tie: tuple[Entry, ...]
     ignore: tuple[tuple[Text, str], ...]
     create: tuple[Create, ...]
-    merge: tuple[tuple[Text, Expr], ...]  # name pattern, axis: how files that share their names are parts of one model
+    merge: tuple[Merge, ...]
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
     root: Node = field(compare=False, repr=False)

@@ -52,6 +52,32 @@ class Tensor:
         """Equal for two tensors exactly where they are the same view of the same bytes."""
         return self.path, self.offset, self.dtype, self.shape, self.strides
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """What it is joined from: itself alone."""
+        return (self,)
+
+    def narrow(self, axis: int, start: int, length: int) -> Tensor:
+        """`length` positions of an axis from `start` on."""
+        shape = (*self.shape[:axis], length, *self.shape[axis + 1 :])
+        offset = self.offset + start * self.strides[axis] * ITEM_SIZES[self.dtype]
+        return Tensor(self.name, self.dtype, shape, self.strides, self.path, offset, self.extent)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One tensor whose `parts` lie in several files, one behind the other along `axis`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    axis: int
+    parts: tuple[Tensor, ...]
+
+    @property
+    def region(self) -> tuple[object, ...]:
+        return self.axis, *(part.region for part in self.parts)
+
 
 def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """The strides, in elements, of a C-contiguous tensor of this shape."""
@@ -70,8 +96,15 @@ def span(shape: Sequence[int], strides: Sequence[int]) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
-def read_bytes(tensor: Tensor) -> bytearray:
+def read_bytes(tensor: Tensor | Joined) -> bytearray:
     """The bytes of one tensor, C-contiguous and little-endian; gathered where the view is strided or expanded."""
+    if isinstance(tensor, Joined):
+        rows = math.prod(tensor.shape[: tensor.axis])
+        data = [memoryview(read_bytes(part)) for part in tensor.parts]
+        cuts = [len(part) // rows for part in data]
+        return bytearray().join(
+            p[n * cut : (n + 1) * cut] for n in range(rows) for p, cut in zip(data, cuts, strict=True)
+        )
     item = ITEM_SIZES[tensor.dtype]
     loops = _loops(tensor.shape, tensor.strides)
     stored = _read(tensor.path, tensor.offset, span(tensor.shape, tensor.strides) * item)

@@ -1,0 +1,112 @@
+"""The files of a source as one checkpoint, as its spec says: united, or parts of one model joined along their axes.
+
+Takes a Program and the paths of a user; returns a Checkpoint in which a tensor of several files is a `Joined`. Refuses
+a set of parts with one missing, parts that do not fit, and a tensor that should be the same in each and is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from compiler.algebra import OpError, axis_of, shown
+from compiler.checkpoint import Checkpoint, Joined, Tensor, open_checkpoint, open_parts, read_bytes
+from compiler.diagnostics import Report, Span, listed, refuse
+from compiler.environment import NamedShapes
+from compiler.program import Merged, Program
+
+
+def open_source(program: Program, paths: Sequence[Path]) -> Checkpoint:
+    """Open what a user named. Raises Refusal."""
+    files = _files(program.spec.weights, paths, bool(program.merged))
+    if not program.merged:
+        return open_checkpoint(files[0] if len(files) == 1 else files)
+    return merge(program.merged, open_parts(files))
+
+
+def in_parts(weights: str) -> bool:
+    """Whether the glob of a spec names the parts of one checkpoint."""
+    return "*" in weights and not weights.startswith("*")
+
+
+def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
+    """The files of a checkpoint in the order of their numbers."""
+    if not in_parts(weights):
+        return list(paths)
+    one = paths[0]
+    if len(paths) == 1 and one.is_dir() and (found := list(one.glob(weights))):
+        files = sorted(found, key=_numbers)
+        # The one number that differs from name to name counts the parts.
+        for place, values in enumerate(zip(*map(_numbers, files), strict=False)):
+            missing = sorted(set(range(max(values))) - set(values)) if len(set(values)) > 1 else []
+            if missing:
+                name = f"{len(files)} parts, {listed(sorted(str(f.relative_to(one)) for f in files), 4)}"
+                refuse(str(one), f"of {name}, number {missing[0]} is missing", "missing-part", f"place {place + 1}")
+        return files
+    if len(paths) == 1 and one.is_file() and shared:
+        folder = one.parents[weights.count("/")]
+        others = [f for f in folder.glob(weights) if f != one] if one in folder.glob(weights) else []
+        if others:
+            hint = f"give the folder: {folder}"
+            refuse(str(one), f"it is one of {len(others) + 1} parts of a model", "missing-part", hint)
+    return sorted(paths, key=_numbers)
+
+
+def _numbers(path: Path) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", "/".join(path.parts[-2:]))]
+
+
+def merge(rules: Sequence[Merged], parts: Sequence[Checkpoint]) -> Checkpoint:
+    """One checkpoint of parts that share their names. Raises Refusal with all that does not fit."""
+    first, report = parts[0], Report()
+    span = Span(str(first.path))
+    for part in parts[1:]:
+        if differing := sorted(first.tensors.keys() ^ part.tensors.keys()):
+            report.add(span, f"only one of this and {part.path} holds {listed(differing)}", "missing-tensor")
+    report.settle()
+    axes = [(rule, rule.axis.evaluate({}, NamedShapes(first.tensors))) for rule in rules] if len(parts) > 1 else []
+    merged: dict[str, Tensor | Joined] = {}
+    for name in first.tensors:
+        tensors = [tensor for part in parts for tensor in part.tensors[name].parts]
+        rule, axis = next(((r, a) for r, a in axes if r.pattern.match(name) is not None), (None, 0))
+        try:
+            merged[name] = _same(tensors) if rule is None else _joined(tensors, axis, rule.blocks)
+        except OpError as error:
+            report.add(span if rule is None else rule.pattern.span, f"{name}: {error}", "unfit-parts")
+    report.settle()
+    return Checkpoint(
+        first.path,
+        MappingProxyType(merged),
+        first.objects,
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        tuple(file for part in parts for file in part.files),
+        MappingProxyType({place: crc for part in parts for place, crc in part.checksums.items()}),
+    )
+
+
+def _same(tensors: Sequence[Tensor]) -> Tensor:
+    first = tensors[0]
+    bits = read_bytes(first) if len(tensors) > 1 else b""
+    for other in tensors[1:]:
+        if (other.dtype, other.shape) != (first.dtype, first.shape):
+            raise OpError(f"no axis joins it, yet the parts are {shown(first.shape)} and {shown(other.shape)}")
+        if read_bytes(other) != bits:
+            raise OpError(f"it should be the same in every part, but {other.path} holds another")
+    return first
+
+
+def _joined(tensors: Sequence[Tensor], axis: int, blocks: int) -> Joined:
+    first = tensors[0]
+    axis = axis_of(axis, len(first.shape), "joining", first.shape)
+    for other in tensors:
+        fits = (other.dtype, len(other.shape)) == (first.dtype, len(first.shape))
+        if not fits or any(a != b and n != axis for n, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
+            raise OpError(f"parts of {shown(first.shape)} and {shown(other.shape)} cannot be joined along axis {axis}")
+        if other.shape[axis] % blocks:
+            raise OpError(f"axis {axis} of {shown(other.shape)} does not consist of {blocks} equal blocks")
+    sizes = [t.shape[axis] // blocks for t in tensors]
+    pieces = [t.narrow(axis, n * size, size) for n in range(blocks) for t, size in zip(tensors, sizes, strict=True)]
+    shape = (*first.shape[:axis], blocks * sum(sizes), *first.shape[axis + 1 :])
+    return Joined(first.name, first.dtype, shape, axis, tuple(pieces))
