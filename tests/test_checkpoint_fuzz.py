@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from compiler.checkpoint import Checkpoint, open_checkpoint, read_bytes, verify
 from compiler.diagnostics import Refusal
 
-ROUNDS = 400
+ROUNDS = 250
 
 
 def flip(data: bytearray, at: int, _: random.Random) -> None:

@@ -168,6 +168,7 @@ BOMBS = {
     "two results": b"\x80\x02NN.",
     "deep key": b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.",
     "list as a key": b"\x80\x02}]Ns.",
+    "huge key": b"\x80\x02}\x8a\x0a" + b"\x01" * 10 + b"Ns.",
     "set of itself": b"\x80\x04\x8f\x94(h\x00\x90.",
     "key twice": b"\x80\x02}(X\x01\x00\x00\x00aNX\x01\x00\x00\x00aNu.",
     "protocol 0": b"(dp0\nS'a'\nI1\ns.",
@@ -341,6 +342,39 @@ def test_an_unreadable_tensor_beside_the_weights_is_nobodys_trouble(tmp_path: Pa
     assert list(open_checkpoint(tmp_path / "x.pth").tensors) == ["w"]
 
 
+def test_an_expanded_tensor_that_no_memory_holds(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1).expand(1 << 45)}, tmp_path / "x.pth")
+    assert "it expands 4 stored bytes to 140,737,488,355,328" in refused(tmp_path / "x.pth")
+
+
+def test_a_storage_with_two_sizes(tmp_path: Path) -> None:
+    shared = torch.arange(4.0)
+    buffer = io.BytesIO()
+    torch.save({"w": shared, "v": shared[:2]}, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        records = {n: archive.read(n) for n in archive.namelist()}
+    head, claim, rest = records["archive/data.pkl"].rpartition(b"K\x04tq")
+    records["archive/data.pkl"] = head + b"K\x03tq" + rest
+    assert claim
+    (tmp_path / "x.pth").write_bytes(zipped(records))
+    assert "is claimed with two types or sizes" in refused(tmp_path / "x.pth")
+
+
+def test_headers_that_contradict_the_table(tmp_path: Path) -> None:
+    torch.save({"w": torch.arange(4.0)}, tmp_path / "x.pth")
+    data = (tmp_path / "x.pth").read_bytes()
+    name = data.index(b"x/data/0")
+    for at, new, message in (
+        (name - 2, b"\xff\xff", "'x/data/0' runs into the record after it"),
+        (name + 7, b"1", "the header of 'x/data/0' contradicts the table"),
+        (name - 30, b"PK\1\2", "the header of 'x/data/0' contradicts the table"),
+        (data.index(b"PK\6\6"), b"PK\6\5", "its zip64 end contradicts its end"),
+        (data.index(b"PK\6\7") + 8, b"\xff\xff\xff\xff", "its zip64 end is missing"),
+    ):
+        (tmp_path / "x.pth").write_bytes(data[:at] + new + data[at + len(new) :])
+        assert message in refused(tmp_path / "x.pth")
+
+
 def test_old_files_that_are_cut_or_lie(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"w": torch.arange(4.0)}, path, _use_new_zipfile_serialization=False)
@@ -352,6 +386,7 @@ def test_old_files_that_are_cut_or_lie(tmp_path: Path) -> None:
         (data.replace(b"M\xe9\x03.", b"M\xea\x03."), "an unknown version"),
         (data.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"), "big-endian machine"),
         (data[:100], "a damaged pickle"),
+        (data.replace(b"K\x04Ntq", b"K\x04(X\1\0\0\0vK\x03K\x02ttq"), "its storage is a part that leaves the whole"),
     ):
         assert changed != data
         path.write_bytes(changed)
