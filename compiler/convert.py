@@ -136,7 +136,10 @@ def convert(
 ) -> Plan:
     """Do all of it: `out` is a folder, or with `reverse` a file. Raises Refusal; then nothing is left behind."""
     outfiles.parse_size(request.max_shard_size)
-    Output(out, request.force).check()
+    output = Output(out, request.force)
+    output.check()
+    if replaced := next((source for source in request.source if output.replaces(source)), None):
+        refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
     plan, checkpoint = prepare(program, request, say)
     write(plan, checkpoint, request, out, progress)
     return plan

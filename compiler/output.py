@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +30,7 @@ class Output:
         self.path = path
         self.force = force
         self.place = path.parent / f".{path.name}.mapspec-partial"
+        self.made: list[Path] = []  # parents that were not there, innermost first
 
     def check(self) -> None:
         """Refuse, before any work, what could not be finished. Raises Refusal."""
@@ -45,9 +48,16 @@ class Output:
         if not os.access(existing, os.W_OK):
             refuse(name, f"nothing may be written in {existing}", "output-unwritable", "check its permissions")
 
+    def replaces(self, file: Path) -> bool:
+        """Whether `finish` would put something else in the place of this file or folder."""
+        inside = file.resolve().parent == self.path.resolve() and any(fnmatch(file.name, p) for p in _WEIGHTS)
+        return inside or file.resolve() == self.path.resolve()
+
     def __enter__(self) -> Output:
         self.check()
-        self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        parent = self.path.absolute().parent
+        self.made = [p for p in (parent, *parent.parents) if not p.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
         self.discard()
         return self
 
@@ -55,6 +65,9 @@ class Output:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
+        for folder in self.made:
+            with suppress(OSError):  # the finished output lies in it
+                folder.rmdir()
 
     def discard(self) -> None:
         if self.place.is_dir():
