@@ -169,6 +169,7 @@ ORDINARY = frozenset(
         "embedding",
         "encoder",
         "mask",
+        "meta",
         "step",
         "table",
         "time",
