@@ -18,9 +18,9 @@ from torch import Tensor
 
 from compiler import dialects, target
 from compiler.environment import Environment, Given
+from compiler.inversion import SourceShapes, invert
 from compiler.names import options
 from compiler.program import Program
-from compiler.proof import SourceShapes, invert
 
 _BITS = {"float32": torch.int32, "float16": torch.int16, "bfloat16": torch.int16}
 
