@@ -16,9 +16,9 @@ from compiler import dialects, functions, loops
 from compiler.diagnostics import refuse
 from compiler.environment import Environment, Given
 from compiler.functions import Function
+from compiler.inversion import SourceShapes
 from compiler.printing import ExprPrinter, expansion, literal, quoted, raw
 from compiler.program import Program, Rule
-from compiler.proof import SourceShapes
 from compiler.resources import folder
 
 
