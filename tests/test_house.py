@@ -31,7 +31,7 @@ ROOMS = {
     "numpy": {"casts", "gather", "moves", "transfer"},
     "torch": {"kernels", "execute", "pthfile", "target", "verify"},
     "transformers": {"target", "verify"},
-    "tqdm": {"cli"},
+    "tqdm": {"options"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
 AT_ONCE = {"yaml": {"document"}, "numpy": {"casts", "gather", "moves"}, "torch": {"kernels"}}

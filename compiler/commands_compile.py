@@ -1,0 +1,81 @@
+"""`compile SPEC...`: proves specs and renders what is generated from them, or compares it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+
+from compiler import __version__
+from compiler.diagnostics import Diagnostic, Refusal
+from compiler.options import SPEC_HELP, Parser, print_json
+
+USAGE = """\
+compile SPEC [SPEC ...]              render the converter of each spec into generated/
+compile run SPEC SOURCE OUT          convert a checkpoint into a folder that Transformers loads
+compile plan SPEC SOURCE             say what would become what, from headers alone
+compile explain KIND                 tell what a kind of problem means
+compile schema                       print the JSON Schema of the spec language
+
+'compile run --help' and so on tell the options of each."""
+
+
+def compile_parser() -> Parser:
+    parser = Parser("", USAGE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("specs", nargs="+", metavar="SPEC", help=SPEC_HELP)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("generated"),
+        metavar="DIR",
+        help="where the converters go (default: generated)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; print a diff and exit 1 where the files differ"
+    )
+    parser.add_argument(
+        "--no-proof", action="store_true", help="skip the proof against the target class, which imports Transformers"
+    )
+    parser.add_json()
+    parser.add_argument("--version", action="version", version=f"mapspec {__version__}")
+    return parser
+
+
+def compile(options: argparse.Namespace) -> int:
+    """Every spec is tried, whatever becomes of the one before."""
+    from compiler.build import build
+
+    problems: list[Diagnostic] = []
+    settled: dict[str, str] = {}
+    for text in options.specs:
+        try:
+            files = build(text, prove=not options.no_proof)
+        except Refusal as refusal:
+            problems += refusal.diagnostics
+            continue
+        for name, content in files.items():
+            settled[str(options.out / name)] = _settle(options.out / name, content, options)
+    if problems:
+        raise Refusal(problems)
+    if options.json:
+        print_json({"diagnostics": [], "files": settled})
+    return 1 if "differs" in settled.values() else 0
+
+
+def _settle(path: Path, content: str, options: argparse.Namespace) -> str:
+    """Write a generated file, or compare it; what came of it."""
+    from compiler.render import write_if_changed
+
+    if not options.check:
+        done = "wrote" if write_if_changed(path, content) else "unchanged"
+        if not options.json:
+            print(f"{done} {path}")
+        return done
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if old == content:
+        return "unchanged"
+    if not options.json:
+        new = f"{path} (compiled anew)"
+        sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), content.splitlines(True), str(path), new))
+    return "differs"
