@@ -17,6 +17,7 @@ from compiler.diagnostics import refuse
 from compiler.environment import Environment, Given
 from compiler.functions import Function
 from compiler.inversion import SourceShapes
+from compiler.parts import in_parts
 from compiler.printing import ExprPrinter, expansion, literal, quoted, raw
 from compiler.program import Program, Rule
 from compiler.resources import folder
@@ -102,7 +103,9 @@ class _Context:
             "summary": spec.summary.replace("\\", "\\\\").replace('"', '\\"'),
             "summary_literal": quoted(spec.summary),
             "module": self.module,
-            "source_example": "folder/" if "safetensors" in spec.weights else "model.pth",
+            "source_example": "folder/" if "safetensors" in spec.weights or in_parts(spec.weights) else "model.pth",
+            "weights": quoted(spec.weights if in_parts(spec.weights) else "*.safetensors"),
+            "merged": [(raw(m.pattern.regex), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
             "arguments": [(quoted(name), literal(value)) for name, value in defaults.items()],
             "required": [(quoted(a.name), quoted(a.help)) for a in required],
             "known": known[0][1:] if len(known) == 1 else f"({', '.join(known)})",

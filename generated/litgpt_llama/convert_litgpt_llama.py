@@ -62,23 +62,15 @@ class Source(Mapping[str, Tensor]):
         self.tensors: dict[str, Tensor] = {}
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if path.suffix == ".safetensors" or path.is_dir():
-            for file in files:
-                with safe_open(file, framework="pt") as opened:
-                    names = opened.keys()
-                    self.files |= dict.fromkeys(names, file)
-                    self.shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-            return
-        with path.open("rb") as start:
-            is_zip = start.read(2) == b"PK"
-        state = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
-        for key in ("model", "state_dict", "model_state_dict", "module"):
-            state = state[key] if isinstance(state.get(key), dict) else state
-        for name, tensor in state.items():
-            plain = ".".join(word for word in name.split(".") if word not in WRAPPERS)
-            self.tensors[plain if name.startswith(tuple(WRAPPERS)) else name] = tensor
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+            if file.suffix != ".safetensors":
+                self.tensors |= load(file)
+                continue
+            with safe_open(file, framework="pt") as opened:
+                names = opened.keys()
+                self.files |= dict.fromkeys(names, file)
+                self.shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        self.shapes |= {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.tensors:
@@ -95,6 +87,20 @@ class Source(Mapping[str, Tensor]):
 
 # What DistributedDataParallel and torch.compile put before a name.
 WRAPPERS = ("module", "_orig_mod")
+
+
+def load(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save, out of the dicts that trainers put them into."""
+    with file.open("rb") as start:
+        is_zip = start.read(2) == b"PK"
+    state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
+    for key in ("model", "state_dict", "model_state_dict", "module"):
+        state = state[key] if isinstance(state.get(key), dict) else state
+    named = {}
+    for name, tensor in state.items():
+        plain = ".".join(word for word in name.split(".") if word not in WRAPPERS)
+        named[plain if name.startswith(tuple(WRAPPERS)) else name] = tensor
+    return named
 
 
 def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]]:
