@@ -162,7 +162,7 @@ def _field_faults(fields: Mapping[str, str], blocks: Blocks) -> Iterator[Fault]:
         _order(fields)
     except graphlib.CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
-        yield Fault((*at, error.args[1][0]), f"the fields depend on each other in a circle: {circle}", "circular-field")
+        yield Fault((*at, min(error.args[1])), f"the fields depend on each other in a circle: {circle}", "circular-field")
 
 
 _FUNCTIONS = {"math", "min", "max", "int", "len"}

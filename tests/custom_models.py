@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from compiler.custom import CustomModel
+import dataclasses
+import json
+from pathlib import Path
+
+from compiler.custom import CustomModel, auto_map, render_custom
 
 YARN = (
     "{'rope_type': 'yarn', 'factor': 16.0, 'original_max_position_embeddings': 2048, 'beta_fast': 32.0, 'beta_slow': 1.0,"
@@ -141,4 +145,81 @@ NANOGPT = CustomModel(
     banner=banner("nanogpt"),
 )
 
-MODELS = {model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT)}
+# Nobody's architectures: other combinations of the same blocks.
+ALWAYS_SPARSE = dataclasses.replace(
+    MINIMIND,
+    module="sparse",
+    summary="a mixture of experts in every layer, fused attention with normed queries and keys",
+    blocks={
+        "norm": "rms",
+        "attention": {"kind": "fused", "rope": "half", "qk_norm": "per_head", "bias": True},
+        "mlp": {"kind": "plain", "bias": False},
+        "moe": {"kind": "softmax_topk"},
+    },
+    fields={name: source for name, source in MINIMIND.fields.items() if name != "dropout"},
+)
+LAYER_NORMED = dataclasses.replace(
+    NANOGPT,
+    module="layered",
+    summary="layer norms, grouped queries, rotary and learned positions",
+    blocks={
+        "norm": "layer",
+        "embedding": {"positions": "learned"},
+        "attention": {"kind": "grouped_query", "rope": "half", "bias": True},
+        "mlp": {"kind": "gated", "bias": "bias", "dropout": True},
+    },
+    fields=dict(NANOGPT.fields)
+    | {"num_key_value_heads": "num_attention_heads", "rope_theta": "10000.0", "rope_scaling": "None"},
+)
+MODELS = {model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT, ALWAYS_SPARSE, LAYER_NORMED)}
+
+ORACLES = Path(__file__).parent / "data" / "oracles"
+CASES = (
+    "minimind/dense_trained",
+    "minimind/moe_trained",
+    "minimind/dense_small",
+    "minimind/dense_yarn",
+    "minimind2/dense",
+    "minimind2/moe_shared",
+    "nanogpt/trained_bias",
+)
+SOURCE_NAMES = {
+    "n_routed_experts": "num_experts",
+    "aux_loss_alpha": "router_aux_loss_coef",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "block_size": "max_position_embeddings",
+}
+
+
+def golden(case: str) -> Path:
+    return ORACLES / case / "expected" / "golden_logits.safetensors"
+
+
+def write_folder(case: str, folder: Path) -> Path:
+    """The folder of a case's checkpoint as the compiler is to write it: weights under their own names, config, code."""
+    import torch
+    from safetensors.torch import save_file
+
+    model = MODELS[case.split("/", maxsplit=1)[0]]
+    source = ORACLES / case / "source"
+    checkpoint = next(path for path in source.iterdir() if path.suffix in (".pt", ".pth"))
+    tensors = torch.load(checkpoint, weights_only=True)
+    tensors = tensors.get("model", tensors)
+    settings = next(
+        source / name for name in ("minimind_config_resolved.json", "model_args.json") if (source / name).exists()
+    )
+    fields = {SOURCE_NAMES.get(name, name): value for name, value in json.loads(settings.read_text()).items()}
+    fields = {name: value for name, value in fields.items() if name in model.fields and name != "rope_scaling"}
+    about = {"architectures": [model.model_class], "model_type": model.module, "auto_map": auto_map(model)}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(about | fields))
+    save_file(
+        {name: t.clone() for name, t in tensors.items() if name != "lm_head.weight"},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    for name, text in render_custom(model).items():
+        (folder / name).write_text(text)
+    return folder

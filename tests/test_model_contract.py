@@ -57,8 +57,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "moe_shared": ("minimind2", GROUPED | {"use_moe": True, "n_shared_experts": 2}),
     "gpt": ("nanogpt", {}),
     "gpt_no_bias": ("nanogpt", {"bias": False}),
+    "always_sparse": ("sparse", {"num_experts_per_tok": 3, "num_experts": 5}),
+    "layered": ("layered", GROUPED),
 }
-SPARSE = ("moe", "moe_shared")
+SPARSE = ("moe", "moe_shared", "always_sparse")
 
 
 @pytest.fixture(scope="session")
@@ -184,9 +186,7 @@ def test_code_travels(model: Any, variant: str, tmp_path: Path, modules_cache: P
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     again = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert type(again).__module__.startswith("transformers_modules")
-    assert config.to_dict().keys() == again.config.to_dict().keys() | (
-        config.to_dict().keys() - again.config.to_dict().keys()
-    )
+    assert config.to_diff_dict() == again.config.to_diff_dict()
     close(logits(model, ids()), logits(again, ids()))
     # and what it saves is again such a folder
     again.save_pretrained(tmp_path / f"twice_{variant}")
@@ -366,7 +366,7 @@ def test_attention_is_dispatched(make: Callable[..., Any]) -> None:
     heads = model.config.num_attention_heads
     assert (query[1], key[1]) == (heads, getattr(model.config, "num_key_value_heads", heads))
     assert kwargs["scaling"] == pytest.approx(model.config.head_dim**-0.5)
-    assert kwargs["dropout"] == 0.0
+    assert kwargs.get("dropout", 0.0) == 0.0
     assert "position_ids" in kwargs
 
 
@@ -479,8 +479,11 @@ def test_gradient_checkpointing(model: Any, reentrant: bool) -> None:
         close(gradient, found[name], 1e-4)
 
 
-def test_dropout_acts_in_training_only(make: Callable[..., Any]) -> None:
+def test_dropout_acts_in_training_only(make: Callable[..., Any], variant: str) -> None:
     model = make(dropout=0.5)
+    if not any(isinstance(module, torch.nn.Dropout) for module in model.modules()):
+        assert "dropout" not in MODELS[VARIANTS[variant][0]].fields
+        return
     assert torch.equal(logits(model, ids()), logits(make(), ids()))
     model.train()
     assert not torch.equal(logits(model, ids()), logits(model, ids()))
@@ -504,7 +507,8 @@ def test_load_balancing_loss(make: Callable[..., Any], variant: str) -> None:
     training = model(ids(), labels=ids())
     close(asked.aux_loss, training.aux_loss)
     close(training.loss, output.loss + training.aux_loss)
-    assert [tuple(r.shape) for r in asked.router_logits] == [(18, 4)] * 2
+    experts = model.config.num_experts
+    assert [tuple(r.shape) for r in asked.router_logits] == [(18, experts)] * 2
 
     config, expected = model.config, torch.zeros(())
     for router in asked.router_logits:
@@ -512,9 +516,9 @@ def test_load_balancing_loss(make: Callable[..., Any], variant: str) -> None:
         chosen = probabilities.topk(config.num_experts_per_tok).indices
         if variant == "moe_shared":  # a mean over sequences of nine
             parts = zip(probabilities.split(9), chosen.split(9), strict=True)
-            expected = expected + torch.stack([balance(p, c, 4) for p, c in parts]).mean()
+            expected = expected + torch.stack([balance(p, c, experts) for p, c in parts]).mean()
         else:  # of the batch, and each of a token's choices counts for one
-            expected = expected + balance(probabilities, chosen, 4) * config.num_experts_per_tok
+            expected = expected + balance(probabilities, chosen, experts) * config.num_experts_per_tok
     close(asked.aux_loss, expected * config.router_aux_loss_coef)
     if variant == "moe_shared":
         config.seq_aux = False
@@ -575,7 +579,7 @@ def test_compile(model: Any, variant: str) -> None:
     dense = variant not in SPARSE
     assert model._can_compile_fullgraph is dense
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=dense)
+    compiled = torch.compile(model, backend="eager", fullgraph=dense, dynamic=False)
     close(logits(model, ids()), logits(compiled, ids(), use_cache=False))
 
 
@@ -601,7 +605,7 @@ def test_lora(model: Any, tmp_path: Path) -> None:
     expected = logits(model, ids())
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4))
     names = {name for name, _ in adapted.named_parameters() if "lora_A" in name}
-    assert any(re.search(r"(q_proj|c_attn)\.lora_A", name) for name in names)
+    assert any(re.search(r"(q_proj|c_attn|qkv_proj)\.lora_A", name) for name in names)
     close(logits(adapted, ids()), expected)
     adapted.train()
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
@@ -636,8 +640,8 @@ def test_trainer(model: Any, tmp_path: Path) -> None:
     assert len(changed) > len(before) / 2
     # and it can be asked for an evaluation and predictions
     arguments.prediction_loss_only = False
-    result = Trainer(model=model, args=arguments, eval_dataset=rows).predict(rows)
-    assert result.predictions[0].shape[-1] == SIZES["vocab_size"] if isinstance(result.predictions, tuple) else True
+    predictions = Trainer(model=model, args=arguments, eval_dataset=rows).predict(rows).predictions
+    assert predictions.shape == (4, 9, SIZES["vocab_size"])
 
 
 def test_parallel_plans(model: Any, variant: str) -> None:
@@ -653,7 +657,7 @@ def test_parallel_plans(model: Any, variant: str) -> None:
             continue
         found = [m for name, m in modules.items() if re.fullmatch(regex, name)]
         assert found, pattern
-        assert all(isinstance(m, torch.nn.Linear) for m in found)
+        assert all(isinstance(m, torch.nn.Linear) for m in found), pattern
     assert [name for name, _ in model.base_model.named_children() if name in config.base_model_pp_plan] == list(
         config.base_model_pp_plan
     )
