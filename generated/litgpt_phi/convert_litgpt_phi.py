@@ -31,6 +31,7 @@ ARGUMENTS = {
     "shared_attention_norm": True,
     "bos_token_id": None,
     "eos_token_id": None,
+    "pad_token_id": None,
 }
 # What must be given.
 REQUIRED = {
@@ -156,6 +157,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "intermediate_size": f.intermediate_size,
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
+        "pad_token_id": f.pad_token_id,
         "vocab_size": f.padded_vocab_size,
         "hidden_size": f.n_embd,
         "num_hidden_layers": f.n_layer,

@@ -1,0 +1,128 @@
+"""What the recorders of `tests/oracles` share: seeded weights, and the layout of a case on disk.
+
+A recorder runs in an environment that has the package it asks (`make test-oracles` makes one). It builds a small model
+with the package's own code, converts it with the package's own converter, and records both with the logits of the
+package's own model. Nothing of this project takes part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+VOCABULARY = 128
+KEPT = 12  # positions, the last ones
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """`OUT`, where the family's folder of cases is written, and `--seed`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    return options
+
+
+def seed_weights(model: nn.Module, seed: int) -> nn.Module:
+    """Give every parameter values of its own, exact in float16: norms near 1, biases that count, distinct tensors."""
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=random)
+        if parameter.ndim > 1:
+            value = noise * (0.6 if "emb" in name or "wte" in name else 1.2 * parameter.shape[-1] ** -0.5)
+        else:
+            value = 1 + 0.3 * noise if "bias" not in name else 0.3 * noise
+        parameter.data.copy_(value.half())
+    return model.eval()
+
+
+def seeded_class(model_class: str, config: Mapping[str, Any], seed: int) -> nn.Module:
+    """A model of a class of Transformers with weights of its own."""
+    import transformers
+
+    cls = getattr(transformers, model_class)
+    return seed_weights(cls(cls.config_class(**config)), seed)
+
+
+def ids(length: int, seed: int) -> Tensor:
+    """Token ids (1 x length, int64)."""
+    return torch.randint(VOCABULARY, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+def halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().half().clone() for name, tensor in state.items()}
+
+
+def record(
+    folder: Path,
+    case: Mapping[str, Any],
+    *,
+    save: Callable[[Path], None],
+    target: Mapping[str, Tensor],
+    model_class: str,
+    config: Mapping[str, Any],
+    input_ids: Tensor,
+    logits: Tensor,
+    notes: Mapping[str, Any],
+) -> None:
+    """Write one case: `save` fills `source/`; `target` is what the package's own converter made of it.
+
+    The standard class must agree with the package's model by 1e-4, or there is no right answer to record.
+    """
+    import transformers
+
+    source, expected = folder / "source", folder / "expected"
+    for place in (source, expected):
+        place.mkdir(parents=True, exist_ok=True)
+    save(source)
+    cls = getattr(transformers, model_class)
+    filled = cls.config_class(**config, architectures=[model_class], attn_implementation="eager")
+    tied = [name for name in target if name == "lm_head.weight" and filled.tie_word_embeddings]
+    place = folder / "hf"
+    place.mkdir(exist_ok=True)
+    save_file({n: t.contiguous() for n, t in target.items()}, place / "model.safetensors", {"format": "pt"})
+    filled.save_pretrained(place)
+    model, loaded = cls.from_pretrained(
+        place, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not loaded["missing_keys"], loaded
+    assert not loaded["unexpected_keys"], loaded
+    with torch.no_grad():
+        apart = float((model.eval()(input_ids=input_ids).logits - logits).abs().max())
+    assert apart < 1e-4, f"{folder.name}: the standard class differs by {apart}"
+    for file in place.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    (place / "config.json").rename(expected / "config.json")
+    place.rmdir()
+    save_file(
+        {"input_ids": input_ids, "logits_fp32": logits[:, -KEPT:].float().contiguous()},
+        expected / "golden_logits.safetensors",
+    )
+    manifest = {
+        name: {
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "sha256": hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
+        }
+        for name, tensor in sorted(target.items())
+        if name not in tied
+    }
+    _write(expected / "manifest.json", manifest)
+    _write(folder / "case.json", case)
+    report = {"torch": torch.__version__, "transformers": transformers.__version__, "standard_class_differs_by": apart}
+    _write(expected / "report.json", {**notes, **report})
+    print(f"{folder.parent.name}/{folder.name}: {len(manifest)} tensors, {apart:.1e}")
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
