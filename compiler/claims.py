@@ -36,6 +36,7 @@ class Claimant:
         self.kept: list[str] = []
         self.made: list[tuple[str, float]] = []  # reversed: what `create` wrote, and the value that it must hold
         self.indices: dict[str, set[int]] = {}  # text before an index -> its values
+        self.least: dict[str, int] = {}  # text before an index -> the number that it counts from
         self.seen: dict[tuple[int, int], set[tuple[str, ...]]] = {}  # (rule, slot) -> captures
 
     def claim(self) -> None:
@@ -106,6 +107,8 @@ class Claimant:
                         "rename the tensors, or match the index with a regex of your own",
                     )
                 self.indices.setdefault(prefix, set()).add(int(text) + part.shift)
+                least = max(0, part.shift)
+                self.least[prefix] = min(least, self.least.get(prefix, least))
                 prefix += "#"
             else:
                 prefix += text
@@ -120,7 +123,7 @@ class Claimant:
     def check_complete(self) -> None:
         """Indices run from 0 without a gap, and a rule that reads one layer reads all of them."""
         for prefix, values in self.indices.items():
-            gaps = sorted(set(range(max(values) + 1)) - values)
+            gaps = sorted(set(range(self.least[prefix], max(values) + 1)) - values)
             if gaps:
                 self.report.add(
                     Span(self.program.spec.path),
@@ -135,7 +138,7 @@ class Claimant:
                 seen = self.seen.get((n, k), set())
                 wanted = self.expected(pattern)
                 absent = [pattern.fill(dict(zip(pattern.holes, c, strict=True))) for c in wanted if c not in seen]
-                if len(absent) == len(wanted):
+                if not seen:
                     self.report.add(
                         pattern.span,
                         f"the checkpoint has no {pattern}",

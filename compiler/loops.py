@@ -9,27 +9,33 @@ import re
 from typing import Any
 
 from compiler.arithmetic import Full
+from compiler.diagnostics import refuse
 from compiler.functions import Function, short_names
-from compiler.names import Hole, Pattern
-from compiler.printing import ExprPrinter, f_string, raw
+from compiler.names import Hole, Pattern, options
+from compiler.printing import ExprPrinter, f_string, quoted, raw
 from compiler.program import Rule
 
 
 def applied(rule: Rule, function: Function, printer: ExprPrinter) -> dict[str, Any]:
-    """The loop that applies one rule."""
+    """The loop that applies one rule. Refuses a rule that folds or opens two indices."""
     first = rule.sources[0]
+    opened = [h for h in rule.targets[0].holes if h not in first.holes]
+    for holes, verb in ((rule.folded, "folds"), (opened, "opens")):
+        if len(holes) > 1:
+            message = f"{rule.name} {verb} {' and '.join(f'{{{h}}}' for h in holes)}; a step {verb} one index"
+            refuse(rule.span, message, "op-mismatch")
     trigger = "".join(
         f"(?P<{p.name}>{p.regex})"
         if isinstance(p, Hole) and p.name not in rule.folded
-        else "0"
+        else str(p.shift)
         if isinstance(p, Hole)
         else _raw_part(p)
         for p in first.parts
     )
-    lines: list[str] = []
+    lines = _found(first, rule.folded)
     passed: list[str] = []
     for n, (pattern, (variable, _)) in enumerate(zip(rule.sources, function.parameters, strict=True)):
-        name = f_string(pattern, lambda h: h.name if h.name in rule.folded else _index(h))
+        name = f_string(pattern, lambda h: _number(h) if h.name in rule.folded else _index(h, first))
         if rule.folded:
             hole = rule.folded[0]
             if n == 0:
@@ -45,8 +51,7 @@ def applied(rule: Rule, function: Function, printer: ExprPrinter) -> dict[str, A
             lines.append(f"claimed.add({variable})")
             passed.append(f"source[{variable}]")
     call = f"{function.name}({', '.join([*passed, *(value for _, value in function.sizes)])})"
-    opened = [h for h in rule.targets[0].holes if h not in first.holes]
-    writes = [f_string(p, lambda h: h.name if h.name in opened else _index(h)) for p in rule.targets]
+    writes = [f_string(p, lambda h: _number(h) if h.name in opened else _index(h, first)) for p in rule.targets]
     if len(writes) == 1 and not opened:
         lines.append(f"yield {writes[0]}, {call}")
     else:
@@ -66,11 +71,35 @@ def applied(rule: Rule, function: Function, printer: ExprPrinter) -> dict[str, A
     }
 
 
+def moved(rule: Rule, printer: ExprPrinter) -> dict[str, Any]:
+    """The loop of a rename that no table of names can say."""
+    source, target = rule.sources[0], rule.targets[0]
+    name = f_string(target, lambda h: _index(h, source))
+    return {
+        "name": f"{source} -> {target}",
+        "pattern": raw(source.regex),
+        "lines": [*_found(source), "claimed.add(match[0])", f"yield {name}, source[match[0]]"],
+        "condition": printer(rule.when) if rule.when else "",
+    }
+
+
+def tabular(rule: Rule) -> bool:
+    """Whether a rename fits a table: its indices are the same numbers on both sides, its names can be listed."""
+    source, target = rule.sources[0], rule.targets[0]
+    return not _open_ended(source) and all(h.shift == source.holes[n].shift == 0 for n, h in target.holes.items())
+
+
+def written(pattern: Pattern, source: Pattern) -> str:
+    """The name of `pattern` for a match of `source`, as code."""
+    return quoted(str(pattern)) if pattern.is_name else f_string(pattern, lambda h: _index(h, source))
+
+
 def created(rule: Rule, printer: ExprPrinter) -> dict[str, Any]:
     """The loop that makes the constants of one rule of `create`."""
     step = rule.steps[0][0]
     assert isinstance(step, Full)
-    name, like = f_string(rule.targets[0], _index), "source[match[0]]"
+    source = rule.sources[0]
+    name, like = f_string(rule.targets[0], lambda h: _index(h, source)), "source[match[0]]"
     if step.shape is None:
         made = f"torch.full_like({like}, {step.fill})"
     else:
@@ -78,7 +107,7 @@ def created(rule: Rule, printer: ExprPrinter) -> dict[str, Any]:
     return {
         "name": "what the source lacks",
         "pattern": raw(rule.sources[0].regex),
-        "lines": [f"yield {name}, {made}"],
+        "lines": [*_found(source), f"yield {name}, {made}"],
         "condition": printer(rule.when) if rule.when else "",
     }
 
@@ -88,7 +117,7 @@ def _counting(pattern: Pattern, rule: Rule) -> str:
     text = ""
     for part in pattern.parts:
         if isinstance(part, Hole):
-            text += r"\d+" if part.name in rule.folded else "{" + _index(part) + "}"
+            text += r"\d+" if part.name in rule.folded else "{" + _index(part, rule.sources[0]) + "}"
         else:
             text += _raw_part(part).replace("{", "{{").replace("}", "}}")
     return f'rf"{text}"'
@@ -99,9 +128,30 @@ def _raw_part(part: Any) -> str:
     return re.escape(part) if isinstance(part, str) else Pattern("", (part,), None).regex  # type: ignore[arg-type]
 
 
-def _index(hole: Hole) -> str:
-    return (
-        f"int(match['{hole.name}']) {'+' if hole.shift > 0 else '-'} {abs(hole.shift)}"
-        if hole.shift
-        else f"match['{hole.name}']"
-    )
+def _found(source: Pattern, folded: tuple[str, ...] = ()) -> list[str]:
+    """What to do first with a match: an index that counts from n on cannot be less, nor is it compared from 0 on."""
+    least = {n: hole.shift for n, hole in source.holes.items() if hole.shift and n not in folded}
+    if not least:
+        return [] if _open_ended(source) else ["indexed.append(match)"]
+    return [line for n, shift in least.items() for line in (f"if int(match['{n}']) < {shift}:", "    continue")]
+
+
+def _open_ended(pattern: Pattern) -> bool:
+    """Whether a pattern has names that nothing can list, so that none of them can be missed."""
+    rest = (p for p in pattern.parts if not isinstance(p, str) and not (isinstance(p, Hole) and p.is_index))
+    return any(not isinstance(part, Hole) or options(part) is None for part in rest)
+
+
+def _index(hole: Hole, source: Pattern) -> str:
+    """The number of a hole, from what a match of the source has in its place."""
+    shift = hole.shift - source.holes[hole.name].shift
+    return _plus(f"int(match['{hole.name}'])", shift) if shift else f"match['{hole.name}']"
+
+
+def _number(hole: Hole) -> str:
+    """The number of a hole whose variable counts from 0 on."""
+    return _plus(hole.name, hole.shift) if hole.shift else hole.name
+
+
+def _plus(code: str, shift: int) -> str:
+    return f"{code} {'+' if shift > 0 else '-'} {abs(shift)}"

@@ -43,10 +43,6 @@ def expansion(pattern: Pattern) -> str:
     )
 
 
-def shifted(pattern: Pattern) -> bool:
-    return any(hole.shift for hole in pattern.holes.values())
-
-
 def literal(value: Any) -> str:
     """A constant of a spec as Python; only what YAML can hold comes here."""
     match value:

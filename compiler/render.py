@@ -90,6 +90,8 @@ class _Context:
     def values(self) -> dict[str, Any]:
         spec = self.spec
         steps = {rule: functions.print_rule(rule, self.printer) for rule in self.program.rules if rule.steps}
+        renamed = [rule for rule in self.program.rules if not rule.steps]
+        listed = [rule for rule in renamed if loops.tabular(rule)]
         early, late = self.requirements()
         defaults = {n: a.default for n, a in spec.arguments.items() if not a.required}
         # A fact that falls back on its own name reads it like an argument.
@@ -110,14 +112,8 @@ class _Context:
             "required": [(quoted(a.name), quoted(a.help)) for a in required],
             "known": known[0][1:] if len(known) == 1 else f"({', '.join(known)})",
             "derived": [(name, self.printer(expr)) for name, expr in derived],
-            "mapping": _aligned(
-                [(raw(r.sources[0].regex), self.expanded(r)) for r in self.program.rules if not r.steps and not r.when]
-            ),
-            "guarded": [
-                (self.printer(r.when), raw(r.sources[0].regex), self.expanded(r))
-                for r in self.program.rules
-                if not r.steps and r.when
-            ],
+            "mapping": _aligned([(raw(r.sources[0].regex), self.expanded(r)) for r in listed if not r.when]),
+            "guarded": [(self.printer(r.when), raw(r.sources[0].regex), self.expanded(r)) for r in listed if r.when],
             "ignored": [(raw(p.regex), quoted(reason)) for p, reason in self.program.ignored],
             "facts": [(name, self.printer(spec.facts[name])) for name in self.ordered_facts()],
             "early": early,
@@ -125,13 +121,14 @@ class _Context:
             "config": [(quoted(f.name), self.printer(f.expr) if f.expr else literal(f.constant)) for f in spec.config],
             "dialect": list(self.dialect()),
             "functions": [_function(f) for f in steps.values()],
-            "blocks": [loops.applied(rule, function, self.printer) for rule, function in steps.items()]
+            "blocks": [loops.moved(rule, self.printer) for rule in renamed if rule not in listed]
+            + [loops.applied(rule, function, self.printer) for rule, function in steps.items()]
             + [loops.created(rule, self.printer) for rule in self.program.created],
             "kernels": [functions.kernel_text(name) for name in sorted({k for f in steps.values() for k in f.kernels})],
             "ties": [
                 {
                     "alias": raw(t.alias.regex),
-                    "owner": raw(expansion(t.owner)),
+                    "owner": loops.written(t.owner, t.alias),
                     "condition": self.printer(t.when) if t.when else "",
                 }
                 for t in self.program.ties

@@ -75,10 +75,11 @@ class Server:
         )
 
     def run(self, name: str, *words: str) -> str:
-        """What the converter of that spec ends with: empty when it is content."""
+        """What the converter of that spec, or at that path, ends with: empty when it is content."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps([str(script(name)), *words]), file=self.process.stdin, flush=True)
+        path = script(name) if name in OUTLINES else name
+        print(json.dumps([str(path), *words]), file=self.process.stdin, flush=True)
         return _answer(self.process.stdout)
 
     def close(self) -> None:
@@ -217,6 +218,135 @@ def test_a_converter_is_a_program_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rules that no shipped spec has together
+
+SPEC = """
+spec: 1
+name: small
+summary: every kind of rule
+source: {{weights: "*.pth"}}
+target: {{model: LlamaForCausalLM}}
+arguments: {{n: 2}}
+config: {{set: {{hidden_act: silu}}}}
+{rules}
+example: {{n: 2}}
+"""
+LAYERS = {f"h.{i}.{e}.w{k}": (4, 6) for i in range(2) for e in range(3) for k in "ab"}
+RULES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "shift down": (
+        "rename: {h.0.x: first.x, 'h.{i+1}.{p:a|b}': 'l.{i}.{p}'}",
+        {"h.0.x": (2,), "h.1.a": (3,), "h.1.b": (2, 2), "h.2.a": (3,), "h.2.b": (2, 2)},
+    ),
+    "shift up": ("rename: {'h.{i}.a': 'l.{i+3}.a'}", {"h.0.a": (2,), "h.1.a": (3,)}),
+    "shift with a step": (
+        "rename: {h.0.x: first.x}\ntransform: [{name: turn, from: 'h.{i+1}.a', to: 'l.{i}.a', transpose: true}]",
+        {"h.0.x": (1,), "h.1.a": (3, 4), "h.2.a": (2, 5)},
+    ),
+    "quotes": ("""rename: {'we"ird.{i}.x': 'a"b.{i}.c\\d'}""", {'we"ird.0.x': (2,)}),
+    "free text": (r"rename: {'/h\.(?P<i>\d+)\.(?:x|y)/': 'l.{i}.z'}", {"h.0.x": (2,), "h.1.y": (2,)}),
+    "guards": (
+        "rename:\n  a.w: {to: b.w, when: n == 2}\n  c.w: {to: d.w, when: n == 3}",
+        {"a.w": (2,)},
+    ),
+    "split": (
+        "transform: [{name: cut, from: 'h.{i}.w', split: 1, to: {'l.{i}.a': n, 'l.{i}.b': n * 2, 'l.{i}.c': 1}}]",
+        {"h.0.w": (3, 7), "h.1.w": (1, 7)},
+    ),
+    "split evenly": (
+        "transform: [{name: cut, from: 'h.{i}.w', split: -1, to: ['l.{i}.a', 'l.{i}.b']}]",
+        {"h.0.w": (3, 6), "h.1.w": (2, 3, 4)},
+    ),
+    "concat": (
+        "transform: [{name: join, from: ['h.{i}.a', 'h.{i}.b'], to: 'l.{i}.w', concat: 0}]",
+        {"h.0.a": (2, 3), "h.0.b": (2, 3), "h.1.a": (1, 3), "h.1.b": (1, 3)},
+    ),
+    "stack": (
+        "transform: [{name: fold, from: 'h.{i}.{e}.{p:wa|wb}', to: 'l.{i}.{p}', stack: e}]",
+        LAYERS,
+    ),
+    "stack and concat": (
+        "transform: [{name: fold, from: ['h.{i}.{e}.wa', 'h.{i}.{e}.wb'], to: 'l.{i}.w',"
+        " steps: [{stack: e}, {concat: 1}, {rearrange: e (two r) c -> e c (r two), sizes: {two: 2}}]}]",
+        LAYERS,
+    ),
+    "concat and stack": (
+        "transform: [{name: fold, from: ['h.{i}.{e}.wa', 'h.{i}.{e}.wb'], to: 'l.{i}.w',"
+        " steps: [{concat: 0}, {transpose: true}, {stack: e, axis: 1}]}]",
+        LAYERS,
+    ),
+    "unstack": (
+        "transform: [{name: open, from: 'h.{i}.w', to: 'l.{i}.{e}.w', unstack: e, axis: 1}]",
+        {"h.0.w": (3, 2, 2), "h.1.w": (2, 2)},
+    ),
+    "unstack and split": (
+        "transform: [{name: open, from: 'h.{i}.w', to: ['l.{i}.{e}.a', 'l.{i}.{e}.b'],"
+        " steps: [{unstack: e}, {split: 0}]}]",
+        {"h.0.w": (3, 4, 2), "h.1.w": (3, 4, 1)},
+    ),
+    "split and unstack": (
+        "transform: [{name: open, from: 'h.{i}.w', to: ['l.{i}.{e}.a', 'l.{i}.{e}.b'],"
+        " steps: [{split: 1}, {unstack: e}]}]",
+        {"h.0.w": (3, 4, 2), "h.1.w": (3, 4, 1)},
+    ),
+    "open-ended text": (
+        "rename: {'/h\\.(?P<i>\\d+)\\.(?P<n>[a-z]+)/': 'l.{i}.{n}'}",
+        {"h.0.x": (2,), "h.0.y": (3,), "h.1.x": (2,)},
+    ),
+    "rearrange": (
+        "transform: [{name: move, from: 'h.{i}.w', to: 'l.{i}.w', "
+        "rearrange: (a b) c (d e) ... -> e (c a) d b ..., sizes: {a: n, e: 3}}]",
+        {"h.0.w": (4, 5, 6), "h.1.w": (6, 1, 3, 2)},
+    ),
+    "rope and back": (
+        "transform:\n  - {name: half, from: 'h.{i}.q', to: 'l.{i}.q', rope_to_half: n}\n"
+        "  - {name: pairs, from: 'h.{i}.k', to: 'l.{i}.k', rope_to_interleaved: n}",
+        {"h.0.q": (8, 3), "h.0.k": (12,)},
+    ),
+    "cast": ("transform: [{name: narrow, from: 'h.{i}.w', to: 'l.{i}.w', cast: bfloat16}]", {"h.0.w": (3, 3)}),
+    "tie and ignore": (
+        "rename: {'h.{i}.w': 'l.{i}.w'}\ntie: {'t.{i}.w': 'h.{i}.w'}\nignore: {'/junk.*/': not needed}",
+        {"h.0.w": (2,), "h.1.w": (2,), "t.0.w": (2,), "t.1.w": (2,), "junk.x": (9,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_rules_of_every_kind(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The targets are no model's, so that there is no class to check them against."""
+    monkeypatch.setattr("compiler.convert.check_target", lambda plan: None)
+    rules, shapes = RULES[kind]
+    path = tmp_path / "small.yaml"
+    path.write_text(SPEC.format(rules=rules))
+    for name, text in build(str(path), prove=False).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    random = torch.Generator().manual_seed(0)
+    tensors = {n: torch.randn(shape, generator=random) for n, shape in shapes.items()}
+    tensors |= {n: tensors[n.replace("t.", "h.")] for n in tensors if n.startswith("t.")}
+    torch.save(tensors, tmp_path / "model.pth")
+    program = load_program(str(path))
+    plan = convert(program, Request([tmp_path / "model.pth"]), tmp_path / "executor")
+    converter = str(tmp_path / "small" / "convert_small.py")
+    assert server.run(converter, str(tmp_path / "model.pth"), str(tmp_path / "converter")) == ""
+    wanted = folder_image(tmp_path / "executor")
+    assert wanted
+    assert folder_image(tmp_path / "converter") == wanted
+    assert texts(tmp_path / "converter") == texts(tmp_path / "executor")
+    if not any(rule.loss for rule in program.rules):
+        convert(program, Request([tmp_path / "executor"], reverse=True), tmp_path / "back.pth")
+        back = torch.load(tmp_path / "back.pth", weights_only=True)
+        ignored = {name for name, _ in plan.ignored}
+        assert image(back) == image({n: t for n, t in tensors.items() if n not in ignored})
+
+
+def test_one_index_is_folded_by_one_step(tmp_path: Path) -> None:
+    rules = "transform: [{name: fold, from: 'h.{i}.{e}.w', to: w, steps: [{stack: e}, {stack: i}]}]"
+    (tmp_path / "small.yaml").write_text(SPEC.format(rules=rules))
+    with pytest.raises(Refusal, match=r"fold folds \{i\} and \{e\}; a step folds one index"):
+        build(str(tmp_path / "small.yaml"), prove=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -206,10 +206,9 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     if f.tie_word_embeddings:
         for match in matches(source, r"lm_head\.weight"):
             claimed.add(match[0])
-            if not torch.equal(source[match[0]], source[match.expand("transformer.wte.weight")]):
-                raise SystemExit(
-                    f"{match[0]} should equal {match.expand('transformer.wte.weight')} but differs from it"
-                )
+            owner = "transformer.wte.weight"
+            if not torch.equal(source[match[0]], source[owner]):
+                raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     if unclaimed := [name for name in source if name not in claimed]:
         raise SystemExit(f"no rule claims {', '.join(unclaimed)}")

@@ -194,7 +194,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.third = f.rope_theta == 500000
     if not (f.dim is None or f.dim == f.width):
         raise SystemExit("params.json and the embedding differ in width; a part may be missing")
-    if not (f.vocab_size == -1 or f.vocab_size == f.rows):
+    if f.vocab_size not in [-1, f.rows]:
         raise SystemExit("params.json and the embedding differ in the size of the vocabulary; a part may be missing")
     if not (
         f.multiple_of is None
@@ -293,8 +293,9 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     if f.tie_word_embeddings:
         for match in matches(source, r"output\.weight"):
             claimed.add(match[0])
-            if not torch.equal(source[match[0]], source[match.expand("tok_embeddings.weight")]):
-                raise SystemExit(f"{match[0]} should equal {match.expand('tok_embeddings.weight')} but differs from it")
+            owner = "tok_embeddings.weight"
+            if not torch.equal(source[match[0]], source[owner]):
+                raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     claimed |= {match[0] for pattern in IGNORED for match in matches(source, pattern)}
     if unclaimed := [name for name in source if name not in claimed]:

@@ -213,8 +213,9 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
 
     for match in matches(source, r"output\.weight"):
         claimed.add(match[0])
-        if not torch.equal(source[match[0]], source[match.expand("tok_embeddings.weight")]):
-            raise SystemExit(f"{match[0]} should equal {match.expand('tok_embeddings.weight')} but differs from it")
+        owner = "tok_embeddings.weight"
+        if not torch.equal(source[match[0]], source[owner]):
+            raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     claimed |= {match[0] for pattern in IGNORED for match in matches(source, pattern)}
     if unclaimed := [name for name in source if name not in claimed]:

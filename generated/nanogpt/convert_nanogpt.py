@@ -126,7 +126,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
 
 def convert_config(f: SimpleNamespace) -> dict[str, object]:
     """The fields of config.json."""
-    config = {
+    return {
         "num_attention_heads": f.n_head,
         "head_dim": f.hidden_size // f.n_head,
         "vocab_size": f.vocab_size,
@@ -142,7 +142,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
     }
-    return config
 
 
 def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str, Tensor]]:
@@ -151,8 +150,9 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     indexed: list[re.Match[str]] = []
     for match in matches(source, r"lm_head\.weight"):
         claimed.add(match[0])
-        if not torch.equal(source[match[0]], source[match.expand("transformer.wte.weight")]):
-            raise SystemExit(f"{match[0]} should equal {match.expand('transformer.wte.weight')} but differs from it")
+        owner = "transformer.wte.weight"
+        if not torch.equal(source[match[0]], source[owner]):
+            raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     claimed |= {match[0] for pattern in IGNORED for match in matches(source, pattern)}
     for name in source:

@@ -224,10 +224,9 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     if f.tie_word_embeddings:
         for match in matches(source, r"lm_head\.weight"):
             claimed.add(match[0])
-            if not torch.equal(source[match[0]], source[match.expand("model.embed_tokens.weight")]):
-                raise SystemExit(
-                    f"{match[0]} should equal {match.expand('model.embed_tokens.weight')} but differs from it"
-                )
+            owner = "model.embed_tokens.weight"
+            if not torch.equal(source[match[0]], source[owner]):
+                raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     claimed |= {match[0] for pattern in IGNORED for match in matches(source, pattern)}
     if unclaimed := [name for name in source if name not in claimed]:
