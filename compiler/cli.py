@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written under the final name", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted; {interrupt or 'nothing was written under the final name'}", file=sys.stderr)
+        sys.exit(getattr(interrupt, "status", 130))
 
 
 def dispatch(words: list[str]) -> int:

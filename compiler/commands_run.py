@@ -22,6 +22,10 @@ def run_parser() -> Parser:
         "--max-shard-size", default="5GB", metavar="SIZE", help="the size of one file of weights (default: 5GB)"
     )
     parser.add_argument("--force", action="store_true", help="write into a folder that is not empty")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was killed or interrupted")
+    parser.add_argument(
+        "--check-values", action="store_true", help="count NaN and infinity in every tensor, not in samples"
+    )
     return parser
 
 

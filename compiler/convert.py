@@ -6,17 +6,21 @@ byte of output exists.
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler import dialects, execute, outfiles, settings
+from compiler import __version__, dialects, document, execute, outfiles, settings
 from compiler.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.constants import check_made
 from compiler.diagnostics import listed, refuse
 from compiler.environment import Environment, Given, NamedShapes, check_given
+from compiler.interrupts import Interrupted, stoppable
 from compiler.output import Output
 from compiler.parts import open_source
 from compiler.plan import Plan, bind
@@ -54,6 +58,8 @@ class Request:
     max_shard_size: str = "5GB"
     reverse: bool = False
     force: bool = False
+    resume: bool = False
+    check_values: bool = False
 
 
 def prepare(program: Program, request: Request, say: Say = lambda line: None) -> tuple[Plan, Checkpoint]:
@@ -134,36 +140,99 @@ def convert(
     say: Say = lambda line: None,
     progress: execute.Progress = lambda size: None,
 ) -> Plan:
-    """Do all of it: `out` is a folder, or with `reverse` a file. Raises Refusal; then nothing is left behind."""
+    """Do all of it: `out` is a folder, or with `reverse` a file. Raises Refusal; then nothing is left behind.
+
+    Raises Interrupted, which says whether something is left to resume.
+    """
     outfiles.parse_size(request.max_shard_size)
-    output = Output(out, request.force)
+    output = Output(out, request.force, request.resume)
     output.check()
+    if request.reverse and out.is_dir():
+        refuse(str(out), "it is a folder, and the way back ends in one file", "output-exists", f"name it: {out}/x.pth")
     if replaced := next((source for source in request.source if output.replaces(source)), None):
         refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
     plan, checkpoint = prepare(program, request, say)
-    write(plan, checkpoint, request, out, progress)
+    write(plan, checkpoint, request, out, say, progress)
     return plan
 
 
 def write(
-    plan: Plan, checkpoint: Checkpoint, request: Request, out: Path, progress: execute.Progress = lambda size: None
+    plan: Plan,
+    checkpoint: Checkpoint,
+    request: Request,
+    out: Path,
+    say: Say = lambda line: None,
+    progress: execute.Progress = lambda size: None,
 ) -> None:
-    """Carry a plan out. Raises Refusal; then nothing is left behind."""
-    output = Output(out, request.force)
+    """Carry a plan out. Raises Refusal; then nothing is left behind but what an I/O error lets --resume continue."""
+    files = [] if plan.reverse else outfiles.lay_out(plan.targets, outfiles.parse_size(request.max_shard_size))
+    output = Output(out, request.force, request.resume, fingerprint(plan, checkpoint, files))
     try:
-        with output:
+        with stoppable(), output:
+            if output.done:
+                say("all was written; it has its name now")
+                return
+            output.check_room(sum(target.nbytes for target in plan.targets))
             if plan.reverse:
                 execute.write_state_dict(plan, checkpoint, output.place, request.device, progress)
             else:
-                output.place.mkdir()
-                parts = outfiles.lay_out(plan.targets, outfiles.parse_size(request.max_shard_size))
-                _write_texts(plan, request, parts, output.place)
-                execute.write_folder(
-                    plan, checkpoint, parts, output.place, device=request.device, jobs=request.jobs, progress=progress
-                )
+                _write_folder(plan, checkpoint, request, files, output, say, progress)
             output.finish()
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(left(output), interrupt) from None
     except OSError as error:
-        refuse(str(error.filename or out), f"cannot be written: {error.strerror}", "output-unwritable")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        source = error.filename in map(str, checkpoint.files)
+        kind = "disk-full" if full else "unreadable-file" if source else "output-unwritable"
+        verb = "read" if source else "written"
+        refuse(str(error.filename or out), f"cannot be {verb}: {error.strerror or error}", kind, left(output))
+
+
+def left(output: Output) -> str:
+    """What a run that did not come to its end has left."""
+    if output.mark.exists():
+        return "all was written; the same command with --resume gives it its name"
+    if output.ours and output.journal.path.exists():
+        return f"{output.journal.total:,} bytes are kept; the same command with --resume goes on from there"
+    return "nothing was written under the final name"
+
+
+def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[outfiles.OutFile]) -> str:
+    """What two runs have in common whose bytes are the same: program, settings, source files, places of the output."""
+    spec = document.plain(plan.program.spec.root)
+    sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.files]
+    places = [(file.name, file.size, hashlib.sha256(file.header).hexdigest()) for file in files]
+    told = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, places]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()
+
+
+def _write_folder(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    request: Request,
+    files: list[outfiles.OutFile],
+    output: Output,
+    say: Say,
+    progress: execute.Progress,
+) -> None:
+    output.place.mkdir(exist_ok=True)
+    if output.journal.total:
+        say(f"{output.journal.total:,} bytes of an earlier run are there and as they were written")
+    for old in output.place.iterdir():
+        if old.name not in {file.name for file in files}:
+            old.unlink()
+    _write_texts(plan, request, files, output.place)
+    with output.journal as journal:
+        execute.write_folder(
+            plan,
+            checkpoint,
+            files,
+            output.place,
+            device=request.device,
+            jobs=request.jobs,
+            progress=progress,
+            ledger=journal,
+        )
 
 
 def _write_texts(plan: Plan, request: Request, parts: list[outfiles.OutFile], folder: Path) -> None:

@@ -17,7 +17,7 @@ from compiler.files import Target as TargetFile
 from compiler.moves import Move, lower
 from compiler.outfiles import OutFile
 from compiler.plan import Group, Plan, Target
-from compiler.transfer import Output, transfer
+from compiler.transfer import Ledger, Output, transfer
 
 Progress = Callable[[int], None]
 Layouts = list[tuple[Target, layout.Array]]
@@ -49,18 +49,22 @@ def write_folder(
     device: str,
     jobs: int,
     progress: Progress,
+    ledger: Ledger | None = None,
 ) -> None:
-    """Write the weights files into `folder`. Raises Refusal where a source or the disk fails; OSError with the file."""
+    """Write the weights files into `folder`. Raises Refusal where a source or the disk fails; OSError with the file.
+
+    With a `ledger`, what it has already is not written again, and an error leaves what there is.
+    """
     layouts = None if device != "cpu" else arrange(plan, checkpoint)
     if layouts is None:
-        _compute_folder(plan, checkpoint, files, folder, device, progress)
+        _compute_folder(plan, checkpoint, files, folder, device, progress, ledger)
         return
     arrays = {target.name: array for target, array in layouts}
     outputs = [
         Output(folder / file.name, file.size, file.header, _moves(arrays, file))
         for file in files
     ]  # fmt: skip
-    transfer(outputs, {str(path): path for path in checkpoint.files}, jobs=jobs, progress=progress)
+    transfer(outputs, {str(path): path for path in checkpoint.files}, jobs=jobs, progress=progress, ledger=ledger)
 
 
 def _moves(arrays: Mapping[str, layout.Array], file: OutFile) -> list[Move]:
@@ -98,8 +102,13 @@ def _apply(group: Group, bundle: Bundle[Any], algebra: Any) -> Bundle[Any]:
 # In torch
 
 
-def compute(plan: Plan, checkpoint: Checkpoint, device: str) -> Iterator[tuple[Target, Any]]:
-    """Each target with its torch tensor on `device`, group by group, in the order of the plan. Raises Refusal."""
+def compute(
+    plan: Plan, checkpoint: Checkpoint, device: str, done: Callable[[Target], bool] = lambda target: False
+) -> Iterator[tuple[Target, Any]]:
+    """Each target with its torch tensor on `device`, group by group, in the order of the plan. Raises Refusal.
+
+    A group whose targets are all `done` is left out.
+    """
     from compiler import kernels
 
     try:
@@ -112,6 +121,8 @@ def compute(plan: Plan, checkpoint: Checkpoint, device: str) -> Iterator[tuple[T
         return kernels.tensor_of(read_bytes(tensor), tensor.dtype, tensor.shape).to(place)
 
     for group in plan.groups:
+        if all(map(done, group.target_list)):
+            continue
         try:
             tensors = _apply(group, group.sources.map(load), kernels.TorchAlgebra())
         except (RuntimeError, MemoryError, OpError) as error:
@@ -131,7 +142,13 @@ def _failure(group: Group, checkpoint: Checkpoint, message: str) -> Diagnostic:
 
 
 def _compute_folder(
-    plan: Plan, checkpoint: Checkpoint, files: list[OutFile], folder: Path, device: str, progress: Progress
+    plan: Plan,
+    checkpoint: Checkpoint,
+    files: list[OutFile],
+    folder: Path,
+    device: str,
+    progress: Progress,
+    ledger: Ledger | None,
 ) -> None:
     from contextlib import ExitStack
 
@@ -140,14 +157,21 @@ def _compute_folder(
     with ExitStack() as stack:
         places: dict[str, tuple[TargetFile, int]] = {}
         for file in files:
-            opened = stack.enter_context(TargetFile(folder / file.name, file.size))
+            opened = stack.enter_context(TargetFile(folder / file.name, file.size, ledger is not None))
             opened.write(memoryview(file.header), 0)
             places |= {name: (opened, offset) for name, offset in file.offsets.items()}
-        for target, tensor in compute(plan, checkpoint, device):
+
+        def done(target: Target) -> bool:
+            opened, offset = places[target.name]
+            return ledger is not None and ledger.has(Path(opened.path), offset, offset + target.nbytes)
+
+        for target, tensor in compute(plan, checkpoint, device, done):
             data = kernels.bytes_of(tensor)
             opened, offset = places[target.name]
             opened.write(data, offset)
             progress(len(data))
+            if ledger:
+                ledger.wrote(Path(opened.path), offset, offset + len(data))
 
 
 def write_state_dict(plan: Plan, checkpoint: Checkpoint, path: Path, device: str, progress: Progress) -> None:

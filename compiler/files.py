@@ -2,7 +2,8 @@
 
 A `Source` fills buffers, a `Target` takes bytes; both are open within their context and safe to use from several
 threads. Refuses a source that ends early (`file-truncated`) and a target without room (`disk-full`); any other
-trouble is an OSError with the file's name and the offset. Never overwrites: a target must not exist yet.
+trouble is an OSError with the file's name and the offset. Never overwrites: a target must not exist yet, unless it is
+one that is continued.
 """
 
 from __future__ import annotations
@@ -63,14 +64,18 @@ class Source:
 
 
 class Target:
-    """A file being written, open within its context and removed if that ends in an error."""
+    """A file being written, open within its context and removed if that ends in an error.
 
-    def __init__(self, path: Path, size: int) -> None:
+    With `kept` it is neither: it may exist, and what is in it stays.
+    """
+
+    def __init__(self, path: Path, size: int, kept: bool = False) -> None:
         self.path = str(path)
         self.size = size
+        self.kept = kept
 
     def __enter__(self) -> Target:
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | (0 if self.kept else os.O_EXCL), 0o666)
         try:
             self.reserve()
         except BaseException:
@@ -80,7 +85,7 @@ class Target:
 
     def __exit__(self, kind: object, *error: object) -> None:
         os.close(self.fd)
-        if kind is not None:
+        if kind is not None and not self.kept:
             os.unlink(self.path)
 
     def reserve(self) -> None:

@@ -83,6 +83,8 @@ def request(options: argparse.Namespace) -> Any:
         checksums=not getattr(options, "no_checksums", True),
         max_shard_size=getattr(options, "max_shard_size", "5GB"),
         force=getattr(options, "force", False),
+        resume=getattr(options, "resume", False),
+        check_values=getattr(options, "check_values", False),
     )
 
 

@@ -1,11 +1,18 @@
 """A folder or file that appears whole or not at all.
 
-Everything is written to a hidden sibling; only `finish` gives it its name. What a user already keeps in a folder that
-is written again (`force`) stays, except weights that would contradict the new ones.
+Everything is written into a hidden sibling, which is locked against a second run. Once all of it has reached the disk,
+a mark says so; then it takes its name. A run that is killed before the mark can be continued from its journal; one
+that is killed after it is completed by the next run. What a user already keeps in a folder that is written again
+(`force`) stays, except weights that would contradict the new ones. Raises Refusal and OSError.
+
+    .NAME.mapspec-partial/   lock, journal, finished (the mark), new/NAME, old (what NAME was before)
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import filecmp
 import os
 import shutil
 from contextlib import suppress
@@ -14,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from compiler.diagnostics import refuse
+from compiler.journal import Journal, sync
 
 _WEIGHTS = (
     "model*.safetensors",
@@ -21,91 +29,200 @@ _WEIGHTS = (
     "pytorch_model*.bin",
     "pytorch_model*.bin.index.json",
 )
+_LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems without locks
 
 
 class Output:
-    """Context manager around a hidden sibling of `path`; `place` is where to write."""
+    """Context manager around the hidden sibling of `path`; `place` is where to write.
 
-    def __init__(self, path: Path, force: bool) -> None:
-        self.path = path
-        self.force = force
-        self.place = path.parent / f".{path.name}.mapspec-partial"
+    `fingerprint` tells one run from another. With `resume`, a run of the same one is continued: `journal` knows what
+    need not be written again, and `done` is true where all that was left was to give the output its name.
+    """
+
+    def __init__(self, path: Path, force: bool, resume: bool = False, fingerprint: str = "") -> None:
+        self.given = path
+        self.path = Path(os.path.realpath(path))
+        self.force, self.resume, self.fingerprint = force, resume, fingerprint
+        self.hidden = self.path.parent / f".{self.path.name}.mapspec-partial"
+        self.place = self.hidden / "new" / self.path.name
+        self.old = self.hidden / "old"
+        self.mark = self.hidden / "finished"
+        self.draft = self.hidden / "finishing"  # the mark while it is written
+        self.lock = self.hidden / "lock"
+        self.journal = Journal(self.hidden / "journal", self.place)
+        self.held = -1
+        self.ours = False  # whether what lies in the hidden place is this run's to remove
+        self.done = False
         self.made: list[Path] = []  # parents that were not there, innermost first
 
     def check(self) -> None:
         """Refuse, before any work, what could not be finished. Raises Refusal."""
-        name = str(self.path)
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.force:
+        name = str(self.given)
+        if _is_full(self.path) and not self.force and not self.resume:
+            what = "output folder is not empty" if self.path.is_dir() else "output file exists"
+            refuse(name, f"the {what}", "output-exists", "choose another, or --force to write it anew")
+        if os.path.ismount(self.path):
+            hint = f"choose a folder in it, such as {self.given / 'model'}"
             refuse(
-                name, "the output folder is not empty", "output-exists", "choose another, or --force to write into it"
+                name, "another file system is mounted here, which cannot be replaced whole", "output-unwritable", hint
             )
-        if self.path.is_file() and not self.force:
-            refuse(name, "the output file exists", "output-exists", "choose another, or --force to replace it")
-        parent = self.path.absolute().parent
+        parent = self.path.parent
         existing = next(p for p in (parent, *parent.parents) if p.exists())
         if not existing.is_dir():
             refuse(name, f"{existing} is a file, not a folder", "output-unwritable")
-        if not os.access(existing, os.W_OK):
+        if not os.access(existing, os.W_OK | os.X_OK):
             refuse(name, f"nothing may be written in {existing}", "output-unwritable", "check its permissions")
+
+    def check_room(self, size: int) -> None:
+        """Refuse `size` bytes where the disk has no room for them beside what is already there. Raises Refusal."""
+        files = self.place.iterdir() if self.place.is_dir() else ()
+        there = sum(file.stat().st_blocks * 512 for file in files)
+        free = shutil.disk_usage(self.hidden).free
+        if size - there > free:
+            message = f"it needs {size - there:,} bytes, the disk has {free:,} free"
+            refuse(str(self.given), message, "disk-full", "free some space or write to another disk")
 
     def replaces(self, file: Path) -> bool:
         """Whether `finish` would put something else in the place of this file or folder."""
-        inside = file.resolve().parent == self.path.resolve() and any(fnmatch(file.name, p) for p in _WEIGHTS)
-        return inside or file.resolve() == self.path.resolve()
+        inside = file.resolve().parent == self.path and any(fnmatch(file.name, p) for p in _WEIGHTS)
+        return inside or file.resolve() == self.path
+
+    # -----------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Output:
         self.check()
-        parent = self.path.absolute().parent
+        parent = self.path.parent
         self.made = [p for p in (parent, *parent.parents) if not p.exists()]
-        parent.mkdir(parents=True, exist_ok=True)
-        self.discard()
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            if self.mark.exists():
+                self.done = self.resume and self.mark.read_text(encoding="utf-8") == self.fingerprint
+                self.settle()
+            self.check()  # again: another run may have finished while this one waited
+            if not self.done:
+                self._take_over()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.discard()
+        if self.held >= 0:
+            if self.ours and not self.resumable(error):
+                self.discard()
+            if [p.name for p in self.hidden.iterdir()] == [self.lock.name]:
+                self.lock.unlink()
+                with suppress(OSError):  # another run has come in
+                    self.hidden.rmdir()
+            os.close(self.held)
+            self.held = -1
         for folder in self.made:
-            with suppress(OSError):  # the finished output lies in it
+            with suppress(OSError):  # something lies in it
                 folder.rmdir()
 
+    def resumable(self, error: BaseException | None) -> bool:
+        """Whether what is there is kept after this error: a refusal ends a run for good, an interrupt does not."""
+        if error is None or self.mark.exists():
+            return error is not None
+        return isinstance(error, KeyboardInterrupt | OSError) and self.journal.total > 0
+
+    def _acquire(self) -> None:
+        """Hold the lock, which the kernel frees however this process ends. Raises Refusal where another holds it."""
+        while True:
+            self.hidden.mkdir(exist_ok=True)
+            try:
+                handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # a run that ended took the folder away
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _LOCKLESS:
+                    holder = os.read(handle, 32).decode("ascii", "replace").strip()
+                    os.close(handle)
+                    hint = "wait for it, or choose another output"
+                    refuse(str(self.given), f"another run (process {holder}) is writing it", "output-busy", hint)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(self.lock)):
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+                    self.held = handle
+                    return
+            os.close(handle)  # a lock that nobody will see again
+
+    def _take_over(self) -> None:
+        """Continue the unfinished run that is there, or clear it away. Raises Refusal."""
+        fingerprint = self.journal.recall()
+        hint = "repeat its command with --resume to continue it, or give --force without --resume to begin anew"
+        if self.journal.total and fingerprint != self.fingerprint and self.resume:
+            message = "the unfinished run had another source, spec or setting"
+            refuse(str(self.given), message, "resume-mismatch", hint)
+        if self.journal.total and not self.resume and not self.force:
+            message = f"an unfinished run has left {self.journal.total:,} bytes that can be used"
+            refuse(str(self.given), message, "unfinished-output", hint)
+        self.ours = True
+        if not self.journal.total or not self.resume:
+            self.journal.safe = {}
+            self.discard()
+            self.journal.begin(self.fingerprint)
+        self.place.parent.mkdir(exist_ok=True)
+
     def discard(self) -> None:
-        if self.place.is_dir():
-            shutil.rmtree(self.place)
-        else:
-            self.place.unlink(missing_ok=True)
+        """Remove all but the lock; the journal first, so that it never speaks of what is gone."""
+        for path in (self.journal.path, self.draft, self.mark, self.place.parent, self.old):
+            _remove(path)
+
+    # -----------------------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Make what was written durable and give it its name."""
-        if self.place.is_dir():
-            self._finish_folder()
-        else:
-            _sync(self.place)
-            self.place.replace(self.path)
-        _sync(self.path.absolute().parent)
-
-    def _finish_folder(self) -> None:
-        for file in self.place.iterdir():
-            _sync(file)
-        _sync(self.place)
-        if not self.path.is_dir():
-            self.path.unlink(missing_ok=True)
-            self.place.rename(self.path)
+        """Make what was written durable and give it its name. Raises Refusal and OSError."""
+        if self.resume and not self.force and _is_full(self.path):
+            if not self._same():
+                refuse(str(self.given), "it holds something else than this run makes", "output-exists", "use --force")
             return
-        stale = {p.name for pattern in _WEIGHTS for p in self.path.glob(pattern)}
-        for old in self.path.iterdir():
-            if old.name not in stale and not (self.place / old.name).exists():
-                old.rename(self.place / old.name)
-        aside = self.path.parent / f".{self.path.name}.mapspec-replaced"
-        shutil.rmtree(aside, ignore_errors=True)
-        self.path.rename(aside)
-        self.place.rename(self.path)
-        shutil.rmtree(aside)
+        for path in (*(self.place.iterdir() if self.place.is_dir() else ()), self.place, self.place.parent):
+            sync(path)
+        self.draft.write_text(self.fingerprint, encoding="utf-8")
+        sync(self.draft)
+        self.draft.rename(self.mark)
+        sync(self.hidden)
+        self.settle()
+
+    def settle(self) -> None:
+        """What follows the mark; however often it is cut off, doing it again completes it."""
+        if self.place.exists():
+            if self.place.is_dir() and _is_full(self.path):
+                self.path.rename(self.old)
+            self.place.replace(self.path)
+            sync(self.path.parent)
+        if self.old.is_dir():
+            stale = {p.name for pattern in _WEIGHTS for p in self.old.glob(pattern)}
+            for old in self.old.iterdir():
+                if old.name not in stale and not (self.path / old.name).exists():
+                    old.rename(self.path / old.name)
+            sync(self.path)
+        for path in (self.old, self.place.parent, self.journal.path, self.mark):
+            _remove(path)
+
+    def _same(self) -> bool:
+        """Whether the output already is what was written into the hidden place."""
+        if self.place.is_file() or self.path.is_file():
+            return self.place.is_file() and self.path.is_file() and filecmp.cmp(self.place, self.path, shallow=False)
+        names = [p.name for p in self.place.iterdir()]
+        weights = {p.name for pattern in _WEIGHTS for p in self.path.glob(pattern)}
+        return weights <= set(names) and not any(filecmp.cmpfiles(self.place, self.path, names, shallow=False)[1:])
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _is_full(path: Path) -> bool:
+    """Whether there is a file, or a folder with something in it."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

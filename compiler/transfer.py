@@ -5,7 +5,8 @@ byte is written. Threads take contiguous ranges of the targets in turn: plain mo
 1 MiB that is filled by vectored reads and written at once; the others go tile by tile through `gather`, the only
 part that loads numpy. Knows nothing of specs or tensors' names; names of outputs are final, so a caller that wants
 all or nothing hands in a temporary folder. Refuses a full disk and a source that ends early, with file and offset.
-The first error stops all threads, removes the outputs and is raised; so does an interrupt.
+The first error stops all threads, removes the outputs and is raised; so does an interrupt. With a ledger the outputs
+stay, and what it has from an earlier run is not written again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from compiler.files import Source, Target
 from compiler.moves import Extent, Move, Tile, extents, tiles
@@ -43,6 +44,13 @@ class Output:
     moves: Sequence[Move]
 
 
+class Ledger(Protocol):
+    """Knows what an earlier run has written, and is told of what is written now, from any thread."""
+
+    def has(self, path: Path, start: int, stop: int) -> bool: ...
+    def wrote(self, path: Path, start: int, stop: int) -> None: ...
+
+
 def transfer(
     outputs: Sequence[Output],
     sources: Mapping[str, Path],
@@ -50,6 +58,7 @@ def transfer(
     jobs: int = 2,
     fsync: bool = False,
     progress: Callable[[int], None] | None = None,
+    ledger: Ledger | None = None,
 ) -> None:
     """Write all outputs. `progress` is told of bytes written, from any thread.
 
@@ -60,10 +69,10 @@ def transfer(
         _check_cover(output)
     with contextlib.ExitStack() as stack:
         readers = {name: stack.enter_context(Source(path)) for name, path in sources.items()}
-        targets = [stack.enter_context(Target(output.path, output.size)) for output in outputs]
+        targets = [stack.enter_context(Target(output.path, output.size, ledger is not None)) for output in outputs]
         for target, output in zip(targets, outputs, strict=True):
             target.write(memoryview(output.header), 0)
-        _Crew(readers, _tasks(targets, outputs), progress).run(jobs)
+        _Crew(readers, _tasks(targets, outputs, ledger), progress, ledger).run(jobs)
         if fsync:
             for target in targets:
                 os.fsync(target.fd)
@@ -79,37 +88,49 @@ class _Copy(NamedTuple):
 
 
 class _Gather(NamedTuple):
-    """One tile of a move that is not plain."""
+    """One tile of a move that is not plain, and how many such there are."""
 
     target: Target
     move: Move
     tile: Tile
+    tiles: int
 
 
-def _tasks(targets: Sequence[Target], outputs: Sequence[Output]) -> Iterator[_Copy | _Gather]:
-    """All the work, in target order."""
+def _tasks(targets: Sequence[Target], outputs: Sequence[Output], ledger: Ledger | None) -> Iterator[_Copy | _Gather]:
+    """All the work that is left, in target order."""
     for target, output in zip(targets, outputs, strict=True):
         for plain, group in itertools.groupby(output.moves, key=lambda move: move.plain):
             moves = list(group)
             if plain:
                 end = moves[-1].target + moves[-1].length
                 for start in range(moves[0].target, end, TASK):
-                    yield _Copy(target, moves, start, min(end, start + TASK))
+                    stop = min(end, start + TASK)
+                    if not ledger or not ledger.has(output.path, start, stop):
+                        yield _Copy(target, moves, start, stop)
             else:
                 for move in moves:
-                    for tile in tiles(move, BLOCK):
-                        yield _Gather(target, move, tile)
+                    if ledger and ledger.has(output.path, move.target, move.target + move.length):
+                        continue
+                    found = list(tiles(move, BLOCK))
+                    for tile in found:
+                        yield _Gather(target, move, tile, len(found))
 
 
 class _Crew:
     """Threads that share one supply of tasks, and the first error that any of them meets."""
 
     def __init__(
-        self, sources: Mapping[str, Source], tasks: Iterator[_Copy | _Gather], progress: Callable[[int], None] | None
+        self,
+        sources: Mapping[str, Source],
+        tasks: Iterator[_Copy | _Gather],
+        progress: Callable[[int], None] | None,
+        ledger: Ledger | None,
     ) -> None:
         self.sources = sources
         self.tasks = tasks
         self.progress = progress
+        self.ledger = ledger
+        self.tiles: dict[tuple[str, int], int] = {}  # of the move at a place of a target, how many are written
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.error: BaseException | None = None
@@ -142,10 +163,27 @@ class _Crew:
                         self.progress(count)
                     if self.stop.is_set():
                         return
+                self.record(task)
         except BaseException as error:
             with self.lock:
                 self.error = self.error or error
             self.stop.set()
+
+    def record(self, task: _Copy | _Gather) -> None:
+        """Tell the ledger what a task, or the last tile of a move, has completed."""
+        if not self.ledger:
+            return
+        path = Path(task.target.path)
+        if isinstance(task, _Copy):
+            self.ledger.wrote(path, task.start, task.stop)
+            return
+        move = task.move
+        place = task.target.path, move.target
+        with self.lock:
+            self.tiles[place] = self.tiles.get(place, 0) + 1
+            whole = self.tiles[place] == task.tiles
+        if whole:
+            self.ledger.wrote(path, move.target, move.target + move.length)
 
 
 class _Worker:

@@ -1,0 +1,166 @@
+"""What of an unfinished output is safe: written, on the disk, and as it was written.
+
+A `Journal` is told of byte ranges as they are written. Every few seconds, in a thread of its own, it has them reach
+the disk, and then notes them beside their SHA-256 in a file of one JSON line per note. A run that continues another
+asks which ranges it need not write again; only those whose hash still fits count. A short run never comes to a first
+note, and pays nothing. Raises OSError where the disk fails, in the thread that writes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+EVERY = 5.0  # seconds between two notes
+_CHUNK = 1 << 20
+
+Range = tuple[str, int, int]  # file, first byte, end
+
+
+class Journal:
+    """The journal at `path` of the files in `folder`. Within its context, `wrote` may be called from any thread."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path = path
+        self.folder = folder
+        self.safe: dict[str, list[tuple[int, int]]] = {}
+        self.pending: list[Range] = []
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+        self.error: OSError | None = None
+        self.thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    @property
+    def total(self) -> int:
+        """How many bytes are safe."""
+        return sum(stop - start for ranges in self.safe.values() for start, stop in ranges)
+
+    def begin(self, fingerprint: str) -> None:
+        """Start a new journal for the run of that fingerprint."""
+        self.path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+
+    def recall(self) -> str:
+        """Take over what an earlier run noted, as far as it still holds; returns the fingerprint of that run.
+
+        The empty string where no run of this program left anything.
+        """
+        try:
+            first, *notes = self.path.read_bytes().decode("ascii", "replace").split("\n")[:-1]
+            fingerprint = json.loads(first)["fingerprint"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return ""
+        found: list[Range] = []
+        for note in notes:
+            found += self._holding(note)
+        self.safe = _by_file(found)
+        return str(fingerprint)
+
+    def _holding(self, note: str) -> list[Range]:
+        """The ranges of a note whose hash still fits; a note that was cut short holds nothing."""
+        try:
+            content = json.loads(note)
+            ranges = [(str(file), int(start), int(stop)) for file, start, stop in content["ranges"]]
+            inside = all(os.path.basename(file) == file for file, _, _ in ranges)
+            return ranges if inside and self._hash(ranges) == content["sha256"] else []
+        except (OSError, ValueError, LookupError, TypeError):
+            return []
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def has(self, path: Path, start: int, stop: int) -> bool:
+        """Whether an earlier run has made all of these bytes safe."""
+        ranges = self.safe.get(path.name, [])
+        place = bisect.bisect_right(ranges, (start, 1 << 63)) - 1
+        return place >= 0 and stop <= ranges[place][1]
+
+    def wrote(self, path: Path, start: int, stop: int) -> None:
+        """These bytes of a file are written. Raises the OSError that an earlier note met."""
+        if self.error:
+            raise self.error
+        with self.lock:
+            self.pending.append((path.name, start, stop))
+
+    def __enter__(self) -> Journal:
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.stop.set()
+        self.thread.join()
+        if kind is not None and not issubclass(kind, Exception):  # interrupted: what is written shall not be lost
+            self.note()
+        elif kind is None and self.error:
+            raise self.error
+
+    def _run(self) -> None:
+        while not self.stop.wait(EVERY):
+            try:
+                self.note()
+            except OSError as error:
+                self.error = error
+                return
+
+    def note(self) -> None:
+        """Make safe what was written since the last time."""
+        with self.lock:
+            ranges, self.pending = _merged(self.pending), []
+        if not ranges:
+            return
+        for file in sorted({file for file, _, _ in ranges}):
+            sync(self.folder / file)
+        line = json.dumps({"ranges": ranges, "sha256": self._hash(ranges)}) + "\n"
+        with self.path.open("ab", buffering=0) as journal:
+            journal.write(line.encode("ascii"))
+            os.fsync(journal.fileno())
+        self.safe = _by_file([*self._all(), *ranges])
+
+    def _all(self) -> Iterator[Range]:
+        return ((file, start, stop) for file, ranges in self.safe.items() for start, stop in ranges)
+
+    def _hash(self, ranges: Iterable[Range]) -> str:
+        found, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+        for file, start, stop in ranges:
+            with (self.folder / file).open("rb", buffering=0) as opened:
+                opened.seek(start)
+                left = stop - start
+                while left and (got := opened.readinto(buffer[: min(left, _CHUNK)])):
+                    found.update(buffer[:got])
+                    left -= got
+            if left:
+                raise ValueError(f"{file} ends before byte {stop}")
+        return found.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file or a folder's names as they are now. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
+    finally:
+        os.close(handle)
+
+
+def _merged(ranges: Iterable[Range]) -> list[Range]:
+    """Sorted, with those that touch as one."""
+    found: list[Range] = []
+    for file, start, stop in sorted(ranges):
+        if found and found[-1][0] == file and start <= found[-1][2]:
+            found[-1] = (file, found[-1][1], max(stop, found[-1][2]))
+        else:
+            found.append((file, start, stop))
+    return found
+
+
+def _by_file(ranges: Iterable[Range]) -> dict[str, list[tuple[int, int]]]:
+    found: dict[str, list[tuple[int, int]]] = {}
+    for file, start, stop in _merged(ranges):
+        found.setdefault(file, []).append((start, stop))
+    return found
