@@ -93,6 +93,8 @@ def gather(
     known = {*program.spec.arguments, *program.spec.facts}
     given: dict[str, Given] = {}
     notes: list[str] = []
+    plain = {n: v for n, v in objects.items() if n in known and isinstance(v, bool | int | float | str)}
+    given |= {n: Given(v, "the checkpoint") for n, v in plain.items()}
     for key in reversed(OBJECTS):
         found = objects.get(key)
         if isinstance(found, Mapping):
@@ -103,6 +105,8 @@ def gather(
     path = config or beside(source, program.spec.source_config)
     if path is not None:
         written = read_config_file(path)
+        if isinstance(nested := written.get("model"), dict):  # a trainer's whole config
+            written = nested
         fields = dialects.read_config(written)
         if config is None:
             notes.append(f"read {path.name} beside the weights")

@@ -18,9 +18,10 @@ from oracle_cases import Case, cases, digests
 from parity import ORACLES, Job, difference, interpreters, logits_many
 from synthetic import image
 
-from compiler.checkpoint import open_checkpoint, read_bytes
+from compiler.checkpoint import read_bytes
 from compiler.convert import Request, convert, prepare, write
 from compiler.diagnostics import Refusal
+from compiler.parts import open_source
 
 CASES = cases()
 # What a config says of its file or of training, not of the model.
@@ -101,7 +102,7 @@ def test_the_way_back_gives_the_source(folders: dict[str, Path], tmp_path: Path,
             convert(case.program, back, tmp_path / "back.pth")
         return
     convert(case.program, back, tmp_path / "back.pth")
-    checkpoint = open_checkpoint(case.request.source[0])
+    checkpoint = open_source(case.program, case.request.source)
     plan, _ = prepare(case.program, case.request)
     left = {name for name, _ in plan.ignored}
     wanted = {
