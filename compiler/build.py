@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from compiler.checks import check
-from compiler.diagnostics import located
+from compiler.diagnostics import Diagnostic, Refusal, located
 from compiler.program import Program, build_program
 from compiler.reading import load_spec
 from compiler.resources import find_spec
@@ -22,15 +24,22 @@ def load_program(text: str) -> Program:
     return compile_spec(load_spec(find_spec(text)))
 
 
-def build(text: str, *, prove: bool) -> dict[str, str]:
-    """`{path below generated/: content}` of one spec, proven against its target class. Raises Refusal."""
+def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda found: None) -> dict[str, str]:
+    """`{path below generated/: content}` of one spec, proven against its target class; `warn` hears what is probably
+    not meant. Raises Refusal."""
     from compiler import target
     from compiler.architecture import custom_model
     from compiler.custom import auto_map, render_custom
+    from compiler.lint import lint
     from compiler.proof import prove as prove_program
     from compiler.render import render
 
     program = load_program(text)
+    found = lint(program)
+    if errors := [d for d in found if not d.warning]:
+        raise Refusal(errors)
+    for warning in found:
+        warn(warning)
     if prove:
         prove_program(program)
     spec = program.spec

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compiler import __version__
 from compiler.diagnostics import Diagnostic, Refusal
-from compiler.options import SPEC_HELP, Parser, print_json
+from compiler.options import SPEC_HELP, Parser, print_json, report
 
 USAGE = """\
 compile SPEC [SPEC ...]              render the converter of each spec into generated/
@@ -37,6 +37,7 @@ def compile_parser() -> Parser:
     parser.add_argument(
         "--no-proof", action="store_true", help="skip the proof against the target class, which imports Transformers"
     )
+    parser.add_argument("--strict", action="store_true", help="warnings fail, and nothing is written")
     parser.add_json()
     parser.add_argument("--version", action="version", version=f"mapspec {__version__}")
     return parser
@@ -47,19 +48,25 @@ def compile(options: argparse.Namespace) -> int:
     from compiler.build import build
 
     problems: list[Diagnostic] = []
+    warnings: list[Diagnostic] = []
     settled: dict[str, str] = {}
     for text in options.specs:
+        heard = len(warnings)
         try:
-            files = build(text, prove=not options.no_proof)
+            files = build(text, prove=not options.no_proof, warn=warnings.append)
         except Refusal as refusal:
             problems += refusal.diagnostics
             continue
+        if options.strict and len(warnings) > heard:
+            continue
         for name, content in files.items():
             settled[str(options.out / name)] = _settle(options.out / name, content, options)
-    if problems:
-        raise Refusal(problems)
+    if problems or (warnings and options.strict):
+        raise Refusal(problems + warnings)
     if options.json:
-        print_json({"diagnostics": [], "files": settled})
+        print_json({"diagnostics": [d.as_json() for d in sorted(warnings)], "files": settled})
+    else:
+        report(sorted(warnings), False)
     return 1 if "differs" in settled.values() else 0
 
 

@@ -28,10 +28,10 @@ def explain_parser() -> Parser:
 
 
 def explain(options: argparse.Namespace) -> int:
-    from compiler.kinds import KINDS, section
+    from compiler.kinds import section, sections
 
     if options.kind is None:
-        print_json(sorted(KINDS)) if options.json else print("\n".join(sorted(KINDS)))
+        print_json(sorted(sections())) if options.json else print("\n".join(sorted(sections())))
         return 0
     text = section(options.kind.strip("[]"))
     print_json({"kind": options.kind.strip("[]"), "text": text}) if options.json else print(text, end="")

@@ -36,15 +36,16 @@ class Span:
 
 @dataclass(frozen=True, order=True)
 class Diagnostic:
-    """One problem. `kind` is a kebab-case noun phrase that `docs/errors.md` explains."""
+    """One problem. `kind` is a kebab-case noun phrase that `docs/errors.md` explains. A `warning` does not fail."""
 
     span: Span
     message: str
     kind: str
     hint: str = ""
+    warning: bool = False
 
     def __str__(self) -> str:
-        lines = [f"{self.span}: {self.message} [{self.kind}]"]
+        lines = [f"{self.span}: {'warning: ' * self.warning}{self.message} [{self.kind}]"]
         if self.span.line and self.span.text:
             # A tab stays a tab, so that the caret stands under its token whatever the terminal's tab width.
             indent = "".join(c if c == "\t" else " " for c in self.span.text[: self.span.column - 1])
@@ -64,6 +65,7 @@ class Diagnostic:
             "kind": self.kind,
             "message": self.message,
             "hint": self.hint,
+            "severity": "warning" if self.warning else "error",
         }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.diagnostics import Refusal, Report, Span, listed, located, nearest
 from compiler.environment import Environment, Given, NamedShapes
 from compiler.inversion import SourceShapes, invert
+from compiler.names import Pattern
 from compiler.plan import Plan, bind
 from compiler.program import Program, Rule
 
@@ -195,4 +196,23 @@ def _check_ties(program: Program, env: Environment, ties: Mapping[str, str]) -> 
             "untied-target",
             "keep the tensor, or set tie_word_embeddings",
         )
+        report.settle()
+    for tie in active if ties else ():
+        for written in _written(program, env, tie.owner):
+            if written not in ties.values():
+                report.add(
+                    tie.owner.span,
+                    f"{tie.alias} is tied to {tie.owner}, but {program.spec.target.class_name} shares "
+                    + listed(f"{alias} = {owner}" for alias, owner in ties.items()),
+                    "untied-target",
+                )
     report.settle()
+
+
+def _written(program: Program, env: Environment, source: Pattern) -> list[str]:
+    """What becomes of one source tensor that no op touches."""
+    if not source.is_name:
+        return []
+    rules = [r for r in program.rules if not r.steps and env.holds(r.when)]
+    found = [(rule, captures) for rule in rules if (captures := rule.sources[0].match(source.text)) is not None]
+    return [rule.targets[0].fill(captures) for rule, captures in found]

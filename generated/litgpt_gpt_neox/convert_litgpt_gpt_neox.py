@@ -144,7 +144,6 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_embd = shapes["transformer.wte.weight"][1]
     f.intermediate_size = shapes["transformer.h.0.mlp.fc.weight"][0]
     f.n_layer = count(shapes, r"transformer\.h\.(?P<i>\d+)\.norm_1\.weight")
-    f.head_size = f.n_embd // f.n_head
     if f.n_embd % f.n_head != 0:
         raise SystemExit("n_head does not divide n_embd")
     if shapes["transformer.h.0.attn.qkv.weight"][0] != 3 * f.n_embd:

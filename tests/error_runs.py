@@ -1,0 +1,311 @@
+"""What can be wrong with a checkpoint or a run: for each, a folder that has it and the words to type there.
+
+The folder holds a sound spec (`small.yaml`), checkpoint (`model.safetensors`) and config; a case spoils one thing. What
+the command says is recorded in `tests/errors/runs/<case>.out`, which docs/errors.md shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from compiler.cli import main
+
+HERE = Path(__file__).parent / "errors" / "runs"
+RUN = "run small.yaml model.safetensors out"
+SIZES = {"F32": 4, "F16": 2, "I64": 8}
+SHAPES = {
+    "embed.weight": [64, 32],
+    "norm.weight": [32],
+    **{f"layers.{i}.{n}_norm.weight": [32] for i in (0, 1) for n in ("input", "post_attention")},
+    **{
+        f"layers.{i}.self_attn.{p}.weight": [n, 32]
+        for i in (0, 1)
+        for p, n in zip("qkvo", (32, 16, 16, 32), strict=True)
+    },
+    **{f"layers.{i}.mlp.gate_up.weight": [96, 32] for i in (0, 1)},
+    **{f"layers.{i}.mlp.down.weight": [32, 48] for i in (0, 1)},
+}
+
+
+def weights(
+    path: str, shapes: Mapping[str, list[int]], dtypes: Mapping[str, str] | None = None, ones: tuple[str, ...] = ()
+) -> None:
+    """A safetensors file of zeros (of ones where said), written by hand."""
+    entries, data = {}, b""
+    for name, shape in shapes.items():
+        dtype, start = (dtypes or {}).get(name, "F32"), len(data)
+        count = 1
+        for length in shape:
+            count *= length
+        one = b"\x00\x00\x80\x3f" if name in ones else bytes(SIZES.get(dtype, 4))
+        data += one * count
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, len(data)]}
+    header = json.dumps(entries).encode()
+    Path(path).write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def config(**fields: object) -> None:
+    Path("config.json").write_text(json.dumps({"num_attention_heads": 4, **fields}))
+
+
+def without(*names: str) -> dict[str, list[int]]:
+    return {n: s for n, s in SHAPES.items() if not n.startswith(names)}
+
+
+def torch_file(path: str, pickled: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", pickled)
+
+
+def edit(old: str, new: str) -> None:
+    """Change the spec."""
+    text = Path("small.yaml").read_text()
+    assert old in text
+    Path("small.yaml").write_text(text.replace(old, new))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Each returns the words to type.
+
+
+def ambiguous_container() -> str:
+    Path("folder").mkdir()
+    weights("folder/a.safetensors", SHAPES)
+    weights("folder/b.safetensors", SHAPES)
+    return "run small.yaml folder out"
+
+
+def bad_config() -> str:
+    Path("config.json").write_text("[1, 2]")
+    return RUN
+
+
+def bad_index() -> str:
+    Path("model.safetensors.index.json").write_text('{"weight_map": {"embed.weight": "../model.safetensors"}}')
+    return "run small.yaml model.safetensors.index.json out"
+
+
+def colliding_names() -> str:
+    weights("more.safetensors", {"norm.weight": [32]})
+    return "run small.yaml model.safetensors more.safetensors out"
+
+
+def config_mismatch() -> str:
+    config(num_hidden_layers=3)
+    return RUN
+
+
+def contradictory_field() -> str:
+    config(rope_theta=1000000.0, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    return RUN
+
+
+def damaged_file() -> str:
+    whole = Path("model.safetensors").read_bytes()
+    Path("model.safetensors").write_bytes(whole[:-100])
+    return RUN
+
+
+def hostile_pickle() -> str:
+    torch_file("model.pth", b"cos\nsystem\n(S'echo hello'\ntR.")
+    return "run small.yaml model.pth out"
+
+
+def index_gap() -> str:
+    weights("model.safetensors", {n.replace("layers.1.", "layers.2."): s for n, s in SHAPES.items()})
+    return RUN
+
+
+def irreversible_rule() -> str:
+    edit("    split: 0\n", "    steps: [{cast: float32}, {split: 0}]\n")
+    return "run small.yaml model.safetensors out.pth --reverse"
+
+
+def json_syntax() -> str:
+    Path("config.json").write_text('{"num_attention_heads": 4,}')
+    return RUN
+
+
+def lost_values() -> str:
+    edit(
+        "tie:\n",
+        "create:\n  model.layers.{i}.self_attn.q_proj.bias: {like: 'layers.{i}.self_attn.q.weight', shape: [32], fill: zeros}\ntie:\n",
+    )
+    names = {
+        "embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
+        **{f"layers.{i}.{n}_norm.weight": f"model.layers.{i}.{n}_layernorm.weight" for i in (0, 1) for n in ("input", "post_attention")},
+        **{f"layers.{i}.self_attn.{p}.weight": f"model.layers.{i}.self_attn.{p}_proj.weight" for i in (0, 1) for p in "qkvo"},
+        **{f"layers.{i}.mlp.down.weight": f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)},
+    }  # fmt: skip
+    shapes = {new: SHAPES[old] for old, new in names.items()}
+    shapes |= {f"model.layers.{i}.mlp.{p}_proj.weight": [48, 32] for i in (0, 1) for p in ("gate", "up")}
+    biases = {f"model.layers.{i}.self_attn.q_proj.bias": [32] for i in (0, 1)}
+    weights("made.safetensors", shapes | biases, ones=("model.layers.1.self_attn.q_proj.bias",))
+    return "run small.yaml made.safetensors out.pth --reverse"
+
+
+def missing_argument() -> str:
+    Path("config.json").unlink()
+    return RUN
+
+
+def missing_config() -> str:
+    Path("config.json").unlink()
+    return "run small.yaml model.safetensors out.pth --reverse"
+
+
+def missing_part() -> str:
+    edit('weights: "*.safetensors"', 'weights: "part_*.safetensors"')
+    edit("config: config.json}", "config: config.json, merge: {embed.weight: 1}}")
+    Path("folder").mkdir()
+    for number in (0, 2):
+        weights(f"folder/part_{number}.safetensors", SHAPES)
+    return "run small.yaml folder out"
+
+
+def missing_tensor() -> str:
+    weights("model.safetensors", without("layers.1.self_attn.k", "norm"))
+    return RUN
+
+
+def missing_tokenizer() -> str:
+    Path("empty").mkdir()
+    return RUN + " --tokenizer empty"
+
+
+def missing_weights() -> str:
+    Path("empty").mkdir()
+    return "run small.yaml empty out"
+
+
+def mixed_dtypes() -> str:
+    edit(
+        "from: layers.{i}.mlp.gate_up.weight\n    split: 0\n",
+        "from: ['layers.{i}.mlp.g.weight', 'layers.{i}.mlp.u.weight']\n    steps: [{concat: 0}, {split: 0}]\n",
+    )
+    edit('dim("layers.0.mlp.gate_up.weight", 0) // 2', 'dim("layers.0.mlp.g.weight", 0)')
+    halves = {f"layers.{i}.mlp.{p}.weight": [48, 32] for i in (0, 1) for p in "gu"}
+    weights("model.safetensors", without("layers.0.mlp.g", "layers.1.mlp.g") | halves, {"layers.1.mlp.u.weight": "F16"})
+    return RUN
+
+
+def mixed_prefix() -> str:
+    weights("model.safetensors", {("module." if "layers" in n else "") + n: s for n, s in SHAPES.items()})
+    return RUN
+
+
+def output_exists() -> str:
+    Path("out").mkdir()
+    Path("out/notes.txt").write_text("keep me")
+    return RUN
+
+
+def output_unwritable() -> str:
+    Path("file").write_text("")
+    return "run small.yaml model.safetensors file/out"
+
+
+def padded_index() -> str:
+    weights("model.safetensors", {n.replace("layers.1.mlp.d", "layers.01.mlp.d"): s for n, s in SHAPES.items()})
+    return RUN
+
+
+def shape_mismatch() -> str:
+    weights("model.safetensors", SHAPES | {"layers.1.mlp.gate_up.weight": [95, 32]})
+    return RUN
+
+
+def unclaimed_tensor() -> str:
+    weights("model.safetensors", SHAPES | {"layers.0.self_attn.rope.inv_freq": [4]})
+    return RUN
+
+
+def unfit_parts() -> str:
+    edit("config: config.json}", "config: config.json, merge: {embed.weight: 1}}")
+    weights("more.safetensors", SHAPES | {"embed.weight": [60, 32]})
+    return "run small.yaml model.safetensors more.safetensors out"
+
+
+def unknown_argument() -> str:
+    return RUN + " --set num_attention_head=4"
+
+
+def unknown_format() -> str:
+    Path("model.gguf").write_bytes(b"GGUF" + bytes(60))
+    return "run small.yaml model.gguf out"
+
+
+def unknown_kind() -> str:
+    return "explain missing-tensors"
+
+
+def unmet_requirement_of_a_checkpoint() -> str:
+    weights("model.safetensors", SHAPES | {f"layers.{i}.self_attn.q_norm.weight": [8] for i in (0, 1)})
+    return RUN
+
+
+def unreadable_file() -> str:
+    return "run small.yaml missing.safetensors out"
+
+
+def unsupported_pickle() -> str:
+    torch_file("model.pth", b"\x80\x02}\x82\x01.")
+    return "run small.yaml model.pth out"
+
+
+def unsupported_tensor() -> str:
+    weights("model.safetensors", SHAPES, {"norm.weight": "F6_E2M3"})
+    return RUN
+
+
+def untied_weights() -> str:
+    weights("model.safetensors", SHAPES | {"lm_head.weight": [64, 32]}, ones=("lm_head.weight",))
+    return RUN
+
+
+def wrong_extension() -> str:
+    torch_file("model.safetensors", pickle.dumps({}))
+    return RUN
+
+
+def wrong_type_of_an_argument() -> str:
+    return RUN + " --set num_key_value_heads=two"
+
+
+def wrong_usage() -> str:
+    return RUN + " --max-shard-size huge"
+
+
+CASES: dict[str, Callable[[], str]] = {
+    name: function
+    for name, function in sorted(globals().items())
+    if callable(function)
+    and getattr(function, "__module__", "") == __name__
+    and function.__annotations__ == {"return": "str"}
+}
+
+
+def transcript(name: str, folder: Path) -> str:
+    """The command and what it says, in a fresh folder."""
+    shutil.copyfile(HERE / "small.yaml", folder / "small.yaml")
+    before = Path.cwd()
+    os.chdir(folder)
+    said = io.StringIO()
+    try:
+        weights("model.safetensors", SHAPES)
+        config()
+        words = CASES[name]()
+        with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+            main(words.split())
+    finally:
+        os.chdir(before)
+    kept = [line for line in said.getvalue().replace(f"{folder}/", "").splitlines() if not line.startswith("note: ")]
+    return "\n".join([f"$ compile {words}", *kept]) + "\n"
