@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler import files, layout, moves, transfer
+from compiler import files, layout, moves, transfer, worker
 from compiler.diagnostics import Refusal
 from compiler.layout import Array
 from compiler.moves import lower
@@ -92,10 +92,10 @@ def test_small_windows_and_blocks_change_nothing(tmp_path_factory: pytest.TempPa
     array = layout.permute(layout.source("a", "int16", shape, 1), order)
     count = data.draw(st.integers(1, 3))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer, "WINDOW", data.draw(st.integers(1, 200)))
+        patch.setattr(worker, "WINDOW", data.draw(st.integers(1, 200)))
         patch.setattr(transfer, "TASK", data.draw(st.integers(1, 500)))
         patch.setattr(transfer, "BLOCK", data.draw(st.integers(1, 500)))
-        patch.setattr(transfer, "VECTOR", data.draw(st.integers(1, 5)))
+        patch.setattr(worker, "VECTOR", data.draw(st.integers(1, 5)))
         patch.setattr(moves, "FEW_RUNS", data.draw(st.sampled_from([1, 10_000])))
         transfer.transfer([output(folder / "out", [array] * count)], {"a": store(folder / "a", tensor, 1)})
     assert (folder / "out").read_bytes() == raw(tensor.permute(order)) * count
