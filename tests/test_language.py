@@ -38,7 +38,7 @@ quicker = settings(max_examples=60, deadline=None)
 # Names
 
 WORDS = ["layers", "w", "q_proj", "weight", "a.b", "x-y", "0"]
-CHOICES = ["q|k|v", "up|down", "a|ab", "[ab]c?", "w(?:1|2)"]
+CHOICES = ["q|k|v", "[a-z.]+", "up|down", "a|ab", "[ab]c?", "w(?:1|2)"]
 
 
 @st.composite
@@ -130,6 +130,9 @@ def test_overlap_is_decided(data: st.DataObject) -> None:
         ("/a.*/", "/.*b/", "ab"),
         ("/a[^.]+/", "a.b", None),
         ("a.{i}.{j}", "a.{i}", None),
+        ("/a.*z/", "a.b.z", "a.b.z"),
+        ("{p:[a-z.]+}.w", "a.{i}.w", None),
+        ("{p:[a-z0-9.]+}.w", "a.{i}.w", "a.0.w"),
     ],
 )
 def test_overlap_by_example(one: str, other: str, name: str | None) -> None:
