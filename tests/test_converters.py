@@ -172,7 +172,10 @@ def test_the_way_back_gives_the_source(tmp_path: Path, name: str, example: int, 
     program, source = program_of(name), source_of(name, example, dtype)
     file = source.save(tmp_path, program.spec.weights)
     plan = convert(program, Request([file], assigned=source.arguments), tmp_path / "out")
-    back = Request([tmp_path / "out"], reverse=True)
+    # What the target's config cannot say has to be said again.
+    carried = {field.carried for field in program.spec.config}
+    said = {n: v for n, v in source.arguments.items() if n not in carried}
+    back = Request([tmp_path / "out"], reverse=True, assigned=said)
     if any(group.rule.loss for group in plan.groups):
         with pytest.raises(Refusal, match="irreversible-rule"):
             convert(program, back, tmp_path / "back.pth")
