@@ -1,7 +1,8 @@
 """The closed vocabulary of custom architectures: which blocks there are, and what each of them needs.
 
 `BLOCKS` is the vocabulary as a JSON Schema; `filled` completes a value that fits it with the defaults, and
-`required_fields` says which config fields the blocks read. Nothing here renders or refuses.
+`required_fields` says which config fields the blocks read, `tensor_plan` and `pipeline_plan` how they may be spread over
+devices. Nothing here renders or refuses.
 """
 
 from __future__ import annotations
@@ -130,8 +131,10 @@ BLOCKS: dict[str, Any] = _block(
         },
     ),
     names=_block(
-        "What the modules are called, where that differs from the usual: the names of the checkpoint's tensors.",
-        **{
+        "What the modules are called, where that differs from the usual: the names of the checkpoint's tensors."
+    )
+    | {
+        "properties": {
             key: {
                 "type": "string",
                 "pattern": "^[A-Za-z_][A-Za-z0-9_]*$",
@@ -139,8 +142,8 @@ BLOCKS: dict[str, Any] = _block(
                 "default": default,
             }
             for key, (default, what) in NAMES.items()
-        },
-    ),
+        }
+    },
 )
 
 
@@ -197,3 +200,41 @@ def required_fields(blocks: Blocks) -> dict[str, str]:
         if isinstance(bias, str) and not (name == "norm" and blocks.norm["kind"] == "rms"):
             fields[bias] = f"the {name}"
     return fields
+
+
+def tensor_plan(blocks: Blocks) -> list[tuple[str, str]]:
+    """How tensor parallelism cuts the layers: projections up by columns, those down by rows.
+
+    A fused projection is not cut, since an even cut would not give each device its queries, keys and values.
+    """
+    names = blocks.names
+    layer = f"{names['layers']}.*."
+    plan = []
+    if blocks.attention["kind"] == "grouped_query":
+        plan += [(f"{layer}{names['attention']}.{names[part]}", "colwise") for part in "qkv"]
+        plan.append((f"{layer}{names['attention']}.{names['o']}", "rowwise"))
+    places = [names["mlp"]] if blocks.moe is None or blocks.moe["when"] else []
+    if blocks.moe:
+        places.append(f"{names['mlp']}.{names['experts']}.*")
+        places += [f"{names['mlp']}.{names['shared_experts']}.*"] if blocks.moe["kind"] == "softmax_topk_shared" else []
+    ups = ["gate", "up"] if blocks.mlp["kind"] == "gated" else ["up"]
+    for place in places:
+        plan += [(f"{layer}{place}.{names[part]}", "colwise") for part in ups]
+        plan.append((f"{layer}{place}.{names['down']}", "rowwise"))
+    return plan
+
+
+def pipeline_plan(blocks: Blocks) -> list[tuple[str, str, str]]:
+    """What each part of the decoder takes and gives, in the order in which a pipeline runs them."""
+    names = blocks.names
+    positions = (
+        [(names["positions"], "['position_ids']", "['position_embeds']")]
+        if blocks.embedding["positions"] == "learned"
+        else []
+    )
+    return [
+        (names["embedding"], "['input_ids']", "['inputs_embeds']"),
+        *positions,
+        (names["layers"], "['hidden_states', 'attention_mask']", "['hidden_states']"),
+        (names["final_norm"], "['hidden_states']", "['hidden_states']"),
+    ]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.blocks import Blocks, filled, required_fields
+from compiler.blocks import Blocks, filled, pipeline_plan, required_fields, tensor_plan
 from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
 from compiler.render import environment, formatted
 
@@ -162,10 +162,12 @@ def _field_faults(fields: Mapping[str, str], blocks: Blocks) -> Iterator[Fault]:
         _order(fields)
     except graphlib.CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
-        yield Fault((*at, min(error.args[1])), f"the fields depend on each other in a circle: {circle}", "circular-field")
+        yield Fault(
+            (*at, min(error.args[1])), f"the fields depend on each other in a circle: {circle}", "circular-field"
+        )
 
 
-_FUNCTIONS = {"math", "min", "max", "int", "len"}
+_FUNCTIONS = {"math", "min", "max", "int", "len", "round_up"}
 
 
 def _names(source: str) -> set[str]:
@@ -210,7 +212,7 @@ def _values(model: CustomModel) -> dict[str, Any]:
     prefix = model.model_class.removesuffix(SUFFIX)
     common = COMMON | (COMMON_MOE if blocks.moe else {})
     fields = dict(model.fields) | {name: source for name, source in common.items() if name not in model.fields}
-    computed = [(name, fields[name]) for name in _order(fields)]
+    computed = [(name, _spelled_out(fields[name])) for name in _order(fields)]
     return {
         "banner": _comment(model.banner),
         "summary": _sentence(model.summary),
@@ -228,7 +230,7 @@ def _values(model: CustomModel) -> dict[str, Any]:
         "fields": [_field(name, source) for name, source in fields.items()],
         "computed": computed,
         "config_math": any("math." in source for _, source in computed),
-        "plans": {"tp": _tensor_plan(blocks), "pp": _pipeline_plan(blocks)},
+        "plans": {"tp": tensor_plan(blocks), "pp": pipeline_plan(blocks)},
     }
 
 
@@ -249,50 +251,32 @@ def _field(name: str, source: str) -> dict[str, str]:
     return {"name": name, "type": type(ast.literal_eval(source)).__name__, "default": source}
 
 
+def _line(text: str) -> str:
+    """The text on one line, with a space for whatever cannot be printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _spelled_out(source: str) -> str:
+    """The expression without `round_up`, which Python lacks: -(-value // multiple) * multiple."""
+
+    class Spelling(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> ast.AST:
+            self.generic_visit(node)
+            if not isinstance(node.func, ast.Name) or node.func.id != "round_up":
+                return node
+            value, multiple = node.args
+            quotient = ast.BinOp(ast.UnaryOp(ast.USub(), value), ast.FloorDiv(), multiple)
+            return ast.BinOp(ast.UnaryOp(ast.USub(), quotient), ast.Mult(), multiple)
+
+    return ast.unparse(Spelling().visit(ast.parse(source, mode="eval")))
+
+
 def _comment(text: str) -> str:
-    line = " ".join(text.split())
+    line = _line(text)
     return line if line.startswith("#") else f"# {line}"
 
 
 def _sentence(text: str) -> str:
     """The text as the first line of a docstring, whatever it holds."""
-    line = re.sub(r'(["\\])', r"\\\1", " ".join(text.split()))
+    line = re.sub(r'(["\\])', r"\\\1", _line(text))
     return line if line.endswith((".", "!", "?")) else f"{line}."
-
-
-def _tensor_plan(blocks: Blocks) -> list[tuple[str, str]]:
-    """How tensor parallelism cuts the layers: projections up by columns, those down by rows.
-
-    A fused projection is not cut, since an even cut would not give each device its queries, keys and values.
-    """
-    names = blocks.names
-    layer = f"{names['layers']}.*."
-    plan = []
-    if blocks.attention["kind"] == "grouped_query":
-        plan += [(f"{layer}{names['attention']}.{names[part]}", "colwise") for part in "qkv"]
-        plan.append((f"{layer}{names['attention']}.{names['o']}", "rowwise"))
-    places = [names["mlp"]] if blocks.moe is None or blocks.moe["when"] else []
-    if blocks.moe:
-        places.append(f"{names['mlp']}.{names['experts']}.*")
-        places += [f"{names['mlp']}.{names['shared_experts']}.*"] if blocks.moe["kind"] == "softmax_topk_shared" else []
-    ups = ["gate", "up"] if blocks.mlp["kind"] == "gated" else ["up"]
-    for place in places:
-        plan += [(f"{layer}{place}.{names[part]}", "colwise") for part in ups]
-        plan.append((f"{layer}{place}.{names['down']}", "rowwise"))
-    return plan
-
-
-def _pipeline_plan(blocks: Blocks) -> list[tuple[str, str, str]]:
-    """What each part of the decoder takes and gives, in the order in which a pipeline runs them."""
-    names = blocks.names
-    positions = (
-        [(names["positions"], "['position_ids']", "['position_embeds']")]
-        if blocks.embedding["positions"] == "learned"
-        else []
-    )
-    return [
-        (names["embedding"], "['input_ids']", "['inputs_embeds']"),
-        *positions,
-        (names["layers"], "['hidden_states', 'attention_mask']", "['hidden_states']"),
-        (names["final_norm"], "['hidden_states']", "['hidden_states']"),
-    ]

@@ -59,7 +59,7 @@ BREAKS = {  # what is replaced in the model's text, and the cases that see it
     "query norm": ("self.q_norm(self.q_proj(hidden_states).view(shape))", "self.q_proj(hidden_states).view(shape)", "minimind/dense_small"),
     "shared experts": ("for expert in self.shared_experts:", "for expert in ():", "minimind2/moe_shared"),
     "weights of experts": ("if config.norm_topk_prob and", "if False and", "minimind2/moe_shared"),
-    "order of experts": ("outputs[order.argsort()]", "outputs", "minimind/moe_trained"),
+    "order of experts": ("mixed.index_add_(0, own,", "mixed.index_add_(0, own.flip(0),", "minimind/moe_trained"),
     "positions": ("inputs_embeds + self.wpe(position_ids)", "inputs_embeds", "nanogpt/trained_bias"),
     "fused order": ("query, key, value = self.c_attn", "key, query, value = self.c_attn", "nanogpt/trained_bias"),
 }  # fmt: skip
@@ -290,6 +290,12 @@ def render_text(model: CustomModel) -> str:
     from compiler.render import environment
 
     return environment().get_template("custom/configuration.py.jinja").render(**_values(model))
+
+
+def test_round_up_is_spelled_out() -> None:
+    fields = {**MINIMIND.fields, "intermediate_size": "round_up(int(hidden_size * 8 / 3), 64)"}
+    text = render_custom(changed(fields=fields))["configuration_minimind.py"]
+    assert "intermediate_size = -(-int(hidden_size * 8 / 3) // 64) * 64" in text
 
 
 def test_names_are_taken() -> None:

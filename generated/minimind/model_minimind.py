@@ -7,7 +7,7 @@ tensors are stored as they are. There are no buffers: nothing can be left unset 
 
 import inspect
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -216,16 +216,15 @@ class MiniMindSparseMLP(nn.Module):
         router_logits = self.gate(tokens)
         _, weights, chosen = choose_experts(self.config, router_logits)
 
-        # Sorting the choices puts the tokens of an expert side by side: one gather, and one call for each expert that
-        # has any.
+        # Sorting the choices puts the tokens of an expert side by side, so that only experts that have any are called.
         experts, order = chosen.flatten().sort(stable=True)
-        hit, counts = experts.unique_consecutive(return_counts=True)
-        parts = tokens[order // chosen.shape[1]].split(counts.tolist())
-        outputs = torch.cat([self.experts[i](part) for i, part in zip(hit.tolist(), parts, strict=True)])
-
-        # (batch length choice) hidden -> batch length hidden
-        outputs = outputs[order.argsort()].view(*chosen.shape, -1) * weights.unsqueeze(-1).to(outputs.dtype)
-        mixed = outputs.sum(dim=1).view_as(hidden_states).to(hidden_states.dtype)
+        hit, counts = torch.stack(experts.unique_consecutive(return_counts=True)).tolist()
+        rows, shares = order // chosen.shape[1], weights.flatten()[order].unsqueeze(-1).to(tokens.dtype)
+        mixed = torch.zeros_like(tokens)
+        for i, own, share in zip(hit, rows.split(counts), shares.split(counts), strict=True):
+            output = self.experts[i](tokens[own]) * share
+            mixed.index_add_(0, own, output.to(mixed.dtype))
+        mixed = mixed.view_as(hidden_states)
         return mixed, router_logits
 
 
@@ -257,12 +256,12 @@ class MiniMindDecoderLayer(GradientCheckpointingLayer):
 
 
 class MiniMindPreTrainedModel(PreTrainedModel):
-    config_class = MiniMindConfig
+    config: MiniMindConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _input_embed_layer = "embed_tokens"
-    _no_split_modules: ClassVar = ["MiniMindDecoderLayer"]
-    _skip_keys_device_placement: ClassVar = [CACHE]
+    _no_split_modules = ["MiniMindDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = [CACHE]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -337,12 +336,13 @@ class MiniMindModel(MiniMindPreTrainedModel):
 
         hidden_states = self.dropout(inputs_embeds)
         rotary = rotary_embedding(self.config, position_ids)
-        kept: list[Tensor] = []
-        attentions: list[Tensor] = []
-        router_logits: list[Tensor] = []
+        all_hidden_states: Any = () if output_hidden_states else None
+        all_attentions: Any = () if output_attentions else None
+        all_router_logits: Any = ()
         for layer in self.layers:
-            kept.append(hidden_states)
-            hidden_states, weights, logits = layer(
+            if output_hidden_states:
+                all_hidden_states = (*all_hidden_states, hidden_states)
+            hidden_states, weights, router_logits = layer(
                 hidden_states,
                 attention_mask=mask,
                 rotary=rotary,
@@ -351,29 +351,30 @@ class MiniMindModel(MiniMindPreTrainedModel):
                 cache_position=cache_position,
                 **kwargs,
             )
-            if weights is not None:
-                attentions.append(weights)
-            if logits is not None:
-                router_logits.append(logits)
+            if output_attentions and weights is not None:
+                all_attentions = (*all_attentions, weights)
+            if router_logits is not None:
+                all_router_logits = (*all_router_logits, router_logits)
         hidden_states = self.norm(hidden_states)
-        kept.append(hidden_states)
+        if output_hidden_states:
+            all_hidden_states = (*all_hidden_states, hidden_states)
 
         # By position, since the second field has another name in newer releases.
         return MoeModelOutputWithPast(
             hidden_states,
             cache if use_cache else None,
-            tuple(kept) if output_hidden_states else None,
-            tuple(attentions) if output_attentions else None,
-            tuple(router_logits) or None,
+            all_hidden_states,
+            all_attentions,
+            all_router_logits or None,
         )
 
 
 class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
     """The decoder and its head: token ids to logits over the vocabulary."""
 
-    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
-    _tp_plan: ClassVar = {"lm_head": "colwise_rep"}
-    _pp_plan: ClassVar = {"lm_head": (["hidden_states"], ["logits"])}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_rep"}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # noqa: RUF012
 
     def __init__(self, config: MiniMindConfig) -> None:
         super().__init__(config)

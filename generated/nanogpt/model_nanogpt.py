@@ -6,7 +6,7 @@ tensors are stored as they are. There are no buffers: nothing can be left unset 
 """
 
 import inspect
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,12 +135,12 @@ class NanoGPTDecoderLayer(GradientCheckpointingLayer):
 
 
 class NanoGPTPreTrainedModel(PreTrainedModel):
-    config_class = NanoGPTConfig
+    config: NanoGPTConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _input_embed_layer = "wte"
-    _no_split_modules: ClassVar = ["NanoGPTDecoderLayer"]
-    _skip_keys_device_placement: ClassVar = [CACHE]
+    _no_split_modules = ["NanoGPTDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = [CACHE]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -214,10 +214,11 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
         mask = create_causal_mask(self.config, inputs_embeds, attention_mask, **asked)
 
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
-        kept: list[Tensor] = []
-        attentions: list[Tensor] = []
+        all_hidden_states: Any = () if output_hidden_states else None
+        all_attentions: Any = () if output_attentions else None
         for layer in self.h:
-            kept.append(hidden_states)
+            if output_hidden_states:
+                all_hidden_states = (*all_hidden_states, hidden_states)
             hidden_states, weights = layer(
                 hidden_states,
                 attention_mask=mask,
@@ -226,26 +227,27 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
                 cache_position=cache_position,
                 **kwargs,
             )
-            if weights is not None:
-                attentions.append(weights)
+            if output_attentions and weights is not None:
+                all_attentions = (*all_attentions, weights)
         hidden_states = self.ln_f(hidden_states)
-        kept.append(hidden_states)
+        if output_hidden_states:
+            all_hidden_states = (*all_hidden_states, hidden_states)
 
         # By position, since the second field has another name in newer releases.
         return BaseModelOutputWithPast(
             hidden_states,
             cache if use_cache else None,
-            tuple(kept) if output_hidden_states else None,
-            tuple(attentions) if output_attentions else None,
+            all_hidden_states,
+            all_attentions,
         )
 
 
 class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
     """The decoder and its head: token ids to logits over the vocabulary."""
 
-    _tied_weights_keys: ClassVar = {"lm_head.weight": "transformer.wte.weight"}
-    _tp_plan: ClassVar = {"lm_head": "colwise_rep"}
-    _pp_plan: ClassVar = {"lm_head": (["hidden_states"], ["logits"])}
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_rep"}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # noqa: RUF012
 
     def __init__(self, config: NanoGPTConfig) -> None:
         super().__init__(config)
