@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from compiler.parts import open_source
 from compiler.plan import Plan, bind
 from compiler.program import Program
 from compiler.proof import SourceShapes, check_target
+from compiler.quantized import check_quantized
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -89,6 +90,7 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
         say(note)
     env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
     env.check()
+    check_quantized(program, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
     if program.keep_all:
         check_target(plan)
@@ -127,6 +129,8 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
         program, SourceShapes(program, shapes), {n: g for n, g in given.items() if n is not None}, trusted=True
     )
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
+    if used := {name: value for name, value in env.defaulted.items() if name in env.found}:
+        say("left at their defaults: " + ", ".join(f"{name}={value!r}" for name, value in used.items()))
     # What comes out must be a source that the spec would accept.
     made = {target.name: target for target in plan.targets}
     Environment(program, NamedShapes(made), {n: g for n, g in given.items() if n in program.spec.arguments}).check()
@@ -152,6 +156,8 @@ def convert(
     if replaced := next((source for source in request.source if output.replaces(source)), None):
         refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
     plan, checkpoint = prepare(program, request, say)
+    for line in values.brought(checkpoint, plan, request.check_values):
+        say(line)
     write(plan, checkpoint, request, out, say, progress)
     return plan
 
@@ -177,6 +183,8 @@ def write(
                 execute.write_state_dict(plan, checkpoint, output.place, request.device, progress)
             else:
                 _write_folder(plan, checkpoint, request, files, output, say, progress)
+            for line in _overflows(plan, checkpoint, output.place):
+                say(line)
             output.finish()
     except KeyboardInterrupt as interrupt:
         raise Interrupted(left(output), interrupt) from None
@@ -186,6 +194,12 @@ def write(
         kind = "disk-full" if full else "unreadable-file" if source else "output-unwritable"
         verb = "read" if source else "written"
         refuse(str(error.filename or out), f"cannot be {verb}: {error.strerror or error}", kind, left(output))
+
+
+def _overflows(plan: Plan, checkpoint: Checkpoint, place: Path) -> Iterator[str]:
+    groups = values.narrowed(plan, checkpoint)
+    if groups:
+        yield from values.overflowed(groups, checkpoint, open_checkpoint(place))
 
 
 def left(output: Output) -> str:

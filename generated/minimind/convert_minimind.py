@@ -126,6 +126,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("no QK-norm, so this is not MiniMind-3; MiniMind2 is specs/minimind2.yaml")
     if "model.layers.0.mlp.shared_experts.0.gate_proj.weight" in shapes:
         raise SystemExit("MiniMind-3 has no shared experts; use specs/minimind2.yaml")
+    if not (f.num_attention_heads > 0 and f.num_key_value_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
     if f.num_attention_heads % f.num_key_value_heads != 0:
         raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     if not hasattr(f, "intermediate_size"):
@@ -202,7 +204,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in matches(source, r"lm_head\.weight"):
             claimed.add(match[0])
             owner = "model.embed_tokens.weight"
-            if not torch.equal(source[match[0]], source[owner]):
+            alias, owned = (
+                source[n].contiguous().view(torch.uint8) for n in (match[0], owner)
+            )  # bits: NaN equals itself
+            if not torch.equal(alias, owned):
                 raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     claimed |= {match[0] for pattern in IGNORED for match in matches(source, pattern)}

@@ -133,6 +133,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("these are the names of a later generation; use specs/llama.yaml or specs/qwen3.yaml")
     if f.use_moe:
         raise SystemExit("the config speaks of a mixture of experts, which has no Llama form")
+    if not (f.n_heads > 0 and f.n_kv_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
     if f.n_heads % f.n_kv_heads != 0:
         raise SystemExit("n_kv_heads does not divide n_heads")
     f.vocab_size = shapes["tok_embeddings.weight"][0]
@@ -214,7 +216,8 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     for match in matches(source, r"output\.weight"):
         claimed.add(match[0])
         owner = "tok_embeddings.weight"
-        if not torch.equal(source[match[0]], source[owner]):
+        alias, owned = (source[n].contiguous().view(torch.uint8) for n in (match[0], owner))  # bits: NaN equals itself
+        if not torch.equal(alias, owned):
             raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     claimed |= {match[0] for pattern in IGNORED for match in matches(source, pattern)}

@@ -136,6 +136,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("Llama rotates the whole head; a partial rotary embedding would be lost")
     if f.attention_bias:
         raise SystemExit("the biases of attention have no rule here")
+    if not (f.num_attention_heads > 0 and f.num_key_value_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
     if f.num_attention_heads % f.num_key_value_heads != 0:
         raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
@@ -223,7 +225,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in matches(source, r"lm_head\.weight"):
             claimed.add(match[0])
             owner = "model.embed_tokens.weight"
-            if not torch.equal(source[match[0]], source[owner]):
+            alias, owned = (
+                source[n].contiguous().view(torch.uint8) for n in (match[0], owner)
+            )  # bits: NaN equals itself
+            if not torch.equal(alias, owned):
                 raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     if unclaimed := [name for name in source if name not in claimed]:

@@ -135,6 +135,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("a mixture of experts; use specs/qwen3_moe.yaml")
     if f.use_moe:
         raise SystemExit("the config speaks of a mixture of experts; use specs/qwen3_moe.yaml")
+    if not (f.num_attention_heads > 0 and f.num_key_value_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
     if f.num_attention_heads % f.num_key_value_heads != 0:
         raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
@@ -208,7 +210,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in matches(source, r"lm_head\.weight"):
             claimed.add(match[0])
             owner = "model.embed_tokens.weight"
-            if not torch.equal(source[match[0]], source[owner]):
+            alias, owned = (
+                source[n].contiguous().view(torch.uint8) for n in (match[0], owner)
+            )  # bits: NaN equals itself
+            if not torch.equal(alias, owned):
                 raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     claimed |= {match[0] for pattern in IGNORED for match in matches(source, pattern)}

@@ -191,7 +191,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in matches(source, r"lm_head\.weight"):
             claimed.add(match[0])
             owner = "tok_embeddings.weight"
-            if not torch.equal(source[match[0]], source[owner]):
+            alias, owned = (
+                source[n].contiguous().view(torch.uint8) for n in (match[0], owner)
+            )  # bits: NaN equals itself
+            if not torch.equal(alias, owned):
                 raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     if unclaimed := [name for name in source if name not in claimed]:

@@ -47,7 +47,7 @@ STATE_DICT_MAPPING = {
 
 # Source name -> why it is left behind
 IGNORED = {
-    r"unembed\.b_U": "zeros without processing, and GPT-2's head has no bias",
+    r"unembed\.b_U": "GPT-2's head has no bias; here it is zero unless it was trained, and training it would be lost",
     r"blocks\.(?P<i>\d+)\.attn\.(?P<m>mask|IGNORE)": "the causal mask and its fill, recomputed",
 }
 
