@@ -29,6 +29,7 @@ ARGUMENTS = {
     "eos_token_id": 151645,
     "top_k": 8,
     "route_norm": True,
+    "expert_bias_is_zero": False,
 }
 # What must be given.
 REQUIRED = {
@@ -51,8 +52,7 @@ STATE_DICT_MAPPING = {
 
 # Source name -> why it is left behind
 IGNORED = {
-    r"layers\.(?P<i>\d+)\.moe\.expert_bias": "balances the experts' load in training; Qwen3 has no auxiliary-loss-free balancing",
-    r"layers\.(?P<i>\d+)\.moe\.tokens_per_expert": "counts of the last training step",
+    r"layers\.(?P<i>\d+)\.moe\.expert_bias_E": "said to be zero",
 }
 
 
@@ -134,6 +134,10 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f = SimpleNamespace(**arguments)
     if "layers.0.moe.router.gate.weight" not in shapes:
         raise SystemExit("no experts in this checkpoint; use specs/torchtitan_qwen3.yaml")
+    if not (f.expert_bias_is_zero or not count(shapes, r"layers\.(?P<i>\d+)\.moe\.expert_bias_E") > 0):
+        raise SystemExit(
+            "torchtitan shifts the choice of experts by a trained bias unless load_balance_coeff is null, and Qwen3-MoE has no such bias"
+        )
     f.vocab_size = shapes["tok_embeddings.weight"][0]
     f.hidden_size = shapes["tok_embeddings.weight"][1]
     f.moe_intermediate_size = shapes["layers.0.moe.routed_experts.inner_experts.w1_EFD"][1]

@@ -27,6 +27,10 @@ ARGUMENTS = {
     "bos_token_id": 50256,
     "eos_token_id": 50256,
 }
+# What must be given.
+REQUIRED = {
+    "b_U_is_zero": "whether unembed.b_U is zero, as it is unless it was trained",
+}
 
 # fmt: off
 # Source name (a regular expression) -> target name
@@ -47,7 +51,7 @@ STATE_DICT_MAPPING = {
 
 # Source name -> why it is left behind
 IGNORED = {
-    r"unembed\.b_U": "GPT-2's head has no bias; here it is zero unless it was trained, and training it would be lost",
+    r"unembed\.b_U": "said to be zero",
     r"blocks\.(?P<i>\d+)\.attn\.(?P<m>mask|IGNORE)": "the causal mask and its fill, recomputed",
 }
 
@@ -130,6 +134,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f = SimpleNamespace(**arguments)
     if f.normalization_type != "LN":
         raise SystemExit("folded norms (LNPre) have no GPT-2 form; load the model with from_pretrained_no_processing")
+    if not f.b_U_is_zero:
+        raise SystemExit("GPT-2's head has no bias, so that a trained b_U would be lost")
     if f.act_fn != "gelu_new":
         raise SystemExit("GPT-2's activation is gelu_new")
     if "blocks.0.mlp.W_gate" in shapes:
@@ -268,7 +274,9 @@ def main() -> None:
         name, _, value = text.partition("=")
         given[name] = json.loads(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
+        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
     source = Source(options.source)
     f = read_facts(source.shapes, arguments)
     for name, value in given.items():
