@@ -74,16 +74,21 @@ def _moves(arrays: Mapping[str, layout.Array], file: OutFile) -> list[Move]:
 
 def arrange(plan: Plan, checkpoint: Checkpoint) -> Layouts | None:
     """Each target as an arrangement of source bytes; None where an op has to compute."""
-    algebra = layout.LayoutAlgebra()
     found: Layouts = []
     try:
         for group in plan.groups:
-            arrays = _apply(group, group.sources.map(lambda name: _array(checkpoint, name)), algebra)  # type: ignore[arg-type,return-value]
+            arrays = arrange_group(group, checkpoint)
             for slot, targets in zip(arrays.slots, group.targets.slots, strict=True):
                 found += [(target, slot[key]) for key, target in targets.items()]
     except NotImplementedError:
         return None
     return found
+
+
+def arrange_group(group: Group, checkpoint: Checkpoint) -> Bundle[layout.Array]:
+    """The same for one group. Raises NotImplementedError where an op has to compute."""
+    sources: Bundle[Any] = group.sources.map(lambda name: _array(checkpoint, name))  # type: ignore[arg-type,return-value]
+    return _apply(group, sources, layout.LayoutAlgebra())
 
 
 def _array(checkpoint: Checkpoint, name: str) -> layout.Array:
