@@ -148,6 +148,8 @@ def convert(
 
     Raises Interrupted, which says whether something is left to resume.
     """
+    from compiler import values
+
     outfiles.parse_size(request.max_shard_size)
     output = Output(out, request.force, request.resume)
     output.check()
@@ -197,6 +199,9 @@ def write(
 
 
 def _overflows(plan: Plan, checkpoint: Checkpoint, place: Path) -> Iterator[str]:
+    """What casts to a narrower type have made infinite, read back from what was written."""
+    from compiler import values
+
     groups = values.narrowed(plan, checkpoint)
     if groups:
         yield from values.overflowed(groups, checkpoint, open_checkpoint(place))

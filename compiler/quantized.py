@@ -26,6 +26,6 @@ def check_quantized(program: Program, signature: Signature) -> None:
         if tensor.dtype in TYPES and not any(pattern.match(name) is not None for pattern in known)
     ]
     if found:
-        message = f"{len(found)} tensor{'s' * (len(found) != 1)} hold quantized weights: {listed(found, 4)}"
+        message = f"quantized weights, which are no numbers without their scales: {listed(found, 4)}"
         hint = "dequantize the model where it was made, or use a spec that reads the scales with `dequantize`"
-        refuse(program.spec.path, message.replace("tensor hold", "tensor holds"), "quantized-weights", hint)
+        refuse(program.spec.path, message, "quantized-weights", hint)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compiler.checkpoint import Checkpoint, Joined, Tensor, read_bytes
+from compiler.checkpoint import Checkpoint, Tensor, read_bytes
 from compiler.diagnostics import listed
-from compiler.dtypes import FLOATING, ITEM_SIZES
+from compiler.dtypes import ITEM_SIZES
 from compiler.files import Source
 from compiler.plan import Group, Plan
 from compiler.tensors import span

@@ -20,7 +20,7 @@ from compiler.cli import main
 
 HERE = Path(__file__).parent / "errors" / "runs"
 RUN = "run small.yaml model.safetensors out"
-SIZES = {"F32": 4, "F16": 2, "I64": 8}
+SIZES = {"F32": 4, "F16": 2, "I64": 8, "I8": 1}
 SHAPES = {
     "embed.weight": [64, 32],
     "norm.weight": [32],
@@ -215,6 +215,12 @@ def output_unwritable() -> str:
 
 def padded_index() -> str:
     weights("model.safetensors", {n.replace("layers.1.mlp.d", "layers.01.mlp.d"): s for n, s in SHAPES.items()})
+    return RUN
+
+
+def quantized_weights() -> str:
+    dtypes = {"layers.0.mlp.down.weight": "I8"}
+    weights("model.safetensors", SHAPES, dtypes)
     return RUN
 
 

@@ -28,13 +28,13 @@ ROOMS = {
     "jsonschema": {"grammar"},
     "jinja2": {"render", "rendered"},
     "ruff": {"render", "rendered"},
-    "numpy": {"casts", "gather"},
+    "numpy": {"casts", "gather", "values"},
     "torch": {"kernels", "execute", "pthfile", "target", "verify"},
     "transformers": {"target", "verify"},
     "tqdm": {"options"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
-AT_ONCE = {"yaml": {"document"}, "numpy": {"casts", "gather"}, "torch": {"kernels"}}
+AT_ONCE = {"yaml": {"document"}, "numpy": {"casts", "gather", "values"}, "torch": {"kernels"}}
 
 
 @dataclass(frozen=True)
