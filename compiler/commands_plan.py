@@ -1,11 +1,19 @@
-"""`compile plan SPEC SOURCE`: what would become what."""
+"""`compile plan SPEC SOURCE`: what would become what, as text, as JSON or as a page to look at."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from compiler.options import Parser, note, print_json, request
+from compiler.options import Parser, notes, print_json, request
+
+if TYPE_CHECKING:
+    from compiler.overview import Line, Overview, Side
+
+WIDTH = 100
 
 
 def plan_parser() -> Parser:
@@ -13,31 +21,113 @@ def plan_parser() -> Parser:
     parser.add_spec()
     parser.add_source()
     parser.add_conversion()
+    parser.add_argument("--full", action="store_true", help="a line for every tensor; without it layers are folded")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page that shows it")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="threads, for the estimate of memory")
     return parser
 
 
 def plan(options: argparse.Namespace) -> int:
+    from compiler import settings
     from compiler.build import load_program
     from compiler.convert import prepare
+    from compiler.overview import overview
 
-    found, checkpoint = prepare(load_program(options.spec), request(options), note)
-    rows: list[dict[str, Any]] = [
-        {
-            "targets": [t.name for t in g.target_list],
-            "shapes": [list(t.shape) for t in g.target_list],
-            "dtype": g.target_list[0].dtype,
-            "sources": g.source_names,
-            "rule": g.rule.name or g.rule.kind,
-            "at": str(g.rule.span),
-        }
-        for g in found.groups
-    ]
-    total = sum(target.nbytes for target in found.targets)
+    program, asked = load_program(options.spec), request(options)
+    kept, say = notes(options)
+    found, checkpoint = prepare(program, asked, say if options.html is None else kept.append)
+    defaults: dict[str, Any] = {}
+    if not options.reverse:
+        told = settings.gather(program, asked.source[0], checkpoint.objects, asked.config, asked.assigned)
+        arguments = program.spec.arguments
+        defaults = {n: a.default for n, a in arguments.items() if n not in told.given and not a.required}
+    view = overview(found, checkpoint, defaults=defaults, notes=kept, jobs=options.jobs, full=options.full)
+    if options.html is not None:
+        from compiler.page import write_page
+
+        write_page(view, options.html)
+        if not options.json:
+            print(f"wrote {options.html}")
     if options.json:
-        print_json({"groups": rows, "tensors": len(found.targets), "bytes": total, "config": dict(found.config)})
-        return 0
-    for row in rows:
-        shapes = " ".join(f"{name} {shape}" for name, shape in zip(row["targets"], row["shapes"], strict=True))
-        print(f"{', '.join(row['sources'])} -> {shapes} {row['dtype']}  ({row['rule']}, {row['at']})")
-    print(f"{len(checkpoint.tensors)} source tensors, {len(found.targets)} targets, {total:,} bytes")
+        print_json(view.as_json())
+    elif options.html is None:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print("\n".join(text(view, colour)))
     return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def text(view: Overview, colour: bool) -> list[str]:
+    """The plan in lines of at most 100 columns, but for names that are longer."""
+
+    def bold(words: str) -> str:
+        return f"\033[1m{words}\033[0m" if colour else words
+
+    lines = [bold(view.spec) + f": {view.summary}"]
+    for line in view.lines:
+        lines += ["", bold(line.rule) + _fitted(line.rule, _facts(line))]
+        lines += [part for side in line.sources for part in _tensor("    ", side)]
+        for n, side in enumerate(line.targets):
+            lines += _tensor("    " if n else " -> ", side)
+        lines += [f"    lossy: {reason}" for reason in line.lossy]
+    lines += [""] * bool(view.ties or view.ignored)
+    for alias, owner in view.ties:
+        lines += _wrapped(f"tied    {alias} = {owner}, compared bit for bit, written once")
+    for name, reason in view.ignored:
+        lines += _wrapped(f"ignored {name}: {reason}")
+    totals = view.totals
+    lines += [""]
+    if view.defaults:
+        lines += _wrapped("defaults taken: " + ", ".join(f"{name}={value!r}" for name, value in view.defaults.items()))
+    lossy = [line.rule for line in view.lines if line.lossy]
+    lines += _wrapped("lossy: " + (", ".join(dict.fromkeys(lossy)) if lossy else "nothing"))
+    read = f"{totals['source_tensors']:,} tensors, {size(totals['source_bytes'])}"
+    made = f"{totals['target_tensors']:,} tensors, {size(totals['target_bytes'])}"
+    lines += [f"reads   {read}", f"writes  {made}: {view.target}"]
+    return [*lines, f"disk    {size(totals['disk_bytes'])}", f"memory  about {size(totals['peak_bytes'])} at most"]
+
+
+def _facts(line: Line) -> list[str]:
+    moved = "computed" if line.moves < 0 else f"{line.moves} range{'s' * (line.moves != 1)}"
+    if line.moves > 0 and not line.run:
+        moved = "cast"
+    times = [f"x {line.count}"] if line.count > 1 else []
+    return [f"{line.file}:{line.line}", *times, size(line.nbytes), moved, *line.ops]
+
+
+def _fitted(first: str, words: list[str]) -> str:
+    """Words behind the first, on further lines where they do not fit."""
+    lines, room = [""], WIDTH - len(first)
+    for word in words:
+        if len(lines[-1]) + len(word) + 2 > room and lines[-1].strip():
+            lines.append("   ")
+            room = WIDTH
+        lines[-1] += "  " + word
+    return "\n".join(lines)
+
+
+def _wrapped(words: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(words, WIDTH, subsequent_indent="        ", break_long_words=False, break_on_hyphens=False)
+
+
+def _tensor(lead: str, side: Side) -> list[str]:
+    shape = f"[{', '.join(map(str, side.shape))}]"
+    symbols = f"[{', '.join(side.symbols)}]"
+    behind = f"{shape}{f' = {symbols}' * (symbols != shape)} {side.dtype}"
+    if len(lead) + 46 + len(behind) <= WIDTH and len(side.name) <= 46:
+        return [f"{lead}{side.name:46} {behind}"]
+    if len(lead) + len(side.name) + 1 + len(behind) <= WIDTH:
+        return [f"{lead}{side.name} {behind}"]
+    return [lead + side.name, f"        {behind}"]
+
+
+def size(count: int) -> str:
+    """Bytes for a person: `1.2 GB`."""
+    value, units = float(count), ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{count:,} bytes" if units[0] == "bytes" else f"{value:.3g} {units[0]}"

@@ -1,0 +1,131 @@
+"""A headless Chromium, spoken to in its DevTools protocol over a pipe. https://chromedevtools.github.io/devtools-protocol/
+
+Standard library only. `find()` tells where a Chromium is, or None.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+def find() -> str | None:
+    """The path of a Chromium or Chrome, None where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+class Browser:
+    """One page. `complaints` collects what the console reports as errors, and uncaught exceptions."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        self.complaints: list[str] = []
+        self.number = 0
+        self.pending = b""
+        theirs_in, self.out = os.pipe()
+        self.back, theirs_out = os.pipe()
+
+        def place() -> None:  # the protocol of --remote-debugging-pipe: read from 3, write to 4
+            ends = os.dup(theirs_in), os.dup(theirs_out)
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
+        self.process = subprocess.Popen(
+            [
+                program,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                "--no-first-run",
+                "--window-size=1300,900",
+                f"--user-data-dir={profile}",
+                "--remote-debugging-pipe",
+                "about:blank",
+            ],
+            preexec_fn=place,  # noqa: PLW1509 - two file descriptors, before anything runs
+            close_fds=False,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self.session: str | None = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    session: str | None = None
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        os.close(self.out)
+        os.close(self.back)
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        """One command and its result."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        while (answer := self.receive()).get("id") != self.number:
+            self.hear(answer)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+    def receive(self) -> dict[str, Any]:
+        while b"\0" not in self.pending:
+            data = os.read(self.back, 1 << 16)
+            if not data:
+                raise RuntimeError("the browser has ended")
+            self.pending += data
+        message, _, self.pending = self.pending.partition(b"\0")
+        found: dict[str, Any] = json.loads(message)
+        return found
+
+    def hear(self, event: dict[str, Any]) -> None:
+        told = event.get("params", {})
+        if event.get("method") == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(told["exceptionDetails"]))
+        elif event.get("method") == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(told["entry"]["text"])
+        elif event.get("method") == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning"):
+            self.complaints.append(str(told["args"]))
+
+    def open(self, path: Path) -> float:
+        """Load a page; the milliseconds until it was ready, as the browser counts them."""
+        self.call("Page.navigate", url=path.as_uri())
+        while self.value("document.readyState + document.title").removeprefix("complete") in ("", "interactive"):
+            pass
+        return float(self.value("performance.getEntriesByType('navigation')[0].duration"))
+
+    def value(self, expression: str) -> Any:
+        """The value of some JavaScript."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        if "exceptionDetails" in found:
+            raise RuntimeError(str(found["exceptionDetails"]))
+        return found["result"].get("value")
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            text = {"Enter": "\r", " ": " "}.get(key, key if len(key) == 1 else "")
+            code = {"Tab": 9, "Enter": 13, "Escape": 27}.get(key, 0)
+            self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=text, windowsVirtualKeyCode=code)
+            self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
