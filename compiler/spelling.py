@@ -109,7 +109,21 @@ def _parse_hole(text: str, span: Span) -> Hole:
         return Hole(name, INDEX_BODY, r"\d+", shift)
     if not regex:
         refuse(span, f"the choice {name!r} offers nothing", "name-syntax", "write it as {p:q|k|v}")
-    return Hole(name, _parse_regex(regex, span, named=False), regex)
+    body = _parse_regex(regex, span, named=False)
+    if _has_any(body):
+        hint = r"write \. for a dot of the name"
+        refuse(span, f"the '.' of the choice {name!r} matches any character", "name-syntax", hint)
+    return Hole(name, body, regex)
+
+
+def _has_any(parts: tuple[Part, ...]) -> bool:
+    """Whether a single character may be any: what a dot that was meant as one comes to, and no choice can list."""
+    for part in parts:
+        if part == Chars(ALL_CHARS & ~mask_of("\n")):
+            return True
+        if isinstance(part, Choice) and any(map(_has_any, part.options)):
+            return True
+    return False
 
 
 def _parse_regex(text: str, span: Span, named: bool) -> tuple[Part, ...]:
