@@ -26,6 +26,7 @@ ARGUMENTS = {
     "rotary_base": 10000.0,
     "max_position_embeddings": None,
     "rotary_percent": 1.0,
+    "share_embeddings_and_output_weights": False,
     "norm_topk_prob": True,
     "bos_token_id": None,
     "eos_token_id": None,
@@ -170,6 +171,8 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if ("output_layer.weight" in shapes) == f.share_embeddings_and_output_weights:
+        raise SystemExit("share_embeddings_and_output_weights and the output layer contradict each other")
     if f.rotary_percent != 1:
         raise SystemExit("the class rotates the whole head")
     if "decoder.layers.0.self_attention.linear_qkv.bias" in shapes:
@@ -180,7 +183,6 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("shared experts have no place in this class")
     f.padded_vocab_size = shapes["embedding.word_embeddings.weight"][0]
     f.tokens = f.padded_vocab_size if f.vocab_size is None else f.vocab_size
-    f.padded = f.tokens < f.padded_vocab_size
     f.hidden_size = shapes["embedding.word_embeddings.weight"][1]
     f.num_experts = shapes["decoder.layers.0.mlp.router.weight"][0]
     f.moe_ffn_hidden_size = shapes["decoder.layers.0.mlp.experts.linear_fc2.weight0"][1]
@@ -191,7 +193,6 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         shapes["decoder.layers.0.self_attention.linear_qkv.weight"][0] // f.head_dim - f.num_attention_heads
     ) // 2
     f.q_rows = f.num_attention_heads // f.num_query_groups * f.head_dim
-    f.tied = "output_layer.weight" not in shapes
     if not (f.num_query_groups >= 1 and f.num_attention_heads % f.num_query_groups == 0):
         raise SystemExit("num_attention_heads does not fit linear_qkv")
     if shapes["decoder.layers.0.self_attention.linear_qkv.weight"][0] != f.num_query_groups * (
@@ -224,7 +225,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "num_experts_per_tok": f.moe_router_topk,
         "rms_norm_eps": f.norm_epsilon,
         "rope_theta": f.rotary_base,
-        "tie_word_embeddings": f.tied,
+        "tie_word_embeddings": f.share_embeddings_and_output_weights,
         "max_position_embeddings": f.max_position_embeddings or 32768,
         "intermediate_size": f.moe_ffn_hidden_size,
         "hidden_act": "silu",
@@ -270,9 +271,9 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     claimed: set[str] = set()
     indexed: list[re.Match[str]] = []
     mapping = dict(STATE_DICT_MAPPING)
-    if not f.padded:
+    if f.vocab_size is None:
         mapping[r"embedding\.word_embeddings\.weight"] = "model.embed_tokens.weight"
-    if not f.padded and (not f.tied):
+    if f.vocab_size is None and (not f.share_embeddings_and_output_weights):
         mapping[r"output_layer\.weight"] = "lm_head.weight"
     for pattern, target in mapping.items():
         found = list(matches(source, pattern))
@@ -299,14 +300,14 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         yield f"model.layers.{match['i']}.mlp.experts.{match['e']}.gate_proj.weight", gate_proj
         yield f"model.layers.{match['i']}.mlp.experts.{match['e']}.up_proj.weight", up_proj
 
-    if f.padded:
+    if f.vocab_size is not None:
         for match in matches(source, r"embedding\.word_embeddings\.weight"):
             # tokens_in
             indexed.append(match)
             claimed.add(match[0])
             yield "model.embed_tokens.weight", tokens_in(source[match[0]], f.tokens)
 
-    if f.padded and (not f.tied):
+    if f.vocab_size is not None and (not f.share_embeddings_and_output_weights):
         for match in matches(source, r"output_layer\.weight"):
             # tokens_out
             indexed.append(match)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
+    "bias": True,
     "dropout": 0.0,
 }
 # What must be given.
@@ -118,11 +119,12 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if ("transformer.h.0.ln_1.bias" in shapes) != f.bias:
+        raise SystemExit("model_args and the checkpoint disagree about biases; without them --set bias=false")
     f.vocab_size = shapes["transformer.wte.weight"][0]
     f.n_embd = shapes["transformer.wte.weight"][1]
     f.block_size = shapes["transformer.wpe.weight"][0]
     f.n_layer = count(shapes, r"transformer\.h\.(?P<i>\d+)\.ln_1\.weight")
-    f.bias = "transformer.h.0.ln_1.bias" in shapes
     f.full = f.vocab_size >= 50257
     if f.n_embd % f.n_head != 0:
         raise SystemExit("n_head does not divide n_embd")
@@ -165,6 +167,12 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     mapping = dict(STATE_DICT_MAPPING)
     if f.bias:
         mapping[r"transformer\.ln_f\.bias"] = "transformer.ln_f.bias"
+    if f.bias:
+        mapping[r"transformer\.h\.(?P<i>\d+)\.ln_(?P<n>1|2)\.bias"] = r"transformer.h.\g<i>.ln_\g<n>.bias"
+    if f.bias:
+        mapping[r"transformer\.h\.(?P<i>\d+)\.(?P<p>attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.bias"] = (
+            r"transformer.h.\g<i>.\g<p>.bias"
+        )
     for pattern, target in mapping.items():
         found = list(matches(source, pattern))
         if not found:
@@ -173,18 +181,11 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    if f.bias:
-        for match in matches(
-            source, r"transformer\.h\.(?P<i>\d+)\.(?P<p>ln_1|ln_2|attn.c_attn|attn.c_proj|mlp.c_fc|mlp.c_proj)\.bias"
-        ):
-            # transformer.h.{i}.{p:ln_1|ln_2|attn.c_attn|attn.c_proj|mlp.c_fc|mlp.c_proj}.bias -> transformer.h.{i}.{p:ln_1|ln_2|attn.c_attn|attn.c_proj|mlp.c_fc|mlp.c_proj}.bias
-            claimed.add(match[0])
-            yield f"transformer.h.{match['i']}.{match['p']}.bias", source[match[0]]
-
     for match in matches(
-        source, r"transformer\.h\.(?P<i>\d+)\.(?P<p>attn.c_attn|attn.c_proj|mlp.c_fc|mlp.c_proj)\.weight"
+        source, r"transformer\.h\.(?P<i>\d+)\.(?P<p>attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight"
     ):
         # conv1d
+        indexed.append(match)
         claimed.add(match[0])
         yield f"transformer.h.{match['i']}.{match['p']}.weight", conv1d(source[match[0]])
 
