@@ -98,7 +98,19 @@ def bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if not flat.numel():
         return memoryview(b"")
+    if flat.stride(0) != 1:  # one element of a larger tensor counts as contiguous, whatever its stride
+        flat = flat.clone()
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def empty(shape: Sequence[int], dtype: str) -> Tensor:
+    """A tensor in host memory whose elements are still to be written."""
+    return torch.empty(tuple(shape), dtype=getattr(torch, dtype))
+
+
+def dtype_of(tensor: Tensor) -> str:
+    """The name of its element type."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def device_named(name: str) -> torch.device:
