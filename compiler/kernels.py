@@ -99,7 +99,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
     if not flat.numel():
         return memoryview(b"")
     if flat.stride(0) != 1:  # one element of a larger tensor counts as contiguous, whatever its stride
-        flat = flat.clone()
+        flat = flat.clone(memory_format=torch.contiguous_format)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
