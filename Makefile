@@ -6,7 +6,10 @@ BIN := .venv/bin
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: env env-4 demo test check regen bench clean
+ORACLES := transformers litgpt torchtune torchtitan olmo_core fms transformer_lens
+SEED ?= 1
+
+.PHONY: env env-4 demo test test-oracles check regen bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -30,6 +33,19 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -n 2
 
+# Other projects' converters and models, run side by side with the specs on checkpoints of a seed of their own.
+.venv-oracles/ready: tests/oracles/requirements.txt
+	$(PYTHON) -m venv .venv-oracles
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1
+	touch $@
+
+test-oracles: env .venv-oracles/ready
+	rm -rf build/oracles
+	for name in $(ORACLES); do .venv-oracles/bin/python tests/oracles/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
+	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/test_oracles.py tests/test_mutations.py
+
 check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,9 +56,10 @@ regen: env
 	$(BIN)/ruff format --quiet compiler tests benchmarks docs
 	$(BIN)/compile specs/*.yaml
 	$(BIN)/python tests/test_errors.py
+	$(BIN)/python docs/make_specs.py
 
 bench: env
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv .venv-4 out build *.egg-info
+	rm -rf .venv .venv-4 .venv-oracles out build *.egg-info

@@ -1,9 +1,9 @@
 """The recorded cases: `tests/data/oracles/FAMILY/CASE/` with a `case.json`, and more where `MAPSPEC_ORACLES` points.
 
 `case.json` says: `spec`; `weights` (a file of `source/`, or "." for all of it; without it the only checkpoint there),
-`config` (a file of `source/`) and `set` (arguments) as a user would give them; `tolerance` of the logits;
-`config_differs`, the fields of config.json that may differ from the recorded ones, with the reason; `lossy`, why there
-is no way back to every bit of the source.
+`config` (a file of `source/`) and `set` (arguments) as a user would give them; `tolerance` of the logits; `also`, specs
+of path B that `test_custom` holds to the same logits; `config_differs`, the fields of config.json that may differ from
+the recorded ones, with the reason; `lossy`, why there is no way back to every bit of the source.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        name = f"{self.folder.parent.name}/{self.folder.name}"
+        return name if ORACLES in self.folder.parents else f"again/{name}"
 
     @cached_property
     def said(self) -> dict[str, Any]:

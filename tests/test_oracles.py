@@ -26,7 +26,15 @@ from compiler.parts import open_source
 
 CASES = cases()
 # What a config says of its file or of training, not of the model.
-NOT_THE_MODEL = {"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache"}
+NOT_THE_MODEL = {
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "_name_or_path",
+    "use_cache",
+    "_attn_implementation_autoset",
+}
 
 OTHER_DIALECT = {"rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base"}
 
