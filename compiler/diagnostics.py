@@ -34,6 +34,10 @@ class Span:
         return f"{self.path}:{self.line}:{self.column}" if self.line else self.path
 
 
+# What a terminal would obey, as it is written in Python; a name out of a file may hold anything.
+_CONTROLS = {n: ascii(chr(n))[1:-1] for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n"}
+
+
 @dataclass(frozen=True, order=True)
 class Diagnostic:
     """One problem. `kind` is a kebab-case noun phrase that `docs/errors.md` explains. A `warning` does not fail."""
@@ -53,7 +57,7 @@ class Diagnostic:
             lines += ["  " + self.span.text, "  " + indent + "^" + "~" * (min(self.span.length, room) - 1)]
         if self.hint:
             lines.append(f"  hint: {self.hint}")
-        return "\n".join(lines)
+        return "\n".join(line.translate(_CONTROLS) for line in lines)
 
     def as_json(self) -> dict[str, Any]:
         """The same facts for tools."""

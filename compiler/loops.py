@@ -12,7 +12,7 @@ from compiler.arithmetic import Full
 from compiler.diagnostics import refuse
 from compiler.functions import Function, short_names
 from compiler.names import Hole, Pattern, options
-from compiler.printing import ExprPrinter, f_string, quoted, raw
+from compiler.printing import ExprPrinter, f_string, inside, quoted, raw
 from compiler.program import Rule
 
 
@@ -76,7 +76,7 @@ def moved(rule: Rule, printer: ExprPrinter) -> dict[str, Any]:
     source, target = rule.sources[0], rule.targets[0]
     name = f_string(target, lambda h: _index(h, source))
     return {
-        "name": f"{source} -> {target}",
+        "name": f"{source} -> {target}" if f"{source}{target}".isprintable() else "a name that no comment can hold",
         "pattern": raw(source.regex),
         "lines": [*_found(source), "claimed.add(match[0])", f"yield {name}, source[match[0]]"],
         "condition": printer(rule.when) if rule.when else "",
@@ -114,13 +114,17 @@ def created(rule: Rule, printer: ExprPrinter) -> dict[str, Any]:
 
 def _counting(pattern: Pattern, rule: Rule) -> str:
     """An f-string of the regular expression of one application's tensors."""
-    text = ""
-    for part in pattern.parts:
-        if isinstance(part, Hole):
-            text += r"\d+" if part.name in rule.folded else "{" + _index(part, rule.sources[0]) + "}"
+    texts = [p if isinstance(p, Hole) else _raw_part(p) for p in pattern.parts]
+    plain = all(isinstance(t, Hole) or ('"' not in t and t.isprintable()) for t in texts)
+    written = ""
+    for text in texts:
+        if isinstance(text, str):
+            written += (text if plain else inside(text)).replace("{", "{{").replace("}", "}}")
+        elif text.name in rule.folded:
+            written += r"\d+" if plain else r"\\d+"
         else:
-            text += _raw_part(part).replace("{", "{{").replace("}", "}}")
-    return f'rf"{text}"'
+            written += "{" + _index(text, rule.sources[0]) + "}"
+    return f'{"rf" if plain else "f"}"{written}"'
 
 
 def _raw_part(part: Any) -> str:

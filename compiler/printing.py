@@ -23,7 +23,8 @@ def raw(text: str) -> str:
     """A literal for a regular expression: r"..." where that spells it, else its repr."""
     literal = f'r"{text}"'
     try:
-        return literal if "\\" in text and ast.literal_eval(literal) == text else quoted(text)
+        plain = "\\" in text and text.isprintable()  # what is not printable may be taken for the end of a line
+        return literal if plain and ast.literal_eval(literal) == text else quoted(text)
     except (SyntaxError, ValueError):
         return quoted(text)
 
@@ -32,6 +33,12 @@ def quoted(text: str) -> str:
     """A string literal in double quotes where that needs no more escapes."""
     literal = repr(text)
     return f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in literal else literal
+
+
+def inside(text: str) -> str:
+    """A text as it stands between the double quotes of a literal that is not raw."""
+    literal = repr(text)
+    return literal[1:-1] if literal[0] == '"' else literal[1:-1].replace('"', '\\"')
 
 
 def expansion(pattern: Pattern) -> str:
@@ -64,7 +71,7 @@ def f_string(pattern: Pattern, hole: Callable[[Hole], str]) -> str:
         if isinstance(part, Hole):
             parts.append("{" + hole(part) + "}")
         elif isinstance(part, str):
-            parts.append(quoted(part)[1:-1].replace("{", "{{").replace("}", "}}"))
+            parts.append(inside(part).replace("{", "{{").replace("}", "}}"))
         else:
             parts.append(pattern.fill({}))
     return 'f"' + "".join(parts) + '"' if any("{" in p for p in parts) else '"' + "".join(parts) + '"'

@@ -18,7 +18,7 @@ from compiler.environment import Environment, Given
 from compiler.functions import Function
 from compiler.inversion import SourceShapes
 from compiler.parts import in_parts
-from compiler.printing import ExprPrinter, expansion, literal, quoted, raw
+from compiler.printing import ExprPrinter, expansion, inside, literal, quoted, raw
 from compiler.program import Program, Rule
 from compiler.resources import folder
 
@@ -102,7 +102,7 @@ class _Context:
         known = ["*ARGUMENTS"] * bool(defaults) + ["*REQUIRED"] * bool(required) + [quoted(n) for n, _ in derived]
         found = {
             "banner": banner(spec.name.value),
-            "summary": spec.summary.replace("\\", "\\\\").replace('"', '\\"'),
+            "summary": inside(spec.summary),
             "summary_literal": quoted(spec.summary),
             "module": self.module,
             "source_example": "folder/" if "safetensors" in spec.weights or in_parts(spec.weights) else "model.pth",
