@@ -1,7 +1,7 @@
 """The recorded cases: `tests/data/oracles/FAMILY/CASE/` with a `case.json`, and more where `MAPSPEC_ORACLES` points.
 
 `case.json` says: `spec`; `weights` (a file of `source/`, or "." for all of it; without it the only checkpoint there),
-`config` (a file of `source/`) and `set` (arguments) as a user would give them; `tolerance` of the logits; `also`, specs
+`config` (a file of `source/`), `of` (the case of the family whose files it reads) and `set` (arguments) as a user would give them; `tolerance` of the logits; `also`, specs
 of path B that `test_custom` holds to the same logits; `config_differs`, the fields of config.json that may differ from
 the recorded ones, with the reason; `lossy`, why there is no way back to every bit of the source.
 """
@@ -50,16 +50,21 @@ class Case:
 
     @cached_property
     def request(self) -> Request:
-        source = self.folder / "source"
+        source = self.files / "source"
         files = [p for p in sorted(source.iterdir()) if p.suffix in CHECKPOINTS]
         weights = source / self.said["weights"] if "weights" in self.said else files[0]
         config = source / self.said["config"] if self.said.get("config") else None
         return Request([weights], config=config, assigned=self.said.get("set", {}))
 
     @property
+    def files(self) -> Path:
+        """The folder of its files: its own, or that of the case whose source another spec reads."""
+        return self.folder.parent / self.said.get("of", self.folder.name)
+
+    @property
     def golden(self) -> Path | None:
         """The logits of the original code, where it could run."""
-        path = self.folder / "expected" / "golden_logits.safetensors"
+        path = self.files / "expected" / "golden_logits.safetensors"
         return path if path.is_file() else None
 
     @cached_property
