@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-ORACLES := transformers litgpt torchtune torchtitan olmo_core fms transformer_lens
+ORACLES := transformers litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens
 SEED ?= 1
 
 .PHONY: env env-4 demo test test-oracles check regen bench clean
@@ -38,7 +38,7 @@ test: env
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
-	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1
 	touch $@
 
 test-oracles: env .venv-oracles/ready

@@ -103,7 +103,7 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
-    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
     places = [
         (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
         for match in found
@@ -114,6 +114,12 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    wanted |= {
+        match.string[: match.start(group)] + word + match.string[match.end(group) :]
+        for match in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        for word in words.replace("\\", "").split("|")
+    }
     return sorted(wanted - names.keys())
 
 
@@ -129,7 +135,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("Llama has no biases here")
     f.vocab_size = shapes["decoder_frontend.embed.weight"][0]
     f.model_dim = shapes["decoder_frontend.embed.weight"][1]
-    f.ffn_inner_dim = shapes["decoder.layers.0.ffn.gate_proj.weight"][0]
+    f.mlp_dim = shapes["decoder.layers.0.ffn.gate_proj.weight"][0]
     f.num_layers = count(shapes, r"decoder\.layers\.(?P<i>\d+)\.ffn_layer_norm\.weight")
     f.head_dim = shapes["decoder.layers.0.self_attn.output_proj.weight"][1] // f.num_attn_heads
     f.num_key_value_heads = shapes["decoder.layers.0.self_attn.v_proj.weight"][0] // f.head_dim
@@ -152,7 +158,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "num_key_value_heads": f.num_key_value_heads,
         "rope_theta": f.rope_theta,
         "hidden_size": f.model_dim,
-        "intermediate_size": f.ffn_inner_dim,
+        "intermediate_size": f.mlp_dim,
         "num_hidden_layers": f.num_layers,
         "num_attention_heads": f.num_attn_heads,
         "max_position_embeddings": f.max_seq_len,
@@ -207,13 +213,19 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    for match in matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attn\.q_proj\.weight"):
+    found = list(matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attn\.q_proj\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for rope_q")
+    for match in found:
         # rope_q
         indexed.append(match)
         claimed.add(match[0])
         yield f"model.layers.{match['i']}.self_attn.q_proj.weight", rope_q(source[match[0]], f.num_attn_heads)
 
-    for match in matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attn\.k_proj\.weight"):
+    found = list(matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attn\.k_proj\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for rope_k")
+    for match in found:
         # rope_k
         indexed.append(match)
         claimed.add(match[0])

@@ -167,7 +167,7 @@ def main() -> None:
             {
                 "spec": family.spec,
                 "set": {"n_heads": HEADS, "max_seq_len": LENGTH, **family.assigned},
-                "tolerance": 2e-5,
+                "tolerance": 5e-5,
             },
             save=save,
             target={n: t.contiguous() for n, t in target.items()},
