@@ -2,6 +2,8 @@
 
     python benchmarks/bench_moe.py [--batch 8] [--length 512] [--hidden 512] [--experts 4] [--chosen 1] [--rounds 7]
 
+The last line leaves the experts' own work out, which both share: what it costs to bring tokens to experts and back.
+
 The plain loop asks each expert in turn for the tokens that chose it, masks, gathers and adds them in place, as trainers'
 own model code commonly does. Both share their weights. Rounds alternate between the two, so that a busy machine slows
 both; a ratio above 1 means that the rendered block is faster. Exit status 1 where their outputs differ.
@@ -90,12 +92,18 @@ def main() -> int:
     def training(way: Callable[[], Any]) -> None:
         way().sum().backward()
 
+    def dispatch(way: Callable[[], Any]) -> None:
+        experts = block.experts
+        block.experts = torch.nn.ModuleList(torch.nn.Identity() for _ in experts)
+        forward(way)
+        block.experts = experts
+
     print(
         f"{options.batch} x {options.length} tokens of {options.hidden}, {options.chosen} of {options.experts} experts; ",
         end="",
     )
     print(f"{torch.get_num_threads()} threads; the outputs differ by at most {apart:.1e}")
-    for label, run in (("forward", forward), ("forward and backward", training)):
+    for label, run in (("forward", forward), ("forward and backward", training), ("dispatch alone", dispatch)):
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds + 1):
             for name, way in ways.items():

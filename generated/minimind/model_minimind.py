@@ -222,7 +222,7 @@ class MiniMindSparseMLP(nn.Module):
         rows, shares = order // chosen.shape[1], weights.flatten()[order].unsqueeze(-1).to(tokens.dtype)
         mixed = torch.zeros_like(tokens)
         for i, own, share in zip(hit, rows.split(counts), shares.split(counts), strict=True):
-            output = self.experts[i](tokens[own]) * share
+            output = self.experts[i](tokens.index_select(0, own)) * share
             mixed.index_add_(0, own, output.to(mixed.dtype))
         mixed = mixed.view_as(hidden_states)
         return mixed, router_logits
