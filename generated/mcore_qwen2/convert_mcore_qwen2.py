@@ -147,7 +147,7 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
-    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
     places = [
         (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
         for match in found
@@ -158,6 +158,12 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    wanted |= {
+        match.string[: match.start(group)] + word + match.string[match.end(group) :]
+        for match in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        for word in words.replace("\\", "").split("|")
+    }
     return sorted(wanted - names.keys())
 
 
@@ -279,7 +285,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    for match in matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_qkv\.weight"):
+    found = list(matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_qkv\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for qkv_weight")
+    for match in found:
         # qkv_weight
         indexed.append(match)
         claimed.add(match[0])
@@ -288,7 +297,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         yield f"model.layers.{match['i']}.self_attn.k_proj.weight", k_proj
         yield f"model.layers.{match['i']}.self_attn.v_proj.weight", v_proj
 
-    for match in matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_qkv\.bias"):
+    found = list(matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_qkv\.bias"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for qkv_bias")
+    for match in found:
         # qkv_bias
         indexed.append(match)
         claimed.add(match[0])
@@ -297,7 +309,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         yield f"model.layers.{match['i']}.self_attn.k_proj.bias", k_proj
         yield f"model.layers.{match['i']}.self_attn.v_proj.bias", v_proj
 
-    for match in matches(source, r"decoder\.layers\.(?P<i>\d+)\.mlp\.linear_fc1\.weight"):
+    found = list(matches(source, r"decoder\.layers\.(?P<i>\d+)\.mlp\.linear_fc1\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for gate_up")
+    for match in found:
         # gate_up
         indexed.append(match)
         claimed.add(match[0])
@@ -306,14 +321,20 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         yield f"model.layers.{match['i']}.mlp.up_proj.weight", up_proj
 
     if f.vocab_size is not None:
-        for match in matches(source, r"embedding\.word_embeddings\.weight"):
+        found = list(matches(source, r"embedding\.word_embeddings\.weight"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for tokens_in")
+        for match in found:
             # tokens_in
             indexed.append(match)
             claimed.add(match[0])
             yield "model.embed_tokens.weight", tokens_in(source[match[0]], f.tokens)
 
     if f.vocab_size is not None and (not f.share_embeddings_and_output_weights):
-        for match in matches(source, r"output_layer\.weight"):
+        found = list(matches(source, r"output_layer\.weight"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for tokens_out")
+        for match in found:
             # tokens_out
             indexed.append(match)
             claimed.add(match[0])

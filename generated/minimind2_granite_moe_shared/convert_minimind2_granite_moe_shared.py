@@ -108,7 +108,7 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
-    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
     places = [
         (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
         for match in found
@@ -119,6 +119,12 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    wanted |= {
+        match.string[: match.start(group)] + word + match.string[match.end(group) :]
+        for match in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        for word in words.replace("\\", "").split("|")
+    }
     return sorted(wanted - names.keys())
 
 
@@ -235,7 +241,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    for match in matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.experts\.0\.gate_proj\.weight"):
+    found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.experts\.0\.gate_proj\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for experts_in")
+    for match in found:
         # experts_in
         indexed.append(match)
         e_count = sum(1 for _ in matches(source, rf"model\.layers\.{match['i']}\.mlp\.experts\.\d+\.gate_proj\.weight"))
@@ -248,7 +257,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
             experts_in([source[name] for name in gate_proj], [source[name] for name in up_proj]),
         )
 
-    for match in matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.experts\.0\.down_proj\.weight"):
+    found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.experts\.0\.down_proj\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for experts_out")
+    for match in found:
         # experts_out
         indexed.append(match)
         e_count = sum(1 for _ in matches(source, rf"model\.layers\.{match['i']}\.mlp\.experts\.\d+\.down_proj\.weight"))
@@ -259,7 +271,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
             experts_out([source[name] for name in down_proj]),
         )
 
-    for match in matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.shared_experts\.0\.gate_proj\.weight"):
+    found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.shared_experts\.0\.gate_proj\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for shared_in")
+    for match in found:
         # shared_in
         indexed.append(match)
         s_count = sum(
@@ -274,7 +289,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
             shared_in([source[name] for name in gate_proj], [source[name] for name in up_proj], f.n_shared_experts),
         )
 
-    for match in matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.shared_experts\.0\.down_proj\.weight"):
+    found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.shared_experts\.0\.down_proj\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for shared_out")
+    for match in found:
         # shared_out
         indexed.append(match)
         s_count = sum(

@@ -102,7 +102,7 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
-    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
     places = [
         (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
         for match in found
@@ -113,6 +113,12 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    wanted |= {
+        match.string[: match.start(group)] + word + match.string[match.end(group) :]
+        for match in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        for word in words.replace("\\", "").split("|")
+    }
     return sorted(wanted - names.keys())
 
 
@@ -211,19 +217,28 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    for match in matches(source, r"layers\.(?P<i>\d+)\.attention\.wq\.weight"):
+    found = list(matches(source, r"layers\.(?P<i>\d+)\.attention\.wq\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for rope_q")
+    for match in found:
         # rope_q
         indexed.append(match)
         claimed.add(match[0])
         yield f"model.layers.{match['i']}.self_attn.q_proj.weight", rope_q(source[match[0]], f.num_attention_heads)
 
-    for match in matches(source, r"layers\.(?P<i>\d+)\.attention\.wk\.weight"):
+    found = list(matches(source, r"layers\.(?P<i>\d+)\.attention\.wk\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for rope_k")
+    for match in found:
         # rope_k
         indexed.append(match)
         claimed.add(match[0])
         yield f"model.layers.{match['i']}.self_attn.k_proj.weight", rope_k(source[match[0]], f.num_key_value_heads)
 
-    for match in matches(source, r"layers\.(?P<i>\d+)\.block_sparse_moe\.w1"):
+    found = list(matches(source, r"layers\.(?P<i>\d+)\.block_sparse_moe\.w1"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for experts_gate")
+    for match in found:
         # experts_gate
         indexed.append(match)
         claimed.add(match[0])
@@ -231,7 +246,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for e, tensor in enumerate(w1):
             yield f"model.layers.{match['i']}.block_sparse_moe.experts.{e}.w1.weight", tensor
 
-    for match in matches(source, r"layers\.(?P<i>\d+)\.block_sparse_moe\.w3"):
+    found = list(matches(source, r"layers\.(?P<i>\d+)\.block_sparse_moe\.w3"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for experts_up")
+    for match in found:
         # experts_up
         indexed.append(match)
         claimed.add(match[0])
@@ -239,7 +257,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for e, tensor in enumerate(w3):
             yield f"model.layers.{match['i']}.block_sparse_moe.experts.{e}.w3.weight", tensor
 
-    for match in matches(source, r"layers\.(?P<i>\d+)\.block_sparse_moe\.w2"):
+    found = list(matches(source, r"layers\.(?P<i>\d+)\.block_sparse_moe\.w2"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for experts_down")
+    for match in found:
         # experts_down
         indexed.append(match)
         claimed.add(match[0])

@@ -97,7 +97,7 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
-    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
     places = [
         (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
         for match in found
@@ -108,6 +108,12 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    wanted |= {
+        match.string[: match.start(group)] + word + match.string[match.end(group) :]
+        for match in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        for word in words.replace("\\", "").split("|")
+    }
     return sorted(wanted - names.keys())
 
 
@@ -181,52 +187,76 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    for match in matches(
-        source, r"transformer\.h\.(?P<i>\d+)\.(?P<p>attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight"
-    ):
+    found = list(
+        matches(source, r"transformer\.h\.(?P<i>\d+)\.(?P<p>attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+    )
+    if not found:
+        raise SystemExit("the checkpoint has nothing for conv1d")
+    for match in found:
         # conv1d
         indexed.append(match)
         claimed.add(match[0])
         yield f"transformer.h.{match['i']}.{match['p']}.weight", conv1d(source[match[0]])
 
     if not f.bias:
-        for match in matches(source, r"transformer\.ln_f\.weight"):
+        found = list(matches(source, r"transformer\.ln_f\.weight"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for what the source lacks")
+        for match in found:
             # what the source lacks
             indexed.append(match)
             yield "transformer.ln_f.bias", torch.full_like(source[match[0]], 0.0)
 
     if not f.bias:
-        for match in matches(source, r"transformer\.h\.(?P<i>\d+)\.ln_1\.weight"):
+        found = list(matches(source, r"transformer\.h\.(?P<i>\d+)\.ln_1\.weight"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for what the source lacks")
+        for match in found:
             # what the source lacks
             indexed.append(match)
             yield f"transformer.h.{match['i']}.ln_1.bias", torch.full_like(source[match[0]], 0.0)
 
     if not f.bias:
-        for match in matches(source, r"transformer\.h\.(?P<i>\d+)\.ln_2\.weight"):
+        found = list(matches(source, r"transformer\.h\.(?P<i>\d+)\.ln_2\.weight"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for what the source lacks")
+        for match in found:
             # what the source lacks
             indexed.append(match)
             yield f"transformer.h.{match['i']}.ln_2.bias", torch.full_like(source[match[0]], 0.0)
 
     if not f.bias:
-        for match in matches(source, r"transformer\.h\.(?P<i>\d+)\.attn\.c_attn\.weight"):
+        found = list(matches(source, r"transformer\.h\.(?P<i>\d+)\.attn\.c_attn\.weight"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for what the source lacks")
+        for match in found:
             # what the source lacks
             indexed.append(match)
             yield f"transformer.h.{match['i']}.attn.c_attn.bias", source[match[0]].new_full((3 * f.n_embd,), 0.0)
 
     if not f.bias:
-        for match in matches(source, r"transformer\.h\.(?P<i>\d+)\.attn\.c_proj\.weight"):
+        found = list(matches(source, r"transformer\.h\.(?P<i>\d+)\.attn\.c_proj\.weight"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for what the source lacks")
+        for match in found:
             # what the source lacks
             indexed.append(match)
             yield f"transformer.h.{match['i']}.attn.c_proj.bias", source[match[0]].new_full((f.n_embd,), 0.0)
 
     if not f.bias:
-        for match in matches(source, r"transformer\.h\.(?P<i>\d+)\.mlp\.c_fc\.weight"):
+        found = list(matches(source, r"transformer\.h\.(?P<i>\d+)\.mlp\.c_fc\.weight"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for what the source lacks")
+        for match in found:
             # what the source lacks
             indexed.append(match)
             yield f"transformer.h.{match['i']}.mlp.c_fc.bias", source[match[0]].new_full((4 * f.n_embd,), 0.0)
 
     if not f.bias:
-        for match in matches(source, r"transformer\.h\.(?P<i>\d+)\.mlp\.c_proj\.weight"):
+        found = list(matches(source, r"transformer\.h\.(?P<i>\d+)\.mlp\.c_proj\.weight"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for what the source lacks")
+        for match in found:
             # what the source lacks
             indexed.append(match)
             yield f"transformer.h.{match['i']}.mlp.c_proj.bias", source[match[0]].new_full((f.n_embd,), 0.0)

@@ -106,7 +106,7 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
-    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
     places = [
         (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
         for match in found
@@ -117,6 +117,12 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    wanted |= {
+        match.string[: match.start(group)] + word + match.string[match.end(group) :]
+        for match in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        for word in words.replace("\\", "").split("|")
+    }
     return sorted(wanted - names.keys())
 
 
@@ -204,7 +210,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    for match in matches(source, r"model\.layers\.(?P<i>\d+)\.self_attn\.qkv_proj\.weight"):
+    found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.self_attn\.qkv_proj\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for qkv")
+    for match in found:
         # qkv
         indexed.append(match)
         claimed.add(match[0])
@@ -213,7 +222,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         yield f"model.layers.{match['i']}.self_attn.k_proj.weight", k_proj
         yield f"model.layers.{match['i']}.self_attn.v_proj.weight", v_proj
 
-    for match in matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.gate_up_proj\.weight"):
+    found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.gate_up_proj\.weight"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for gate_up")
+    for match in found:
         # gate_up
         indexed.append(match)
         claimed.add(match[0])

@@ -104,7 +104,7 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
-    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
     places = [
         (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
         for match in found
@@ -115,6 +115,12 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    wanted |= {
+        match.string[: match.start(group)] + word + match.string[match.end(group) :]
+        for match in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        for word in words.replace("\\", "").split("|")
+    }
     return sorted(wanted - names.keys())
 
 

@@ -110,7 +110,7 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
-    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
     places = [
         (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
         for match in found
@@ -121,6 +121,12 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    wanted |= {
+        match.string[: match.start(group)] + word + match.string[match.end(group) :]
+        for match in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        for word in words.replace("\\", "").split("|")
+    }
     return sorted(wanted - names.keys())
 
 
@@ -217,7 +223,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    for match in matches(source, r"layers\.(?P<i>\d+)\.moe\.routed_experts\.inner_experts\.w1_EFD"):
+    found = list(matches(source, r"layers\.(?P<i>\d+)\.moe\.routed_experts\.inner_experts\.w1_EFD"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for gate")
+    for match in found:
         # gate
         indexed.append(match)
         claimed.add(match[0])
@@ -225,7 +234,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for e, tensor in enumerate(gate_proj):
             yield f"model.layers.{match['i']}.mlp.experts.{e}.gate_proj.weight", tensor
 
-    for match in matches(source, r"layers\.(?P<i>\d+)\.moe\.routed_experts\.inner_experts\.w2_EDF"):
+    found = list(matches(source, r"layers\.(?P<i>\d+)\.moe\.routed_experts\.inner_experts\.w2_EDF"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for down")
+    for match in found:
         # down
         indexed.append(match)
         claimed.add(match[0])
@@ -233,7 +245,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for e, tensor in enumerate(down_proj):
             yield f"model.layers.{match['i']}.mlp.experts.{e}.down_proj.weight", tensor
 
-    for match in matches(source, r"layers\.(?P<i>\d+)\.moe\.routed_experts\.inner_experts\.w3_EFD"):
+    found = list(matches(source, r"layers\.(?P<i>\d+)\.moe\.routed_experts\.inner_experts\.w3_EFD"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for up")
+    for match in found:
         # up
         indexed.append(match)
         claimed.add(match[0])

@@ -110,7 +110,7 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
-    """The names that a rule found in one layer (or expert) and the checkpoint lacks for another."""
+    """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
     places = [
         (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
         for match in found
@@ -121,6 +121,12 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    wanted |= {
+        match.string[: match.start(group)] + word + match.string[match.end(group) :]
+        for match in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        for word in words.replace("\\", "").split("|")
+    }
     return sorted(wanted - names.keys())
 
 
@@ -207,7 +213,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    for match in matches(source, r"blocks\.(?P<i>\d+)\.attn\.W_Q"):
+    found = list(matches(source, r"blocks\.(?P<i>\d+)\.attn\.W_Q"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for qkv")
+    for match in found:
         # qkv
         indexed.append(match)
         claimed.add(match[0])
@@ -220,7 +229,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
             qkv(source[match[0]], source[W_K], source[W_V], f.n_heads),
         )
 
-    for match in matches(source, r"blocks\.(?P<i>\d+)\.attn\.b_Q"):
+    found = list(matches(source, r"blocks\.(?P<i>\d+)\.attn\.b_Q"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for qkv_bias")
+    for match in found:
         # qkv_bias
         indexed.append(match)
         claimed.add(match[0])
@@ -233,13 +245,19 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
             qkv_bias(source[match[0]], source[b_K], source[b_V], f.n_heads),
         )
 
-    for match in matches(source, r"blocks\.(?P<i>\d+)\.attn\.W_O"):
+    found = list(matches(source, r"blocks\.(?P<i>\d+)\.attn\.W_O"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for output")
+    for match in found:
         # output
         indexed.append(match)
         claimed.add(match[0])
         yield f"transformer.h.{match['i']}.attn.c_proj.weight", output(source[match[0]], f.n_heads)
 
-    for match in matches(source, r"unembed\.W_U"):
+    found = list(matches(source, r"unembed\.W_U"))
+    if not found:
+        raise SystemExit("the checkpoint has nothing for unembed")
+    for match in found:
         # unembed
         indexed.append(match)
         claimed.add(match[0])
