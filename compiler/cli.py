@@ -18,6 +18,7 @@ COMMANDS = {
     "compile": "commands_compile",
     "run": "commands_run",
     "plan": "commands_plan",
+    "detect": "commands_detect",
     "schema": "commands_tools",
     "explain": "commands_tools",
 }

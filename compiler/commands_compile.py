@@ -15,6 +15,7 @@ USAGE = """\
 compile SPEC [SPEC ...]              render the converter of each spec into generated/
 compile run SPEC SOURCE OUT          convert a checkpoint into a folder that Transformers loads
 compile plan SPEC SOURCE             say what would become what, from headers alone
+compile detect SOURCE                say which specs fit a checkpoint
 compile explain KIND                 tell what a kind of problem means
 compile schema                       print the JSON Schema of the spec language
 

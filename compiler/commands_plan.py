@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.options import Parser, notes, print_json, request
+from compiler.options import Parser, notes, print_json, program_of, request
 
 if TYPE_CHECKING:
     from compiler.overview import Line, Overview, Side
@@ -29,13 +29,13 @@ def plan_parser() -> Parser:
 
 def plan(options: argparse.Namespace) -> int:
     from compiler import settings
-    from compiler.build import load_program
     from compiler.convert import prepare
     from compiler.overview import overview
 
-    program, asked = load_program(options.spec), request(options)
     kept, say = notes(options)
-    found, checkpoint = prepare(program, asked, say if options.html is None else kept.append)
+    say = say if options.html is None else kept.append
+    program, asked = program_of(options, say), request(options)
+    found, checkpoint = prepare(program, asked, say)
     defaults: dict[str, Any] = {}
     if not options.reverse:
         told = settings.gather(program, asked.source[0], checkpoint.objects, asked.config, asked.assigned)

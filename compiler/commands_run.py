@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compiler.options import Meter, Parser, notes, print_json, request
+from compiler.options import Meter, Parser, notes, print_json, program_of, request
 
 
 def run_parser() -> Parser:
@@ -30,11 +30,10 @@ def run_parser() -> Parser:
 
 
 def run(options: argparse.Namespace) -> int:
-    from compiler.build import load_program
     from compiler.convert import convert
 
-    program = load_program(options.spec)
     kept, say = notes(options)
+    program = program_of(options, say)
     with Meter() as meter:
         plan = convert(program, request(options), options.out, say, meter)
     total = sum(target.nbytes for target in plan.targets)

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from compiler.diagnostics import Diagnostic, refuse
 
 SPEC_HELP = "a spec: a YAML file, or the name of a shipped one"
+AUTO_HELP = SPEC_HELP + "; auto takes the one that fits"
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
     def add_spec(self) -> None:
-        self.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
+        self.add_argument("spec", metavar="SPEC", help=AUTO_HELP)
 
     def add_source(self) -> None:
         self.add_argument(
@@ -86,6 +87,23 @@ def request(options: argparse.Namespace) -> Any:
         resume=getattr(options, "resume", False),
         check_values=getattr(options, "check_values", False),
     )
+
+
+def program_of(options: argparse.Namespace, say: Callable[[str], None]) -> Any:
+    """The `Program` of the spec that the words name; for `auto` the one that fits the source. Raises Refusal."""
+    from compiler.build import load_program
+
+    if options.spec != "auto":
+        return load_program(options.spec)
+    from compiler.detect import detect, known_specs, unique
+    from compiler.settings import parse_assignments
+
+    if options.reverse:
+        refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
+    programs = known_specs()
+    fit = unique(detect(options.source, programs, options.config, parse_assignments(options.set)), options.source[0])
+    say(f"took the spec {fit.spec}: {fit.summary}")
+    return next(program for program in programs if program.spec.path == fit.path)
 
 
 def note(line: str) -> None:

@@ -46,8 +46,9 @@ def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
                 refuse(str(one), f"of {name}, number {missing[0]} is missing", "missing-part", f"place {place + 1}")
         return files
     if len(paths) == 1 and one.is_file() and shared:
-        folder = one.parents[weights.count("/")]
-        others = [f for f in folder.glob(weights) if f != one] if one in folder.glob(weights) else []
+        whole, depth = one.absolute(), weights.count("/")
+        folder = whole.parents[min(depth, len(whole.parents) - 1)]
+        others = [f for f in folder.glob(weights) if f != whole] if whole in folder.glob(weights) else []
         if others:
             hint = f"give the folder: {folder}"
             refuse(str(one), f"it is one of {len(others) + 1} parts of a model", "missing-part", hint)
