@@ -7,6 +7,7 @@ part of a name, parts that no example tells apart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -80,11 +81,13 @@ def _starts(program: Program) -> Iterator[Diagnostic]:
                 first.setdefault(prefix, (pattern, hole))
                 if hole.shift <= 0:
                     able.add(prefix)
+            text = pattern.parts[0] if isinstance(pattern.parts[0], str) else ""
+            able |= {text[: at.start()] for at in re.finditer(r"(?<![0-9])0(?![0-9])", text)}  # number 0, written out
     for prefix in first.keys() - able:
         pattern, hole = first[prefix]
-        yield Diagnostic(
+        yield _warn(
             pattern.span,
-            f"no rule reads {prefix.replace('#', '0')}0, and an index runs from 0",
+            f"no rule reads {prefix.replace('#', '0')}0, and an index usually runs from 0",
             "index-start",
             f"write {{{hole.name}}} here and shift the index of the target, or read number 0 by another rule",
         )

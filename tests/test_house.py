@@ -29,8 +29,9 @@ ROOMS = {
     "jinja2": {"render", "rendered"},
     "ruff": {"render", "rendered"},
     "numpy": {"casts", "gather", "values"},
-    "torch": {"kernels", "execute", "pthfile", "target", "verify"},
-    "transformers": {"target", "verify"},
+    "torch": {"kernels", "execute", "compute", "device", "pthfile", "target", "verify", "forward", "neutral"},
+    "safetensors": {"verify", "forward", "neutral"},
+    "transformers": {"target", "verify", "forward", "neutral"},
     "tqdm": {"options"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
@@ -157,6 +158,11 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
 # First words of model types that are words of their own as well, or parts of some.
 ORDINARY = frozenset(
     [
+        "core",
+        "seed",
+        "shared",
+        "transformer",
+        "lens",
         "align",
         "aria",
         "beam",
