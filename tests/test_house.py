@@ -35,7 +35,7 @@ ROOMS = {
     "tqdm": {"options"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
-AT_ONCE = {"yaml": {"document"}, "numpy": {"casts", "gather", "values"}, "torch": {"kernels"}}
+AT_ONCE = {"yaml": {"document"}, "numpy": {"casts", "gather", "values"}, "torch": {"kernels", "compute", "device"}}
 
 
 @dataclass(frozen=True)
