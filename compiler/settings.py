@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from compiler import dialects, document
 from compiler.diagnostics import Span, refuse
 from compiler.environment import Given
 from compiler.program import Program
 
+MOST_BYTES = 16 << 20  # of a config; the largest known have a few hundred thousand
 # Where trainers put the arguments of their model beside the weights.
 OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
 # What every config of Transformers carries and no conversion reads.
@@ -140,7 +142,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         refuse(name, f"a config is a mapping of fields, here is {type(fields).__name__}", "bad-config")
     for value in (fields.get("auto_map") or {}).values() if isinstance(fields.get("auto_map"), dict) else ():
-        if any(part in str(value) for part in ("/", "\\", "..")):
+        if any(part in str(value) for part in ("/", "\\", "..", "--")):  # -- stands after another repository's name
             refuse(
                 name,
                 f"auto_map points outside the folder: {value!r}",
@@ -152,18 +154,24 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in found]
-        for key in keys:
-            if keys.count(key) > 1:
+        fields: dict[str, Any] = {}
+        for key, value in found:
+            if key in fields:
                 refuse(str(path), f"the key {key!r} stands twice", "duplicate-key")
-        return dict(found)
+            fields[key] = value
+        return fields
 
-    def constant(text: str) -> None:
+    def constant(text: str) -> NoReturn:
         refuse(str(path), f"{text} is not a number that JSON has", "not-finite")
 
+    def number(text: str) -> float:
+        return float(text) if math.isfinite(float(text)) else constant(text)
+
     try:
+        if path.stat().st_size > MOST_BYTES:
+            refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "this is some other file")
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
     except json.JSONDecodeError as error:
         line = text.splitlines()[error.lineno - 1] if error.lineno <= len(text.splitlines()) else ""
         refuse(Span(str(path), error.lineno, error.colno, 1, line), f"not JSON: {error.msg}", "json-syntax")
