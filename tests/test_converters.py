@@ -33,7 +33,7 @@ from compiler.spec import OP_WORDS
 ROOT = Path(__file__).parent.parent
 SPECS = sorted(ROOT.glob("specs/*.yaml"))
 GENERATED = ROOT / "generated"
-ALLOWED = {"torch", "safetensors", "transformers"}
+ALLOWED = {"torch", "safetensors", "transformers", "yaml"}  # the last one comes with the one before it
 
 # One converter after the other, as `python convert_x.py WORDS` would run it, in a process without the compiler.
 SERVER = """

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -152,3 +154,12 @@ def test_a_wrong_tensor_is_seen(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "out/model.safetensors")
     found = digests(tmp_path / "out")
     assert {n for n in found if found[n] != case.manifest[n]} == {name}
+
+
+def test_a_converter_reads_a_config_in_yaml(tmp_path: Path) -> None:
+    """As its trainer wrote it, by the generated program."""
+    case = next(c for c in CASES if str(c.request.config).endswith(".yaml") and c.manifest and not c.request.assigned)
+    script = Path(__file__).parent.parent / "generated" / case.spec / f"convert_{case.spec}.py"
+    words = [str(case.request.source[0]), str(tmp_path / "out"), "--config", str(case.request.config)]
+    subprocess.run([sys.executable, str(script), *words], check=True)
+    assert digests(tmp_path / "out") == case.manifest
