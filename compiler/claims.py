@@ -14,7 +14,6 @@ from compiler.environment import Environment, Signature
 from compiler.names import Hole, Pattern, options
 from compiler.program import Program, Rule
 
-
 MOST_DIGITS = 9  # of an index; a model has no billion layers
 
 
