@@ -131,9 +131,9 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     if used := {name: value for name, value in env.defaulted.items() if name in env.found}:
         say("left at their defaults: " + ", ".join(f"{name}={value!r}" for name, value in used.items()))
-    # What comes out must be a source that the spec would accept.
+    # What comes out must be a source that the spec would accept, of the sizes that the config tells.
     made = {target.name: target for target in plan.targets}
-    Environment(program, NamedShapes(made), {n: g for n, g in given.items() if n in program.spec.arguments}).check()
+    Environment(program, NamedShapes(made), {n: g for n, g in given.items() if n is not None}).check()
     return plan
 
 
