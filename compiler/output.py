@@ -147,9 +147,9 @@ class Output:
                     refuse(str(self.given), f"another run (process {holder}) is writing it", "output-busy", hint)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(self.lock)):
+                    self.held = handle
                     os.ftruncate(handle, 0)
                     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-                    self.held = handle
                     return
             os.close(handle)  # a lock that nobody will see again
 

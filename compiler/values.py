@@ -3,7 +3,7 @@
 Takes tensors of a checkpoint, or a plan and what was written by it; returns sentences, one for each thing that a
 person should know, and changes nothing. A tensor is looked at in samples of 64 KiB for every 4 MiB, about a
 sixty-fourth of a large checkpoint, or as a whole; where a sample shows something, the tensor is counted as a whole.
-Raises Refusal and OSError for a file that cannot be read.
+Raises Refusal for a file that cannot be read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from compiler.checkpoint import Checkpoint, Tensor, read_bytes
-from compiler.diagnostics import listed
+from compiler.diagnostics import listed, refuse
 from compiler.dtypes import ITEM_SIZES
 from compiler.files import Source
 from compiler.plan import Group, Plan
@@ -94,11 +94,14 @@ def _glance(tensor: Tensor, whole: bool) -> Count:
     """Counted in samples of what the tensor spans; a strided one may also span what is not its own."""
     size = span(tensor.shape, tensor.strides) * ITEM_SIZES[tensor.dtype]
     found = Count()
-    with Source(tensor.path) as source:
-        for start, stop in _ranges(size, whole):
-            buffer = memoryview(bytearray(stop - start))
-            source.read(tensor.offset + start, [buffer])
-            found += count(buffer, tensor.dtype)
+    try:
+        with Source(tensor.path) as source:
+            for start, stop in _ranges(size, whole):
+                buffer = memoryview(bytearray(stop - start))
+                source.read(tensor.offset + start, [buffer])
+                found += count(buffer, tensor.dtype)
+    except OSError as error:
+        refuse(str(tensor.path), f"cannot be read: {error.strerror or error}", "unreadable-file")
     return found
 
 
