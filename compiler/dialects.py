@@ -35,7 +35,8 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_toke
 def config_json(fields: Mapping[str, Any], *, model_class: str, model_type: str, dtype: str) -> Fields:
     """The content of config.json for `fields` in either dialect; `dtype` is the element type of the weights file.
 
-    Raises Refusal: `contradictory-field` where two names of one thing differ, `unwritable-value` for what is not JSON.
+    Raises Refusal: `contradictory-field` where two names of one thing differ, `wrong-type` where a nested field is no
+    mapping, `unwritable-value` for what is not JSON.
     """
     config = _flat(fields)
     if (parameters := _parameters(config, fields.get("rope_parameters") or {})) is not None:
@@ -77,18 +78,18 @@ def read_config(config: Mapping[str, Any]) -> Fields:
 def _flat(given: Mapping[str, Any]) -> Fields:
     """Every field of `given` in the flat dialect, with what only `rope_parameters` or a synonym said."""
     fields = {key: value for key, value in given.items() if key != "rope_parameters"}
-    parameters = given.get("rope_parameters") or {}
+    parameters = _mapping("rope_parameters", given.get("rope_parameters"))
     nested = FULL in parameters or SLIDING in parameters
-    main = (parameters.get(FULL) or {}) if nested else parameters
+    main = _mapping(FULL, parameters.get(FULL)) if nested else parameters
     for names in (EXPERTS, EXPERTS[::-1]):
         _agree(fields, names[0], fields.get(names[1]))
     for names in (THETA, SHARE):
         _agree(fields, names[0], fields.get(names[1]))
         _agree(fields, names[0], main.get(names[0]))
     if nested:
-        _agree(fields, SLIDING_THETA, (parameters.get(SLIDING) or {}).get("rope_theta"))
-    for part in (fields.pop("rope_scaling", None), main):
-        scaling = _scaling(part or {})
+        _agree(fields, SLIDING_THETA, _mapping(SLIDING, parameters.get(SLIDING)).get("rope_theta"))
+    for part in (_mapping("rope_scaling", fields.pop("rope_scaling", None)), main):
+        scaling = _scaling(part)
         if scaling and scaling["rope_type"] == "longrope":
             # Generation 4 calls this kind `type`, wants the original length beside it, and some classes count the keys.
             _agree(fields, ORIGINAL, scaling.pop(ORIGINAL, None))
@@ -97,6 +98,15 @@ def _flat(given: Mapping[str, Any]) -> Fields:
     if THETA[0] in fields or "rope_scaling" in given:
         fields.setdefault("rope_scaling", None)
     return fields
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """A nested value; nothing counts as an empty one. Raises Refusal for any other value that is no mapping."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        refuse("config.json", f"{name} is {value!r}, where a mapping belongs", "wrong-type", "or null")
+    return value
 
 
 def _scaling(parameters: Mapping[str, Any]) -> Fields | None:

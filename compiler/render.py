@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler import dialects, functions, loops
-from compiler.diagnostics import refuse
+from compiler.diagnostics import listed, refuse
 from compiler.environment import Environment, Given
 from compiler.functions import Function
 from compiler.inversion import SourceShapes
@@ -192,7 +192,11 @@ class _Context:
                 case "rope_scaling":
                     yield quoted(name), "None"
                 case _:
-                    raise AssertionError(f"no text for the field {name}")
+                    others = listed(
+                        n for pair in (dialects.THETA, dialects.SHARE) if name in pair for n in pair if n in fields
+                    )
+                    message = f"the config gives {others} and not {name}, which some versions read instead"
+                    refuse(self.spec.name.span, message, "missing-field", f"give {name} as well")
 
 
 def _function(function: Function) -> dict[str, Any]:
