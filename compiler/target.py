@@ -33,7 +33,7 @@ from compiler.dialects import EXPERTS, SHARE, THETA, json_text, read_config
 COMMON_FIELDS = {
     "architectures": None, "auto_map": None, "bos_token_id": None, "decoder_start_token_id": None, "dtype": None,
     "eos_token_id": None, "model_type": None, "pad_token_id": None, "tie_word_embeddings": True, "torch_dtype": None,
-    "transformers_version": None, "use_cache": True,
+    "num_labels": 2, "transformers_version": None, "use_cache": True,
 }  # fmt: skip
 # A config class may take fields out of its `kwargs`, and a model may look for fields that the config class never names.
 _TAKEN = re.compile(r"""kwargs\.(?:pop|get|setdefault)\(\s*["'](\w+)["']""")

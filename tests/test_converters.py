@@ -175,6 +175,8 @@ def test_the_way_back_gives_the_source(tmp_path: Path, name: str, example: int, 
     # What the target's config cannot say has to be said again.
     carried = {field.carried for field in program.spec.config}
     said = {n: v for n, v in source.arguments.items() if n not in carried}
+    guards = {n for rule in program.rules if rule.when for n in rule.when.names}
+    said |= {n: v for n, (v, _) in program.spec.examples[example].items() if n in guards - carried}
     back = Request([tmp_path / "out"], reverse=True, assigned=said)
     if any(group.rule.loss for group in plan.groups):
         with pytest.raises(Refusal, match="irreversible-rule"):

@@ -107,20 +107,18 @@ def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]
 
 def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str]:
     """The names that a rule found for one layer, expert or choice, and the checkpoint lacks for another."""
-    places = [
-        (match.string[: match.start(index)], int(match[index]), match.string[match.end(index) :])
-        for match in found
-        for index in match.re.groupindex
-        if rf"(?P<{index}>\d+)" in match.re.pattern
-    ]
+    indices = [(m, name) for m in found for name in m.re.groupindex if rf"(?P<{name}>\d+)" in m.re.pattern]
+    places = [(m.string[: m.start(name)], int(m[name]), m.string[m.end(name) :]) for m, name in indices]
     last: dict[str, int] = {}
     for before, number, _ in places:
         last[before] = max(number, last.get(before, 0))
     wanted = {f"{before}{n}{after}" for before, _, after in places for n in range(last[before] + 1)}
+    deep = {m.string: m.start(name) for m, name in indices if m[name] != "0"}
     wanted |= {
-        match.string[: match.start(group)] + word + match.string[match.end(group) :]
-        for match in found
-        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", match.re.pattern)
+        m.string[: m.start(group)] + word + m.string[m.end(group) :]
+        for m in found
+        for group, words in re.findall(r"\(\?P<(\w+)>((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)+)\)", m.re.pattern)
+        if deep.get(m.string, -1) < m.start(group)  # an encoder and its decoder may differ in depth
         for word in words.replace("\\", "").split("|")
     }
     return sorted(wanted - names.keys())
