@@ -27,6 +27,7 @@ from compiler.plan import Plan, bind
 from compiler.program import Program
 from compiler.proof import SourceShapes, check_target
 from compiler.quantized import check_quantized
+from compiler.uneven import uneven
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -73,6 +74,8 @@ def prepare(program: Program, request: Request, say: Say = lambda line: None) ->
     for note in checkpoint.notes:
         say(note)
     plan = (_prepare_reverse if request.reverse else _prepare)(program, request, checkpoint, say)
+    for line in uneven(plan):
+        say(line)
     for name, reason in plan.ignored[:8]:
         say(f"ignored {name}: {reason}")
     if len(plan.ignored) > 8:
