@@ -18,9 +18,12 @@ COMMANDS = {
     "compile": "commands_compile",
     "run": "commands_run",
     "plan": "commands_plan",
+    "verify": "commands_verify",
     "detect": "commands_detect",
     "schema": "commands_tools",
     "explain": "commands_tools",
+    "new": "commands_new",
+    "completion": "commands_completion",
 }
 
 

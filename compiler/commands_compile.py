@@ -11,13 +11,16 @@ from compiler import __version__
 from compiler.diagnostics import Diagnostic, Refusal
 from compiler.options import SPEC_HELP, Parser, print_json, report
 
+PAUSE = 0.3  # seconds between two looks at the files
 USAGE = """\
 compile SPEC [SPEC ...]              render the converter of each spec into generated/
 compile run SPEC SOURCE OUT          convert a checkpoint into a folder that Transformers loads
 compile plan SPEC SOURCE             say what would become what, from headers alone
 compile detect SOURCE                say which specs fit a checkpoint
+compile new NAME                     start a spec
 compile explain KIND                 tell what a kind of problem means
 compile schema                       print the JSON Schema of the spec language
+compile completion SHELL             print a script that completes these words
 
 'compile run --help' and so on tell the options of each."""
 
@@ -38,6 +41,7 @@ def compile_parser() -> Parser:
     parser.add_argument(
         "--no-proof", action="store_true", help="skip the proof against the target class, which imports Transformers"
     )
+    parser.add_argument("--watch", action="store_true", help="compile anew whenever a spec is saved, until interrupted")
     parser.add_argument("--strict", action="store_true", help="warnings fail, and nothing is written")
     parser.add_json()
     parser.add_argument("--version", action="version", version=f"mapspec {__version__}")
@@ -45,6 +49,37 @@ def compile_parser() -> Parser:
 
 
 def compile(options: argparse.Namespace) -> int:
+    return _watch(options) if options.watch else _compile(options)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    """Compile what has changed since it was last looked at, until the user has enough."""
+    import time
+
+    from compiler.resources import find_spec
+
+    seen: dict[str, float] = {}
+    given = list(options.specs)
+    while True:
+        for text in given:
+            path = find_spec(text)
+            saved = path.stat().st_mtime if path.is_file() else 0.0
+            if seen.get(text) == saved:
+                continue
+            seen[text] = saved
+            options.specs = [text]
+            try:
+                _compile(options)
+            except Refusal as refusal:
+                report(refusal.diagnostics, options.json)
+            sys.stdout.flush()
+        try:
+            time.sleep(PAUSE)
+        except KeyboardInterrupt:
+            return 0
+
+
+def _compile(options: argparse.Namespace) -> int:
     """Every spec is tried, whatever becomes of the one before."""
     from compiler.build import build
 
