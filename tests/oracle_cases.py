@@ -1,6 +1,6 @@
 """The recorded cases: `tests/data/oracles/FAMILY/CASE/` with a `case.json`, and more where `MAPSPEC_ORACLES` points.
 
-`case.json` says: `spec`; `weights` (a file of `source/`, or "." for all of it; without it the only checkpoint there),
+`case.json` says: `spec`; `weights` (a file of `source/`, a list of them, or "." for all; without it the only one there),
 `config` (a file of `source/`), `of` (the case of the family whose files it reads) and `set` (arguments) as a user would give them; `tolerance` of the logits; `also`, specs
 of path B that `test_custom` holds to the same logits; `config_differs`, the fields of config.json that may differ from
 the recorded ones, with the reason; `lossy`, why there is no way back to every bit of the source.
@@ -52,9 +52,10 @@ class Case:
     def request(self) -> Request:
         source = self.files / "source"
         files = [p for p in sorted(source.iterdir()) if p.suffix in CHECKPOINTS]
-        weights = source / self.said["weights"] if "weights" in self.said else files[0]
+        named = self.said.get("weights", files[0].name if files else ".")
+        weights = [source / name for name in (named if isinstance(named, list) else [named])]
         config = source / self.said["config"] if self.said.get("config") else None
-        return Request([weights], config=config, assigned=self.said.get("set", {}))
+        return Request(weights, config=config, assigned=self.said.get("set", {}))
 
     @property
     def files(self) -> Path:

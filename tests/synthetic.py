@@ -22,7 +22,13 @@ from compiler.inversion import SourceShapes, invert
 from compiler.names import options
 from compiler.program import Program
 
-_BITS = {"float32": torch.int32, "float16": torch.int16, "bfloat16": torch.int16}
+_BITS = {
+    "float32": torch.int32,
+    "float16": torch.int16,
+    "bfloat16": torch.int16,
+    "float8_e4m3fn": torch.uint8,
+    "uint8": torch.uint8,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,10 @@ def synthetic(program: Program, example: int = 0, dtype: str = "float32", finite
     env = Environment(program, SourceShapes(program, shapes), given, trusted=True)
     random = torch.Generator().manual_seed(example)
     make = _numbers if finite else _bits
-    tensors = {n: make(form.shape, dtype, random) for n, form in sorted(invert(program, env, shapes).items())}
+    tensors = {
+        n: make(form.shape, dtype if form.dtype == "float32" else form.dtype, random)
+        for n, form in sorted(invert(program, env, shapes).items())
+    }
     for tie in program.ties:
         for alias in tensors if env.holds(tie.when) else ():
             captures = tie.alias.match(alias)
@@ -77,6 +86,8 @@ def synthetic(program: Program, example: int = 0, dtype: str = "float32", finite
 
 
 def _numbers(shape: tuple[int, ...], dtype: str, random: torch.Generator) -> Tensor:
+    if dtype == "uint8":
+        return torch.randint(100, 150, shape, generator=random, dtype=torch.uint8)
     return torch.randn(shape, generator=random).to(getattr(torch, dtype))
 
 

@@ -53,14 +53,23 @@ IGNORED = {
 }
 
 
+def files_of(paths: list[Path]) -> list[Path]:
+    """The files that a user means: for a folder, those in it."""
+    return [
+        file
+        for path in paths
+        for file in (sorted(path.glob("mp_rank_*/model_optim_rng.pt")) if path.is_dir() else [path])
+    ]
+
+
 class Source(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name; each is read when it is asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, files: list[Path]) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in sorted(path.glob("mp_rank_*/model_optim_rng.pt")) if path.is_dir() else [path]:
+        for file in files:
             if file.suffix != ".safetensors":
                 self.tensors |= load(file)
                 continue
@@ -116,9 +125,8 @@ def axes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
 class Parts(Source):
     """The files of a model in parts, as one checkpoint."""
 
-    def __init__(self, path: Path) -> None:
-        files = sorted(path.glob("mp_rank_*/model_optim_rng.pt")) if path.is_dir() else [path]
-        self.parts = [Source(file) for file in files]
+    def __init__(self, files: list[Path]) -> None:
+        self.parts = [Source([file]) for file in files]
         self.shapes = dict(self.parts[0].shapes)
         self.joins: dict[str, tuple[int, int]] = {}
         for pattern, join in axes(self.shapes).items() if len(files) > 1 else ():
@@ -326,7 +334,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Qwen3 from Megatron-Core (legacy checkpoints, 1 or more tensor-parallel ranks) as Qwen3ForCausalLM"
     )
-    parser.add_argument("source", type=Path, help="the checkpoint: .pth, .safetensors, or a folder of .safetensors")
+    parser.add_argument(
+        "source", type=Path, nargs="+", help="the checkpoint: .pth, .safetensors, or a folder of .safetensors"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="a JSON file with the arguments of the source's model")
     parser.add_argument(
@@ -347,7 +357,7 @@ def main() -> None:
     arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
     if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
         raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
-    source = Parts(options.source)
+    source = Parts(files_of(options.source))
     f = read_facts(source.shapes, arguments)
     for name, value in given.items():
         if value is not None and getattr(f, name, value) != value:

@@ -47,14 +47,19 @@ STATE_DICT_MAPPING = {
 # fmt: on
 
 
+def files_of(paths: list[Path]) -> list[Path]:
+    """The files that a user means: for a folder, those in it."""
+    return [file for path in paths for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
+
+
 class Source(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name; each is read when it is asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, files: list[Path]) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        for file in files:
             if file.suffix != ".safetensors":
                 self.tensors |= load(file)
                 continue
@@ -229,7 +234,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="torchtune's Phi-3 mini (separate projections) as a standard Phi3ForCausalLM"
     )
-    parser.add_argument("source", type=Path, help="the checkpoint: .pth, .safetensors, or a folder of .safetensors")
+    parser.add_argument(
+        "source", type=Path, nargs="+", help="the checkpoint: .pth, .safetensors, or a folder of .safetensors"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="a JSON file with the arguments of the source's model")
     parser.add_argument(
@@ -250,7 +257,7 @@ def main() -> None:
     arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
     if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
         raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
-    source = Source(options.source)
+    source = Source(files_of(options.source))
     f = read_facts(source.shapes, arguments)
     for name, value in given.items():
         if value is not None and getattr(f, name, value) != value:
