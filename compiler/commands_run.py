@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from compiler.commands_verify import add_source_model, verified
+from compiler.diagnostics import refuse
 from compiler.options import Meter, Parser, notes, print_json, program_of, request
 
 
@@ -26,6 +28,8 @@ def run_parser() -> Parser:
     parser.add_argument(
         "--check-values", action="store_true", help="count NaN and infinity in every tensor, not in samples"
     )
+    parser.add_argument("--verify", action="store_true", help="then hold the folder to the source, as `verify` does")
+    add_source_model(parser)
     return parser
 
 
@@ -33,14 +37,20 @@ def run(options: argparse.Namespace) -> int:
     from compiler.convert import convert
 
     kept, say = notes(options)
+    if options.reverse and options.verify:
+        refuse("compile run", "--verify holds a folder to its source; the way back makes no folder", "wrong-usage")
     program = program_of(options, say)
     with Meter() as meter:
         plan = convert(program, request(options), options.out, say, meter)
+    proof = verified(options, program, request(options), options.out) if options.verify else None
     total = sum(target.nbytes for target in plan.targets)
     if options.json:
         spec = program.spec.name.value
         tensors = len(plan.targets)
-        print_json({"out": str(options.out), "spec": spec, "tensors": tensors, "bytes": total, "notes": kept})
+        result = {"out": str(options.out), "spec": spec, "tensors": tensors, "bytes": total, "notes": kept}
+        print_json(result | ({"verified": proof} if proof else {}))
     else:
         print(f"{options.out}: {len(plan.targets)} tensors, {total:,} bytes")
+        if proof:
+            print(proof["text"])
     return 0

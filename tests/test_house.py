@@ -29,9 +29,9 @@ ROOMS = {
     "jinja2": {"render", "rendered"},
     "ruff": {"render", "rendered"},
     "numpy": {"casts", "gather", "values"},
-    "torch": {"kernels", "execute", "compute", "device", "pthfile", "target", "verify", "forward", "neutral"},
-    "safetensors": {"verify", "forward", "neutral"},
-    "transformers": {"target", "verify", "forward", "neutral"},
+    "torch": {"kernels", "execute", "compute", "device", "pthfile", "target", "verify", "forward", "neutral", "roundtrip"},
+    "safetensors": {"verify", "forward", "neutral", "roundtrip"},
+    "transformers": {"target", "verify", "forward"},
     "tqdm": {"options"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
