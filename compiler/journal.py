@@ -13,11 +13,13 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-EVERY = 5.0  # seconds between two notes
+EVERY = 5.0  # seconds between two notes, and at least SHARE times as long as the last one took
+SHARE = 4
 _CHUNK = 1 << 20
 
 Range = tuple[str, int, int]  # file, first byte, end
@@ -99,22 +101,30 @@ class Journal:
             raise self.error
 
     def _run(self) -> None:
-        while not self.stop.wait(EVERY):
+        pause = EVERY
+        while not self.stop.wait(pause):
+            began = time.monotonic()
             try:
-                self.note()
+                self.note(hurried=True)
             except OSError as error:
                 self.error = error
                 return
+            pause = max(EVERY, SHARE * (time.monotonic() - began))
 
-    def note(self) -> None:
-        """Make safe what was written since the last time."""
+    def note(self, hurried: bool = False) -> None:
+        """Make safe what was written since the last time; if `hurried`, not where the end comes first."""
         with self.lock:
             ranges, self.pending = _merged(self.pending), []
         if not ranges:
             return
         for file in sorted({file for file, _, _ in ranges}):
             sync(self.folder / file)
-        line = json.dumps({"ranges": ranges, "sha256": self._hash(ranges)}) + "\n"
+        found = self._hash(ranges, hurried)
+        if not found:
+            with self.lock:
+                self.pending += ranges
+            return
+        line = json.dumps({"ranges": ranges, "sha256": found}) + "\n"
         with self.path.open("ab", buffering=0) as journal:
             journal.write(line.encode("ascii"))
             os.fsync(journal.fileno())
@@ -123,15 +133,21 @@ class Journal:
     def _all(self) -> Iterator[Range]:
         return ((file, start, stop) for file, ranges in self.safe.items() for start, stop in ranges)
 
-    def _hash(self, ranges: Iterable[Range]) -> str:
+    def _hash(self, ranges: Iterable[Range], hurried: bool = False) -> str:
         found, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
         for file, start, stop in ranges:
             with (self.folder / file).open("rb", buffering=0) as opened:
                 opened.seek(start)
                 left = stop - start
-                while left and (got := opened.readinto(buffer[: min(left, _CHUNK)])):
+                while (
+                    left
+                    and not (hurried and self.stop.is_set())
+                    and (got := opened.readinto(buffer[: min(left, _CHUNK)]))
+                ):
                     found.update(buffer[:got])
                     left -= got
+            if left and hurried and self.stop.is_set():
+                return ""
             if left:
                 raise ValueError(f"{file} ends before byte {stop}")
         return found.hexdigest()

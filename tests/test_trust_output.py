@@ -40,8 +40,8 @@ journal.EVERY = 0.01
 transfer.TASK = transfer.BLOCK = worker.WINDOW = worker.BLOCK = 1 << 10
 write, note = os.pwrite, journal.Journal.note
 os.pwrite = lambda *args: (time.sleep(0.002), write(*args))[1]
-def noted(self):
-    note(self)
+def noted(self, hurried=False):
+    note(self, hurried)
     if self.total:
         print("noted", flush=True)
 journal.Journal.note = noted
@@ -207,7 +207,7 @@ def test_a_signal_leaves_what_can_be_continued_and_says_so(
 
 
 def test_a_signal_before_anything_is_safe_leaves_nothing(tmp_path: Path, source: Path) -> None:
-    nothing = SLOW.replace("EVERY = 0.01", "EVERY = 100").replace("    note(self)\n", "")
+    nothing = SLOW.replace("EVERY = 0.01", "EVERY = 100").replace("    note(self, hurried)\n", "")
     process = start(source, tmp_path / "out", code=nothing)
     while not list(tmp_path.glob(".out*/new/out/*.safetensors")):
         time.sleep(0.01)
