@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,21 +26,9 @@ from compiler.plan import Plan, bind
 from compiler.program import Program
 from compiler.proof import SourceShapes, check_target
 from compiler.quantized import check_quantized
+from compiler.tokenizer import copy_tokenizer
 from compiler.uneven import uneven
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 Say = Callable[[str], None]
 
 
@@ -243,7 +230,7 @@ def _write_folder(
     for old in output.place.iterdir():
         if old.name not in {file.name for file in files}:
             old.unlink()
-    _write_texts(plan, request, files, output.place)
+    _write_texts(plan, request, files, output.place, say)
     with output.journal as journal:
         execute.write_folder(
             plan,
@@ -257,24 +244,14 @@ def _write_folder(
         )
 
 
-def _write_texts(plan: Plan, request: Request, parts: list[outfiles.OutFile], folder: Path) -> None:
+def _write_texts(plan: Plan, request: Request, parts: list[outfiles.OutFile], folder: Path, say: Say) -> None:
     for name, text in texts(plan).items():
         (folder / name).write_text(text, encoding="utf-8")
     if len(parts) > 1:
         (folder / outfiles.INDEX).write_text(outfiles.index_json(parts, plan.targets), encoding="utf-8")
     source = request.tokenizer or (request.source[0] if request.source[0].is_dir() else None)
-    if request.tokenizer is not None and not request.tokenizer.is_dir():
-        refuse(str(request.tokenizer), "there is no such folder", "missing-tokenizer")
-    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()] if source else []
-    if request.tokenizer is not None and not found:
-        refuse(
-            str(request.tokenizer),
-            "the folder holds no tokenizer",
-            "missing-tokenizer",
-            f"looked for {listed(TOKENIZER_FILES, 3)}",
-        )
-    for file in found:
-        shutil.copyfile(file, folder / file.name)
+    if source:
+        copy_tokenizer(source, folder, say, named=request.tokenizer is not None)
 
 
 def texts(plan: Plan) -> dict[str, str]:

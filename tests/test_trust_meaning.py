@@ -254,3 +254,49 @@ def test_every_bit_pattern_is_judged_as_torch_does(dtype: str) -> None:
     expected = values.Count(int(wide.isnan().sum()), int(wide.isinf().sum()))
     assert expected
     assert values.count(bits.tobytes(), dtype) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tokenizer
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        ({"AutoTokenizer": ["their--evil.Tokenizer", None]}, "bad-config"),
+        ({"AutoTokenizer": ["../evil.Tokenizer", None]}, "bad-config"),
+        ({"AutoTokenizer": ["own.Tokenizer", None]}, ""),
+    ],
+    ids=["repository", "path", "own"],
+)
+def test_code_of_a_tokenizer_never_comes_along(tmp_path: Path, place: dict[str, Any], kind: str) -> None:
+    folder = tmp_path / "work"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "own.py").write_text("raise SystemExit")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"auto_map": place}))
+    words = {"tokenizer": folder / "tokenizer"}
+    if kind:
+        torch.save(model(), folder / "model.pth")
+        with pytest.raises(Refusal, match="auto_map points outside"):
+            convert(
+                load_program("llama"),
+                Request([folder / "model.pth"], assigned=HEADS | {"tie_word_embeddings": False}, **words),
+                folder / "out",
+            )  # type: ignore[arg-type]
+        assert not (folder / "out").exists()
+        return
+    assert told(run(folder, model(), **words), "own.Tokenizer")
+    assert not (folder / "out" / "own.py").exists()
+
+
+def test_a_tokenizer_that_links_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "tokenizer" / "tokenizer.json").symlink_to("../secret")
+    torch.save(model(), tmp_path / "model.pth")
+    words = Request(
+        [tmp_path / "model.pth"], assigned=HEADS | {"tie_word_embeddings": False}, tokenizer=tmp_path / "tokenizer"
+    )
+    with pytest.raises(Refusal, match="leaves its folder"):
+        convert(load_program("llama"), words, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
