@@ -9,7 +9,7 @@ TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 ORACLES := transformers litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens
 SEED ?= 1
 
-.PHONY: env env-4 demo test test-oracles check regen bench clean
+.PHONY: env env-4 demo test test-oracles check regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -57,6 +57,10 @@ regen: env
 	$(BIN)/compile specs/*.yaml
 	$(BIN)/python tests/test_errors.py
 	$(BIN)/python docs/make_specs.py
+
+# About ten minutes: what docs/trust.md reports.
+fuzz: env
+	$(BIN)/python tests/fuzz
 
 bench: env
 	$(BIN)/python -m benchmarks

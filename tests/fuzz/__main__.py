@@ -1,0 +1,48 @@
+"""All long checks of `docs/trust.md`: `python tests/fuzz` takes about ten minutes and prints one JSON object a line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT), str(HERE.parent)]
+
+INPUTS = [("safetensors", 20_000), ("pth", 20_000), ("spec", 6_000), ("injection", 8_000)]
+KILLS = [
+    ("llama", []),
+    ("llama", ["--over", "--max-shard-size", "100KB"]),
+    ("minimind1_llama", ["--dtype", "float16"]),
+    ("litgpt_gemma", ["--set", "n_head=8"]),
+]
+
+
+def main() -> int:
+    """Run everything; 1 where something is wrong."""
+    from synthetic import synthetic
+
+    from compiler.build import load_program
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    failed = False
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as place:
+        commands = [[str(HERE / "inputs.py"), what, f"{place}/{what}", str(rounds)] for what, rounds in INPUTS]
+        for n, (spec, options) in enumerate(KILLS):
+            folder = Path(place) / f"source{n}"
+            folder.mkdir()
+            source = synthetic(load_program(spec), 0, finite=True).save(folder, "*.pth")
+            words = [spec, str(source), f"{place}/kills{n}", "--rounds", "200", "--calls", "40", *options]
+            commands.append([str(HERE / "kills.py"), *words])
+        for command in commands:
+            print(" ".join([Path(command[0]).stem, *command[1:2]]), end=" ", flush=True)
+            failed |= subprocess.run([sys.executable, *command], env=environment, check=False).returncode != 0
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
