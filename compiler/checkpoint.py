@@ -58,8 +58,9 @@ class _Opened:
         self.checksums |= other.checksums
 
 
-def open_checkpoint(path: Path | Sequence[Path], root: str | None = None) -> Checkpoint:
-    """Open one checkpoint. `root` is the dotted path of the weights inside a torch file, where that is not plain.
+def open_checkpoint(path: Path | Sequence[Path], root: str | None = None, nested: bool = False) -> Checkpoint:
+    """Open one checkpoint. `root` is the dotted path of the weights inside a torch file, where that is not plain;
+    `nested` says that they are dictionaries in dictionaries.
 
     Several files are united; they may share no name. Raises Refusal.
     """
@@ -70,7 +71,7 @@ def open_checkpoint(path: Path | Sequence[Path], root: str | None = None) -> Che
     collecting = gc.isenabled()
     gc.disable()
     try:
-        opened = [_open(p, root) for p in paths]
+        opened = [_open(p, root, nested) for p in paths]
         _refuse_shared_names(opened, str(paths[0]))
         whole = _Opened()
         for part in opened:
@@ -81,9 +82,9 @@ def open_checkpoint(path: Path | Sequence[Path], root: str | None = None) -> Che
             gc.enable()
 
 
-def open_parts(paths: Iterable[Path], root: str | None = None) -> list[Checkpoint]:
+def open_parts(paths: Iterable[Path], root: str | None = None, nested: bool = False) -> list[Checkpoint]:
     """Open each file on its own: the shards of a tensor-parallel model, which share their names."""
-    return [open_checkpoint(p, root) for p in paths]
+    return [open_checkpoint(p, root, nested) for p in paths]
 
 
 def verify(checkpoint: Checkpoint) -> int:
@@ -109,18 +110,18 @@ def verify(checkpoint: Checkpoint) -> int:
     return total
 
 
-def _open(path: Path, root: str | None) -> _Opened:
+def _open(path: Path, root: str | None, nested: bool) -> _Opened:
     try:
         file = find(path)
         kind = sniff(file.path)
-        opened = _open_index(file.path) if kind == "index" else _open_file(file.path, kind, root)
+        opened = _open_index(file.path) if kind == "index" else _open_file(file.path, kind, root, nested)
         opened.notes[:0] = file.notes
         return opened
     except OSError as error:
         refuse(str(path), f"cannot be read: {error.strerror or error}", "unreadable-file")
 
 
-def _open_file(path: Path, kind: str, root: str | None) -> _Opened:
+def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = False) -> _Opened:
     if kind == "safetensors":
         tensors, _ = open_safetensors(path)
         if not tensors:
@@ -129,7 +130,7 @@ def _open_file(path: Path, kind: str, root: str | None) -> _Opened:
     found: list[Contents] = []
 
     def contents(tree: object) -> Iterable[object]:
-        found.append(Contents(tree, str(path), root))
+        found.append(Contents(tree, str(path), root, nested))
         return found[0].named.values()
 
     if kind == "zip":
@@ -148,7 +149,7 @@ def _open_index(path: Path) -> _Opened:
     claimed = read_index(path)
     for shard in sorted(set(claimed.values())):
         try:
-            part = _open_file(shard, sniff(shard), None)
+            part = _open_file(shard, sniff(shard))
         except Refusal as refusal:
             report.absorb(refusal)
             continue

@@ -8,7 +8,7 @@ carry. Optimizer state is never taken for weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from compiler.diagnostics import listed, nearest, refuse
@@ -18,20 +18,24 @@ from compiler.standins import Global, Inert, Unreadable, View
 WEIGHTS = ("model", "state_dict", "model_state_dict", "module", "weights", "net", "params")
 AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "model_ema_state_dict")
 TRAINING = ("optim", "sched", "scaler", "rng", "callbacks", "loops", "loss")  # how keys of training state begin or end
+MAX_DEPTH = 16  # of dictionaries in dictionaries
 WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _TENSORS, _HOLDERS = (View, Unreadable), (dict, list, tuple, Inert)
 
 
 class Contents:
-    """The weights found in one object: `named` (name to View), `objects` beside them, `notes`."""
+    """The weights found in one object: `named` (name to View), `objects` beside them, `notes`.
 
-    def __init__(self, tree: Any, path: str, root: str | None = None) -> None:
+    `nested`: the weights are dictionaries in dictionaries, whose keys are joined by dots.
+    """
+
+    def __init__(self, tree: Any, path: str, root: str | None = None, nested: bool = False) -> None:
         self.path = path
         self.objects: dict[str, object] = {}
         self.notes: list[str] = []
         self.trail: list[str] = []
-        node = self._descend(tree, root) if root else self._search(tree)
-        self.named = self._names(node)
+        node = self._descend(tree, root) if root else self._search(tree, self._known if nested else self._choice)
+        self.named = self._names(dict(_flat(node)) if nested else node)
 
     def _descend(self, tree: Any, root: str) -> dict[Any, Any]:
         """Follow a dotted path; a key may itself hold dots."""
@@ -49,11 +53,11 @@ class Contents:
             refuse(self.path, f"the root {root!r} is no dictionary of tensors", "missing-weights")
         return node
 
-    def _search(self, tree: Any) -> dict[Any, Any]:
+    def _search(self, tree: Any, choose: Callable[[dict[Any, Any]], Any]) -> dict[Any, Any]:
         node = _mapping(tree)
         if node is None:
             self._refuse_nameless(tree)
-        while (key := self._choice(node)) is not None:
+        while (key := choose(node)) is not None:
             self._enter(node, key)
             node = _mapping(node[key]) or {}
         return node
@@ -73,6 +77,11 @@ class Contents:
         if not others and not tensors:
             self._refuse_empty(node, bool(nested))
         return others[0] if others else None
+
+    def _known(self, node: dict[Any, Any]) -> Any:
+        """The one key that trainers give to the whole of the weights; None where there is none."""
+        known = [k for k, v in node.items() if k in WEIGHTS and _mapping(v) is not None and holds_tensors(v)]
+        return known[0] if len(known) == 1 and not any(isinstance(v, _TENSORS) for v in node.values()) else None
 
     def _enter(self, node: Mapping[Any, Any], key: str) -> None:
         beside = [shown(k) for k in node if k != key]
@@ -165,6 +174,16 @@ def _mapping(value: Any) -> dict[Any, Any] | None:
     if isinstance(value, Inert):
         return value.items or None
     return value if isinstance(value, dict) else None
+
+
+def _flat(node: dict[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[Any, Any]]:
+    """The items of dictionaries in dictionaries, their keys joined by dots."""
+    for key, value in node.items():
+        inner = _mapping(value) if depth < MAX_DEPTH and isinstance(key, str) and holds_tensors(value) else None
+        if inner is None:
+            yield (prefix + key if isinstance(key, str) else key), value
+        else:
+            yield from _flat(inner, f"{prefix}{key}.", depth + 1)
 
 
 def _is_module(value: Any) -> bool:

@@ -22,8 +22,8 @@ def open_source(program: Program, paths: Sequence[Path]) -> Checkpoint:
     """Open what a user named. Raises Refusal."""
     files = _files(program.spec.weights, paths, bool(program.merged))
     if not program.merged:
-        return open_checkpoint(files[0] if len(files) == 1 else files)
-    return merge(program.merged, open_parts(files))
+        return open_checkpoint(files[0] if len(files) == 1 else files, nested=program.spec.nested)
+    return merge(program.merged, open_parts(files, nested=program.spec.nested))
 
 
 def in_parts(weights: str) -> bool:

@@ -41,6 +41,7 @@ def read_spec(root: Node) -> Spec:
         summary=_text(root, "summary").value,
         weights=_string(root.get("source"), "weights"),
         source_config=_string(root.get("source"), "config"),
+        nested=_string(root.get("source"), "nested") == "true",
         target=target,
         arguments=arguments,
         facts=facts,
@@ -56,6 +57,7 @@ def read_spec(root: Node) -> Spec:
         create=tuple(_create(key, node) for key, node in _entries(root, "create")),
         merge=tuple(_merge(key, node) for key, node in _entries(root.get("source"), "merge")),
         examples=tuple(_examples(root)),
+        undecided=tuple((Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "undecided")),
         root=root,
     )
     stem = Path(spec.path).stem

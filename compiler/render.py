@@ -108,6 +108,7 @@ class _Context:
             "yaml_config": (yaml_config := spec.source_config.endswith((".yaml", ".yml"))),
             "config_example": spec.source_config if yaml_config else "config.json",
             "source_example": "folder/" if "safetensors" in spec.weights or in_parts(spec.weights) else "model.pth",
+            "nested": spec.nested,
             "weights": quoted(spec.weights if in_parts(spec.weights) else "*.safetensors"),
             "merged": [(raw(m.pattern.regex), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
             "arguments": [(quoted(name), literal(value)) for name, value in defaults.items()],

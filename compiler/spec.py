@@ -146,6 +146,7 @@ class Spec:
     summary: str
     weights: str
     source_config: str
+    nested: bool
     target: Target
     arguments: Mapping[str, Argument]
     facts: Mapping[str, Expr]
@@ -161,4 +162,5 @@ class Spec:
     create: tuple[Create, ...]
     merge: tuple[Merge, ...]
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
+    undecided: tuple[tuple[Text, str], ...]  # of a draft: what, and the question
     root: Node = field(compare=False, repr=False)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -82,14 +83,25 @@ def load(file: Path) -> dict[str, Tensor]:
     """The tensors of a file of torch.save, out of the dicts that trainers put them into."""
     with file.open("rb") as start:
         is_zip = start.read(2) == b"PK"
-    state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
+    # A trainer keeps the words of its command line beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
     for key in ("model", "state_dict", "model_state_dict", "module"):
         state = state[key] if isinstance(state.get(key), dict) else state
     named = {}
-    for name, tensor in state.items():
+    for name, tensor in flattened(state):
         plain = ".".join(word for word in name.split(".") if word not in WRAPPERS)
         named[plain if name.startswith(tuple(WRAPPERS)) else name] = tensor
     return named
+
+
+def flattened(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of dicts in dicts, the keys joined by dots."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            yield prefix + name, value
 
 
 def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]]:

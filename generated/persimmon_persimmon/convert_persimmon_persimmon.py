@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -34,7 +35,7 @@ ARGUMENTS = {
 # Source name (a regular expression) -> target name
 STATE_DICT_MAPPING = {
     r"language_model\.embedding\.word_embeddings\.weight":                                                                                    "model.embed_tokens.weight",
-    r"language_model\.word_embeddings_for_head\.weight":                                                                                      "lm_head.weight",
+    r"word_embeddings_for_head\.weight":                                                                                                      "lm_head.weight",
     r"language_model\.encoder\.final_layernorm\.(?P<t>weight|bias)":                                                                          r"model.final_layernorm.\g<t>",
     r"language_model\.encoder\.layers\.(?P<i>\d+)\.(?P<p>input|post_attention)_layernorm\.(?P<t>weight|bias)":                                r"model.layers.\g<i>.\g<p>_layernorm.\g<t>",
     r"language_model\.encoder\.layers\.(?P<i>\d+)\.self_attention\.(?P<p>query_key_value|dense|q_layernorm|k_layernorm)\.(?P<t>weight|bias)": r"model.layers.\g<i>.self_attn.\g<p>.\g<t>",
@@ -92,14 +93,25 @@ def load(file: Path) -> dict[str, Tensor]:
     """The tensors of a file of torch.save, out of the dicts that trainers put them into."""
     with file.open("rb") as start:
         is_zip = start.read(2) == b"PK"
-    state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
+    # A trainer keeps the words of its command line beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
     for key in ("model", "state_dict", "model_state_dict", "module"):
         state = state[key] if isinstance(state.get(key), dict) else state
     named = {}
-    for name, tensor in state.items():
+    for name, tensor in flattened(state):
         plain = ".".join(word for word in name.split(".") if word not in WRAPPERS)
         named[plain if name.startswith(tuple(WRAPPERS)) else name] = tensor
     return named
+
+
+def flattened(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of dicts in dicts, the keys joined by dots."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            yield prefix + name, value
 
 
 def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]]:

@@ -21,9 +21,12 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "n_audio_head": None,
-    "n_text_head": None,
     "eos_token_id": None,
+}
+# What must be given.
+REQUIRED = {
+    "n_audio_head": "the heads of the encoder",
+    "n_text_head": "the heads of the decoder",
 }
 
 # fmt: off
@@ -151,12 +154,10 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_text_ctx = shapes["decoder.positional_embedding"][0]
     f.n_text_layer = count(shapes, r"decoder\.blocks\.(?P<i>\d+)\.attn_ln\.weight")
     f.ffn = shapes["encoder.blocks.0.mlp.0.weight"][0]
-    f.audio_heads = f.n_audio_head or f.n_audio_state // 64
-    f.text_heads = f.n_text_head or f.n_text_state // 64
     f.end = (50257 if f.n_vocab >= 51865 else 50256) if f.eos_token_id is None else f.eos_token_id
     if f.n_audio_state != f.n_text_state:
         raise SystemExit("encoder and decoder of the class are of one width")
-    if not (f.n_audio_state % f.audio_heads == 0 and f.n_text_state % f.text_heads == 0):
+    if not (f.n_audio_state % f.n_audio_head == 0 and f.n_text_state % f.n_text_head == 0):
         raise SystemExit("the heads do not divide the model's width")
     return f
 
@@ -171,8 +172,8 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "max_target_positions": f.n_text_ctx,
         "encoder_layers": f.n_audio_layer,
         "decoder_layers": f.n_text_layer,
-        "encoder_attention_heads": f.audio_heads,
-        "decoder_attention_heads": f.text_heads,
+        "encoder_attention_heads": f.n_audio_head,
+        "decoder_attention_heads": f.n_text_head,
         "encoder_ffn_dim": f.ffn,
         "decoder_ffn_dim": f.ffn,
         "bos_token_id": f.end,
@@ -227,7 +228,9 @@ def main() -> None:
         name, _, value = text.partition("=")
         given[name] = json.loads(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
+        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
     source = Source(files_of(options.source))
     f = read_facts(source.shapes, arguments)
     for name, value in given.items():
