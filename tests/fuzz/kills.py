@@ -162,7 +162,7 @@ class Trial:
         _, said = run(self.words, lambda: Crash(pause=PAUSE))
         totals = json.loads(said.splitlines()[-1])
         for kind, total in sorted(totals.items()):
-            for n in sorted({1 + k * (total - 1) // max(1, most - 1) for k in range(min(most, total))}):
+            for n in sorted({total - k * total // most for k in range(min(most, total))}):
                 self.clean()
                 what = f"after {kind} {n} of {total}"
                 status, _ = run(self.words, lambda kind=kind, n=n: Crash(kind, n, PAUSE))  # type: ignore[misc]
