@@ -41,9 +41,16 @@ test: env
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1
 	touch $@
 
-test-oracles: env .venv-oracles/ready
+.venv-scripts/ready: tests/oracles/requirements-scripts.txt
+	$(PYTHON) -m venv .venv-scripts
+	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements-scripts.txt
+	touch $@
+
+test-oracles: env .venv-oracles/ready .venv-scripts/ready
 	rm -rf build/oracles
 	for name in $(ORACLES); do .venv-oracles/bin/python tests/oracles/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
+	.venv-scripts/bin/python tests/oracles/run_transformers_scripts.py build/oracles --seed $(SEED)
 	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/test_oracles.py tests/test_mutations.py
 
 check: env
@@ -66,4 +73,4 @@ bench: env
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv .venv-4 .venv-oracles out build *.egg-info
+	rm -rf .venv .venv-4 .venv-scripts .venv-oracles out build *.egg-info

@@ -1,6 +1,7 @@
 """Records what the conversion scripts of transformers 4.46.3 make of small checkpoints; later releases ship none of them.
 
-Run in an environment of its own: `pip install torch transformers==4.46.3`, then `python run_transformers_scripts.py OUT`.
+Run in an environment of its own, in which `make test-oracles` installs transformers 4.46.3 and what its scripts import:
+`python run_transformers_scripts.py OUT`.
 The source of each case is written in the original layout: under the original's names, with weights of its own in every
 tensor. The target is what the script and `save_pretrained` make of it; the logits are those of the loaded class in
 float32.
@@ -28,8 +29,10 @@ VOCABULARY, LENGTH, KEPT = 128, 24, 12
 class Seeded:
     """Tensors of its own for every name: norms near 1, biases that count, all exact in float16."""
 
+    base = 0  # what the command line says
+
     def __init__(self, seed: int) -> None:
-        self.random = torch.Generator().manual_seed(seed)
+        self.random = torch.Generator().manual_seed(1000 * self.base + seed)
 
     def __call__(self, *shape: int, around: float = 0.0) -> Tensor:
         spread = 0.3 if len(shape) == 1 else 1.2 * shape[-1] ** -0.5
@@ -312,12 +315,62 @@ def whisper(out: Path) -> None:
          lambda place: torch.save({"dims": dims, "model_state_dict": state}, place / "tiny.pt"), model)  # fmt: skip
 
 
+def vit(out: Path) -> None:
+    import timm
+    from transformers.models.vit.convert_vit_timm_to_pytorch import create_rename_keys, read_in_q_k_v
+
+    seeded = Seeded(9)
+    theirs = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2, num_classes=5
+    )
+    state = {name: seeded(*tensor.shape) for name, tensor in theirs.state_dict().items()}
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=16, patch_size=8,
+        num_labels=5, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    made = dict(state)
+    for old, new in create_rename_keys(config):
+        made[new] = made.pop(old)
+    read_in_q_k_v(made, config)
+    model = transformers.ViTForImageClassification(config).half()
+    model.load_state_dict({name: tensor.contiguous() for name, tensor in made.items()}, strict=True)
+    keep(out, "timm", "vit", {"spec": "timm_vit", "set": {"num_heads": 4}, "weights": "model.safetensors"},
+         lambda place: save_file(state, place / "model.safetensors"), model)  # fmt: skip
+
+
+def clip(out: Path) -> None:
+    from clip.model import CLIP
+    from transformers.models.clip import convert_clip_original_pytorch_to_hf as script
+
+    seeded = Seeded(10)
+    theirs = CLIP(
+        embed_dim=16, image_resolution=16, vision_layers=2, vision_width=64, vision_patch_size=8, context_length=10,
+        vocab_size=VOCABULARY, transformer_width=64, transformer_heads=1, transformer_layers=1,
+    ).float()  # fmt: skip
+    state = {name: seeded(*tensor.shape) if tensor.shape else tensor for name, tensor in theirs.state_dict().items()}
+    theirs.load_state_dict(state)
+    shared = {"num_attention_heads": 1, "hidden_size": 64, "intermediate_size": 256, "projection_dim": 16}
+    text_config = {"vocab_size": VOCABULARY, "max_position_embeddings": 10, "num_hidden_layers": 1, "eos_token_id": 2,
+                   "bos_token_id": 0, **shared}  # fmt: skip
+    vision_config = {"image_size": 16, "patch_size": 8, "num_hidden_layers": 2, **shared}
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(projection_dim=16, text_config=text_config, vision_config=vision_config)
+    )
+    script.copy_text_model_and_projection(model, theirs)
+    script.copy_vison_model_and_projection(model, theirs)
+    model.logit_scale = theirs.logit_scale
+    keep(out, "clip", "vit", {"spec": "clip_clip", "weights": "clip.pt"},
+         lambda place: torch.save({n: t.half() for n, t in state.items()}, place / "clip.pt"), model.half())  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    out, Seeded.base = options.out, options.seed
     torch.set_num_threads(1)
-    for record in (megatron_gpt2, opt, rwkv, persimmon, mistral, whisper):
+    for record in (megatron_gpt2, opt, rwkv, persimmon, mistral, whisper, vit, clip):
         record(out)
 
 
