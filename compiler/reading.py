@@ -57,7 +57,9 @@ def read_spec(root: Node) -> Spec:
         create=tuple(_create(key, node) for key, node in _entries(root, "create")),
         merge=tuple(_merge(key, node) for key, node in _entries(root.get("source"), "merge")),
         examples=tuple(_examples(root)),
-        undecided=tuple((Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "undecided")),
+        undecided=tuple(
+            (Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "undecided")
+        ),
         root=root,
     )
     stem = Path(spec.path).stem
