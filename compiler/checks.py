@@ -16,6 +16,8 @@ from compiler.spelling import parse_pattern
 def check(program: Program) -> None:
     """Raises Refusal with everything that a Program as a whole has against it."""
     checker = _Checker(program)
+    for text, question in program.spec.undecided:
+        checker.report.add(text.span, f"undecided: {question}", "undecided", "decide it, then remove this entry")
     checker.check_claims(program)
     checker.check_merge(program)
     checker.check_names(program)

@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "commands_plan",
     "verify": "commands_verify",
     "detect": "commands_detect",
+    "draft": "commands_draft",
     "schema": "commands_tools",
     "explain": "commands_tools",
     "new": "commands_new",

@@ -17,7 +17,8 @@ compile SPEC [SPEC ...]              render the converter of each spec into gene
 compile run SPEC SOURCE OUT          convert a checkpoint into a folder that Transformers loads
 compile plan SPEC SOURCE             say what would become what, from headers alone
 compile detect SOURCE                say which specs fit a checkpoint
-compile new NAME                     start a spec
+compile draft SOURCE --target CLASS  propose a spec for a checkpoint that none fits
+compile new NAME --target CLASS      start a spec
 compile explain KIND                 tell what a kind of problem means
 compile schema                       print the JSON Schema of the spec language
 compile completion SHELL             print a script that completes these words

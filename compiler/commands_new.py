@@ -11,7 +11,7 @@ from compiler.options import Parser, print_json
 def new_parser() -> Parser:
     parser = Parser("new", "Start a spec: a file with every part of the language and a remark at each.")
     parser.add_argument("name", metavar="NAME", help="a small word; the file is called NAME.yaml")
-    parser.add_argument("--target", default="LlamaForCausalLM", metavar="CLASS", help="a class of Transformers")
+    parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")
     parser.add_argument("--out", type=Path, default=Path("specs"), metavar="DIR", help="where it goes (default: specs)")
     parser.add_json()
     return parser

@@ -41,7 +41,10 @@ def op_of(step: Step, transform: Transform, slots: int) -> Op:
             )
             return ops.Split(along, parts, sizes)  # type: ignore[arg-type]
         case "concat", int(along):
-            return ops.Concat(along, slots, _sizes(values, transform.sources))
+            sizes = _sizes(values, transform.sources)
+            if sizes and len(sizes) != slots:
+                refuse(step.span, f"concat joins {slots} tensors, here are {len(sizes)} sizes", "op-mismatch")
+            return ops.Concat(along, slots, sizes)
         case "stack", str(hole):
             return ops.Stack(hole, axis)  # type: ignore[arg-type]
         case "unstack", str(hole):

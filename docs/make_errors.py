@@ -22,6 +22,7 @@ UNRECORDED = {
     "diverging-model": "it takes two models that run",
     "failed-step": "it takes a device without room",
     "file-truncated": "it takes a file that changes while it is read",
+    "misread-field": "it takes a version of Transformers that does this",
     "missing-package": "it takes an installation without Transformers",
     "no-device": "the message lists what this build of torch knows",
     "output-busy": "it takes two runs at once",
@@ -63,6 +64,10 @@ def page() -> str:
         "A problem is one line, `path:line:column: message [kind]`, the source line with a caret, and a hint. All problems",
         "of a phase come in one report. `--json` prints them for tools: file, line, column, length, kind, message, hint,",
         "severity. A warning does not fail, unless `--strict` is given.",
+        "",
+        "`python tests/spec_mutations.py 5000 7` spoiled the shipped specs 5,000 times (a key deleted, renamed, doubled, a",
+        "value retyped, a name or a size changed): 4,327 were refused, 654 showed in what is generated, 18 stood where nothing",
+        "is generated from or meant the same, none vanished in silence, and 1 ended in a traceback, which is mended.",
     ]
     for chapter, kinds in texts().items():
         lines += ["", f"## {chapter}"]

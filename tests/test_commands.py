@@ -49,9 +49,9 @@ def test_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = {key.text for key, _ in document.read_document(tmp_path / "mine.yaml").entries}  # type: ignore[union-attr]
     schema = json.loads(run(capsys, "schema")[1])
     assert {"target", "rename", "transform", "tie", "example"} <= keys <= schema["properties"].keys()
-    status, _, err = run(capsys, "new", "mine", "--out", tmp_path)
+    status, _, err = run(capsys, "new", "mine", "--target", "A", "--out", tmp_path)
     assert (status, "[output-exists]" in err) == (1, True)
-    status, _, err = run(capsys, "new", "Not-A-Name", "--out", tmp_path)
+    status, _, err = run(capsys, "new", "Not-A-Name", "--target", "A", "--out", tmp_path)
     assert (status, "[bad-name]" in err) == (1, True)
     # What is left to say is told, not thrown.
     status, _, err = run(capsys, tmp_path / "mine.yaml", "--out", tmp_path)

@@ -1,0 +1,75 @@
+"""`compile draft SOURCE --target CLASS`: proposes a spec for a checkpoint that no spec fits."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from compiler.options import Parser, print_json
+
+
+def draft_parser() -> Parser:
+    parser = Parser("draft", "Propose a spec for a checkpoint: by names, and by what shapes allow.")
+    parser.add_source()
+    parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")
+    parser.add_settings()
+    parser.add_argument(
+        "--like", type=Path, metavar="DIR", help="the same model, converted by someone: decides by trying"
+    )
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where the spec goes (default: stdout)")
+    parser.add_json()
+    return parser
+
+
+def draft(options: argparse.Namespace) -> int:
+    from compiler.checkpoint import open_checkpoint
+    from compiler.diagnostics import refuse
+    from compiler.drafted import propose
+    from compiler.trying import decide
+
+    if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
+        what = "the file exists" if options.out.exists() else "a spec is a file called NAME.yaml"
+        refuse(
+            str(options.out), what, "output-exists" if options.out.exists() else "wrong-usage", "choose another name"
+        )
+    checkpoint = open_checkpoint(options.source[0] if len(options.source) == 1 else options.source)
+    name = options.out.stem if options.out is not None else "draft"
+    shapes = {n: (tuple(t.shape), t.dtype) for n, t in checkpoint.tensors.items()}
+    proposal = propose(
+        name, shapes, options.target, _given(options, checkpoint.objects), f"*{options.source[0].suffix}"
+    )
+    if options.like is not None:
+        proposal = decide(proposal, checkpoint, open_checkpoint(options.like))
+    text = proposal.text()
+    if options.out is not None:
+        try:
+            options.out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            refuse(str(options.out), f"cannot be written: {error.strerror}", "output-unwritable")
+    if options.json:
+        print_json({"spec": text, "undecided": proposal.questions})
+    elif options.out is None:
+        print(text, end="")
+    else:
+        print(f"wrote {options.out}")
+    asked = len(proposal.questions)
+    if asked and not options.json:
+        print(f"note: {asked} question{'s' * (asked != 1)} to decide, under 'undecided'", file=sys.stderr)
+    return 0
+
+
+def _given(options: argparse.Namespace, objects: Any) -> dict[str, Any]:
+    """What is said of the model: in the checkpoint itself, in a config, by `--set`."""
+    from compiler import dialects, settings
+
+    found: dict[str, Any] = {}
+    for key in reversed(settings.OBJECTS):
+        if isinstance(objects.get(key), dict):
+            found |= dialects.read_config(objects[key])
+    path = options.config or settings.beside(options.source[0], "config.json")
+    if path is not None:
+        found |= dialects.read_config(settings.read_config_file(path))
+    found |= settings.parse_assignments(options.set)
+    return {name: value for name, value in found.items() if name not in settings.BAGGAGE - {"dtype"}}

@@ -1,0 +1,132 @@
+"""Decides what shapes leave open, by trying: a second checkpoint holds what should come out.
+
+Takes a proposal, the checkpoint and the answer (the same model, converted by someone else); returns the proposal with
+every guess that one alternative alone makes come out right, bit for bit. What no alternative explains stays a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations, permutations
+
+from compiler.build import compile_spec
+from compiler.checkpoint import Checkpoint, read_bytes
+from compiler.diagnostics import Refusal
+from compiler.draft import GATE, SURE, Draft, Guess
+from compiler.drafted import Proposal
+from compiler.environment import Environment, NamedShapes
+from compiler.execute import arrange_group
+from compiler.moves import extents, lower
+from compiler.plan import Group, Plan, bind
+from compiler.reading import load_spec
+from compiler.reshaping import TRANSPOSE, Step
+
+
+def decide(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
+    """The same proposal with the questions answered that the second checkpoint answers."""
+    proposal = _exchanged(proposal, checkpoint, answer)
+    for number, guess in enumerate(proposal.draft.guesses):
+        if not guess.question:
+            continue
+        fitting = [other for other in _alternatives(guess) if _fits(proposal, number, other, checkpoint, answer)]
+        if len(fitting) == 1:
+            proposal = _replaced(proposal, number, replace(fitting[0], confidence=SURE, question=""))
+    return proposal
+
+
+def _exchanged(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
+    """Gate and the other matrix of an MLP change places where that is what the answer says."""
+    asked = [n for n, guess in enumerate(proposal.draft.guesses) if guess.question == GATE]
+    for one, other in combinations(asked, 2):
+        a, b = proposal.draft.guesses[one], proposal.draft.guesses[other]
+        if any(_fits(proposal, n, g, checkpoint, answer) for n, g in ((one, a), (other, b))):
+            continue
+        swapped = _replaced(proposal, one, replace(a, targets=b.targets))
+        swapped = _replaced(swapped, other, replace(b, targets=a.targets))
+        if all(_fits(swapped, n, swapped.draft.guesses[n], checkpoint, answer) for n in (one, other)):
+            proposal = swapped
+    return proposal
+
+
+def _replaced(proposal: Proposal, number: int, guess: Guess) -> Proposal:
+    guesses = [*proposal.draft.guesses]
+    guesses[number] = guess
+    return replace(proposal, draft=Draft(guesses, proposal.draft.missing))
+
+
+def _alternatives(guess: Guess) -> Iterator[Guess]:
+    """The guess, and what the shapes allow beside it."""
+    yield guess
+    name = guess.name or "tried"
+    if len(guess.sources) == len(guess.targets) == 1 and guess.kind in ("rename", "transform"):
+        heads = next(
+            (str(h) for step in guess.steps for key, h in step.items() if key.startswith("rope")), "num_attention_heads"
+        )
+        if ".k" in guess.sources[0] or "key" in guess.sources[0] or "wk" in guess.sources[0]:
+            heads = "num_key_value_heads"
+        ways: list[list[Step]] = [[], [{"rope_to_half": heads}], [{"rope_to_interleaved": heads}], [TRANSPOSE]]
+        for steps in ways:
+            if steps != guess.steps:
+                yield replace(guess, kind="transform" if steps else "rename", name=name if steps else "", steps=steps)
+    elif guess.kind == "transform" and len(guess.targets) > 1:
+        for order in list(permutations(range(len(guess.targets))))[1:]:
+            yield replace(
+                guess,
+                targets=[guess.targets[n] for n in order],
+                target_sizes=[guess.target_sizes[n] for n in order] if guess.target_sizes else [],
+            )
+        if len(guess.targets) == 3:
+            rows = ["num_attention_heads * head_dim", *["num_key_value_heads * head_dim"] * 2]
+            yield replace(guess, steps=[{"split": 0}], target_sizes=rows)
+            groups = {"group": "num_key_value_heads"}
+            sizes = ["num_attention_heads // num_key_value_heads * head_dim", "head_dim", "head_dim"]
+            steps = [
+                {"rearrange": "(group row) ... -> group row ...", "sizes": groups},
+                {"split": 1, "sizes": sizes},
+                {"rearrange": "group row ... -> (group row) ...", "sizes": groups},
+            ]
+            yield replace(guess, steps=steps, target_sizes=[])
+    elif guess.kind == "transform" and len(guess.sources) > 1:
+        for order in list(permutations(range(len(guess.sources))))[1:]:
+            yield replace(
+                guess,
+                sources=[guess.sources[n] for n in order],
+                source_sizes=[guess.source_sizes[n] for n in order] if guess.source_sizes else [],
+            )
+
+
+def _fits(proposal: Proposal, number: int, guess: Guess, checkpoint: Checkpoint, answer: Checkpoint) -> bool:
+    """Whether the rule, written so, makes what the answer holds."""
+    try:
+        plan = _plan(_replaced(proposal, number, guess), checkpoint)
+    except Refusal:
+        return False
+    groups = [g for g in plan.groups if set(g.rule.sources[0].text.split()) <= set(guess.sources) and g.source_names]
+    return bool(groups) and all(_same(group, checkpoint, answer) for group in groups[:2])
+
+
+def _plan(proposal: Proposal, checkpoint: Checkpoint) -> Plan:
+    program = compile_spec(load_spec(f"{proposal.name}.yaml", proposal.text(decided=True)))
+    return bind(program, checkpoint.tensors, Environment(program, NamedShapes(checkpoint.tensors), {}))
+
+
+def _same(group: Group, checkpoint: Checkpoint, answer: Checkpoint) -> bool:
+    try:
+        arrays = arrange_group(group, checkpoint)
+    except NotImplementedError:
+        return False
+    for slot, targets in zip(arrays.slots, group.targets.slots, strict=True):
+        for key, target in targets.items():
+            wanted = answer.tensors.get(target.name)
+            if wanted is None or (wanted.dtype, tuple(wanted.shape)) != (target.dtype, target.shape):
+                return False
+            made = bytearray(target.nbytes)
+            for move in lower(slot[key]):
+                for extent in extents(move):
+                    with open(extent.source, "rb") as file:
+                        file.seek(extent.source_offset)
+                        made[extent.target_offset : extent.target_offset + extent.length] = file.read(extent.length)
+            if bytes(made) != bytes(read_bytes(wanted)):
+                return False
+    return True

@@ -1,0 +1,175 @@
+"""`compile draft`: what it finds by itself, what it asks, and that asking keeps a spec from compiling."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity import ORACLES
+from safetensors.torch import save_file
+from synthetic import synthetic
+
+from compiler.build import build, load_program
+from compiler.checkpoint import open_checkpoint
+from compiler.cli import main
+from compiler.convert import Request, convert
+from compiler.diagnostics import Refusal
+from compiler.drafted import Proposal, propose
+from compiler.reshaping import way
+from compiler.roles import Form, fold
+from compiler.trying import decide
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks import draft as benchmark  # noqa: E402
+
+FEW = (
+    "litgpt_llama",
+    "internlm2_llama",
+    "torchtitan_qwen3_moe",
+    "phi3_llama",
+    "nanogpt_gpt2",
+    "olmo1_olmo",
+    "qwen3_fp8_qwen3",
+)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_hidden_spec_is_found_again(name: str) -> None:
+    found = benchmark.measured(ROOT / "specs" / f"{name}.yaml")
+    assert found.identical >= 0.7 * found.rules
+    assert found.marked == found.rules - found.identical, found.wrong
+    assert found.proven, found.problem
+
+
+def test_the_measure_sees_a_wrong_rule() -> None:
+    """The same draft with two targets exchanged is no longer identical."""
+    program = load_program("litgpt_llama")
+    source, config, plan = benchmark.example(program)
+    truth = benchmark.meaning(plan, source)
+    proposal = benchmark.draft(program, source, config)
+    for guess in proposal.draft.guesses:
+        if guess.sources == ["transformer.h.{i}.mlp.fc_1.weight"]:
+            guess.targets = ["model.layers.{i}.mlp.up_proj.weight"]
+        elif guess.sources == ["transformer.h.{i}.mlp.fc_2.weight"]:
+            guess.targets = ["model.layers.{i}.mlp.gate_proj.weight"]
+    made = meaning_of(proposal, source)
+    assert {n for n in truth if made[n] != truth[n]} == {
+        f"model.layers.{i}.mlp.{p}_proj.weight" for i in (0, 1) for p in ("gate", "up")
+    }
+
+
+def meaning_of(proposal: Proposal, source: dict[str, benchmark.Form]) -> dict[str, object]:
+    drafted = benchmark.compile_spec(
+        benchmark.load_spec("x_draft.yaml", proposal.text(True).replace("name: litgpt_llama_draft", "name: x_draft"))
+    )
+    env = benchmark.Environment(drafted, benchmark.NamedShapes(source), {})
+    return benchmark.meaning(benchmark.bind(drafted, source, env), source)
+
+
+def test_what_is_undecided_does_not_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = ORACLES / "meta_llama/llama3_1shard_gqa/source"
+    words = [
+        "draft",
+        str(source / "consolidated.00.pth"),
+        "--config",
+        str(source / "params.json"),
+        "--target",
+        "LlamaForCausalLM",
+    ]
+    out = tmp_path / "mine.yaml"
+    with pytest.raises(SystemExit) as done:
+        main([*words, "-o", str(out)])
+    assert done.value.code == 0
+    assert "4 questions to decide" in capsys.readouterr().err
+    with pytest.raises(Refusal) as caught:
+        build(str(out), prove=True)
+    assert {d.kind for d in caught.value.diagnostics} == {"undecided"}
+    assert len(caught.value.diagnostics) == 4
+    text = out.read_text()
+    start, end = text.index("undecided:"), text.index("arguments:")
+    out.write_text(text[:start] + text[end:])
+    assert build(str(out), prove=True)
+    with pytest.raises(SystemExit) as done:
+        main([*words, "-o", str(out)])
+    assert done.value.code == 1
+    assert "[output-exists]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["torchtune_qwen2", "qwen1_llama", "opt_opt", "meta_llama"])
+def test_a_second_checkpoint_decides(name: str, tmp_path: Path) -> None:
+    """Where the first guess is wrong, trying finds the right one: the draft then does what the hidden spec does."""
+    program = load_program(name)
+    made = synthetic(program, 0, "float32")
+    (tmp_path / "in").mkdir()
+    save_file({n: t.clone() for n, t in made.tensors.items()}, tmp_path / "in" / "model.safetensors")
+    convert(program, Request([tmp_path / "in" / "model.safetensors"], assigned=made.arguments), tmp_path / "out")
+    source, config, plan = benchmark.example(program)
+    proposal = benchmark.draft(program, source, config)
+    asked = len(proposal.questions)
+    proposal = decide(proposal, open_checkpoint(tmp_path / "in"), open_checkpoint(tmp_path / "out"))
+    assert len(proposal.questions) < asked
+    proposal = dataclasses.replace(proposal, name="x_draft")
+    drafted = benchmark.compile_spec(benchmark.load_spec("x_draft.yaml", proposal.text(True)))
+    env = benchmark.Environment(drafted, benchmark.NamedShapes(source), {})
+    found = benchmark.meaning(benchmark.bind(drafted, source, env), source)
+    truth = benchmark.meaning(plan, source)
+    wrong = [n for n in truth if found.get(n) != truth[n]]
+    assert wrong == []
+
+
+def test_a_class_that_nobody_knows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_file({"a.weight": torch.zeros(4, 4)}, tmp_path / "x.safetensors")
+    with pytest.raises(SystemExit) as done:
+        main(["draft", str(tmp_path / "x.safetensors"), "--target", "LamaForCausalLM"])
+    assert done.value.code == 1
+    assert "[unknown-class]" in capsys.readouterr().err
+
+
+def test_nothing_in_common_is_all_undecided() -> None:
+    shapes = {f"stage.{i}.thing": ((3, 5), "float32") for i in range(2)}
+    proposal = propose(
+        "x",
+        shapes,
+        "LlamaForCausalLM",
+        {"hidden_size": 32, "vocab_size": 64, "num_hidden_layers": 2, "intermediate_size": 48},
+    )
+    assert "stage.{i}.thing" in proposal.questions
+    assert "model.embed_tokens.weight" in proposal.questions
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 5), st.integers(2, 4), st.permutations(range(6)))
+@settings(max_examples=40, deadline=None)
+def test_folding_loses_no_name(layers: int, experts: int, order: list[int]) -> None:
+    names = [f"layers.{i}.experts.{e}.w1.weight" for i in range(layers) for e in range(experts)]
+    names += [f"layers.{i}.norm.weight" for i in range(layers)] + ["head.weight", "layers.0.first.weight"]
+    shapes = {names[n]: ((4,), "float32") for n in [*order, *range(len(names))] if n < len(names)}
+    forms = fold(shapes)
+    assert sorted(name for form in forms for name in form.names) == sorted(shapes)
+    assert {form.text for form in forms} == {
+        "layers.{i}.experts.{e}.w1.weight", "layers.{i}.norm.weight", "head.weight", "layers.0.first.weight",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "steps"),
+    [
+        ((4, 6), (4, 6), ()),
+        ((4, 6), (6, 4), ({"transpose": True},)),
+        ((4, 6), (5, 6), None),
+        ((6,), (6,), ()),
+    ],
+)
+def test_one_shape_to_another(source: tuple[int, ...], target: tuple[int, ...], steps: object) -> None:
+    one, other = (Form("a", shape, "float32", (), ("a",)) for shape in (source, target))
+    found = way(one, other)
+    assert (found.steps if found else None) == steps
