@@ -64,6 +64,7 @@ regen: env
 	$(BIN)/compile specs/*.yaml
 	$(BIN)/python tests/test_errors.py
 	$(BIN)/python docs/make_specs.py
+	$(BIN)/python docs/make_ops.py
 
 # About ten minutes: what docs/trust.md reports.
 fuzz: env

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from compiler.algebra import Bundle, Op, OpError, ShapeAlgebra
 from compiler.arithmetic import Affine, Computed, Crop, Full, Pad
+from compiler.diagnostics import Span
 from compiler.kernels import KERNELS, TorchAlgebra, bytes_of
 from compiler.layout import LayoutAlgebra, source
 from compiler.lossy import DequantizeBlocks, DequantizeMxfp4, Lora, Origin
+from compiler.notation import DEINTERLEAVE, INTERLEAVE, parse_rearrange
 
 LENGTHS = st.integers(1, 9)
 SHAPES = st.lists(LENGTHS, min_size=1, max_size=4).map(tuple)
@@ -231,3 +234,20 @@ def test_each_states_itself(op: type[Computed]) -> None:
     assert (op.undo == "none") == bool(op.loss)
     assert {*op.counts, *op.reals} <= {field.name for field in fields(op)}
     assert op.__doc__
+
+
+def test_interleave_is_a_rearrangement() -> None:
+    rows = torch.tensor([[0], [1], [2], [10], [11], [12]])
+    op = parse_rearrange(INTERLEAVE, {"part": 2}, Span(""))
+    assert on_torch(op, rows)[0].flatten().tolist() == [0, 10, 1, 11, 2, 12]
+    back = parse_rearrange(DEINTERLEAVE, {"part": 2}, Span(""))
+    assert on_torch(back, on_torch(op, rows)[0])[0].tolist() == rows.tolist()
+    assert op.inverse() == back
+
+
+def test_the_page_of_ops_is_fresh() -> None:
+    """docs/ops.md says what the ops say."""
+    import runpy
+
+    made = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "make_ops.py"))
+    assert made["PAGE"].read_text() == made["page"](), "python docs/make_ops.py"
