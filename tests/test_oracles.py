@@ -150,7 +150,7 @@ def test_a_wrong_tensor_is_seen(tmp_path: Path) -> None:
     name = min(tensors)
     import torch
 
-    tensors[name].view(torch.uint8).reshape(-1)[0] ^= 1
+    tensors[name].reshape(-1).view(torch.uint8)[0] ^= 1
     save_file(tensors, tmp_path / "out/model.safetensors")
     found = digests(tmp_path / "out")
     assert {n for n in found if found[n] != case.manifest[n]} == {name}
