@@ -1,26 +1,36 @@
-"""Runs a Plan. Byte ranges move without torch; what has to be computed, or is asked of a GPU, is computed in torch.
+"""Runs a Plan. Byte ranges move without torch; only what has to be computed is computed in torch, beside them.
 
-Memory is bounded: by a few windows where bytes move, by the largest group of tensors where torch computes.
+Memory is bounded: by a few windows where bytes move, by a few blocks where rows are computed one by one, by the largest
+group of tensors where they cannot be. On a GPU, what is no plain copy goes through it group by group.
+Refuses what `transfer` refuses, a device that torch does not have, and an op that fails on its tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler import layout
 from compiler.algebra import Bundle, OpError
-from compiler.checkpoint import Checkpoint, Joined, read_bytes
+from compiler.blockwise import Place, Room, tasks_of
+from compiler.checkpoint import Checkpoint, Joined, Tensor, read_bytes
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
-from compiler.files import Target as TargetFile
+from compiler.files import Source
+from compiler.formula import PRODUCTS, Formulas
 from compiler.moves import Move, lower
 from compiler.outfiles import OutFile
 from compiler.plan import Group, Plan, Target
-from compiler.transfer import Ledger, Output, transfer
+from compiler.transfer import Ledger, Output, Portion, Targets, Task, transfer
+from compiler.worker import Worker
+
+if TYPE_CHECKING:
+    from compiler.device import Pipeline
 
 Progress = Callable[[int], None]
-Layouts = list[tuple[Target, layout.Array]]
 
 
 def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -43,7 +53,7 @@ def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
 def write_folder(
     plan: Plan,
     checkpoint: Checkpoint,
-    files: list[OutFile],
+    files: Sequence[OutFile],
     folder: Path,
     *,
     device: str,
@@ -51,50 +61,104 @@ def write_folder(
     progress: Progress,
     ledger: Ledger | None = None,
 ) -> None:
-    """Write the weights files into `folder`. Raises Refusal where a source or the disk fails; OSError with the file.
+    """Write these of the weights files into `folder`. Raises Refusal where a source or the disk fails; OSError with
+    the file.
 
     With a `ledger`, what it has already is not written again, and an error leaves what there is.
     """
-    layouts = None if device != "cpu" else arrange(plan, checkpoint)
-    if layouts is None:
-        _compute_folder(plan, checkpoint, files, folder, device, progress, ledger)
-        return
-    arrays = {target.name: array for target, array in layouts}
+    forms = [_Form(folder / file.name, file.size, file.header, file.offsets) for file in files]
+    _write(plan, checkpoint, forms, device, jobs, progress, ledger)
+
+
+def write_state_dict(
+    plan: Plan, checkpoint: Checkpoint, path: Path, device: str, progress: Progress, jobs: int = 2
+) -> None:
+    """Write a `.pth` that holds a flat state_dict, as torch.save does. Raises like `write_folder`."""
+    from compiler import pthfile
+
+    file = pthfile.lay_out(path.name, plan.targets)
+    _write(plan, checkpoint, [_Form(path, file.size, b"", file.offsets, file.gaps)], device, jobs, progress, None)
+    file.finish(path)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A file to write: where each target belongs, and the (start, length) of what somebody else will fill in."""
+
+    path: Path
+    size: int
+    header: bytes
+    offsets: Mapping[str, int]
+    gaps: Sequence[tuple[int, int]] = ()
+
+
+def _write(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    forms: Sequence[_Form],
+    device: str,
+    jobs: int,
+    progress: Progress,
+    ledger: Ledger | None,
+) -> None:
+    pipeline = _pipeline(device) if device != "cpu" else None
+    places = {name: (form.path, offset) for form in forms for name, offset in form.offsets.items()}
+    moves: dict[Path, list[Move]] = {form.path: [] for form in forms}
+    left = {form.path: list(form.gaps) for form in forms}
+    others: list[Task] = []
+    room = Room()
+    for group in plan.groups:
+        formulas, found = _formulate(group, checkpoint)
+        computed: list[Place] = []
+        for target, array in found:
+            if target.name not in places:
+                continue
+            path, offset = places[target.name]
+            moved = [] if formulas.computed(array) else lower(array, offset)
+            if formulas.computed(array) or (pipeline and not all(move.plain for move in moved)):
+                computed.append(Place(path, offset, array))
+                left[path].append((offset, target.nbytes))
+            else:
+                moves[path] += moved
+        if computed and pipeline and not any(node.kernel in PRODUCTS for node in formulas.nodes.values()):
+            others.append(_on_device(group, checkpoint, [places.get(t.name) for t, _ in found], pipeline))
+        elif computed:
+            others += tasks_of(computed, formulas.nodes, partial(_failure, group, checkpoint), room)
     outputs = [
-        Output(folder / file.name, file.size, file.header, _moves(arrays, file))
-        for file in files
-    ]  # fmt: skip
-    transfer(outputs, {str(path): path for path in checkpoint.files}, jobs=jobs, progress=progress, ledger=ledger)
+        Output(form.path, form.size, form.header, sorted(moves[form.path], key=lambda m: m.target), left[form.path])
+        for form in forms
+    ]
+    files = {str(path): path for path in checkpoint.files}
+    transfer(outputs, files, others=others, jobs=jobs, progress=progress, ledger=ledger)
 
 
-def _moves(arrays: Mapping[str, layout.Array], file: OutFile) -> list[Move]:
-    places = sorted(file.offsets.items(), key=lambda item: item[1])
-    return [move for name, offset in places for move in lower(arrays[name], offset)]
-
-
-def arrange(plan: Plan, checkpoint: Checkpoint) -> Layouts | None:
-    """Each target as an arrangement of source bytes; None where an op has to compute."""
-    found: Layouts = []
-    try:
-        for group in plan.groups:
-            arrays = arrange_group(group, checkpoint)
-            for slot, targets in zip(arrays.slots, group.targets.slots, strict=True):
-                found += [(target, slot[key]) for key, target in targets.items()]
-    except NotImplementedError:
-        return None
-    return found
+def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tuple[Target, layout.Array]]]:
+    """The targets of a group as arrangements of stored and of computed bytes. Raises Refusal."""
+    formulas = Formulas()
+    arrays = _apply(group, _sources(group, checkpoint), formulas)
+    found = list(zip(group.target_list, _in_order(group, arrays), strict=True))
+    for target, array in found:
+        if (array.shape, array.dtype) != (target.shape, target.dtype):
+            message = (
+                f"{target.name} comes out as {array.dtype} {list(array.shape)}, not {target.dtype} {list(target.shape)}"
+            )
+            raise Refusal([_failure(group, checkpoint, message)])
+    return formulas, found
 
 
 def arrange_group(group: Group, checkpoint: Checkpoint) -> Bundle[layout.Array]:
-    """The same for one group. Raises NotImplementedError where an op has to compute."""
-    sources: Bundle[Any] = group.sources.map(lambda name: _array(checkpoint, name))  # type: ignore[arg-type,return-value]
-    return _apply(group, sources, layout.LayoutAlgebra())
+    """The targets of a group as arrangements of source bytes. Raises NotImplementedError where an op has to compute."""
+    return _apply(group, _sources(group, checkpoint), layout.LayoutAlgebra())
 
 
-def _array(checkpoint: Checkpoint, name: str) -> layout.Array:
-    tensor = checkpoint.tensors[name]
-    parts = [layout.source(str(t.path), t.dtype, t.shape, t.offset, t.strides) for t in tensor.parts]
-    return layout.concat(parts, tensor.axis) if isinstance(tensor, Joined) else parts[0]
+def _sources(group: Group, checkpoint: Checkpoint) -> Bundle[Any]:
+    return group.sources.map(lambda name: _array(checkpoint.tensors[name]))  # type: ignore[arg-type,return-value]
+
+
+def _array(tensor: Tensor | Joined) -> layout.Array:
+    if isinstance(tensor, Joined):
+        return layout.concat([_array(part) for part in tensor.parts], tensor.axis)
+    return layout.source(str(tensor.path), tensor.dtype, tensor.shape, tensor.offset, tensor.strides)
 
 
 def _apply(group: Group, bundle: Bundle[Any], algebra: Any) -> Bundle[Any]:
@@ -103,87 +167,78 @@ def _apply(group: Group, bundle: Bundle[Any], algebra: Any) -> Bundle[Any]:
     return bundle
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# In torch
-
-
-def compute(
-    plan: Plan, checkpoint: Checkpoint, device: str, done: Callable[[Target], bool] = lambda target: False
-) -> Iterator[tuple[Target, Any]]:
-    """Each target with its torch tensor on `device`, group by group, in the order of the plan. Raises Refusal.
-
-    A group whose targets are all `done` is left out.
-    """
-    from compiler import kernels
-
-    try:
-        place = kernels.device_named(device)
-    except (LookupError, RuntimeError) as error:
-        refuse("--device", f"{device!r} cannot be used: {error}", "no-device", "leave --device out to run on the CPU")
-
-    def load(name: str) -> Any:
-        tensor = checkpoint.tensors[name]
-        return kernels.tensor_of(read_bytes(tensor), tensor.dtype, tensor.shape).to(place)
-
-    for group in plan.groups:
-        if all(map(done, group.target_list)):
-            continue
-        try:
-            tensors = _apply(group, group.sources.map(load), kernels.TorchAlgebra())
-        except (RuntimeError, MemoryError, OpError) as error:
-            raise Refusal([_failure(group, checkpoint, str(error))]) from error
-        for slot, targets in zip(tensors.slots, group.targets.slots, strict=True):
-            for key, target in targets.items():
-                if tuple(slot[key].shape) != target.shape:
-                    message = f"{target.name} came out as {list(slot[key].shape)}, not {list(target.shape)}"
-                    raise Refusal([_failure(group, checkpoint, message)])
-                yield target, slot[key]
-
-
 def _failure(group: Group, checkpoint: Checkpoint, message: str) -> Diagnostic:
     shapes = listed(f"{name} {list(checkpoint.tensors[name].shape)}" for name in group.source_names)
     rule = group.rule.name or group.rule.kind
     return Diagnostic(group.rule.span, f"the rule {rule} failed on {shapes}: {message}", "failed-step")
 
 
-def _compute_folder(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    files: list[OutFile],
-    folder: Path,
-    device: str,
-    progress: Progress,
-    ledger: Ledger | None,
-) -> None:
-    from contextlib import ExitStack
+# ---------------------------------------------------------------------------------------------------------------------
+# On a device
 
-    from compiler import kernels
 
+def tensors(plan: Plan, checkpoint: Checkpoint, device: str) -> Iterator[tuple[str, Any]]:
+    """Each target's name and torch tensor on `device`, group by group, in the order of the plan. Raises Refusal."""
+    host, there = _pipeline("cpu").sender, _pipeline(device).sender
     with ExitStack() as stack:
-        places: dict[str, tuple[TargetFile, int]] = {}
-        for file in files:
-            opened = stack.enter_context(TargetFile(folder / file.name, file.size, ledger is not None))
-            opened.write(memoryview(file.header), 0)
-            places |= {name: (opened, offset) for name, offset in file.offsets.items()}
-
-        def done(target: Target) -> bool:
-            opened, offset = places[target.name]
-            return ledger is not None and ledger.has(Path(opened.path), offset, offset + target.nbytes)
-
-        for target, tensor in compute(plan, checkpoint, device, done):
-            data = kernels.bytes_of(tensor)
-            opened, offset = places[target.name]
-            opened.write(data, offset)
-            progress(len(data))
-            if ledger:
-                ledger.wrote(Path(opened.path), offset, offset + len(data))
+        worker = Worker({str(path): stack.enter_context(Source(path)) for path in checkpoint.files})
+        for group in plan.groups:
+            sources = _sources(group, checkpoint)
+            sender = host if any(getattr(op, "kernel", "") in PRODUCTS for op in group.ops) else there
+            with _failing(group, checkpoint):
+                made, _ = sender.compute(partial(_call, group), _listed(sources), worker.fill)
+                sender.engine.hand_over(made)
+                results = [tensor.to(there.engine.device) for tensor in made]
+            yield from zip((target.name for target in group.target_list), results, strict=True)
 
 
-def write_state_dict(plan: Plan, checkpoint: Checkpoint, path: Path, device: str, progress: Progress) -> None:
-    """Write a `.pth` that holds a flat state_dict, as torch.save does; one tensor in memory at a time."""
-    from compiler.pthfile import PthWriter
+def _pipeline(device: str) -> Pipeline:
+    from compiler.device import Pipeline, engine_of
 
-    with PthWriter(path) as writer:
-        for target, tensor in compute(plan, checkpoint, device):
-            writer.add(target.name, tensor)
-            progress(target.nbytes)
+    try:
+        return Pipeline(engine_of(device))
+    except (LookupError, RuntimeError) as error:
+        refuse("--device", f"{device!r} cannot be used: {error}", "no-device", "leave --device out to run on the CPU")
+
+
+def _on_device(
+    group: Group, checkpoint: Checkpoint, places: Sequence[tuple[Path, int] | None], pipeline: Pipeline
+) -> Task:
+    """The task that computes a group there and writes its targets to their places; None is none of ours."""
+
+    def run(worker: Worker, targets: Targets) -> Iterator[int]:
+        arrays = _listed(_sources(group, checkpoint))
+        with _failing(group, checkpoint):
+            for number, start, data in pipeline.run(partial(_call, group), arrays, worker.fill):
+                if (place := places[number]) is not None:
+                    targets[place[0]].write(data, place[1] + start)
+                    yield len(data)
+
+    found = zip(group.target_list, places, strict=True)
+    return Task(run, tuple(Portion(p[0], p[1], p[1] + target.nbytes) for target, p in found if p is not None))
+
+
+@contextmanager
+def _failing(group: Group, checkpoint: Checkpoint) -> Iterator[None]:
+    """What torch cannot do there is a Refusal that names the rule."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OpError) as error:
+        raise Refusal([_failure(group, checkpoint, str(error))]) from error
+
+
+def _in_order(group: Group, bundle: Bundle[Any]) -> list[Any]:
+    """What a group's ops have made, in the order of its targets."""
+    return [slot[key] for slot, targets in zip(bundle.slots, group.targets.slots, strict=True) for key in targets]
+
+
+def _listed(bundle: Bundle[Any]) -> list[Any]:
+    return [value for slot in bundle.slots for value in slot.values()]
+
+
+def _call(group: Group, tensors: list[Any]) -> list[Any]:
+    """The targets of a group in their order, from its sources in the order of `_listed`."""
+    from compiler.kernels import TorchAlgebra
+
+    given = iter(tensors)
+    return _in_order(group, _apply(group, group.sources.map(lambda _: next(given)), TorchAlgebra()))
