@@ -40,9 +40,9 @@ def applied(rule: Rule, function: Function, printer: ExprPrinter) -> dict[str, A
             hole = rule.folded[0]
             if n == 0:
                 lines.append(f"{hole}_count = sum(1 for _ in matches(source, {_counting(pattern, rule)}))")
-            lines.append(f"{variable} = [{name} for {hole} in range({hole}_count)]")
-            lines.append(f"claimed.update({variable})")
-            passed.append(f"[source[name] for name in {variable}]")
+            lines.append(f"every_{variable} = [{name} for {hole} in range({hole}_count)]")
+            lines.append(f"claimed.update(every_{variable})")
+            passed.append(f"[source[name] for name in every_{variable}]")
         elif n == 0:
             lines.append("claimed.add(match[0])")
             passed.append("source[match[0]]")
