@@ -271,13 +271,13 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         # experts_in
         indexed.append(match)
         e_count = sum(1 for _ in matches(source, rf"layers\.{match['i']}\.feed_forward\.experts\.\d+\.w1\.weight"))
-        w1 = [f"layers.{match['i']}.feed_forward.experts.{e}.w1.weight" for e in range(e_count)]
-        claimed.update(w1)
-        w3 = [f"layers.{match['i']}.feed_forward.experts.{e}.w3.weight" for e in range(e_count)]
-        claimed.update(w3)
+        every_w1 = [f"layers.{match['i']}.feed_forward.experts.{e}.w1.weight" for e in range(e_count)]
+        claimed.update(every_w1)
+        every_w3 = [f"layers.{match['i']}.feed_forward.experts.{e}.w3.weight" for e in range(e_count)]
+        claimed.update(every_w3)
         yield (
             f"model.layers.{match['i']}.block_sparse_moe.input_linear.weight",
-            experts_in([source[name] for name in w1], [source[name] for name in w3]),
+            experts_in([source[name] for name in every_w1], [source[name] for name in every_w3]),
         )
 
     found = list(matches(source, r"layers\.(?P<i>\d+)\.feed_forward\.experts\.0\.w2\.weight"))
@@ -287,11 +287,11 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         # experts_out
         indexed.append(match)
         e_count = sum(1 for _ in matches(source, rf"layers\.{match['i']}\.feed_forward\.experts\.\d+\.w2\.weight"))
-        w2 = [f"layers.{match['i']}.feed_forward.experts.{e}.w2.weight" for e in range(e_count)]
-        claimed.update(w2)
+        every_w2 = [f"layers.{match['i']}.feed_forward.experts.{e}.w2.weight" for e in range(e_count)]
+        claimed.update(every_w2)
         yield (
             f"model.layers.{match['i']}.block_sparse_moe.output_linear.weight",
-            experts_out([source[name] for name in w2]),
+            experts_out([source[name] for name in every_w2]),
         )
 
     found = list(matches(source, r"layers\.(?P<i>\d+)\.feed_forward\.shared_experts\.w1\.weight"))

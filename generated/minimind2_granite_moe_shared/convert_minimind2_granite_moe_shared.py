@@ -251,13 +251,13 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         # experts_in
         indexed.append(match)
         e_count = sum(1 for _ in matches(source, rf"model\.layers\.{match['i']}\.mlp\.experts\.\d+\.gate_proj\.weight"))
-        gate_proj = [f"model.layers.{match['i']}.mlp.experts.{e}.gate_proj.weight" for e in range(e_count)]
-        claimed.update(gate_proj)
-        up_proj = [f"model.layers.{match['i']}.mlp.experts.{e}.up_proj.weight" for e in range(e_count)]
-        claimed.update(up_proj)
+        every_gate_proj = [f"model.layers.{match['i']}.mlp.experts.{e}.gate_proj.weight" for e in range(e_count)]
+        claimed.update(every_gate_proj)
+        every_up_proj = [f"model.layers.{match['i']}.mlp.experts.{e}.up_proj.weight" for e in range(e_count)]
+        claimed.update(every_up_proj)
         yield (
             f"model.layers.{match['i']}.block_sparse_moe.input_linear.weight",
-            experts_in([source[name] for name in gate_proj], [source[name] for name in up_proj]),
+            experts_in([source[name] for name in every_gate_proj], [source[name] for name in every_up_proj]),
         )
 
     found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.experts\.0\.down_proj\.weight"))
@@ -267,11 +267,11 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         # experts_out
         indexed.append(match)
         e_count = sum(1 for _ in matches(source, rf"model\.layers\.{match['i']}\.mlp\.experts\.\d+\.down_proj\.weight"))
-        down_proj = [f"model.layers.{match['i']}.mlp.experts.{e}.down_proj.weight" for e in range(e_count)]
-        claimed.update(down_proj)
+        every_down_proj = [f"model.layers.{match['i']}.mlp.experts.{e}.down_proj.weight" for e in range(e_count)]
+        claimed.update(every_down_proj)
         yield (
             f"model.layers.{match['i']}.block_sparse_moe.output_linear.weight",
-            experts_out([source[name] for name in down_proj]),
+            experts_out([source[name] for name in every_down_proj]),
         )
 
     found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.shared_experts\.0\.gate_proj\.weight"))
@@ -283,13 +283,15 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         s_count = sum(
             1 for _ in matches(source, rf"model\.layers\.{match['i']}\.mlp\.shared_experts\.\d+\.gate_proj\.weight")
         )
-        gate_proj = [f"model.layers.{match['i']}.mlp.shared_experts.{s}.gate_proj.weight" for s in range(s_count)]
-        claimed.update(gate_proj)
-        up_proj = [f"model.layers.{match['i']}.mlp.shared_experts.{s}.up_proj.weight" for s in range(s_count)]
-        claimed.update(up_proj)
+        every_gate_proj = [f"model.layers.{match['i']}.mlp.shared_experts.{s}.gate_proj.weight" for s in range(s_count)]
+        claimed.update(every_gate_proj)
+        every_up_proj = [f"model.layers.{match['i']}.mlp.shared_experts.{s}.up_proj.weight" for s in range(s_count)]
+        claimed.update(every_up_proj)
         yield (
             f"model.layers.{match['i']}.shared_mlp.input_linear.weight",
-            shared_in([source[name] for name in gate_proj], [source[name] for name in up_proj], f.n_shared_experts),
+            shared_in(
+                [source[name] for name in every_gate_proj], [source[name] for name in every_up_proj], f.n_shared_experts
+            ),
         )
 
     found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.mlp\.shared_experts\.0\.down_proj\.weight"))
@@ -301,11 +303,11 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         s_count = sum(
             1 for _ in matches(source, rf"model\.layers\.{match['i']}\.mlp\.shared_experts\.\d+\.down_proj\.weight")
         )
-        down_proj = [f"model.layers.{match['i']}.mlp.shared_experts.{s}.down_proj.weight" for s in range(s_count)]
-        claimed.update(down_proj)
+        every_down_proj = [f"model.layers.{match['i']}.mlp.shared_experts.{s}.down_proj.weight" for s in range(s_count)]
+        claimed.update(every_down_proj)
         yield (
             f"model.layers.{match['i']}.shared_mlp.output_linear.weight",
-            shared_out([source[name] for name in down_proj], f.n_shared_experts),
+            shared_out([source[name] for name in every_down_proj], f.n_shared_experts),
         )
 
     for match in matches(source, r"lm_head\.weight"):
