@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "commands_run",
     "plan": "commands_plan",
     "verify": "commands_verify",
+    "adapter": "commands_adapter",
     "detect": "commands_detect",
     "draft": "commands_draft",
     "schema": "commands_tools",

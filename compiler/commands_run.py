@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from compiler.commands_verify import add_source_model, verified
-from compiler.diagnostics import refuse
+from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
 from compiler.options import Meter, Parser, notes, print_json, program_of, request
 
 
@@ -16,7 +16,9 @@ def run_parser() -> Parser:
     parser.add_source()
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write (with --reverse: the file)")
     parser.add_conversion()
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="a folder whose tokenizer files travel along")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="PLACE", help="a folder, or a file such as tokenizer.json, that travels along"
+    )
     parser.add_argument("--device", default="cpu", help="where the tensors are computed: cpu or cuda")
     parser.add_argument("--no-checksums", action="store_true", help="do not compare a .pth with its own checksums")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many threads move bytes (default: 2)")
@@ -27,6 +29,12 @@ def run_parser() -> Parser:
     parser.add_argument("--resume", action="store_true", help="continue a run that was killed or interrupted")
     parser.add_argument(
         "--check-values", action="store_true", help="count NaN and infinity in every tensor, not in samples"
+    )
+    parser.add_argument(
+        "--digests", action="store_true", help="put the SHA-256 of every source file and tensor into mapspec.json"
+    )
+    parser.add_argument(
+        "--readback", action="store_true", help="then read config and tokenizer back with Transformers alone"
     )
     parser.add_argument("--verify", action="store_true", help="then hold the folder to the source, as `verify` does")
     add_source_model(parser)
@@ -42,7 +50,13 @@ def run(options: argparse.Namespace) -> int:
     program = program_of(options, say)
     with Meter() as meter:
         plan = convert(program, request(options), options.out, say, meter)
+    if options.readback and not options.reverse:
+        read_back(options.out)
     proof = verified(options, program, request(options), options.out) if options.verify else None
+    if proof:
+        from compiler.card import record
+
+        record(options.out, proof)
     total = sum(target.nbytes for target in plan.targets)
     if options.json:
         spec = program.spec.name.value
@@ -52,5 +66,14 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(f"{options.out}: {len(plan.targets)} tensors, {total:,} bytes")
         if proof:
-            print(proof["text"])
+            print(f"{options.out}: {proof['text']}")
     return 0
+
+
+def read_back(out: Path) -> None:
+    """Raises Refusal where Transformers understands something else than what was written."""
+    from compiler.readback import misread
+
+    if found := misread(out):
+        hint = "the folder is written and not to be trusted: what is misread counts as the class's default"
+        raise Refusal(Diagnostic(Span(str(out)), line, "misread-field", hint) for line in found)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from compiler.verify import SourceModel, Verdict
 
 PROVES_LESS = (
-    "no source model ran: that the bytes come back does not show that both layouts are understood rightly; "
-    "give --source-spec or --source-model"
+    "no source model ran, and that the bytes come back does not show that both layouts are understood rightly; "
+    "--source-spec or --source-model does"
 )
 
 
@@ -47,7 +47,7 @@ def add_source_model(parser: argparse.ArgumentParser) -> None:
 def verify(options: argparse.Namespace) -> int:
     kept, say = notes(options)
     result = verified(options, program_of(options, say), request(options), options.out)
-    print_json(result | {"notes": kept}) if options.json else print(result["text"])
+    print_json(result | {"notes": kept}) if options.json else print(f"{options.out}: {result['text']}")
     return 0
 
 
@@ -62,7 +62,7 @@ def verified(options: argparse.Namespace, program: Any, asked: Any, out: Path) -
     if not found.agrees:
         raise Refusal(faults(found, str(model), out))
     text = (
-        f"{out}: computes what {model} computes on {found.tokens} tokens in float32: logits differ by at most "
+        f"computes what {model} computes on {found.tokens} tokens in float32: logits differ by at most "
         f"{found.difference:.2g} (the largest is {found.scale:.3g}), KL {found.divergence:.1e} nats, "
         f"the best token is the same in {found.argmax:.1%}"
     )
@@ -126,5 +126,5 @@ def _without_model(program: Any, asked: Any, out: Path) -> dict[str, Any]:
             for d in back.differences
         )
     rounded = f", {back.rounded} up to rounding" if back.rounded else ""
-    text = f"{out}: {back.equal} tensors go back to the source bit for bit{rounded}\nnote: {PROVES_LESS}"
+    text = f"gives {back.equal} tensors of the source back bit for bit{rounded}; {PROVES_LESS}"
     return {"text": text, "proof": "weights", "equal": back.equal, "rounded": back.rounded}

@@ -34,12 +34,16 @@ class Contents:
         self.objects: dict[str, object] = {}
         self.notes: list[str] = []
         self.trail: list[str] = []
-        node = self._descend(tree, root) if root else self._search(tree, self._known if nested else self._choice)
+        self.root = root
+        choice = self._known if nested else self._choice
+        node = self._search(self._descend(tree, root) if root else tree, choice)
         self.named = self._names(dict(_flat(node)) if nested else node)
 
     def _descend(self, tree: Any, root: str) -> dict[Any, Any]:
         """Follow a dotted path; a key may itself hold dots."""
         node, rest = _mapping(tree), root
+        if root == AVERAGES[0]:
+            rest = next((key for key in AVERAGES if key in (node or ())), root)
         while rest:
             keys = [k for k in node or () if isinstance(k, str) and (rest == k or rest.startswith(k + "."))]
             if node is None or not keys:
@@ -88,6 +92,8 @@ class Contents:
         left_out = [reason for k, v in node.items() if k != key and (reason := self._keep(k, v))]
         note = f"opened {key!r}" + (f" (beside: {listed(beside)})" if beside else "")
         self.notes.append(note + (f"; not kept: {listed(left_out)}" if left_out else ""))
+        if not self.root and key not in AVERAGES and any(k in AVERAGES for k in node):
+            self.notes.append("averages of the weights lie beside them; --weights ema takes those")
         self.trail.append(key)
 
     def _keep(self, key: Any, value: Any) -> str:
@@ -119,6 +125,9 @@ class Contents:
             self.notes.append(f"skipped what is no tensor: {listed(skipped)}")
         if not named:
             self._refuse("there are no named tensors in it", "missing-weights")
+        if "ds_version" in self.objects and all(0 in view.shape for view in named.values()):
+            hint = "trained in shards, they lie in other files; DeepSpeed's zero_to_fp32.py beside them gathers them"
+            self._refuse("every tensor in it is empty", "missing-weights", hint)
         if "__metadata__" in named:
             self.notes.append("a tensor is called '__metadata__', a name that safetensors files reserve")
         return named

@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from compiler import __version__, dialects, document, execute, outfiles, settings
+from compiler import __version__, card, dialects, document, execute, outfiles, settings, tokens
 from compiler.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.constants import check_made
 from compiler.diagnostics import listed, refuse
@@ -26,7 +28,7 @@ from compiler.plan import Plan, bind
 from compiler.program import Program
 from compiler.proof import SourceShapes, check_target
 from compiler.quantized import check_quantized
-from compiler.tokenizer import copy_tokenizer
+from compiler.tokenizer import tokenizer_files
 from compiler.uneven import uneven
 
 Say = Callable[[str], None]
@@ -49,6 +51,8 @@ class Request:
     force: bool = False
     resume: bool = False
     check_values: bool = False
+    digests: bool = False
+    weights: str | None = None
 
 
 def prepare(program: Program, request: Request, say: Say = lambda line: None) -> tuple[Plan, Checkpoint]:
@@ -57,7 +61,7 @@ def prepare(program: Program, request: Request, say: Say = lambda line: None) ->
     if request.reverse:
         checkpoint = open_checkpoint(request.source[0] if len(request.source) == 1 else list(request.source))
     else:
-        checkpoint = open_source(program, request.source)
+        checkpoint = open_source(program, request.source, request.weights)
     for note in checkpoint.notes:
         say(note)
     plan = (_prepare_reverse if request.reverse else _prepare)(program, request, checkpoint, say)
@@ -210,8 +214,9 @@ def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[outfiles.OutFile
     """What two runs have in common whose bytes are the same: program, settings, source files, places of the output."""
     spec = document.plain(plan.program.spec.root)
     sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.files]
+    regions = hashlib.sha256(str([tensor.region for tensor in checkpoint.tensors.values()]).encode()).hexdigest()
     places = [(file.name, file.size, hashlib.sha256(file.header).hexdigest()) for file in files]
-    told = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, places]
+    told = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()
 
 
@@ -230,7 +235,7 @@ def _write_folder(
     for old in output.place.iterdir():
         if old.name not in {file.name for file in files}:
             old.unlink()
-    _write_texts(plan, request, files, output.place, say)
+    _write_texts(plan, checkpoint, request, files, output, say)
     with output.journal as journal:
         execute.write_folder(
             plan,
@@ -242,20 +247,33 @@ def _write_folder(
             progress=progress,
             ledger=journal,
         )
+    if request.digests:
+        (output.place / card.MANIFEST).write_text(card.manifest(plan, checkpoint, output.place), encoding="utf-8")
 
 
-def _write_texts(plan: Plan, request: Request, parts: list[outfiles.OutFile], folder: Path, say: Say) -> None:
-    for name, text in texts(plan).items():
-        (folder / name).write_text(text, encoding="utf-8")
+def _write_texts(
+    plan: Plan, checkpoint: Checkpoint, request: Request, parts: list[outfiles.OutFile], output: Output, say: Say
+) -> None:
+    place = request.tokenizer or request.source[0]
+    files = tokenizer_files(place, say, named=request.tokenizer is not None)
+    tokenizer = tokens.read_tokenizer(files, plan.config)
+    for line in tokens.lint(tokenizer, plan.config):
+        say(line)
+    found = {**texts(plan, tokens.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
     if len(parts) > 1:
-        (folder / outfiles.INDEX).write_text(outfiles.index_json(parts, plan.targets), encoding="utf-8")
-    source = request.tokenizer or (request.source[0] if request.source[0].is_dir() else None)
-    if source:
-        copy_tokenizer(source, folder, say, named=request.tokenizer is not None)
+        found[outfiles.INDEX] = outfiles.index_json(parts, plan.targets)
+    found[card.MANIFEST] = card.manifest(plan, checkpoint)
+    if not card.own_words(output.path):
+        found[card.CARD] = card.card(plan, checkpoint, [*found, *tokenizer.copies])
+    for name, text in found.items():
+        (output.place / name).write_text(text, encoding="utf-8")
+    for name, file in tokenizer.copies.items():
+        shutil.copyfile(file, output.place / name)
 
 
-def texts(plan: Plan) -> dict[str, str]:
-    """The files beside the weights: config.json in both dialects, generation_config.json, the code of path B."""
+def texts(plan: Plan, generation: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
+    """The files beside the weights: config.json in both dialects, generation_config.json (with more fields, where only
+    the tokenizer knows them), the code of path B."""
     from compiler import architecture, target
 
     spec = plan.program.spec
@@ -268,6 +286,6 @@ def texts(plan: Plan) -> dict[str, str]:
         config["auto_map"] = architecture.auto_map_of(spec)
         code = architecture.code(spec)
     found = {"config.json": dialects.json_text(config), **code}
-    if generation := dialects.generation_json(plan.config):
-        found["generation_config.json"] = dialects.json_text(generation)
+    if fields := dialects.generation_json({**plan.config, **generation}):
+        found["generation_config.json"] = dialects.json_text(fields)
     return found

@@ -56,6 +56,7 @@ class Job:
     aliases: Mapping[str, str]
     rounding: str
     input_ids: Sequence[Sequence[int]]
+    weights: str | None = None
     trials: list[Trial] = field(default_factory=list)
 
 
@@ -77,7 +78,7 @@ def results(job: Job) -> tuple[dict[str, Any], list[str]]:
     """What the process writes, and the names of the modules."""
     import torch
 
-    checkpoint = open_source(job.program, job.paths)
+    checkpoint = open_source(job.program, job.paths, job.weights)
     written = _written(job)
     found: dict[str, Any] = {}
     names: list[str] = []

@@ -52,6 +52,9 @@ class Parser(argparse.ArgumentParser):
             "--config", type=Path, metavar="FILE", help="the source's config: JSON, YAML, Meta's params.json"
         )
         self.add_argument(
+            "--weights", metavar="KEY", help="which weights of a torch file: ema, model, or a dotted path of keys"
+        )
+        self.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", help="set one argument of the spec (repeatable)"
         )
 
@@ -86,6 +89,8 @@ def request(options: argparse.Namespace) -> Any:
         force=getattr(options, "force", False),
         resume=getattr(options, "resume", False),
         check_values=getattr(options, "check_values", False),
+        weights=options.weights,
+        digests=getattr(options, "digests", False),
     )
 
 

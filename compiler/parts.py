@@ -12,18 +12,21 @@ from pathlib import Path
 from types import MappingProxyType
 
 from compiler.algebra import OpError, axis_of, shown
+from compiler.attributes import below_an_attribute
 from compiler.checkpoint import Checkpoint, Joined, Tensor, open_checkpoint, open_parts, read_bytes
 from compiler.diagnostics import Report, Span, listed, refuse
 from compiler.environment import NamedShapes
 from compiler.program import Merged, Program
 
 
-def open_source(program: Program, paths: Sequence[Path]) -> Checkpoint:
-    """Open what a user named. Raises Refusal."""
+def open_source(program: Program, paths: Sequence[Path], weights: str | None = None) -> Checkpoint:
+    """Open what a user named. `weights` is the way to them inside a torch file, where several may be meant. Raises
+    Refusal."""
     files = _files(program.spec.weights, paths, bool(program.merged))
-    if not program.merged:
-        return open_checkpoint(files[0] if len(files) == 1 else files, nested=program.spec.nested)
-    return merge(program.merged, open_parts(files, nested=program.spec.nested))
+    if program.merged:
+        return merge(program.merged, open_parts(files, weights, nested=program.spec.nested))
+    found = open_checkpoint(files[0] if len(files) == 1 else files, weights, nested=program.spec.nested)
+    return below_an_attribute(program, found)
 
 
 def in_parts(weights: str) -> bool:

@@ -21,7 +21,10 @@ _PREFERRED = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_NO_WEIGHTS = re.compile(r"training_args\.bin|optimizer.*|scheduler.*|scaler.*|rng_state.*|random_states.*")
+_NO_WEIGHTS = re.compile(
+    r"training_args\.bin|optimizer.*|scheduler.*|scaler.*|rng_state.*|random_states.*|.*optim_states\.pt"
+)
+_LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
 _MOST_INDEX_BYTES = 200_000_000
 
 
@@ -47,6 +50,9 @@ def find(path: Path) -> Found:
     indexes = [n for n in names if n.endswith(".index.json")]
     weights = [n for n in names if n.endswith(_SUFFIXES) and not _NO_WEIGHTS.fullmatch(n)]
     choices = [n for n in _PREFERRED if n in names] or (indexes if len(indexes) == 1 else weights)
+    if not choices and (step := _step(path)) is not None:
+        found = find(step)
+        return Found(found.path, [f"{_LATEST} names the folder {step.name}", *found.notes])
     if not choices:
         hint = f"it holds {listed(names)}" if names else "it is empty"
         refuse(str(path), f"no checkpoint ({', '.join(_SUFFIXES)}) lies in this folder", "missing-weights", hint)
@@ -58,6 +64,15 @@ def find(path: Path) -> Found:
     rest = choices[1:] if choices[0].endswith(".index.json") else [n for n in (*indexes, *weights) if n != choices[0]]
     note = f"took {choices[0]} of this folder" + (f" (beside: {listed(rest)})" if rest else "")
     return Found(path / choices[0], [note])
+
+
+def _step(path: Path) -> Path | None:
+    """The subfolder that a file `latest` names."""
+    file = path / _LATEST
+    if not file.is_file() or file.stat().st_size > 255:
+        return None
+    name = file.read_text(encoding="utf-8", errors="replace").strip()
+    return path / name if name and Path(name).name == name and (path / name).is_dir() else None
 
 
 def read_index(path: Path) -> dict[str, Path]:

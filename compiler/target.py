@@ -157,10 +157,13 @@ def misread_fields(model_class: str, config: Mapping[str, Any]) -> Mapping[str, 
 
     Raises Refusal: `unknown-class`, `unbuildable-target`.
     """
-    wanted = read_config(config)
     with _quiet():
-        held = _configure(_class(model_class), config)
-        flat = read_config(held.to_dict())
+        return different(_configure(_class(model_class), config), config)
+
+
+def different(held: Any, config: Mapping[str, Any]) -> Mapping[str, tuple[Any, Any]]:
+    """The same for the config object that a class made of it."""
+    wanted, flat = read_config(config), read_config(held.to_dict())
     got = {name: flat.get(name, getattr(held, name, None)) for name in wanted if name != "dtype"}
     return {name: (wanted[name], value) for name, value in got.items() if not _holds(value, wanted[name])}
 

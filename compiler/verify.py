@@ -80,7 +80,9 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
         place = Path(name)
         ids = _tokens(plan, _config(out), model.length)
-        common = Job(plan.program, tuple(request.source), plan, out, True, "", {}, frozenset(), {}, "", ids)
+        common = Job(
+            plan.program, tuple(request.source), plan, out, True, "", {}, frozenset(), {}, "", ids, request.weights
+        )
         target = common
         source = _source_job(common, plan, request, model, place, _rounding(held))
         first, second = (run(place / side, replace(job, trials=[Trial()])) for side, job in

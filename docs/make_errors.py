@@ -28,6 +28,7 @@ UNRECORDED = {
     "output-busy": "it takes two runs at once",
     "resume-mismatch": "it takes a run that was killed",
     "unfinished-output": "it takes a run that was killed",
+    "unsupported-adapter": "it takes a base model and an adapter",
     "unrunnable-model": "the message is that of the model",
     "unwritable-value": "the language has no such value; only a program that calls the compiler meets it",
 }

@@ -118,7 +118,7 @@ def settings(source: Synthetic) -> list[str]:
 
 
 def texts(folder: Path) -> dict[str, Any]:
-    return {f.name: json.loads(f.read_text()) for f in folder.glob("*.json") if "index" not in f.name}
+    return {f.name: json.loads(f.read_text()) for f in folder.glob("*config.json")}
 
 
 def outline(path: Path) -> dict[str, Any]:

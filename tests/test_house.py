@@ -40,8 +40,9 @@ ROOMS = {
         "forward",
         "neutral",
         "roundtrip",
+        "adapter",
     },
-    "safetensors": {"verify", "forward", "neutral", "roundtrip"},
+    "safetensors": {"verify", "forward", "adapter"},
     "transformers": {"target", "verify", "forward", "readback"},
     "tqdm": {"options"},
 }
@@ -185,6 +186,7 @@ ORDINARY = frozenset(
         "edge",
         "embedding",
         "encoder",
+        "fast",
         "lora",
         "mask",
         "mxfp",

@@ -184,7 +184,7 @@ def test_every_lost_bit_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[s
     words = [w.replace("OUT", str(out)) for w in WORDS]
     assert status(["run", *words, "--verify"]) == 0
     said = capsys.readouterr().out
-    assert "go back to the source bit for bit" in said
+    assert "tensors of the source back bit for bit" in said
     assert "does not show that both layouts are understood rightly" in said
     data = bytearray((out / "model.safetensors").read_bytes())
     data[-1] ^= 1
