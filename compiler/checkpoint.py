@@ -7,13 +7,13 @@ Refuses what cannot be read safely or understood in one way, with the way out.
 
 from __future__ import annotations
 
-import gc
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from compiler.collecting import uncollected
 from compiler.containers import Contents, unwrapped
 from compiler.diagnostics import Refusal, Report, Span, listed, refuse
 from compiler.plaindata import shown
@@ -58,6 +58,7 @@ class _Opened:
         self.checksums |= other.checksums
 
 
+@uncollected()
 def open_checkpoint(path: Path | Sequence[Path], root: str | None = None, nested: bool = False) -> Checkpoint:
     """Open one checkpoint. `root` is the dotted path of the weights inside a torch file, where that is not plain;
     `nested` says that they are dictionaries in dictionaries.
@@ -67,19 +68,12 @@ def open_checkpoint(path: Path | Sequence[Path], root: str | None = None, nested
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
     if not paths:
         refuse("", "no checkpoint was given", "missing-weights")
-    # Hundreds of thousands of small objects and no garbage among them: the collector would double the time.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        opened = [_open(p, root, nested) for p in paths]
-        _refuse_shared_names(opened, str(paths[0]))
-        whole = _Opened()
-        for part in opened:
-            whole.absorb(part)
-        return _unwrap(paths[0], whole)
-    finally:
-        if collecting:
-            gc.enable()
+    opened = [_open(p, root, nested) for p in paths]
+    _refuse_shared_names(opened, str(paths[0]))
+    whole = _Opened()
+    for part in opened:
+        whole.absorb(part)
+    return _unwrap(paths[0], whole)
 
 
 def open_parts(paths: Iterable[Path], root: str | None = None, nested: bool = False) -> list[Checkpoint]:
@@ -147,13 +141,15 @@ def _open_index(path: Path) -> _Opened:
     """Open every shard that an index names. All that is wrong with their names is reported at once."""
     whole, report, span = _Opened(), Report(), Span(str(path))
     claimed = read_index(path)
-    for shard in sorted(set(claimed.values())):
+    shards: dict[Path, set[str]] = {}
+    for name, shard in claimed.items():
+        shards.setdefault(shard, set()).add(name)
+    for shard, wanted in sorted(shards.items()):
         try:
             part = _open_file(shard, sniff(shard))
         except Refusal as refusal:
             report.absorb(refusal)
             continue
-        wanted = {name for name, file in claimed.items() if file == shard}
         if missing := sorted(wanted - part.tensors.keys()):
             report.add(span, f"it looks in {shard.name} for {listed(map(shown, missing))}, in vain", "bad-index")
         if twice := sorted(part.tensors.keys() & whole.tensors.keys()):

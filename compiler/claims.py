@@ -12,6 +12,7 @@ from compiler.algebra import Key
 from compiler.diagnostics import Report, Span, listed, nearest
 from compiler.environment import Environment, Signature
 from compiler.names import Hole, Pattern, options
+from compiler.overlap import count_components
 from compiler.program import Program, Rule
 
 MOST_DIGITS = 9  # of an index; a model has no billion layers
@@ -48,9 +49,16 @@ class Claimant:
         ignored = self.program.ignored if not self.reverse else ()
         created = [rule for rule in self.program.created if self.reverse and self.env.holds(rule.when)]
         nobody: list[str] = []
+        lengths = [count_components(pattern) for _, _, pattern in sources]
+        fitting: dict[
+            int, list[tuple[int, int, Pattern]]
+        ] = {}  # the patterns that names of so many components may match
         for name in self.signature:
             found: list[tuple[str, Span]] = []
-            for n, k, pattern in sources:
+            length = name.count(".") + 1
+            if length not in fitting:
+                fitting[length] = [s for s, n in zip(sources, lengths, strict=True) if n is None or n == length]
+            for n, k, pattern in fitting[length]:
                 captures = pattern.match(name)
                 if captures is not None:
                     found.append((self.rules[n].name or self.rules[n].kind, self.rules[n].span))

@@ -18,6 +18,7 @@ from compiler import layout
 from compiler.algebra import Bundle, OpError
 from compiler.blockwise import Place, Room, tasks_of
 from compiler.checkpoint import Checkpoint, Joined, Tensor, read_bytes
+from compiler.collecting import uncollected
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.files import Source
 from compiler.formula import PRODUCTS, Formulas
@@ -101,7 +102,23 @@ def _write(
     progress: Progress,
     ledger: Ledger | None,
 ) -> None:
-    pipeline = _pipeline(device) if device != "cpu" else None
+    outputs, others = _tasks(plan, checkpoint, forms, _pipeline(device) if device != "cpu" else None)
+    files = {str(path): path for path in checkpoint.files}
+    transfer(outputs, files, others=others, jobs=jobs, progress=progress, ledger=ledger)
+
+
+def outputs(
+    plan: Plan, checkpoint: Checkpoint, files: Sequence[OutFile], folder: Path
+) -> tuple[list[Output], list[Task]]:
+    """What `write_folder` would transfer on the CPU: byte ranges of the files, and tasks that compute the rest."""
+    forms = [_Form(folder / file.name, file.size, file.header, file.offsets) for file in files]
+    return _tasks(plan, checkpoint, forms, None)
+
+
+@uncollected()
+def _tasks(
+    plan: Plan, checkpoint: Checkpoint, forms: Sequence[_Form], pipeline: Pipeline | None
+) -> tuple[list[Output], list[Task]]:
     places = {name: (form.path, offset) for form in forms for name, offset in form.offsets.items()}
     moves: dict[Path, list[Move]] = {form.path: [] for form in forms}
     left = {form.path: list(form.gaps) for form in forms}
@@ -124,12 +141,11 @@ def _write(
             others.append(_on_device(group, checkpoint, [places.get(t.name) for t, _ in found], pipeline))
         elif computed:
             others += tasks_of(computed, formulas.nodes, partial(_failure, group, checkpoint), room)
-    outputs = [
+    made = [
         Output(form.path, form.size, form.header, sorted(moves[form.path], key=lambda m: m.target), left[form.path])
         for form in forms
     ]
-    files = {str(path): path for path in checkpoint.files}
-    transfer(outputs, files, others=others, jobs=jobs, progress=progress, ledger=ledger)
+    return made, others
 
 
 def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tuple[Target, layout.Array]]]:

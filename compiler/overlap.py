@@ -110,6 +110,12 @@ def common_name(a: Pattern, b: Pattern) -> str | None:
     return ".".join(words)
 
 
+def count_components(pattern: Pattern) -> int | None:
+    """How many components between dots every name of a pattern has; None where that differs."""
+    found = _components(pattern.parts)
+    return None if found is None else len(found)
+
+
 @lru_cache(maxsize=4096)
 def _components(parts: tuple[Part, ...]) -> tuple[tuple[Part, ...], ...] | None:
     """The parts between literal dots; None where something else can match a dot."""

@@ -14,6 +14,7 @@ from typing import Any
 from compiler.algebra import Bundle, OpError, ShapeAlgebra
 from compiler.arithmetic import Full
 from compiler.claims import Claimant
+from compiler.collecting import uncollected
 from compiler.diagnostics import Refusal, Report, Span, listed
 from compiler.dtypes import FLOATING, ITEM_SIZES
 from compiler.environment import Environment, Signature
@@ -82,6 +83,7 @@ class Plan:
         return max(totals, key=totals.__getitem__, default="float32")
 
 
+@uncollected()
 def bind(
     program: Program, signature: Signature, env: Environment, *, dtype: str | None = None, reverse: bool = False
 ) -> Plan:
@@ -135,12 +137,13 @@ class _Binder:
                 self.report.absorb(refusal)
                 continue
             for outer, slots in self.claims[n].groups.items():
-                group = self.group(
-                    rule, ops, dict(zip(rule.outer, outer, strict=True)), Bundle(tuple(slots), rule.folded)
-                )
-                if group is not None:
+                captures = dict(zip(rule.outer, outer, strict=True))
+                if not ops:
+                    groups.append(self.moved(rule, slots[0][()], rule.targets[0].fill(captures)))
+                elif group := self.group(rule, ops, captures, Bundle(tuple(slots), rule.folded)):
                     groups.append(group)
-        groups += [self.kept_group(name) for name in self.claimant.kept]
+        kept = Rule("keep", "", (), (), (), None, Span(self.program.spec.path))
+        groups += [self.moved(kept, name, name) for name in self.claimant.kept]
         if self.reverse:
             groups += self.aliases(groups)
         groups.sort(key=lambda g: order[g.source_names[0]])
@@ -219,15 +222,14 @@ class _Binder:
                 groups.append(Group(rule, Bundle(()), (op,), Bundle(({(): made},))))
         return groups
 
-    def kept_group(self, name: str) -> Group:
-        dtype = self.signature[name].dtype
+    def moved(self, rule: Rule, source: str, target: str) -> Group:
+        """A group that gives a tensor its name, and the type that `--dtype` asks for."""
+        dtype = self.signature[source].dtype
         ops: tuple[Op, ...] = ()
         if self.dtype is not None and dtype in FLOATING and dtype != self.dtype:
             ops, dtype = (Cast(self.dtype),), self.dtype
-        rule = Rule("keep", "", (), (), (), None, Span(self.program.spec.path))
-        return Group(
-            rule, Bundle(({(): name},)), ops, Bundle(({(): Target(name, tuple(self.signature[name].shape), dtype)},))
-        )
+        made = Target(target, tuple(self.signature[source].shape), dtype)
+        return Group(rule, Bundle(({(): source},)), ops, Bundle(({(): made},)))
 
     def aliases(self, groups: list[Group]) -> list[Group]:
         """Reversed, a tie writes its alias again, as the source's trainer does."""

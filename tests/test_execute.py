@@ -4,6 +4,7 @@ of a block or the device; memory by blocks; a `.pth` that torch reads.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -450,3 +451,22 @@ def test_a_pth_beyond_four_gigabytes(tmp_path: Path) -> None:
     loaded = torch.load(tmp_path / "x.pth", weights_only=True, mmap=True)
     assert (loaded["a"].shape, bytes(loaded["b"].tolist())) == ((5 << 30,), b"abc")
     assert open_checkpoint(tmp_path / "x.pth").tensors["b"].parts[0].offset == file.offsets["b"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Planning at scale
+
+
+def test_a_mixture_of_experts_is_planned_in_no_time(tmp_path: Path) -> None:
+    """A tenth of what `python -m benchmarks.scale` plans, held to a loose bound; it grows in proportion."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from benchmarks import scale
+
+    total = scale.write_sparse(tmp_path, 12, 256, 17)
+    assert total > 65_000_000_000
+    seconds, lowering, peak, targets, size, ranges = scale.plan(tmp_path)
+    assert targets == 3 + 12 * (9 + 3 * 256) == ranges
+    assert size == 2 * total
+    assert seconds < 3
+    assert lowering < 2
+    assert peak < 150
