@@ -43,6 +43,7 @@ def run_parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     from compiler.convert import convert
+    from compiler.ranks import from_environment
 
     kept, say = notes(options)
     if options.reverse and options.verify:
@@ -50,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     program = program_of(options, say)
     with Meter() as meter:
         plan = convert(program, request(options), options.out, say, meter)
+    if not from_environment(options.out).leads:  # the leader says and does the rest
+        return 0
     if options.readback and not options.reverse:
         read_back(options.out)
     proof = verified(options, program, request(options), options.out) if options.verify else None

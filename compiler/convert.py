@@ -11,13 +11,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from compiler import __version__, card, dialects, document, execute, outfiles, settings, tokens
+from compiler import __version__, card, dialects, document, execute, outfiles, ranks, settings, tokens
 from compiler.checkpoint import Checkpoint, open_checkpoint, verify
+from compiler.collecting import uncollected
 from compiler.constants import check_made
 from compiler.diagnostics import listed, refuse
 from compiler.environment import Environment, Given, NamedShapes, check_given
@@ -29,6 +30,7 @@ from compiler.program import Program
 from compiler.proof import SourceShapes, check_target
 from compiler.quantized import check_quantized
 from compiler.tokenizer import tokenizer_files
+from compiler.transfer import Ledger
 from compiler.uneven import uneven
 
 Say = Callable[[str], None]
@@ -55,6 +57,7 @@ class Request:
     weights: str | None = None
 
 
+@uncollected()
 def prepare(program: Program, request: Request, say: Say = lambda line: None) -> tuple[Plan, Checkpoint]:
     """Open the source and bind the program to it; nothing is written. Raises Refusal."""
     check_given(program, request.assigned)
@@ -151,10 +154,13 @@ def convert(
         refuse(str(out), "it is a folder, and the way back ends in one file", "output-exists", f"name it: {out}/x.pth")
     if replaced := next((source for source in request.source if output.replaces(source)), None):
         refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
-    plan, checkpoint = prepare(program, request, say)
-    for line in values.brought(checkpoint, plan, request.check_values):
-        say(line)
-    write(plan, checkpoint, request, out, say, progress)
+    with ranks.from_environment(out) as crew:
+        if not crew.leads:  # the leader speaks, and looks at values, for all
+            say, request = (lambda line: None), replace(request, checksums=False)
+        plan, checkpoint = prepare(program, request, say)
+        for line in values.brought(checkpoint, plan, request.check_values) if crew.leads else ():
+            say(line)
+        write(plan, checkpoint, request, out, say, progress, crew)
     return plan
 
 
@@ -165,11 +171,30 @@ def write(
     out: Path,
     say: Say = lambda line: None,
     progress: execute.Progress = lambda size: None,
+    crew: ranks.Crew | None = None,
 ) -> None:
     """Carry a plan out. Raises Refusal; then nothing is left behind but what an I/O error lets --resume continue."""
+    crew = crew or ranks.Crew(0, 1, out)
     files = [] if plan.reverse else outfiles.lay_out(plan.targets, outfiles.parse_size(request.max_shard_size))
     output = Output(out, request.force, request.resume, fingerprint(plan, checkpoint, files))
+
+    def weights(folder: Path, ledger: Ledger) -> None:
+        execute.write_folder(
+            plan,
+            checkpoint,
+            crew.share(files),
+            folder,
+            device=request.device,
+            jobs=request.jobs,
+            progress=crew.watched(progress),
+            ledger=ledger,
+        )
+
     try:
+        if not crew.leads:
+            with stoppable():
+                crew.follow(output.fingerprint, weights)
+            return
         with stoppable(), output:
             if output.done:
                 say("all was written; it has its name now")
@@ -178,18 +203,25 @@ def write(
             if plan.reverse:
                 execute.write_state_dict(plan, checkpoint, output.place, request.device, progress)
             else:
-                _write_folder(plan, checkpoint, request, files, output, say, progress)
+                _write_texts(plan, checkpoint, request, files, output, say)
+                with output.journal as journal, crew.leading(journal, output.fingerprint):
+                    weights(output.place, journal)
+                if request.digests:
+                    text = card.manifest(plan, checkpoint, output.place)
+                    (output.place / card.MANIFEST).write_text(text, encoding="utf-8")
             for line in _overflows(plan, checkpoint, output.place):
                 say(line)
             output.finish()
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(left(output), interrupt) from None
+        raise Interrupted(output.left(), interrupt) from None
+    except ranks.LostRank as error:
+        refuse(str(out), str(error), "lost-rank", output.left())
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         source = error.filename in map(str, checkpoint.files)
         kind = "disk-full" if full else "unreadable-file" if source else "output-unwritable"
         verb = "read" if source else "written"
-        refuse(str(error.filename or out), f"cannot be {verb}: {error.strerror or error}", kind, left(output))
+        refuse(str(error.filename or out), f"cannot be {verb}: {error.strerror or error}", kind, output.left())
 
 
 def _overflows(plan: Plan, checkpoint: Checkpoint, place: Path) -> Iterator[str]:
@@ -199,15 +231,6 @@ def _overflows(plan: Plan, checkpoint: Checkpoint, place: Path) -> Iterator[str]
     groups = values.narrowed(plan, checkpoint)
     if groups:
         yield from values.overflowed(groups, checkpoint, open_checkpoint(place))
-
-
-def left(output: Output) -> str:
-    """What a run that did not come to its end has left."""
-    if output.mark.exists():
-        return "all was written; the same command with --resume gives it its name"
-    if output.ours and output.journal.path.exists():
-        return f"{output.journal.total:,} bytes are kept; the same command with --resume goes on from there"
-    return "nothing was written under the final name"
 
 
 def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[outfiles.OutFile]) -> str:
@@ -220,40 +243,15 @@ def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[outfiles.OutFile
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()
 
 
-def _write_folder(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    request: Request,
-    files: list[outfiles.OutFile],
-    output: Output,
-    say: Say,
-    progress: execute.Progress,
+def _write_texts(
+    plan: Plan, checkpoint: Checkpoint, request: Request, parts: list[outfiles.OutFile], output: Output, say: Say
 ) -> None:
     output.place.mkdir(exist_ok=True)
     if output.journal.total:
         say(f"{output.journal.total:,} bytes of an earlier run are there and as they were written")
     for old in output.place.iterdir():
-        if old.name not in {file.name for file in files}:
+        if old.name not in {file.name for file in parts}:
             old.unlink()
-    _write_texts(plan, checkpoint, request, files, output, say)
-    with output.journal as journal:
-        execute.write_folder(
-            plan,
-            checkpoint,
-            files,
-            output.place,
-            device=request.device,
-            jobs=request.jobs,
-            progress=progress,
-            ledger=journal,
-        )
-    if request.digests:
-        (output.place / card.MANIFEST).write_text(card.manifest(plan, checkpoint, output.place), encoding="utf-8")
-
-
-def _write_texts(
-    plan: Plan, checkpoint: Checkpoint, request: Request, parts: list[outfiles.OutFile], output: Output, say: Say
-) -> None:
     place = request.tokenizer or request.source[0]
     files = tokenizer_files(place, say, named=request.tokenizer is not None)
     tokenizer = tokens.read_tokenizer(files, plan.config)

@@ -52,6 +52,7 @@ class Journal:
 
         The empty string where no run of this program left anything.
         """
+        self._unite()
         try:
             first, *notes = self.path.read_bytes().decode("ascii", "replace").split("\n")[:-1]
             fingerprint = json.loads(first)["fingerprint"]
@@ -62,6 +63,17 @@ class Journal:
             found += self._holding(note)
         self.safe = _by_file(found)
         return str(fingerprint)
+
+    def _unite(self) -> None:
+        """Take over what the other processes of that run noted in journals of their own (PATH.RANK)."""
+        for other in sorted(self.path.parent.glob(f"{self.path.name}.*")):
+            with self.path.open("a+b", buffering=0) as journal:
+                journal.seek(0)
+                first, _, notes = other.read_bytes().partition(b"\n")
+                if notes and journal.read(len(first) + 1) == first + b"\n":
+                    journal.write(b"\n" + notes)  # the last note of either may have been cut short
+                    os.fsync(journal.fileno())
+            other.unlink()
 
     def _holding(self, note: str) -> list[Range]:
         """The ranges of a note whose hash still fits; a note that was cut short holds nothing."""

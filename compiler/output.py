@@ -127,7 +127,7 @@ class Output:
         """Whether what is there is kept after this error: a refusal ends a run for good, an interrupt does not."""
         if error is None or self.mark.exists():
             return error is not None
-        return isinstance(error, KeyboardInterrupt | OSError) and self.journal.total > 0
+        return isinstance(error, KeyboardInterrupt | OSError) and (self.journal.total > 0 or len(self._journals()) > 1)
 
     def _acquire(self) -> None:
         """Hold the lock, which the kernel frees however this process ends. Raises Refusal where another holds it."""
@@ -170,10 +170,23 @@ class Output:
             self.journal.begin(self.fingerprint)
         self.place.parent.mkdir(exist_ok=True)
 
+    def _journals(self) -> list[Path]:
+        """This process's, and those of the others that wrote with it."""
+        return [self.journal.path, *self.hidden.glob(f"{self.journal.path.name}.*")]
+
     def discard(self) -> None:
         """Remove all but the lock; the journal first, so that it never speaks of what is gone."""
-        for path in (self.journal.path, self.draft, self.mark, self.place.parent, self.old):
+        for path in (*self._journals(), self.draft, self.mark, self.place.parent, self.old):
             _remove(path)
+
+    def left(self) -> str:
+        """What a run that did not come to its end has left."""
+        if self.mark.exists():
+            return "all was written; the same command with --resume gives it its name"
+        if self.ours and self.journal.path.exists():
+            others = " of this process and more of the others" if len(self._journals()) > 1 else ""
+            return f"{self.journal.total:,} bytes{others} are kept; the same command with --resume goes on from there"
+        return "nothing was written under the final name"
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -204,7 +217,7 @@ class Output:
                 if old.name not in stale and not (self.path / old.name).exists():
                     old.rename(self.path / old.name)
             sync(self.path)
-        for path in (self.old, self.place.parent, self.journal.path, self.mark):
+        for path in (self.old, self.place.parent, *self._journals(), self.mark):
             _remove(path)
 
     def _same(self) -> bool:

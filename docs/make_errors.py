@@ -25,6 +25,8 @@ UNRECORDED = {
     "misread-field": "it takes a version of Transformers that does this",
     "missing-package": "it takes an installation without Transformers",
     "no-device": "the message lists what this build of torch knows",
+    "lost-rank": "it takes several processes",
+    "unfit-ranks": "it takes several processes",
     "output-busy": "it takes two runs at once",
     "resume-mismatch": "it takes a run that was killed",
     "unfinished-output": "it takes a run that was killed",
