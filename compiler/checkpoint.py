@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from compiler.collecting import uncollected
 from compiler.containers import Contents, unwrapped
 from compiler.diagnostics import Refusal, Report, Span, listed, refuse
+from compiler.distributed import Distributed
 from compiler.plaindata import shown
 from compiler.safefiles import open_safetensors
-from compiler.shards import find, read_index
+from compiler.shards import METADATA, find, read_index
 from compiler.sniff import sniff
 from compiler.tensors import Joined, Tensor, read_bytes
 from compiler.torchfiles import open_legacy, open_zip
@@ -44,7 +45,7 @@ class Checkpoint:
 class _Opened:
     """The contents of one or more files before wrappers' prefixes are taken off."""
 
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor | Joined] = field(default_factory=dict)
     objects: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -107,8 +108,11 @@ def verify(checkpoint: Checkpoint) -> int:
 def _open(path: Path, root: str | None, nested: bool) -> _Opened:
     try:
         file = find(path)
-        kind = sniff(file.path)
-        opened = _open_index(file.path) if kind == "index" else _open_file(file.path, kind, root, nested)
+        if file.path.name == METADATA:
+            opened = _open_distributed(file.path, root, nested)
+        else:
+            kind = sniff(file.path)
+            opened = _open_index(file.path) if kind == "index" else _open_file(file.path, kind, root, nested)
         opened.notes[:0] = file.notes
         return opened
     except OSError as error:
@@ -117,10 +121,10 @@ def _open(path: Path, root: str | None, nested: bool) -> _Opened:
 
 def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = False) -> _Opened:
     if kind == "safetensors":
-        tensors, _ = open_safetensors(path)
-        if not tensors:
+        header, _ = open_safetensors(path)
+        if not header:
             refuse(str(path), "a safetensors file without tensors", "missing-weights")
-        return _Opened(tensors, files=[path])
+        return _Opened(dict(header), files=[path])
     found: list[Contents] = []
 
     def contents(tree: object) -> Iterable[object]:
@@ -133,8 +137,15 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
         tree, places = open_legacy(path)
         contents(tree)
     inside = found[0]
-    tensors = {name: places.locate(name, view) for name, view in inside.named.items()}
+    tensors: dict[str, Tensor | Joined] = {n: places.locate(n, view) for n, view in inside.named.items()}
     return _Opened(tensors, inside.objects, inside.notes, [path], places.checksums)
+
+
+def _open_distributed(path: Path, root: str | None, nested: bool) -> _Opened:
+    source = Distributed(path)
+    inside = Contents(source.tree, str(path), root, nested)
+    tensors = {name: source.locate(name, view) for name, view in inside.named.items()}
+    return _Opened(tensors, inside.objects, inside.notes, source.files, source.checksums)
 
 
 def _open_index(path: Path) -> _Opened:
@@ -177,7 +188,7 @@ def _unwrap(path: Path, whole: _Opened) -> Checkpoint:
         message = f"tensors with empty or unprintable names: {listed(map(ascii, odd))}"
         refuse(str(path), message, "damaged-file", "download or copy it again; if they are real, rename them first")
     names, notes = unwrapped(list(whole.tensors), str(path))
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | Joined] = {}
     for name, bare in names.items():
         tensor = whole.tensors[name]
         if bare in tensors and tensors[bare].region != tensor.region:
@@ -185,7 +196,7 @@ def _unwrap(path: Path, whole: _Opened) -> Checkpoint:
             message = f"{other!r} and {name!r} both become {bare!r} without their wrappers' prefixes"
             refuse(str(path), message, "colliding-names", "their tensors differ; remove the wrong one")
         if name != bare:
-            tensor = Tensor(bare, tensor.dtype, tensor.shape, tensor.strides, tensor.path, tensor.offset, tensor.extent)
+            tensor = replace(tensor, name=bare)
         tensors[bare] = tensor
     return Checkpoint(
         path,

@@ -173,7 +173,7 @@ def _sources(group: Group, checkpoint: Checkpoint) -> Bundle[Any]:
 
 def _array(tensor: Tensor | Joined) -> layout.Array:
     if isinstance(tensor, Joined):
-        return layout.concat([_array(part) for part in tensor.parts], tensor.axis)
+        return layout.concat([_array(member) for member in tensor.members], tensor.axis)
     return layout.source(str(tensor.path), tensor.dtype, tensor.shape, tensor.offset, tensor.strides)
 
 

@@ -25,6 +25,7 @@ _NO_WEIGHTS = re.compile(
     r"training_args\.bin|optimizer.*|scheduler.*|scaler.*|rng_state.*|random_states.*|.*optim_states\.pt"
 )
 _LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
+METADATA = ".metadata"  # the index of a distributed checkpoint
 _MOST_INDEX_BYTES = 200_000_000
 
 
@@ -38,6 +39,9 @@ class Found:
 
 def find(path: Path) -> Found:
     """The file that a path means: itself, or the one checkpoint of a folder."""
+    if path.is_file() and path.suffix == ".distcp":
+        hint = f"give the folder: {path.parent}"
+        refuse(str(path), "one of the files of a distributed checkpoint", "missing-part", hint)
     if path.is_file():
         return Found(path, [])
     if not path.exists():
@@ -50,6 +54,8 @@ def find(path: Path) -> Found:
     indexes = [n for n in names if n.endswith(".index.json")]
     weights = [n for n in names if n.endswith(_SUFFIXES) and not _NO_WEIGHTS.fullmatch(n)]
     choices = [n for n in _PREFERRED if n in names] or (indexes if len(indexes) == 1 else weights)
+    if not choices and METADATA in names:
+        return Found(path / METADATA, [])
     if not choices and (step := _step(path)) is not None:
         found = find(step)
         return Found(found.path, [f"{_LATEST} names the folder {step.name}", *found.notes])
@@ -94,7 +100,7 @@ def read_index(path: Path) -> dict[str, Path]:
     if wrong := [name for name, file in weight_map.items() if not isinstance(file, str)]:
         refuse(str(path), f"its weight_map names no file for {listed(map(shown, wrong))}", "bad-index")
     for file in dict.fromkeys(weight_map.values()):
-        problem = _problem(path.parent, file)
+        problem = misplaced(path.parent, file)
         if problem:
             report.add(Span(str(path)), f"its shard {file[:200]!r} {problem}", "bad-index")
         shards[file] = path.parent / file
@@ -102,7 +108,7 @@ def read_index(path: Path) -> dict[str, Path]:
     return {name: shards[file] for name, file in weight_map.items()}
 
 
-def _problem(folder: Path, file: str) -> str:
+def misplaced(folder: Path, file: str) -> str:
     """What is wrong with a shard's name, or nothing."""
     if file in ("", ".", "..") or re.search(r"[/\\:\0]", file) or not file.isprintable():
         return "is not the plain name of a file beside the index; it was not opened"

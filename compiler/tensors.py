@@ -66,17 +66,22 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """One tensor whose `parts` lie in several files, one behind the other along `axis`."""
+    """One tensor whose `members` lie in several places, one behind the other along `axis`; a member may be joined itself."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     axis: int
-    parts: tuple[Tensor, ...]
+    members: tuple[Tensor | Joined, ...]
 
     @property
     def region(self) -> tuple[object, ...]:
-        return self.axis, *(part.region for part in self.parts)
+        return self.axis, *(member.region for member in self.members)
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The stored tensors that it is made of."""
+        return tuple(part for member in self.members for part in member.parts)
 
 
 def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -100,7 +105,7 @@ def read_bytes(tensor: Tensor | Joined) -> bytearray:
     """The bytes of one tensor, C-contiguous and little-endian; gathered where the view is strided or expanded."""
     if isinstance(tensor, Joined):
         rows = math.prod(tensor.shape[: tensor.axis])
-        data = [memoryview(read_bytes(part)) for part in tensor.parts]
+        data = [memoryview(read_bytes(member)) for member in tensor.members]
         cuts = [len(part) // rows for part in data]
         return bytearray().join(
             p[n * cut : (n + 1) * cut] for n in range(rows) for p, cut in zip(data, cuts, strict=True)

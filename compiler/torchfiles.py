@@ -20,7 +20,7 @@ from compiler.dtypes import ITEM_SIZES
 from compiler.pickled import MAX_BYTES, load
 from compiler.standins import STORAGE_TYPES, STORED_SIZES, Global, Storage, Unfit, View
 from compiler.tensors import Tensor, span
-from compiler.zipped import Archive
+from compiler.zipped import Archive, Slice
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MOST_BYTES = 1 << 46  # of one logical tensor; an expanded view costs its maker nothing
@@ -64,10 +64,14 @@ class Places:
         )
 
 
-def open_zip(path: Path, locating: Callable[[Any], Any]) -> tuple[Any, Places]:
-    """Open a zip of torch.save. `locating` picks, from the object, the views whose places are wanted."""
+def open_zip(path: Path, locating: Callable[[Any], Any], part: tuple[int, int] | None = None) -> tuple[Any, Places]:
+    """Open a zip of torch.save. `locating` picks, from the object, the views whose places are wanted.
+
+    `part` is its (first byte, length) where it is one of several in a file.
+    """
     with path.open("rb", buffering=0) as file:
-        archive = Archive(file, str(path))
+        base = part[0] if part else 0
+        archive = Archive(Slice(file, *part) if part else file, str(path))
         root = _root(archive)
         if (order := archive.records.get(f"{root}/byteorder")) is not None and archive.read(order) != b"little":
             refuse(
@@ -94,7 +98,7 @@ def open_zip(path: Path, locating: Callable[[Any], Any]) -> tuple[Any, Places]:
             if record.size // size != view.storage.numel:
                 message = f"storage {key!r} has {record.size:,} bytes, but {view.storage.numel:,} elements of {size}"
                 refuse(str(path), message, "damaged-file", "download or copy it again")
-            start = archive.locate(record)
+            start = base + archive.locate(record)
             places.extents[key] = start, start + record.size
             if record.crc:
                 places.checksums[path, start, start + record.size] = record.crc

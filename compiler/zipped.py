@@ -12,7 +12,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import BinaryIO, NoReturn
+from typing import NoReturn, Protocol
 
 from compiler.diagnostics import refuse
 
@@ -22,6 +22,13 @@ _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR64 = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+
+
+class Readable(Protocol):
+    """What an archive needs of a file."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(slots=True)
@@ -36,10 +43,28 @@ class Record:
     limit: int = 0
 
 
+class Slice:
+    """Some bytes of an open file as a file."""
+
+    def __init__(self, file: Readable, start: int, length: int) -> None:
+        self.file, self.start, self.length = file, start, length
+        self.position = 0
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self.position = offset + (self.length if whence == 2 else 0)
+        return self.position
+
+    def read(self, size: int, /) -> bytes:
+        self.file.seek(self.start + self.position)
+        data = self.file.read(max(0, min(size, self.length - self.position)))
+        self.position += len(data)
+        return data
+
+
 class Archive:
     """The records of one zip file, in the order of its table. The file must stay open while records are located."""
 
-    def __init__(self, file: BinaryIO, path: str) -> None:
+    def __init__(self, file: Readable, path: str) -> None:
         self.file, self.path = file, path
         size = file.seek(0, 2)
         start, length, count = self._end(size)
