@@ -9,7 +9,7 @@ TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 ORACLES := transformers litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens
 SEED ?= 1
 
-.PHONY: env env-4 demo test test-oracles check regen fuzz bench clean
+.PHONY: env env-4 demo test test-ecosystem test-oracles check regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -52,6 +52,11 @@ test-oracles: env .venv-oracles/ready .venv-scripts/ready
 	for name in $(ORACLES); do .venv-oracles/bin/python tests/oracles/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
 	.venv-scripts/bin/python tests/oracles/run_transformers_scripts.py build/oracles --seed $(SEED)
 	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/test_oracles.py tests/test_mutations.py
+
+# Other programs on a converted folder; what they need goes beside .venv, not into it.
+test-ecosystem: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/ecosystem torchao==0.18.0 ctranslate2==4.8.5 gguf==0.19.0
+	PYTHONPATH=build/ecosystem $(BIN)/python -m pytest tests/ecosystem/programs.py
 
 check: env
 	$(BIN)/ruff check .

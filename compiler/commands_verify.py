@@ -102,7 +102,7 @@ def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
     """Where the models part, at the rules that were found guilty."""
     where = f" first in {found.module} (by {found.departs:.2g})" if found.module else ""
     message = (
-        f"{out} departs from {model}{where}: logits differ by {found.difference:.2g} (the largest is "
+        f"{f'{out} ' if found.rules else ''}departs from {model}{where}: logits differ by {found.difference:.2g} (the largest is "
         f"{found.scale:.3g}), KL {found.divergence:.1e} nats, the best token is the same in {found.argmax:.1%}"
     )
     if not found.rules:
