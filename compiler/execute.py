@@ -29,7 +29,7 @@ from compiler.transfer import Ledger, Output, Portion, Targets, Task, transfer
 from compiler.worker import Worker
 
 if TYPE_CHECKING:
-    from compiler.device import Pipeline
+    from compiler.device import Pipeline, Sender
 
 Progress = Callable[[int], None]
 
@@ -195,7 +195,10 @@ def _failure(group: Group, checkpoint: Checkpoint, message: str) -> Diagnostic:
 
 def tensors(plan: Plan, checkpoint: Checkpoint, device: str) -> Iterator[tuple[str, Any]]:
     """Each target's name and torch tensor on `device`, group by group, in the order of the plan. Raises Refusal."""
-    host, there = _pipeline("cpu").sender, _pipeline(device).sender
+    return _tensors(plan, checkpoint, _pipeline("cpu").sender, _pipeline(device).sender)
+
+
+def _tensors(plan: Plan, checkpoint: Checkpoint, host: Sender, there: Sender) -> Iterator[tuple[str, Any]]:
     with ExitStack() as stack:
         worker = Worker({str(path): stack.enter_context(Source(path)) for path in checkpoint.files})
         for group in plan.groups:

@@ -30,11 +30,10 @@ ROOMS = {
     "ruff": {"render", "rendered"},
     "numpy": {"casts", "gather", "values"},
     "torch": {
+        "api",
         "kernels",
-        "execute",
         "compute",
         "device",
-        "pthfile",
         "target",
         "verify",
         "forward",
@@ -47,7 +46,7 @@ ROOMS = {
     "tqdm": {"options"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
-AT_ONCE = {"yaml": {"document"}, "numpy": {"casts", "gather", "values"}, "torch": {"kernels", "compute", "device"}}
+AT_ONCE = {"yaml": {"document"}, "numpy": {"casts", "gather", "values"}, "torch": {"api", "kernels", "compute", "device"}}
 
 
 @dataclass(frozen=True)
