@@ -46,7 +46,11 @@ ROOMS = {
     "tqdm": {"options"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
-AT_ONCE = {"yaml": {"document"}, "numpy": {"casts", "gather", "values"}, "torch": {"api", "kernels", "compute", "device"}}
+AT_ONCE = {
+    "yaml": {"document"},
+    "numpy": {"casts", "gather", "values"},
+    "torch": {"api", "kernels", "compute", "device"},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Writes `grid/` beside this file: what torch.distributed.checkpoint makes of four processes on a mesh of 2 x 2.
 
-    torchrun --nproc-per-node 4 make.py
+torchrun --nproc-per-node 4 make.py
 """
 
 from pathlib import Path
