@@ -11,9 +11,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from operator import mul
+from operator import itemgetter, mul
 from typing import NamedTuple
 
 from compiler.dtypes import ITEM_SIZES
@@ -30,6 +30,9 @@ class Extent(NamedTuple):
     source_offset: int
     target_offset: int
     length: int
+
+
+Copy = tuple[str, int, int, int]  # the fields of an Extent
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +82,37 @@ def extents(move: Move, start: int = 0, stop: int | None = None) -> Iterator[Ext
 
     `start` and `stop` bound a part of it, in bytes from its beginning.
     """
-    size = ITEM_SIZES[move.dtype]
-    stop = move.length if stop is None else stop
-    parts = [_runs(piece, size, start // size, -(-stop // size)) for piece in move.pieces]
-    runs = parts[0] if len(parts) == 1 else heapq.merge(*parts)
+    parts = [itertools.chain.from_iterable(_runs(move, p, start, stop)) for p in move.pieces]
+    runs = parts[0] if len(parts) == 1 else heapq.merge(*parts, key=itemgetter(2))
     first = next(runs, None)
     if first is None:
         return
-    position, source, offset, length = first
-    for place, name, at, more in runs:
+    source, offset, position, length = first
+    for name, at, place, more in runs:
         if at == offset + length and name == source:
             length += more
         else:
-            yield Extent(source, offset, move.target + position, length)
-            position, source, offset, length = place, name, at, more
-    yield Extent(source, offset, move.target + position, length)
+            yield Extent(source, offset, position, length)
+            source, offset, position, length = name, at, place, more
+    yield Extent(source, offset, position, length)
+
+
+def copies(move: Move, start: int, stop: int) -> list[Copy]:
+    """The same as plain tuples, in any order, and cut at `start` and `stop` where those fall into an element."""
+    found: list[Copy] = []
+    for piece in move.pieces:
+        for runs in _runs(move, piece, start, stop):
+            found += runs
+    if (start | stop) % ITEM_SIZES[move.dtype]:
+        first, last = move.target + start, move.target + stop
+        found = [_clipped(copy, first, last) for copy in found]
+    return found
+
+
+def _clipped(copy: Copy, start: int, stop: int) -> Copy:
+    source, offset, target, length = copy
+    first, last = max(start, target), min(stop, target + length)
+    return source, offset + first - target, first, last - first
 
 
 class Tile(NamedTuple):
@@ -192,19 +211,25 @@ def _count_and_run(atoms: Atoms, dtype: str) -> tuple[int, int]:
     return count, atoms[-1].length if together else 1
 
 
-def _runs(piece: Piece, size: int, start: int, stop: int) -> Iterator[tuple[int, str, int, int]]:
-    """(target byte, source, source byte, bytes) of every run of a piece whose positions lie in [start, stop)."""
-    for skipped, (origin, atoms) in cut(piece.axes[0], start, stop):
+def _runs(move: Move, piece: Piece, start: int, stop: int | None) -> Iterator[Iterable[Copy]]:
+    """Every run of a piece that lies in [start, stop), ascending in the target; those of its last counter together.
+
+    Very many runs may be very short, so that they are made by the standard library's own loops.
+    """
+    size = ITEM_SIZES[move.dtype]
+    stop = move.length if stop is None else stop
+    for skipped, (origin, atoms) in cut(piece.axes[0], start // size, -(-stop // size)):
         run = _count_and_run(atoms, piece.types[0])[1]
         outer = list(atoms[:-1] if run > 1 else atoms)
         length, name = run * size, piece.source
+        offset, place = piece.offset + skipped, move.target + origin * size
         if not outer:
-            yield origin * size, name, piece.offset + skipped, length
+            yield ((name, offset, place, length),)
             continue
         *outer, (count, stride, step) = outer
-        strides, steps = [a.stride for a in outer], [a.step for a in outer]
+        strides, steps = [a.stride for a in outer], [a.step * size for a in outer]
         for counts in itertools.product(*[range(a.length) for a in outer]):
-            place = (origin + sum(map(mul, counts, steps))) * size
-            offset = piece.offset + skipped + sum(map(mul, counts, strides))
-            for n in range(count):
-                yield place + n * step * size, name, offset + n * stride, length
+            at, to = offset + sum(map(mul, counts, strides)), place + sum(map(mul, counts, steps))
+            offsets = range(at, at + count * stride, stride) if stride else itertools.repeat(at, count)
+            places = range(to, to + count * step * size, step * size)
+            yield zip(itertools.repeat(name), offsets, places, itertools.repeat(length), strict=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from compiler.files import Source
 from compiler.layout import Array
-from compiler.moves import Extent, Move, Tile, extents, lower, tiles
+from compiler.moves import Copy, Move, Tile, copies, lower, tiles
 
 if TYPE_CHECKING:
     from compiler.gather import Gatherer
@@ -61,9 +61,9 @@ class Worker:
         index = bisect.bisect_right(moves, start, key=lambda move: move.target) - 1
         for first in range(start, stop, WINDOW):
             last = min(stop, first + WINDOW)
-            wanted: list[Extent] = []
+            wanted: list[Copy] = []
             while index < len(moves) and (move := moves[index]).target < last:
-                wanted += extents(move, max(0, first - move.target), min(move.length, last - move.target))
+                wanted += copies(move, max(0, first - move.target), min(move.length, last - move.target))
                 if move.target + move.length > last:
                     break
                 index += 1
@@ -94,38 +94,29 @@ class Worker:
             if move.plain:
                 for first in range(move.target, end, WINDOW):
                     last = min(end, first + WINDOW)
-                    wanted = list(extents(move, first - move.target, last - move.target))
+                    wanted = copies(move, first - move.target, last - move.target)
                     self.read(wanted, first, buffer[first:last])
             else:
                 for tile in tiles(move, BLOCK):
                     for _ in self.gather(memory, move, tile):
                         pass
 
-    def read(self, wanted: list[Extent], start: int, window: memoryview) -> None:
+    def read(self, wanted: list[Copy], start: int, window: memoryview) -> None:
         """Fill the window that begins at `start` of the target; what lies close together in a source is one read."""
         self.unwanted = self.unwanted or memoryview(bytearray(GAP))
-        stop = start + len(window)
-        # A window may begin and end within an element.
-        wanted[0], wanted[-1] = _within(wanted[0], start, stop), _within(wanted[-1], start, stop)
         wanted.sort()
         buffers: list[memoryview] = []
         source, begin, end = "", 0, 0
         for name, offset, target, length in wanted:
             gap = offset - end
-            if buffers and (name != source or not 0 <= gap <= GAP or len(buffers) >= 2 * VECTOR - 1):
-                self.sources[source].read(begin, buffers)
-                buffers = []
-            if not buffers:
-                source, begin = name, offset
-            elif gap:
-                buffers.append(self.unwanted[:gap])
+            if gap or name != source or len(buffers) >= 2 * VECTOR - 1 or not buffers:
+                if buffers and (name != source or not 0 <= gap <= GAP or len(buffers) >= 2 * VECTOR - 1):
+                    self.sources[source].read(begin, buffers)
+                    buffers = []
+                if not buffers:
+                    source, begin = name, offset
+                elif gap:
+                    buffers.append(self.unwanted[:gap])
             buffers.append(window[target - start : target - start + length])
             end = offset + length
         self.sources[source].read(begin, buffers)
-
-
-def _within(extent: Extent, start: int, stop: int) -> Extent:
-    """The part of an extent that lies in [start, stop) of the target."""
-    source, offset, target, length = extent
-    first, last = max(start, target), min(stop, target + length)
-    return Extent(source, offset + first - target, first, last - first)
