@@ -154,6 +154,7 @@ def _tiling(move: Move, count: int, block: int) -> tuple[int, int, int]:
     closest = min((a for a in piece.axes[0].atoms if a.stride), key=lambda a: a.stride, default=Atom(1, 0, 1))
     pitch = closest.step
     if pitch == 1 or count % pitch:  # the source runs as the target does: one row, cut at the ends of counters
+        block = max(1, block // 4)  # which leaves room in the cache for what an element was and becomes
         grain = max([a.step for a in piece.axes[0].atoms if a.step <= block], default=1)
         return count, 1, block // grain * grain
     # Twice as wide as high, because a write costs about twice as much as a read.
