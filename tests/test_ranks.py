@@ -31,18 +31,18 @@ ranks.BEAT, ranks.LOST, ranks.JOIN, ranks.PARTING = 0.05, float(os.environ.get("
 transfer.TASK = worker.WINDOW = 512
 journal.EVERY = 0.02
 how, whom = os.environ.get("END", ""), os.environ.get("WHOM")
-if whom == os.environ["RANK"]:
+if how:
     plain, count = worker.Worker.copy, [0]
     def copy(self, *words):
         for size in plain(self, *words):
             count[0] += 1
-            if count[0] > 40:
+            time.sleep(0.01)
+            if count[0] > 40 and whom == os.environ["RANK"]:
                 if how == "raise":
                     raise OSError(5, "the disk is broken", "there")
                 if how == "kill":
                     time.sleep(0.3)
                     os.kill(os.getpid(), 9)
-                time.sleep(0.01)
             yield size
     worker.Worker.copy = copy
 main(sys.argv[1:])
@@ -119,21 +119,25 @@ def test_a_killed_rank_is_missed_and_the_run_resumed(source: Path, plain: dict[s
     assert "rank 1 has not been heard of" in ends[0][2]
     assert "--resume" in ends[0][2]
     assert not out.exists()
-    journals = sorted(p.name for p in (source.parent / ".out.mapspec-partial").glob("journal*"))
+    hidden = source.parent / ".out.mapspec-partial"
+    journals = sorted(p.name for p in hidden.glob("journal*"))
     assert journals == ["journal", "journal.1", "journal.2"]
+    noted = [json.loads(line) for name in journals for line in (hidden / name).read_text().splitlines()[1:]]
+    total = sum(stop - start for note in noted for _, start, stop in note["ranges"])
     ends = ended(start(2, source, out, "--resume"))
     assert [status for status, _, _ in ends] == [0, 0], ends
-    assert "bytes of an earlier run are there" in ends[0][2]
+    assert f"{total:,} bytes of an earlier run are there" in ends[0][2], "of all three"
     assert content(out) == plain
     assert sorted(p.name for p in source.parent.iterdir()) == ["model.pth", "out", "plain"]
 
 
-def test_what_an_earlier_run_left_confuses_nobody(source: Path, plain: dict[str, bytes]) -> None:
-    """State files of a run that was killed as a whole, one of which says that all is done."""
+@pytest.mark.parametrize("said", ["finished", "failed"])
+def test_what_an_earlier_run_left_confuses_nobody(source: Path, plain: dict[str, bytes], said: str) -> None:
+    """State files of a run that was killed as a whole."""
     folder = source.parent / ".out.mapspec-ranks"
     folder.mkdir()
     for rank in range(3):
-        state = {"nonce": "x", "beat": 1, "known": {"1": "x", "2": "x"}, "state": "go" if rank else "finished"}
+        state = {"nonce": "x", "beat": 1, "known": {"1": "x", "2": "x"}, "state": "go" if rank else said, "message": "?"}
         (folder / f"state-{rank}").write_text(json.dumps(state))
     ends = ended(start(3, source, source.parent / "out"))
     assert [status for status, _, _ in ends] == [0, 0, 0], ends
