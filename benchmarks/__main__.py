@@ -1,0 +1,249 @@
+"""The whole table: how fast and how large the executor is, against copies and against what people do today.
+
+    python -m benchmarks [--gib 1 4] [--rounds 5] [--folder DIR] [--out benchmarks/RESULTS.md] [--only WORD ...]
+
+Every run is a process of its own, timed from its start to its end, so that Python's own start counts. The runs of one
+round follow each other, so that a busy machine slows all; medians over the rounds are shown, and ratios of medians.
+Before each run all that is unwritten is synced; for a cold run its source is dropped from the page cache. What a run has
+written last is compared with what torch says before the next case is timed. Nothing is written outside of a temporary
+folder in DIR (by default beside the repository) and of the table itself, which goes to stdout as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks import models, scale
+from benchmarks.cases import CASES, CASTS, ELEMENTS, LAYOUT, SHUFFLE, size_of, verify
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIES = {"cp": "cp --reflink=never IN OUT", "cat": "cat IN > OUT", "dd": "dd if=IN of=OUT bs=1M status=none"}
+Run = Callable[[], list[str]]
+
+
+class Bench:
+    """One folder, and the lines of the table so far."""
+
+    def __init__(self, folder: Path, rounds: int) -> None:
+        self.folder, self.rounds = folder, rounds
+        self.lines: list[str] = []
+
+    def say(self, *lines: str) -> None:
+        self.lines += lines
+        print("\n".join(lines), flush=True)
+
+    def run(self, command: list[str], cold: Path | None = None) -> tuple[float, str]:
+        """Seconds and output of one run; `out` is removed before."""
+        out = self.folder / "out"
+        if out.is_dir():
+            shutil.rmtree(out)
+        out.unlink(missing_ok=True)
+        os.sync()
+        if cold:
+            handle = os.open(cold, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+        return seconds, done.stdout
+
+    def copies(self, source: Path, fsync: bool) -> Iterator[tuple[str, list[str]]]:
+        for name, text in COPIES.items():
+            out = str(self.folder / "out")
+            words = text.replace("IN", str(source)).replace("OUT", out) + (f" && sync {out}" if fsync else "")
+            yield name, ["sh", "-c", words]
+        floor = [sys.executable, "-m", "benchmarks.floor", str(source), str(self.folder / "out")]
+        yield "floor", floor + ["--fsync"] * fsync
+
+    def table(self, title: str, cases: list[str], count: int, *, fsync: bool = False, cold: bool = False) -> None:
+        """Time the cases that make as many bytes, and the copies of a file of that size, in the same rounds."""
+        like = self.folder / f"{CASES[cases[0]].after}.bin"
+        times: dict[str, list[float]] = {}
+        for _ in range(self.rounds):
+            for name, command in self.copies(like, fsync):
+                times.setdefault(name, []).append(self.run(command, like if cold else None)[0])
+            for name in cases:
+                source = self.folder / f"{CASES[name].before}.bin"
+                words = [sys.executable, "-m", "benchmarks.cases", name, str(self.folder), str(count)]
+                seconds, _ = self.run(words + ["--fsync"] * fsync, source if cold else None)
+                times.setdefault(name, []).append(seconds)
+                if len(times[name]) == self.rounds:
+                    verify(CASES[name], self.folder, count)
+        medians = {name: statistics.median(found) for name, found in times.items()}
+        fastest = min(COPIES, key=medians.__getitem__)
+        copies = ", ".join(f"{name} {medians[name]:.2f} s" for name in (*COPIES, "floor"))
+        self.say("", f"### {title}", "", f"{copies}; written: {like.stat().st_size / (1 << 30):.0f} GiB.", "")
+        self.say(f"| case | seconds | / {fastest} | / floor | best / best copy |", "|---|---|---|---|---|")
+        for name in cases:
+            best = min(times[name]) / min(min(times[copy]) for copy in COPIES)
+            ratios = f"{medians[name] / medians[fastest]:.2f} | {medians[name] / medians['floor']:.2f} | {best:.2f}"
+            self.say(f"| {name} | {medians[name]:.2f} | {ratios} |")
+
+    def memory(self, cases: list[str], count: int) -> None:
+        self.say("", "### Memory, MiB", "", "| case | VmHWM | RssAnon, sampled |", "|---|---|---|")
+        for name in cases:
+            words = [sys.executable, "-m", "benchmarks.cases", name, str(self.folder), str(count), "--memory"]
+            peak, anonymous = self.run(words)[1].split()
+            self.say(f"| {name} | {int(peak) / 1024:.0f} | {int(anonymous) / 1024:.0f} |")
+
+    def whole(self, gib: float) -> None:
+        """`compile run` against what people do today."""
+        layers = models.layers_for(int(gib * (1 << 30)))
+        python = [sys.executable, "-m"]
+        self.run([*python, "benchmarks.models", "prepare", str(self.folder), str(layers)])
+        source, out = str(self.folder / "meta"), str(self.folder / "out")
+        ours = [*python, "compiler", "run", "meta_llama", source, out, "--set", "max_position_embeddings=4096"]
+        ways = {
+            "compile run": ours,
+            "compile run --no-checksums": [*ours, "--no-checksums"],
+            "torch.load(mmap) + save_file": [*python, "benchmarks.models", "tensors", str(self.folder)],
+            "from_pretrained + save_pretrained": [*python, "benchmarks.models", "pretrained", str(self.folder)],
+        }
+        times: dict[str, list[float]] = {}
+        printed: dict[str, str] = {}
+        digests = set()
+        for _ in range(self.rounds):
+            for name, command in ways.items():
+                seconds, printed[name] = self.run(command)
+                times.setdefault(name, []).append(seconds)
+                if name != "from_pretrained + save_pretrained" and len(times[name]) == self.rounds:
+                    digests.add(self.digest())
+        if len(digests) != 1:
+            raise SystemExit("compile run and torch have not written the same tensors")
+        medians = {name: statistics.median(found) for name, found in times.items()}
+        size = (self.folder / "meta" / "consolidated.00.pth").stat().st_size / (1 << 30)
+        self.say("", f"### A whole conversion, {size:.1f} GiB of bfloat16, durable (fsync) only in the first two", "")
+        self.say("| way | seconds | as many times as compile run | VmHWM, MiB |", "|---|---|---|---|")
+        for name, seconds in medians.items():
+            words = printed[name].split()
+            peak = f"{int(words[-1]) / 1024:.0f}" if name in list(ways)[2:] else ""
+            self.say(f"| {name} | {seconds:.2f} | {seconds / medians['compile run']:.1f} | {peak} |")
+        for name in ("meta", "hf"):
+            shutil.rmtree(self.folder / name)
+
+    def digest(self) -> str:
+        """Of all tensors of the output, by name."""
+        import hashlib
+
+        from compiler.checkpoint import open_checkpoint, read_bytes
+
+        found = hashlib.sha256()
+        tensors = open_checkpoint(self.folder / "out").tensors
+        for name in sorted(tensors):
+            found.update(name.encode() + read_bytes(tensors[name]))
+        return found.hexdigest()
+
+    def commands(self) -> None:
+        words = {"compile --help": ["--help"], "compile SPEC": ["--out", str(self.folder / "out"), "llama"]}
+        words["compile SPEC --no-proof"] = [*words["compile SPEC"], "--no-proof"]
+        self.say("", "### Commands", "", "| command | milliseconds |", "|---|---|")
+        for name, options in words.items():
+            command = [sys.executable, "-m", "compiler", *options]
+            seconds = statistics.median(self.run(command)[0] for _ in range(max(5, self.rounds)))
+            self.say(f"| {name} | {1000 * seconds:.0f} |")
+
+    def scale(self) -> None:
+        sparse = self.folder / "sparse"
+        sparse.mkdir()
+        total = scale.write_sparse(sparse, 118, 256, 163)
+        seconds, lowering, peak, targets, _, _ = scale.plan(sparse)
+        shutil.rmtree(sparse)
+        self.say("", "### Planning at scale", "")
+        self.say(
+            f"{total / 1e9:.0f} billion parameters, {targets:,.0f} tensors in 163 files: planned in {seconds:.1f} s"
+        )
+        self.say(f"(and {lowering:.1f} s more for the byte ranges of all files), {peak:.0f} MiB.")
+
+    def gpu(self) -> None:
+        self.say("", "### GPU", "", "Not run: no GPU at hand.")
+
+
+def prepare(folder: Path, count: int, types: list[str]) -> None:
+    """Random weights of an ordinary size, under every element type."""
+    import torch
+
+    for dtype in types:
+        with (folder / f"{dtype}.bin").open("wb") as file:
+            for seed in range(count):
+                weights = torch.randn(ELEMENTS, generator=torch.Generator().manual_seed(seed)) * 0.02
+                file.write(weights.to(getattr(torch, dtype)).view(torch.uint8).numpy().data)
+
+
+def machine(folder: Path) -> str:
+    with open("/proc/cpuinfo") as lines:
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    with open("/proc/meminfo") as lines:
+        memory = int(next(lines).split()[1]) / (1 << 20)
+    found = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=False)
+    return (
+        f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, Linux {platform.release().split('-')[0]}, "
+        f"{found.stdout.strip()}; Python {platform.python_version()}. "
+        f"Load when it began: {os.getloadavg()[0]:.1f}."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--gib", type=float, nargs="+", default=[1.0, 4.0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=ROOT.parent)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    parser.add_argument("--only", nargs="+", choices=["layout", "casts", "memory", "whole", "commands", "scale"])
+    options = parser.parse_args()
+    wanted = options.only or ["layout", "casts", "memory", "whole", "commands", "scale"]
+    folder = Path(tempfile.mkdtemp(prefix="mapspec-bench-", dir=options.folder))
+    bench = Bench(folder, options.rounds)
+    bench.say(
+        "# Results", "", f"`python -m benchmarks {' '.join(sys.argv[1:])}`".replace(" `", "`"), "", machine(folder)
+    )
+    bench.say(
+        f"Medians of {options.rounds} interleaved rounds; every output was compared with torch's after the timing."
+    )
+    try:
+        for gib in options.gib:
+            count = max(2, round(gib * (1 << 30) / (2 * ELEMENTS)) // 2 * 2)
+            moved, wide = [*LAYOUT, *SHUFFLE], [n for n in CASTS if size_of(CASTS[n].after) == 4]
+            narrow = [name for name in CASTS if name not in wide]
+            if {"layout", "casts", "memory"} & set(wanted):
+                prepare(folder, count, sorted({c.before for c in CASES.values()} | {c.after for c in CASES.values()}))
+            bench.say("", f"## {gib:g} GiB of bfloat16")
+            if "layout" in wanted:
+                bench.table("Layout, warm", moved, count)
+                bench.table("Layout, warm, with fsync", list(LAYOUT), count, fsync=True)
+                bench.table("Layout, cold cache", list(LAYOUT), count, cold=True)
+            if "casts" in wanted:
+                bench.table("Casts to two bytes, warm", narrow, count)
+                bench.table("Casts to four bytes, warm", wide, count)
+            if "memory" in wanted:
+                bench.memory(list(CASES), count)
+            for file in folder.glob("*.bin"):
+                file.unlink()
+            if "whole" in wanted:
+                bench.whole(gib)
+        bench.say("", "## At any size")
+        if "commands" in wanted:
+            bench.commands()
+        if "scale" in wanted:
+            bench.scale()
+        bench.gpu()
+    finally:
+        shutil.rmtree(folder)
+    options.out.write_text("\n".join(bench.lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Whole conversions: what people do today, to hold `compile run` against.
+
+    python -m benchmarks.models {prepare,tensors,pretrained} FOLDER [LAYERS]
+
+`prepare` writes `meta/consolidated.00.pth` (a trainer's names and interleaved rotary order, bfloat16) with its config, and
+`hf/`, which Transformers loads; their contents are unrelated.
+`tensors`: torch.load(mmap), the same rearrangement in torch, safetensors.save_file. `pretrained`: from_pretrained,
+then save_pretrained, which converts nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+HIDDEN, INNER, HEADS, KV_HEADS, VOCABULARY = 2048, 8192, 16, 4, 32_000
+
+
+def config(layers: int) -> object:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=layers,
+        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def layers_for(size: int) -> int:
+    """As many layers as make about so many bytes."""
+    layer = HIDDEN * (2 * HIDDEN + 2 * HIDDEN * KV_HEADS // HEADS + 3 * INNER) * 2
+    return max(1, round((size - 2 * VOCABULARY * HIDDEN * 2) / layer))
+
+
+def prepare(folder: Path, layers: int) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in LlamaForCausalLM(config(layers)).state_dict().items()}
+    noise = torch.randn(1 << 24).bfloat16() * 0.02
+    tensors = {}
+    for name, shape in shapes.items():
+        count = shape.numel()
+        tensors[name] = noise.repeat(-(-count // len(noise)))[:count].reshape(shape)
+    source = {_meta_name(name): tensor for name, tensor in tensors.items()}
+    (folder / "meta").mkdir()
+    torch.save(source, folder / "meta" / "consolidated.00.pth")
+    fields = {"dim": HIDDEN, "n_heads": HEADS, "n_kv_heads": KV_HEADS, "n_layers": layers, "norm_eps": 1e-5}
+    (folder / "meta" / "params.json").write_text(json.dumps(fields))
+    model = LlamaForCausalLM.from_pretrained(None, config=config(layers), state_dict=tensors, dtype=torch.bfloat16)
+    model.save_pretrained(folder / "hf")
+
+
+def _meta_name(name: str) -> str:
+    for ours, theirs in (
+        ("model.layers", "layers"), ("self_attn", "attention"), ("q_proj", "wq"), ("k_proj", "wk"), ("v_proj", "wv"),
+        ("o_proj", "wo"), ("mlp.gate_proj", "feed_forward.w1"), ("mlp.up_proj", "feed_forward.w3"),
+        ("mlp.down_proj", "feed_forward.w2"), ("input_layernorm", "attention_norm"),
+        ("post_attention_layernorm", "ffn_norm"), ("model.norm", "norm"), ("model.embed_tokens", "tok_embeddings"),
+        ("lm_head", "output"),
+    ):  # fmt: skip
+        name = name.replace(ours, theirs)
+    return name
+
+
+def tensors(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    source = torch.load(folder / "meta" / "consolidated.00.pth", mmap=True, weights_only=True)
+    made = {}
+    for name, tensor in source.items():
+        made[name] = tensor
+        if name.endswith((".wq.weight", ".wk.weight")):
+            heads = tensor.shape[0] // (HIDDEN // HEADS)
+            made[name] = tensor.view(heads, -1, 2, HIDDEN).transpose(1, 2).reshape(tensor.shape)
+    (folder / "out").mkdir()
+    save_file(made, folder / "out" / "model.safetensors")
+
+
+def pretrained(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.bfloat16)
+    model.save_pretrained(folder / "out")
+
+
+if __name__ == "__main__":
+    word, place, *more = sys.argv[1:]
+    if word == "prepare":
+        prepare(Path(place), int(more[0]))
+    else:
+        {"tensors": tensors, "pretrained": pretrained}[word](Path(place))
+    with open("/proc/self/status") as lines:
+        print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
