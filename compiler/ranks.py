@@ -212,8 +212,8 @@ class Crew:
                     self.folder.mkdir(parents=True, exist_ok=True)
                 path.with_suffix(".new").write_text(json.dumps(content), encoding="utf-8")
                 path.with_suffix(".new").replace(path)
-            except FileNotFoundError:  # the leader has cleared the folder away; this is said again
-                pass
+            except (FileNotFoundError, FileExistsError):
+                pass  # the folder was cleared away between two calls, be it within mkdir; this is said again
             except OSError as error:
                 self.trouble = self.trouble or LostRank(f"{self.folder} cannot be written: {error.strerror}")
 
