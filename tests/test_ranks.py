@@ -137,7 +137,13 @@ def test_what_an_earlier_run_left_confuses_nobody(source: Path, plain: dict[str,
     folder = source.parent / ".out.mapspec-ranks"
     folder.mkdir()
     for rank in range(3):
-        state = {"nonce": "x", "beat": 1, "known": {"1": "x", "2": "x"}, "state": "go" if rank else said, "message": "?"}
+        state = {
+            "nonce": "x",
+            "beat": 1,
+            "known": {"1": "x", "2": "x"},
+            "state": "go" if rank else said,
+            "message": "?",
+        }
         (folder / f"state-{rank}").write_text(json.dumps(state))
     ends = ended(start(3, source, source.parent / "out"))
     assert [status for status, _, _ in ends] == [0, 0, 0], ends
