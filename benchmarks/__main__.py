@@ -37,6 +37,7 @@ class Bench:
     def __init__(self, folder: Path, rounds: int) -> None:
         self.folder, self.rounds = folder, rounds
         self.lines: list[str] = []
+        self.peak = 0  # of the last run
 
     def say(self, *lines: str) -> None:
         self.lines += lines
@@ -54,12 +55,18 @@ class Bench:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(handle)
         env = os.environ | {"PYTHONPATH": str(ROOT)}
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-        return seconds, done.stdout
+        with tempfile.TemporaryFile("w+") as printed:
+            start = time.perf_counter()
+            process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, env=env)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - start
+            process.returncode = os.waitstatus_to_exitcode(status)
+            printed.seek(0)
+            text = printed.read()
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{text}")
+        self.peak = usage.ru_maxrss  # kilobytes
+        return seconds, text
 
     def copies(self, source: Path, fsync: bool) -> Iterator[tuple[str, list[str]]]:
         for name, text in COPIES.items():
@@ -114,12 +121,12 @@ class Bench:
             "from_pretrained + save_pretrained": [*python, "benchmarks.models", "pretrained", str(self.folder)],
         }
         times: dict[str, list[float]] = {}
-        printed: dict[str, str] = {}
+        peaks: dict[str, int] = {}
         digests = set()
         for _ in range(self.rounds):
             for name, command in ways.items():
-                seconds, printed[name] = self.run(command)
-                times.setdefault(name, []).append(seconds)
+                times.setdefault(name, []).append(self.run(command)[0])
+                peaks[name] = max(peaks.get(name, 0), self.peak)
                 if name != "from_pretrained + save_pretrained" and len(times[name]) == self.rounds:
                     digests.add(self.digest())
         if len(digests) != 1:
@@ -127,11 +134,10 @@ class Bench:
         medians = {name: statistics.median(found) for name, found in times.items()}
         size = (self.folder / "meta" / "consolidated.00.pth").stat().st_size / (1 << 30)
         self.say("", f"### A whole conversion, {size:.1f} GiB of bfloat16, durable (fsync) only in the first two", "")
-        self.say("| way | seconds | as many times as compile run | VmHWM, MiB |", "|---|---|---|---|")
+        self.say("| way | seconds | as many times as compile run | peak RSS, MiB |", "|---|---|---|---|")
         for name, seconds in medians.items():
-            words = printed[name].split()
-            peak = f"{int(words[-1]) / 1024:.0f}" if name in list(ways)[2:] else ""
-            self.say(f"| {name} | {seconds:.2f} | {seconds / medians['compile run']:.1f} | {peak} |")
+            times_as_long = f"{seconds / medians['compile run']:.1f}"
+            self.say(f"| {name} | {seconds:.2f} | {times_as_long} | {peaks[name] / 1024:.0f} |")
         for name in ("meta", "hf"):
             shutil.rmtree(self.folder / name)
 

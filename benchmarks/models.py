@@ -17,6 +17,15 @@ from pathlib import Path
 HIDDEN, INNER, HEADS, KV_HEADS, VOCABULARY = 2048, 8192, 16, 4, 32_000
 
 
+OUTER = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
+INNER_NAMES = {
+    **{f"attention.w{p}": f"self_attn.{p}_proj" for p in "qkvo"},
+    **{f"feed_forward.w{n}": f"mlp.{p}_proj" for n, p in ((1, "gate"), (2, "down"), (3, "up"))},
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
 def config(layers: int) -> object:
     from transformers import LlamaConfig
 
@@ -44,7 +53,8 @@ def prepare(folder: Path, layers: int) -> None:
     for name, shape in shapes.items():
         count = shape.numel()
         tensors[name] = noise.repeat(-(-count // len(noise)))[:count].reshape(shape)
-    source = {_meta_name(name): tensor for name, tensor in tensors.items()}
+    layer = [f"layers.{i}.{name}" for i in range(layers) for name in INNER_NAMES]
+    source = {f"{name}.weight": tensors[renamed(f"{name}.weight")] for name in (*OUTER, *layer)}
     (folder / "meta").mkdir()
     torch.save(source, folder / "meta" / "consolidated.00.pth")
     fields = {"dim": HIDDEN, "n_heads": HEADS, "n_kv_heads": KV_HEADS, "n_layers": layers, "norm_eps": 1e-5}
@@ -53,16 +63,13 @@ def prepare(folder: Path, layers: int) -> None:
     model.save_pretrained(folder / "hf")
 
 
-def _meta_name(name: str) -> str:
-    for ours, theirs in (
-        ("model.layers", "layers"), ("self_attn", "attention"), ("q_proj", "wq"), ("k_proj", "wk"), ("v_proj", "wv"),
-        ("o_proj", "wo"), ("mlp.gate_proj", "feed_forward.w1"), ("mlp.up_proj", "feed_forward.w3"),
-        ("mlp.down_proj", "feed_forward.w2"), ("input_layernorm", "attention_norm"),
-        ("post_attention_layernorm", "ffn_norm"), ("model.norm", "norm"), ("model.embed_tokens", "tok_embeddings"),
-        ("lm_head", "output"),
-    ):  # fmt: skip
-        name = name.replace(ours, theirs)
-    return name
+def renamed(name: str) -> str:
+    """What Transformers calls a tensor of the trainer's."""
+    word = name.removesuffix(".weight")
+    if not word.startswith("layers."):
+        return f"{OUTER[word]}.weight"
+    _, number, inner = word.split(".", 2)
+    return f"model.layers.{number}.{INNER_NAMES[inner]}.weight"
 
 
 def tensors(folder: Path) -> None:
@@ -72,10 +79,10 @@ def tensors(folder: Path) -> None:
     source = torch.load(folder / "meta" / "consolidated.00.pth", mmap=True, weights_only=True)
     made = {}
     for name, tensor in source.items():
-        made[name] = tensor
+        made[renamed(name)] = tensor
         if name.endswith((".wq.weight", ".wk.weight")):
             heads = tensor.shape[0] // (HIDDEN // HEADS)
-            made[name] = tensor.view(heads, -1, 2, HIDDEN).transpose(1, 2).reshape(tensor.shape)
+            made[renamed(name)] = tensor.view(heads, -1, 2, HIDDEN).transpose(1, 2).reshape(tensor.shape)
     (folder / "out").mkdir()
     save_file(made, folder / "out" / "model.safetensors")
 
@@ -94,5 +101,3 @@ if __name__ == "__main__":
         prepare(Path(place), int(more[0]))
     else:
         {"tensors": tensors, "pretrained": pretrained}[word](Path(place))
-    with open("/proc/self/status") as lines:
-        print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))

@@ -49,10 +49,11 @@ def convert(values: Values, types: Sequence[str], out: Values) -> None:
             return
         table, places = _table(types), values.view(np.uint16)
         for start in range(0, len(values), BLOCK):
-            block = places[start : start + BLOCK]
-            index = _scratch("index", np.intp)[: len(block)]
-            np.copyto(index, block)
-            np.take(table, index, out=out[start : start + BLOCK], mode="clip")
+            block, made = places[start : start + BLOCK], out[start : start + BLOCK]
+            if types != ("bfloat16", "float16") or not _moved_to_half(block, table, made):
+                index = _scratch("index", np.intp)[: len(block)]
+                np.copyto(index, block)
+                np.take(table, index, out=made, mode="clip")
 
 
 def _by_way_of_float32(types: Sequence[str]) -> list[str]:
@@ -92,6 +93,30 @@ def _round_to_bfloat16(values: Values, out: Values) -> None:
     np.copyto(out, rounded, casting="unsafe")
     if np.isnan(values.max(initial=0)):  # one quick look: NaNs are rare, and max() hands them on
         out[np.isnan(values)] = 0x7FC0
+
+
+def _moved_to_half(bits: Values, table: Values, out: Values) -> bool:
+    """bfloat16 to float16 by moving the exponent: exact for all that is normal in both, which weights mostly are.
+
+    What is not is looked up; False where that would be much.
+    """
+    size = len(bits)
+    moved, place, odd = (
+        _scratch(use, dtype)[:size] for use, dtype in (("moved", np.uint16), ("place", np.uint16), ("odd", np.bool_))
+    )
+    np.bitwise_and(bits, 0x7FFF, out=moved)
+    moved -= 112 << 7  # the difference of the exponents' biases
+    np.subtract(moved, 1 << 7, out=place)
+    np.greater_equal(place, 30 << 7, out=odd)  # subnormal in float16, or beyond it; below either, it has wrapped around
+    others = np.flatnonzero(odd)
+    if len(others) > size // 8:
+        return False
+    half = out.view(np.uint16)
+    np.left_shift(moved, 3, out=half)
+    np.bitwise_and(bits, 0x8000, out=moved)
+    half |= moved
+    out[others] = table[bits[others]]
+    return True
 
 
 @cache

@@ -86,3 +86,13 @@ def test_a_chain_passes_through_every_type() -> None:
 def test_what_can_be_cast() -> None:
     assert castable(["float16", "bfloat16", "float64"])
     assert not castable(["float16", "int8"])
+
+
+def test_every_bfloat16_among_ordinary_ones() -> None:
+    """Where few values of a block are odd, only those are looked up."""
+    rng = np.random.default_rng(0)
+    ordinary = (rng.standard_normal(1 << 20) * 0.02).astype(np.float32).view(np.uint32) >> 16
+    bits = ordinary.astype(np.uint16)
+    bits[::16] = np.arange(1 << 16, dtype=np.uint16)
+    check(bits, "bfloat16", "float16")
+    check(bits[: BLOCK + 7], "bfloat16", "float16")
