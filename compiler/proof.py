@@ -64,31 +64,31 @@ def prove(program: Program) -> None:
 
 def _fields(program: Program) -> Collection[str]:
     """The config fields that the target class has."""
-    from compiler import target
+    from compiler import recalled, target
 
     spec = program.spec
     if spec.target.model is None:
         return {*spec.fields, *target.COMMON_FIELDS}
     with located(spec.target.model.span):
-        return target.config_fields(spec.target.model.value)
+        return recalled.config_fields(spec.target.model.value)
 
 
 def target_signature(program: Program, config: Mapping[str, Any]) -> Signature:
     """Names and shapes of what the target class writes to disk when built from these fields. Raises Refusal."""
-    from compiler import architecture, dialects, rendered, target
+    from compiler import architecture, dialects, recalled, target
 
     spec = program.spec
     if spec.target.model is not None:
         name = spec.target.model.value
         with located(spec.target.model.span):
             kind = target.model_type(name)
-            return target.signature(
+            return recalled.signature(
                 name, dialects.config_json(config, model_class=name, model_type=kind, dtype="float32")
             )
     model = architecture.custom_model(spec)
     written = dialects.config_json(config, model_class=model.model_class, model_type=model.module, dtype="float32")
     with located(spec.target.span):
-        return rendered.signature(architecture.code(spec), f"model_{model.module}", model.model_class, written)
+        return recalled.rendered_signature(architecture.code(spec), f"model_{model.module}", model.model_class, written)
 
 
 def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:

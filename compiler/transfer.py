@@ -24,7 +24,7 @@ from compiler.files import Source, Target
 from compiler.moves import Move, Tile, tiles
 from compiler.worker import BLOCK, Worker
 
-TASK = 8 << 20  # bytes of target that a thread takes at a time: threads that stay close read a cold source in order
+TASK = 1 << 20  # bytes of target that a thread takes at a time: threads that stay close read a cold source in order
 
 Targets = Mapping[Path, Target]
 
