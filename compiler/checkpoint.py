@@ -18,6 +18,7 @@ from compiler.collecting import uncollected
 from compiler.containers import Contents, unwrapped
 from compiler.diagnostics import Refusal, Report, Span, listed, refuse
 from compiler.distributed import Distributed
+from compiler.gguffile import open_gguf
 from compiler.plaindata import shown
 from compiler.safefiles import open_safetensors
 from compiler.shards import METADATA, find, read_index
@@ -137,6 +138,11 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
         if not header:
             refuse(str(path), "a safetensors file without tensors", "missing-weights")
         return _Opened(dict(header), files=[path])
+    if kind == "gguf":
+        stored, values = open_gguf(path)
+        if not stored:
+            refuse(str(path), "a GGUF file without tensors", "missing-weights", "it may hold a vocabulary alone")
+        return _Opened(dict(stored), {"config": values}, files=[path])
     found: list[Contents] = []
 
     def contents(tree: object) -> Iterable[object]:

@@ -100,6 +100,7 @@ class _Context:
         derived = [(f.name, f.expr) for f in own if f.expr is not None]
         required = [a for a in spec.arguments.values() if a.required]
         known = ["*ARGUMENTS"] * bool(defaults) + ["*REQUIRED"] * bool(required) + [quoted(n) for n, _ in derived]
+        suffix = ".gguf" if spec.weights.endswith(".gguf") else ".pth"
         found = {
             "banner": banner(spec.name.value),
             "summary": inside(spec.summary),
@@ -107,9 +108,12 @@ class _Context:
             "module": self.module,
             "yaml_config": (yaml_config := spec.source_config.endswith((".yaml", ".yml"))),
             "config_example": spec.source_config if yaml_config else "config.json",
-            "source_example": "folder/" if "safetensors" in spec.weights or in_parts(spec.weights) else "model.pth",
+            "source_example": "folder/"
+            if "safetensors" in spec.weights or in_parts(spec.weights)
+            else f"model{suffix}",
+            "gguf": (gguf := suffix == ".gguf"),
             "nested": spec.nested,
-            "weights": quoted(spec.weights if in_parts(spec.weights) else "*.safetensors"),
+            "weights": quoted(spec.weights if in_parts(spec.weights) or gguf else "*.safetensors"),
             "merged": [(raw(m.pattern.regex), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
             "arguments": [(quoted(name), literal(value)) for name, value in defaults.items()],
             "required": [(quoted(a.name), quoted(a.help)) for a in required],

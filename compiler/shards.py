@@ -14,7 +14,7 @@ from compiler import strictjson
 from compiler.diagnostics import Report, Span, listed, refuse
 from compiler.plaindata import shown
 
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf")
 _PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",

@@ -1,6 +1,6 @@
 """Tell what a file is by its bytes, never by its name.
 
-Takes a path; returns `zip`, `legacy`, `safetensors` or `index`. Refuses every other file by saying what it is, among
+Takes a path; returns `zip`, `legacy`, `safetensors`, `gguf` or `index`. Refuses every other file by saying what it is, among
 them the usual accidents: an empty file, an error page, a Git LFS pointer, another framework's format.
 """
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from compiler.diagnostics import refuse
+from compiler.gguffile import MAGIC as GGUF_MAGIC
 from compiler.safefiles import MAX_HEADER
 from compiler.torchfiles import LEGACY_MAGIC
 
-Format = Literal["zip", "legacy", "safetensors", "index"]
+Format = Literal["zip", "legacy", "safetensors", "gguf", "index"]
 _HEAD = 4096
 _MAGIC: dict[bytes, tuple[str, str]] = {
-    b"GGUF": ("a GGUF file", "convert it back with the tool that made it, or start from the original weights"),
     b"\x89HDF": ("an HDF5 file (Keras or h5py)", "export the weights with torch.save or safetensors"),
     b"\x93NUMPY": ("a numpy array (.npy)", "save named tensors with torch.save or safetensors"),
     b"\x1f\x8b": ("gzip-compressed", "unpack it first"),
@@ -44,6 +44,8 @@ def sniff(path: Path) -> Format:
             hint = "a pickle can run programs where it is loaded; rename it to .pth if you trust where it comes from"
             refuse(str(path), "called .safetensors, but it is a zip file as torch.save writes", "wrong-extension", hint)
         return "zip"
+    if head.startswith(GGUF_MAGIC):
+        return "gguf"
     for magic, (what, hint) in _MAGIC.items():
         if head.startswith(magic):
             _refuse(path, what, hint)

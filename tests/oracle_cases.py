@@ -23,7 +23,7 @@ from compiler.build import load_program
 from compiler.convert import Request
 from compiler.program import Program
 
-CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
+CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ ACCIDENTS = {
     "page": (b"\n<!DOCTYPE html><html>404", "a web page: the download was an error page"),
     "xml": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "a web page"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
-    "gguf": (b"GGUF\3\0\0\0", "a GGUF file"),
+    "gguf": (b"GGUF\3\0\0\0", "a damaged GGUF file: it ends within its header"),
     "hdf5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     "npy": (b"\x93NUMPY\1\0", "a numpy array"),
     "gzip": (gzip.compress(b"x"), "gzip-compressed"),
