@@ -264,8 +264,8 @@ def unknown_argument() -> str:
 
 
 def unknown_format() -> str:
-    Path("model.gguf").write_bytes(b"GGUF" + bytes(60))
-    return "run small.yaml model.gguf out"
+    Path("model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(60))
+    return "run small.yaml model.h5 out"
 
 
 def unknown_kind() -> str:
