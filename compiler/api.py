@@ -45,10 +45,13 @@ def compile_spec(spec: str | Path, *, prove: bool = True) -> dict[str, str]:
 
 
 def plan(spec: str | Path, source: Source, **settings: Any) -> Plan:
-    """What would become what, from headers alone: `.targets`, `.groups`, `.config`, `.values`."""
+    """What would become what, from headers alone: `.targets`, `.groups`, `.config`, `.values`.
+
+    `compare=True` reads the tensors that are tied, and refuses those that differ, as a conversion does.
+    """
     from compiler.convert import prepare
 
-    return prepare(load_spec(spec), _request(source, settings))[0]
+    return prepare(load_spec(spec), _request(source, {"checksums": False, "compare": False} | settings))[0]
 
 
 def convert(

@@ -41,7 +41,8 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
     for warning in found:
         warn(warning)
     if prove:
-        prove_program(program)
+        for warning in prove_program(program):
+            warn(warning)
     spec = program.spec
     if spec.target.model is not None:
         with located(spec.target.model.span):

@@ -95,6 +95,13 @@ class _Checker:
         for expr in expressions(program):
             self.attempt(expr)
         self.report.settle()
+        for tie in program.ties if not program.keep_all else ():
+            if not any(common_name(tie.owner, pattern) for pattern in claimed):
+                message = f"no rule of this spec reads {tie.owner.text!r}"
+                hint = (
+                    nearest(tie.owner.text, [p.text for p in claimed]) or "both names of a tie are those of the source"
+                )
+                self.report.add(tie.owner.span, message, "unknown-tensor", hint)
         for expr in expressions(program):
             for name in sorted(expr.names):
                 if name not in known:
@@ -141,7 +148,10 @@ class _Checker:
             for other in sorted((facts[name].names & facts.keys()) - {name}):  # its own name is what is given
                 if state.get(other) == 1:
                     self.report.add(
-                        facts[name].name_span(other), f"the fact {other!r} depends on itself", "circular-fact"
+                        facts[name].name_span(other),
+                        f"the fact {other!r} depends on itself",
+                        "circular-fact",
+                        "measure one of them with dim or count, or make it an argument",
                     )
                 elif other not in state:
                     visit(other)

@@ -13,15 +13,17 @@ from compiler.options import SPEC_HELP, Parser, print_json, report
 
 PAUSE = 0.3  # seconds between two looks at the files
 USAGE = """\
-compile SPEC [SPEC ...]              render the converter of each spec into generated/
-compile run SPEC SOURCE OUT          convert a checkpoint into a folder that Transformers loads
-compile plan SPEC SOURCE             say what would become what, from headers alone
-compile detect SOURCE                say which specs fit a checkpoint
-compile draft SOURCE --target CLASS  propose a spec for a checkpoint that none fits
-compile new NAME --target CLASS      start a spec
-compile explain KIND                 tell what a kind of problem means
-compile schema                       print the JSON Schema of the spec language
-compile completion SHELL             print a script that completes these words
+compile SPEC [SPEC ...]                render the converter of each spec into generated/
+compile run SPEC SOURCE OUT            convert a checkpoint into a folder that Transformers loads
+compile plan SPEC SOURCE               say what would become what, from headers alone
+compile verify SPEC SOURCE OUT         hold a converted folder to the model that it was made from
+compile adapter SPEC BASE ADAPTER OUT  carry a LoRA over to what its base model becomes, or back
+compile detect SOURCE                  say which specs fit a checkpoint
+compile draft SOURCE --target CLASS    propose a spec for a checkpoint that none fits
+compile new NAME --target CLASS        start a spec
+compile explain KIND                   tell what a kind of problem means
+compile schema                         print the JSON Schema of the spec language
+compile completion SHELL               print a script that completes these words
 
 'compile run --help' and so on tell the options of each."""
 

@@ -11,8 +11,6 @@ from importlib import import_module
 
 from compiler.options import Parser
 
-SPECS_OF = ("compile", "run", "plan", "verify")  # the commands that take a spec
-
 _BASH = """\
 _mapspec() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" command="${{COMP_WORDS[1]}}" words=""
@@ -50,9 +48,11 @@ def _table() -> dict[str, list[str]]:
     for command, module in COMMANDS.items():
         parser: Parser = getattr(import_module(f"compiler.{module}"), f"{command}_parser")()
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        more = ["auto", *specs] if command in ("run", "plan") else specs if command in SPECS_OF else []
-        more = sorted(sections()) if command == "explain" else more
-        found[command] = [*flags, *more]
+        takes = {action.dest for action in parser._actions if action.metavar == "SPEC"}
+        words = [str(word) for action in parser._actions for word in action.choices or ()]
+        words += ["auto"] * ("spec" in takes) + specs * bool(takes)
+        words += sorted(sections()) if command == "explain" else []
+        found[command] = [*flags, *words]
     return found
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from compiler.options import Parser, print_json
+from compiler.options import Parser, notes, print_json
 
 
 def draft_parser() -> Parser:
@@ -17,6 +16,9 @@ def draft_parser() -> Parser:
     parser.add_settings()
     parser.add_argument(
         "--like", type=Path, metavar="DIR", help="the same model, converted by someone: decides by trying"
+    )
+    parser.add_argument(
+        "--reference", metavar="MODULE:CLASS", help="the source's own model, importable from here: decides by running"
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where the spec goes (default: stdout)")
     parser.add_json()
@@ -34,7 +36,9 @@ def draft(options: argparse.Namespace) -> int:
         refuse(
             str(options.out), what, "output-exists" if options.out.exists() else "wrong-usage", "choose another name"
         )
-    checkpoint = open_checkpoint(options.source[0] if len(options.source) == 1 else options.source)
+    if options.reference and options.reference.count(":") != 1:
+        refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
+    checkpoint = open_checkpoint(options.source[0] if len(options.source) == 1 else options.source, options.weights)
     name = options.out.stem if options.out is not None else "draft"
     shapes = {n: (tuple(t.shape), t.dtype) for n, t in checkpoint.tensors.items()}
     proposal = propose(
@@ -42,6 +46,16 @@ def draft(options: argparse.Namespace) -> int:
     )
     if options.like is not None:
         proposal = decide(proposal, checkpoint, open_checkpoint(options.like))
+    kept, say = notes(options)
+    if options.reference:
+        from compiler.convert import Request
+        from compiler.reference import consult
+        from compiler.settings import parse_assignments
+        from compiler.verify import SourceModel
+
+        request = Request(options.source, options.config, parse_assignments(options.set), weights=options.weights)
+        proposal, came_of_it = consult(proposal, checkpoint, request, SourceModel(entry=options.reference))
+        say(came_of_it)
     text = proposal.text()
     if options.out is not None:
         try:
@@ -49,14 +63,14 @@ def draft(options: argparse.Namespace) -> int:
         except OSError as error:
             refuse(str(options.out), f"cannot be written: {error.strerror}", "output-unwritable")
     if options.json:
-        print_json({"spec": text, "undecided": proposal.questions})
+        print_json({"spec": text, "undecided": proposal.questions, "notes": kept})
     elif options.out is None:
         print(text, end="")
     else:
         print(f"wrote {options.out}")
     asked = len(proposal.questions)
     if asked and not options.json:
-        print(f"note: {asked} question{'s' * (asked != 1)} to decide, under 'undecided'", file=sys.stderr)
+        say(f"{asked} question{'s' * (asked != 1)} to decide, under 'undecided'")
     return 0
 
 

@@ -23,6 +23,11 @@ def plan_parser() -> Parser:
     parser.add_conversion()
     parser.add_argument("--full", action="store_true", help="a line for every tensor; without it layers are folded")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page that shows it")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="read what a run would compare first: tensors that are tied, or left behind",
+    )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="threads, for the estimate of memory")
     return parser
 
@@ -41,7 +46,9 @@ def plan(options: argparse.Namespace) -> int:
         told = settings.gather(program, asked.source[0], checkpoint.objects, asked.config, asked.assigned)
         arguments = program.spec.arguments
         defaults = {n: a.default for n, a in arguments.items() if n not in told.given and not a.required}
-    view = overview(found, checkpoint, defaults=defaults, notes=kept, jobs=options.jobs, full=options.full)
+    view = overview(
+        found, checkpoint, defaults=defaults, notes=kept, jobs=options.jobs, full=options.full, compared=options.compare
+    )
     if options.html is not None:
         from compiler.page import write_page
 
@@ -73,8 +80,8 @@ def text(view: Overview, colour: bool) -> list[str]:
             lines += _tensor("    " if n else " -> ", side)
         lines += [f"    lossy: {reason}" for reason in line.lossy]
     lines += [""] * bool(view.ties or view.ignored)
-    for alias, owner in view.ties:
-        lines += _wrapped(f"tied    {alias} = {owner}, compared bit for bit, written once")
+    for alias, owner, equal in view.ties:
+        lines += _wrapped(f"tied    {alias} = {owner}, written once; {equal}")
     for name, reason in view.ignored:
         lines += _wrapped(f"ignored {name}: {reason}")
     totals = view.totals

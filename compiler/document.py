@@ -76,10 +76,7 @@ def read_document(path: str | Path, text: str | None = None) -> Node:
     try:
         node = reader.document()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        span = reader.span(mark, mark) if mark else Span(name)
-        hint = "quote a text that begins with { [ * & ! % @ ` or holds ': '" if mark else ""
-        refuse(span, f"not YAML: {error.problem or error.context}", "yaml-syntax", hint)
+        refuse(*reader.fault(error))
     except yaml.YAMLError as error:
         refuse(name, f"not YAML: {str(error).splitlines()[0]}", "yaml-syntax")
     reader.report.settle()
@@ -88,6 +85,8 @@ def read_document(path: str | Path, text: str | None = None) -> Node:
 
 def _read_text(name: str) -> str:
     try:
+        if not Path(name).is_file() and Path(name).exists():  # a pipe would be waited for
+            refuse(name, "it is no file", "unreadable-file")
         with open(name, "rb") as file:
             data = file.read(MAX_BYTES * 4 + 1)
         return data.decode("utf-8-sig")
@@ -114,6 +113,36 @@ class _Reader:
         if quoted:  # the caret belongs under the content, so that positions inside the text add up
             return Span(self.path, start.line + 1, start.column + 2, max(1, length - 2), text)
         return Span(self.path, start.line + 1, start.column + 1, max(1, length), text)
+
+    def fault(self, error: yaml.MarkedYAMLError) -> tuple[Span, str, str, str]:
+        """What is no YAML, where its cause is rather than where the parser gave up."""
+        told, context = error.problem or error.context or "", error.context or ""
+        hint = "quote a text that begins with { [ * & ! % @ ` or holds ': '"
+        mark = error.problem_mark or error.context_mark
+        if "quoted scalar" in context:
+            mark, told, hint = (
+                error.context_mark,
+                "this quote is not closed",
+                "end the text with the quote it begins with",
+            )
+        elif "a tag" in context:
+            mark, told, hint = error.context_mark, "a tag begins with !", "quote the text; an expression says 'not'"
+        elif "simple key" in context:
+            mark, hint = error.context_mark, "a key and ': ' stand on one line"
+        elif "flow" in context and "expected ','" in told and mark and error.context_mark:
+            at = f"line {mark.line + 1}, column {mark.column + 1}"
+            mark, told = error.context_mark, f"this bracket is not closed before {at}: {told}"
+            hint = "close it, or put a comma between what stands in it"
+        elif "flow node" in context:
+            hint = "inside [ ] and { } commas stand between the values, and no dashes"
+        elif "mapping values" in told:
+            told, hint = "a second ': ' in one text", "quote it; or the line above lacks its ':'"
+        elif "expected key" in told:
+            hint = "look whether a quote or a bracket above was left open"
+        span = self.span(mark, mark) if mark else Span(self.path)
+        if span.text[span.column - 1 : span.column] == "\t":
+            told, hint = "a tab, where YAML wants spaces", "indent with spaces"
+        return span, f"not YAML: {told}", "yaml-syntax", hint if mark else ""
 
     def document(self) -> Node:
         next(self.events)  # the start of the stream
@@ -142,7 +171,12 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             refuse(span, "anchors and aliases are not part of this language", "yaml-alias", "write the value out")
         if event.tag is not None and event.tag != "!":
-            refuse(span, f"the tag {event.tag!r} is not part of this language", "yaml-tag", "write a plain value")
+            refuse(
+                span,
+                f"the tag {event.tag!r} is not part of this language",
+                "yaml-tag",
+                "write a plain value; an expression says 'not'",
+            )
         if isinstance(event, yaml.ScalarEvent):
             return self.scalar(event)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -174,13 +208,17 @@ class _Reader:
     def scalar(self, event: Any) -> Scalar:
         quoted = event.style in ("'", '"')
         span = self.span(event.start_mark, event.end_mark, quoted)
+        if event.style in ("|", ">") and span.line < len(self.lines):  # the text begins below its sign
+            line = self.lines[span.line]
+            indent = len(line) - len(line.lstrip())
+            span = Span(self.path, span.line + 1, indent + 1, max(1, len(line) - indent), line)
         value = event.value if event.style else self.resolve(event.value, span)  # plain is None or "" by parser
         return Scalar(value, event.value, span)
 
     def resolve(self, text: str, span: Span) -> bool | int | float | str | None:
         value = scalar_value(text)
         if (isinstance(value, float) and value in (float("inf"), float("-inf"))) or _NOT_FINITE.fullmatch(text):
-            self.report.add(span, f"{text} is not a finite number", "not-finite")
+            self.report.add(span, f"{text} is not a finite number", "not-finite", "null, or a number")
         if isinstance(value, str) and len(text) > MAX_DIGITS and _INT.fullmatch(text):
             self.report.add(
                 span, f"a number of {len(text)} digits", "not-finite", f"at most {MAX_DIGITS} digits are read"

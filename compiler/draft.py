@@ -28,7 +28,8 @@ LEFT = "nothing in the target takes this tensor; is it really not needed?"
 
 @dataclass
 class Guess:
-    """One rule: a `kind` of the language, names, the sizes beside them, steps. `question` is what is undecided."""
+    """One rule: a `kind` of the language, names, the sizes beside them, steps. `question` is what is undecided,
+    `remark` how something was decided."""
 
     kind: str
     name: str
@@ -39,6 +40,7 @@ class Guess:
     target_sizes: list[str] = field(default_factory=list)
     confidence: float = SURE
     question: str = ""
+    remark: str = ""
 
     @property
     def key(self) -> str:

@@ -124,7 +124,7 @@ def scalar(text: str) -> str:
 
 
 def _remark(guess: Guess) -> str:
-    return f" # {guess.confidence:.0%}{', undecided' * bool(guess.question)}"
+    return f" # {guess.confidence:.0%}{', undecided' * bool(guess.question)}{guess.remark and ', ' + guess.remark}"
 
 
 def _renames(kind: str, guesses: list[Guess]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +21,17 @@ from compiler.evaluation import ASKING, BINARY, COMPARE, MAX_BITS, UNARY, Evalua
 
 MAX_TEXT = 2_000
 MAX_DEPTH = 40
-
+_BARE_NAME = re.compile(r"\b(?:dim|count|exists)\(\s*([A-Za-z_{][\w.{}|:]*\.[\w.{}|:]*)")
+_ASSIGNED = re.compile(r"(?<![=<>!])=(?!=)")
 
 # What a function takes: positions that must be written as constants, since names are checked at compile time.
 FUNCTIONS = {"round_up": 2, "ceil": 1, "min": None, "max": None, "int": 1, "len": 1, "dim": 2, "count": 1, "exists": 1}
+_USES = {
+    "dim": 'as in dim("layers.0.norm.weight", 0), the length of axis 0',
+    "count": 'as in count("layers.{i}.norm.weight")',
+    "exists": 'as in exists("layers.0.norm.weight")',
+    "round_up": "as in round_up(rows, 64)",
+}
 
 
 @dataclass(frozen=True)
@@ -96,12 +104,15 @@ def _parse(text: str, span: Span) -> ast.expr:
         if isinstance(error, SyntaxError) and error.lineno == 1 and error.offset:
             where = span.within(max(0, min(error.offset - 2, len(text) - 1)))
         message = error.msg if isinstance(error, SyntaxError) else "nested too deeply"
-        refuse(
-            where,
-            f"not an expression: {message}",
-            "expression-syntax",
-            "arithmetic, comparison and the functions dim, count, exists, round_up, ceil, min, max, int, len",
-        )
+        hint = "arithmetic, comparison and the functions dim, count, exists, round_up, ceil, min, max, int, len"
+        if bare := _BARE_NAME.search(text):
+            where, hint = (
+                span.within(bare.start(1), len(bare[1])),
+                f'the name of a tensor stands in quotes: "{bare[1]}"',
+            )
+        elif "instead of '='" in message and (sign := _ASSIGNED.search(text)):
+            where, message, hint = span.within(sign.start()), "= compares nothing", "write =="
+        refuse(where, f"not an expression: {message}", "expression-syntax", hint)
 
 
 def _check(expr: Expr, node: ast.AST, depth: int) -> None:
@@ -126,6 +137,10 @@ def _check(expr: Expr, node: ast.AST, depth: int) -> None:
             children = [*values]
         case ast.Compare(left=left, ops=ops, comparators=others) if all(type(o) in COMPARE for o in ops):
             children = [left, *others]
+            for before, sign, after in zip(children, ops, others, strict=False):
+                if isinstance(sign, ast.Is | ast.IsNot) and not (_is_word(before) or _is_word(after)):
+                    hint = f"write {'==' if isinstance(sign, ast.Is) else '!='}"
+                    refuse(expr.at(node), "'is' compares with None, True and False only", "expression-syntax", hint)
         case ast.IfExp(test=test, body=body, orelse=orelse):
             children = [test, body, orelse]
         case ast.List(elts=items):
@@ -134,6 +149,10 @@ def _check(expr: Expr, node: ast.AST, depth: int) -> None:
             isinstance(k, ast.Constant) and isinstance(k.value, str) for k in keys
         ):
             children = [*values]
+        case ast.Dict(keys=keys):
+            key = next(k for k in keys if not (isinstance(k, ast.Constant) and isinstance(k.value, str)))
+            hint = f'as in {{"{key.id if isinstance(key, ast.Name) else "key"}": value}}'
+            refuse(expr.at(key or node), "a key of a dict is a text in quotes", "expression-syntax", hint)
         case ast.Subscript(value=value, slice=ast.Constant(value=str() | int())):
             children = [value]
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
@@ -151,6 +170,10 @@ def _check(expr: Expr, node: ast.AST, depth: int) -> None:
         _check(expr, child, depth + 1)
 
 
+def _is_word(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, bool))
+
+
 def _check_call(expr: Expr, node: ast.AST, name: str, args: list[ast.expr]) -> list[ast.AST]:
     if name not in FUNCTIONS:
         refuse(
@@ -165,7 +188,8 @@ def _check_call(expr: Expr, node: ast.AST, name: str, args: list[ast.expr]) -> l
             expr.at(node),
             f"{name} takes {wanted or 'at least one'} argument{'s' if wanted != 1 else ''}, not {len(args)}",
             "expression-syntax",
+            _USES.get(name, ""),
         )
     if name in ASKING and not (isinstance(args[0], ast.Constant) and isinstance(args[0].value, str)):
-        refuse(expr.at(args[0]), f"{name} takes a tensor name written as a string", "expression-syntax")
+        refuse(expr.at(args[0]), f"{name} takes a tensor name written as a string", "expression-syntax", _USES[name])
     return [*args]

@@ -31,10 +31,11 @@ RESULTS = "results.safetensors"
 @dataclass(frozen=True)
 class Trial:
     """One run. The tensors `names` of the checkpoint are replaced by values that a fault of kind `level` leaves alone;
-    without names the weights are as they are."""
+    without names the weights are as they are. A `plan` takes the place of the job's."""
 
     names: tuple[str, ...] = ()
     level: str = ""
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def results(job: Job) -> tuple[dict[str, Any], list[str]]:
     names: list[str] = []
     for number, trial in enumerate(job.trials):
         replaced = neutral({name: _load(checkpoint.tensors[name], "") for name in trial.names}, trial.level)
-        model = _model(job, _state(job, checkpoint, written, replaced)).eval()
+        model = _model(job, _state(job, trial.plan or job.plan, checkpoint, written, replaced)).eval()
         outputs = _watch(model) if number == 0 else {}
         with torch.no_grad():
             found[f"logits.{number}"] = _logits(model(torch.tensor(job.input_ids))).float().contiguous().clone()
@@ -116,17 +117,19 @@ def _written(job: Job) -> dict[str, Any]:
     return {name: _load(tensor, "") for name, tensor in open_checkpoint(job.folder).tensors.items()}
 
 
-def _state(job: Job, checkpoint: Checkpoint, written: Mapping[str, Any], replaced: Mapping[str, Any]) -> dict[str, Any]:
+def _state(
+    job: Job, plan: Plan | None, checkpoint: Checkpoint, written: Mapping[str, Any], replaced: Mapping[str, Any]
+) -> dict[str, Any]:
     """The model's tensors; those in the folder, but for what the replaced ones make."""
 
     def load(name: str) -> Any:
         return replaced[name] if name in replaced else _load(checkpoint.tensors[name], job.rounding)
 
-    if job.plan is None:
+    if plan is None:
         state = {name: load(name) for name in checkpoint.tensors}
         return state | {alias: state[owner] for alias, owner in job.aliases.items() if alias in state}
     state = dict(written)
-    for group in job.plan.groups:
+    for group in plan.groups:
         if job.written and replaced.keys().isdisjoint(group.source_names):
             continue
         state |= applied(group, load)

@@ -60,7 +60,8 @@ def _translate(root: document.Mapping, error: Any, report: Report) -> None:
             report.add(node.span, f"{where} must be {kinds}", "wrong-type", about)
         case "enum" | "const":
             words = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-            hint = nearest(str(error.instance), map(str, words)) or f"it is one of {listed(words)}"
+            shown = [word if isinstance(word, str) else json.dumps(word) for word in words]
+            hint = nearest(str(error.instance), shown) or f"it is {'one of ' * (len(shown) > 1)}{listed(shown)}"
             report.add(node.span, f"{where} cannot be {error.instance!r}", "unknown-word", hint)
         case "pattern":
             span = node.span

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compiler.algebra import Bundle, OpError, ShapeAlgebra
-from compiler.diagnostics import Refusal, Report, Span, nearest
+from compiler.diagnostics import Refusal, Report, Span, listed, nearest
 from compiler.environment import Environment, NamedShapes
 from compiler.overlap import common_name
 from compiler.program import Program, Rule
@@ -94,10 +94,16 @@ def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, .
                     bundle = op.bind(env.number).apply(bundle, ShapeAlgebra())
                     dtypes = op.dtypes(dtypes)
             except OpError as error:
+                held = [
+                    f"{p} {list(s)}"
+                    for p, slot in zip(back.sources, slots, strict=True)
+                    for s in dict.fromkeys(slot.values())
+                ]
                 report.add(
                     span,
                     f"{rule.name}: {error} (seen from the target, where the step runs backwards)",
                     "shape-mismatch",
+                    f"the target has {listed(held, 4)}",
                 )
                 break
             except (Refusal, KeyError) as error:

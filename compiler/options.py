@@ -85,6 +85,7 @@ def request(options: argparse.Namespace) -> Any:
         device=getattr(options, "device", "cpu"),
         jobs=getattr(options, "jobs", 2),
         checksums=not getattr(options, "no_checksums", True),
+        compare=getattr(options, "compare", True),
         max_shard_size=getattr(options, "max_shard_size", "5GB"),
         force=getattr(options, "force", False),
         resume=getattr(options, "resume", False),

@@ -58,7 +58,7 @@ class Line:
 
 @dataclass
 class Overview:
-    """Everything that `compile plan` tells."""
+    """Everything that `compile plan` tells. `ties`: alias, owner, and how it is known that they are equal."""
 
     spec: str
     summary: str
@@ -94,9 +94,16 @@ class _Folded:
 
 
 def overview(
-    plan: Plan, checkpoint: Checkpoint, *, defaults: Mapping[str, Any], notes: Sequence[str], jobs: int, full: bool
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    defaults: Mapping[str, Any],
+    notes: Sequence[str],
+    jobs: int,
+    full: bool,
+    compared: bool,
 ) -> Overview:
-    """What a plan does. With `full`, every application has a line of its own."""
+    """What a plan does. With `full`, every application has a line of its own; `compared`: what is tied was read."""
     spec = plan.program.spec
     symbols = _Symbols(plan)
     lines = [_line(groups, checkpoint, symbols) for groups in _alike(plan, checkpoint, full)]
@@ -117,14 +124,27 @@ def overview(
         "the source of " + spec.target.class_name if plan.reverse else spec.target.class_name,
         plan.reverse,
         lines,
-        [[alias, owner] for alias, owner in plan.ties],
-        [[name, reason] for name, reason in folded_reasons(plan.ignored)],
+        [[alias, owner, _equal(checkpoint, alias, owner, compared)] for alias, owner in plan.ties],
+        [[name, reason] for name, reason in folded_reasons([*plan.ignored, *_made(plan, compared)])],
         dict(plan.config),
         dict(plan.values),
         dict(defaults),
         list(notes),
         totals,
     )
+
+
+def _equal(checkpoint: Checkpoint, alias: str, owner: str, compared: bool) -> str:
+    """How it is known that an alias equals its owner."""
+    if checkpoint.tensors[alias].region == checkpoint.tensors[owner].region:
+        return "both are the same bytes"
+    return "equal bit for bit" if compared else "a run, or --compare, reads both and refuses them where they differ"
+
+
+def _made(plan: Plan, compared: bool) -> Iterator[tuple[str, str]]:
+    """Reversed, what the spec made up is left behind."""
+    for name, fill in plan.made:
+        yield name, f"made up by the spec; {'holds' if compared else 'a run demands that it hold'} {fill} everywhere"
 
 
 def _heaviest(plan: Plan, checkpoint: Checkpoint) -> int:

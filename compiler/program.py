@@ -235,6 +235,7 @@ class _Builder:
                 transform.targets[0].pattern.span,
                 f"{transform.name}: the ops make {slots} tensor{'s' * (slots != 1)}, for {len(written)} name{'s' * (len(written) != 1)}",
                 "op-mismatch",
+                "one name under 'to' for each: look at the sizes or parts of the last split, or add a name",
             )
         if len(self.report.diagnostics) > before:
             return None

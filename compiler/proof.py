@@ -8,12 +8,16 @@ rule that no example exercises are compile errors at their place.
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from compiler.diagnostics import Refusal, Report, Span, listed, located, nearest
+from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, located, nearest
 from compiler.environment import Environment, Given, NamedShapes
 from compiler.inversion import SourceShapes, invert
+from compiler.misfits import blamed, unwritten
 from compiler.names import Pattern
 from compiler.plan import Plan, bind
 from compiler.program import Program, Rule
@@ -21,9 +25,11 @@ from compiler.program import Program, Rule
 if TYPE_CHECKING:
     from compiler.target import Signature
 
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
-def prove(program: Program) -> None:
-    """Check a program against its target class, by each of its examples. Raises Refusal."""
+
+def prove(program: Program) -> list[Diagnostic]:
+    """Check a program against its target class, by each of its examples; what is probably not meant. Raises Refusal."""
     spec = program.spec
     report = Report()
     if not spec.examples:
@@ -49,7 +55,9 @@ def prove(program: Program) -> None:
         try:
             exercised |= _prove_example(program, {name: value for name, (value, _) in example.items()})
         except Refusal as refusal:
-            report.absorb(refusal)
+            # Other sizes, the same mistake.
+            said = {(d.span, d.kind) for d in report.diagnostics if d.kind != "uncovered-tensor"}
+            report.diagnostics += [d for d in refusal.diagnostics if (d.span, d.kind) not in said]
     report.settle()
     for rule in (*program.rules, *program.created):
         if rule not in exercised:
@@ -60,6 +68,7 @@ def prove(program: Program) -> None:
                 "add an example for which its guard holds",
             )
     report.settle()
+    return list(unwritten(program, fields)) if spec.target.model is not None else []
 
 
 def _fields(program: Program) -> Collection[str]:
@@ -98,7 +107,10 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
     env = Environment(program, SourceShapes(program, {}), given, trusted=True)
     config = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in spec.config}
     name = spec.target.class_name
-    signature = target_signature(program, config)
+    try:
+        signature = target_signature(program, config)
+    except Refusal as refusal:
+        raise Refusal(blamed(program, example, config, d) for d in refusal.diagnostics) from None
     shapes = {n: tuple(shape) for n, shape in signature.shapes.items()}
     env = Environment(program, SourceShapes(program, shapes), given, trusted=True)
     _check_covered(program, env, shapes)
@@ -129,7 +141,7 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
                     "wrong-shape",
                 )
     if missing := sorted(shapes.keys() - made.keys()):
-        report.add(spec.target.span, f"{name} needs {listed(missing)}, which no rule writes", "uncovered-tensor")
+        _uncovered(program, missing, shapes, report)
     report.settle()
     return {group.rule for group in plan.groups}
 
@@ -176,12 +188,27 @@ def _check_covered(program: Program, env: Environment, shapes: Mapping[str, tupl
                     nearest(pattern.fill({h: "0" for h, hole in pattern.holes.items() if hole.is_index}), shapes),
                 )
     if uncovered and not program.keep_all:
-        report.add(
-            program.spec.target.span,
-            f"{program.spec.target.class_name} needs {listed(uncovered)}, which no rule writes",
-            "uncovered-tensor",
-        )
+        _uncovered(program, uncovered, shapes, report)
     report.settle()
+
+
+def _uncovered(program: Program, names: Collection[str], shapes: Collection[str], report: Report) -> None:
+    """What no rule writes, numbers folded where all are meant, with the nearest name that a rule does write."""
+    spec = program.spec
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        forms.setdefault(_NUMBER.sub("*", name), []).append(name)
+    every = Counter(_NUMBER.sub("*", name) for name in shapes)
+    found = [word for form, those in forms.items() for word in ([form] if len(those) == every[form] > 1 else those)]
+    written = {p.text: p.span for rule in (*program.rules, *program.created) for p in rule.targets}
+    near = difflib.get_close_matches(found[0].replace("*", "{i}"), written, 1, 0.8)
+    hint = "each needs a rule: kept, renamed, made by a transform, or created"
+    if near:
+        hint = f"the nearest that a rule writes is {near[0]}, at line {written[near[0]].line}"
+    elif any(tie.alias.match(name) is not None for tie in program.ties for name in names):
+        hint = "the class shares it only where the config says so: look at tie_word_embeddings"
+    span = spec.target.model.span if spec.target.model else spec.target.span
+    report.add(span, f"{spec.target.class_name} needs {listed(found)}, which no rule writes", "uncovered-tensor", hint)
 
 
 def _check_ties(program: Program, env: Environment, ties: Mapping[str, str]) -> None:

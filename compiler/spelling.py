@@ -104,7 +104,8 @@ def _parse_hole(text: str, span: Span) -> Hole:
         if colon:
             refuse(span, "only a plain index can be shifted", "name-syntax", "write {i+1}")
     if not name.isidentifier() or not name.isascii():
-        refuse(span, f"{name!r} cannot name an index", "name-syntax", "use a letter or a word, as in {i} or {expert}")
+        hint = f"a choice has a name: {{p:{name}}}" if "|" in name else "use a letter or a word, as in {i} or {expert}"
+        refuse(span, f"{name!r} cannot name an index", "name-syntax", hint)
     if not colon:
         return Hole(name, INDEX_BODY, r"\d+", shift)
     if not regex:

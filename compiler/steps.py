@@ -5,11 +5,12 @@ The schema has judged their form; refused here are sizes that do not parse and w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from compiler import arithmetic, document, lossy, notation, ops
 from compiler.algebra import Op, Size
-from compiler.diagnostics import refuse
+from compiler.diagnostics import listed, nearest, refuse
 from compiler.exprs import parse_expr
 from compiler.spec import Named, Step, Transform
 
@@ -52,6 +53,11 @@ def op_of(step: Step, transform: Transform, slots: int) -> Op:
         case "rearrange", str(text):
             node = values.get("sizes")
             named = {k.text: size_of(v) for k, v in node.entries} if isinstance(node, document.Mapping) else {}
+            axes = set(re.findall(r"[A-Za-z_]\w*", text))
+            for key, _ in node.entries if isinstance(node, document.Mapping) else ():
+                if key.text not in axes:
+                    hint = nearest(key.text, axes) or f"the axes are {listed(sorted(axes))}"
+                    refuse(key.span, f"{key.text!r} is no axis of {text}", "rearrange-syntax", hint)
             return notation.parse_rearrange(text, named, values["rearrange"].span)
         case "cast", str(dtype):
             return ops.Cast(dtype)

@@ -22,6 +22,9 @@ from compiler.plan import Group, Plan, bind
 from compiler.reading import load_spec
 from compiler.reshaping import TRANSPOSE, Step
 
+LIKE = "gives the bytes of the other checkpoint"
+ROTATIONS = ("rope_to_half", "rope_to_interleaved")
+
 
 def decide(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
     """The same proposal with the questions answered that the second checkpoint answers."""
@@ -29,9 +32,9 @@ def decide(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Pr
     for number, guess in enumerate(proposal.draft.guesses):
         if not guess.question:
             continue
-        fitting = [other for other in _alternatives(guess) if _fits(proposal, number, other, checkpoint, answer)]
+        fitting = [other for other in alternatives(guess) if _fits(proposal, number, other, checkpoint, answer)]
         if len(fitting) == 1:
-            proposal = _replaced(proposal, number, replace(fitting[0], confidence=SURE, question=""))
+            proposal = replaced_by(proposal, number, replace(fitting[0], confidence=SURE, question="", remark=LIKE))
     return proposal
 
 
@@ -42,30 +45,32 @@ def _exchanged(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -
         a, b = proposal.draft.guesses[one], proposal.draft.guesses[other]
         if any(_fits(proposal, n, g, checkpoint, answer) for n, g in ((one, a), (other, b))):
             continue
-        swapped = _replaced(proposal, one, replace(a, targets=b.targets))
-        swapped = _replaced(swapped, other, replace(b, targets=a.targets))
+        swapped = replaced_by(proposal, one, replace(a, targets=b.targets))
+        swapped = replaced_by(swapped, other, replace(b, targets=a.targets))
         if all(_fits(swapped, n, swapped.draft.guesses[n], checkpoint, answer) for n in (one, other)):
             proposal = swapped
     return proposal
 
 
-def _replaced(proposal: Proposal, number: int, guess: Guess) -> Proposal:
+def replaced_by(proposal: Proposal, number: int, guess: Guess) -> Proposal:
+    """The proposal with another guess at this place."""
     guesses = [*proposal.draft.guesses]
     guesses[number] = guess
     return replace(proposal, draft=Draft(guesses, proposal.draft.missing))
 
 
-def _alternatives(guess: Guess) -> Iterator[Guess]:
+def heads_of(guess: Guess) -> str:
+    """The word for how many heads it has, as its question or its steps name it."""
+    word = "num_key_value_heads"
+    return word if word in f"{guess.question} {guess.steps}" else "num_attention_heads"
+
+
+def alternatives(guess: Guess) -> Iterator[Guess]:
     """The guess, and what the shapes allow beside it."""
     yield guess
     name = guess.name or "tried"
     if len(guess.sources) == len(guess.targets) == 1 and guess.kind in ("rename", "transform"):
-        heads = next(
-            (str(h) for step in guess.steps for key, h in step.items() if key.startswith("rope")), "num_attention_heads"
-        )
-        if ".k" in guess.sources[0] or "key" in guess.sources[0] or "wk" in guess.sources[0]:
-            heads = "num_key_value_heads"
-        ways: list[list[Step]] = [[], [{"rope_to_half": heads}], [{"rope_to_interleaved": heads}], [TRANSPOSE]]
+        ways: list[list[Step]] = [[], *([{word: heads_of(guess)}] for word in ROTATIONS), [TRANSPOSE]]
         for steps in ways:
             if steps != guess.steps:
                 yield replace(guess, kind="transform" if steps else "rename", name=name if steps else "", steps=steps)
@@ -99,14 +104,15 @@ def _alternatives(guess: Guess) -> Iterator[Guess]:
 def _fits(proposal: Proposal, number: int, guess: Guess, checkpoint: Checkpoint, answer: Checkpoint) -> bool:
     """Whether the rule, written so, makes what the answer holds."""
     try:
-        plan = _plan(_replaced(proposal, number, guess), checkpoint)
+        plan = plan_of(replaced_by(proposal, number, guess), checkpoint)
     except Refusal:
         return False
     groups = [g for g in plan.groups if set(g.rule.sources[0].text.split()) <= set(guess.sources) and g.source_names]
     return bool(groups) and all(_same(group, checkpoint, answer) for group in groups[:2])
 
 
-def _plan(proposal: Proposal, checkpoint: Checkpoint) -> Plan:
+def plan_of(proposal: Proposal, checkpoint: Checkpoint) -> Plan:
+    """The draft, its questions left out, bound to its checkpoint. Raises Refusal."""
     program = compile_spec(load_spec(f"{proposal.name}.yaml", proposal.text(decided=True)))
     return bind(program, checkpoint.tensors, Environment(program, NamedShapes(checkpoint.tensors), {}))
 

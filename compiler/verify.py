@@ -75,19 +75,19 @@ def compare(
     plan: Plan, checkpoint: Checkpoint, request: Request, out: Path, model: SourceModel, run: Run | None = None
 ) -> Verdict:
     """The same for a plan at hand, by which `out` was written. `run` runs a job, else a fresh process does."""
-    run = run or _run
+    run = run or run_job
     held = open_folder(out)
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
         place = Path(name)
-        ids = _tokens(plan, _config(out), model.length)
+        ids = draw_tokens(plan, _config(out), model.length)
         common = Job(
             plan.program, tuple(request.source), plan, out, True, "", {}, frozenset(), {}, "", ids, request.weights
         )
         target = common
-        source = _source_job(common, plan, request, model, place, _rounding(held))
+        source = source_job(common, plan, request, model, place, _rounding(held))
         first, second = (run(place / side, replace(job, trials=[Trial()])) for side, job in
                          (("source", source), ("target", target)))  # fmt: skip
-        verdict = _judged(first["logits.0"], second["logits.0"])
+        verdict = judged(first["logits.0"], second["logits.0"])
         if verdict.agrees:
             return verdict
         sides = [
@@ -113,7 +113,7 @@ def _config(out: Path) -> Mapping[str, Any]:
     return settings.read_config_file(out / "config.json")
 
 
-def _tokens(plan: Plan, config: Mapping[str, Any], length: int) -> list[list[int]]:
+def draw_tokens(plan: Plan, config: Mapping[str, Any], length: int) -> list[list[int]]:
     """Tokens that both models know, the same in every run."""
     import random
 
@@ -132,7 +132,8 @@ def _rounding(held: Checkpoint) -> str:
     return max(totals, key=totals.__getitem__, default="float32")
 
 
-def _source_job(common: Job, plan: Plan, request: Request, model: SourceModel, place: Path, rounding: str) -> Job:
+def source_job(common: Job, plan: Plan, request: Request, model: SourceModel, place: Path, rounding: str) -> Job:
+    """The job that runs the source model; the files that it takes are written below `place`. Raises Refusal."""
     job = replace(common, folder=None, written=False, rounding=rounding)
     if model.program is None:
         path = model.config or request.config or settings.beside(request.source[0], plan.program.spec.source_config)
@@ -156,7 +157,7 @@ def _origins(job: Job, checkpoint: Checkpoint) -> dict[str, frozenset[str]]:
     return {name: frozenset([name]) for name in checkpoint.tensors if name not in tied and name not in job.ignored}
 
 
-def _run(folder: Path, job: Job) -> Mapping[str, Any]:
+def run_job(folder: Path, job: Job) -> Mapping[str, Any]:
     """Run a job in a fresh process. Raises Refusal with what the process said."""
     from safetensors import safe_open
 
@@ -195,7 +196,8 @@ def _common(a: Any, b: Any) -> tuple[Any, Any]:
     return a[:, -length:, :words].double(), b[:, -length:, :words].double()
 
 
-def _judged(source: Any, converted: Any) -> Verdict:
+def judged(source: Any, converted: Any) -> Verdict:
+    """Two sets of logits, (batch, length, vocabulary), held against each other."""
     a, b = _common(source, converted)
     apart, scale = largest_difference(a, b), float(a.abs().max())
     p, q = a.log_softmax(-1), b.log_softmax(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -67,6 +68,25 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     program = shutil.which(shell)
     if program:
         assert subprocess.run([program, "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_every_command_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the help and by the README."""
+    for page in (run(capsys, "--help")[1], (ROOT / "README.md").read_text()):
+        named = set(re.findall(r"^compile (\w+) ", page, re.MULTILINE))
+        assert COMMANDS.keys() - {"compile"} <= named
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_completion_knows_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(capsys, *([command] if command != "compile" else []), "--help")[1]
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown.partition("options:")[2]))
+    assert flags - {"--help"} != set()
+    for shell in ("bash", "fish"):
+        script = run(capsys, "completion", shell)[1]
+        lines = [line for line in script.splitlines() if re.search(rf"(\b{command}\)|from {command}')", line)]
+        said = lines[0] if lines else script
+        assert flags <= set(re.findall(r"--[a-z-]+", said)), shell
 
 
 def test_completion_completes() -> None:

@@ -14,6 +14,7 @@ sys.path[:0] = [str(Path(__file__).parent)]
 import browser  # noqa: E402
 from error_runs import SHAPES, weights  # noqa: E402
 
+from compiler import api, tensors  # noqa: E402
 from compiler.cli import main  # noqa: E402
 
 SPEC = str(Path(__file__).parent / "errors" / "runs" / "small.yaml")
@@ -76,6 +77,24 @@ def test_what_is_lost_is_named(small: Path, capsys: pytest.CaptureFixture[str]) 
     said = say(capsys, SPEC, small, "--dtype", "float16")
     assert "lossy: rename" in said
     assert "a cast forgets the element type" in said
+
+
+def test_headers_are_enough(small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No byte of a tensor is read, unless it is asked for: then what is tied is compared, as a run does."""
+    weights(str(small), SHAPES | {"lm_head.weight": [64, 32]}, ones=("lm_head.weight",))
+    read: list[int] = []
+    plain = tensors._read
+    monkeypatch.setattr(
+        tensors, "_read", lambda path, offset, length: read.append(length) or plain(path, offset, length)
+    )
+    assert "= embed.weight, written once; a run, or --compare" in say(capsys, SPEC, small)
+    api.plan(SPEC, small)
+    assert read == []
+    with pytest.raises(SystemExit) as done:
+        main(["plan", SPEC, str(small), "--compare"])
+    assert (done.value.code, "[untied-weights]" in capsys.readouterr().err, sum(read)) == (1, True, 2 * 64 * 32 * 4)
+    weights(str(small), SHAPES | {"lm_head.weight": [64, 32]})
+    assert "= embed.weight, written once; equal bit for bit" in say(capsys, SPEC, small, "--compare")
 
 
 def test_json(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
