@@ -166,6 +166,7 @@ def expressions(program: Program) -> list[Expr]:
     """Every expression of a program, in the order of the spec."""
     spec = program.spec
     found = [*spec.facts.values(), *(e for e, _ in spec.require), *(f.expr for f in spec.config if f.expr)]
+    found += spec.tokenizer.named.values() if spec.tokenizer else []
     rules = (*program.rules, *program.created)
     found += [r.when for r in rules if r.when] + [t.when for t in program.ties if t.when]
     found += [size for r in rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]

@@ -258,8 +258,9 @@ def _write_texts(
         if old.name not in {file.name for file in parts}:
             old.unlink()
     place = request.tokenizer or request.source[0]
-    files = tokenizer_files(place, say, named=request.tokenizer is not None)
-    tokenizer = tokens.read_tokenizer(files, plan.config)
+    named, special = request.tokenizer is not None, plan.program.spec.tokenizer
+    files = tokenizer_files(place, say, named=named)
+    tokenizer = tokens.complete_tokenizer(files, plan.config, special, plan.places, say, named=named)
     for line in tokens.lint(tokenizer, plan.config):
         say(line)
     found = {**texts(plan, tokens.generation_fields(tokenizer, plan.config)), **tokenizer.texts}

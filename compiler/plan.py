@@ -8,7 +8,7 @@ only. Reversed, the same function binds the inverse rules to the other side.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compiler.algebra import Bundle, OpError, ShapeAlgebra
@@ -68,6 +68,7 @@ class Plan:
     config: Mapping[str, Any]
     reverse: bool = False
     made: tuple[tuple[str, float], ...] = ()  # reversed: tensors left behind, and the one value that each must hold
+    places: Mapping[str, Any] = field(default_factory=dict)  # special token -> where it stands behind the ranks
 
     @property
     def targets(self) -> list[Target]:
@@ -96,6 +97,7 @@ def bind(
     groups = binder.groups()
     binder.report.settle()
     config = {} if reverse else {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in program.spec.config}
+    special = program.spec.tokenizer
     return Plan(
         program,
         tuple(groups),
@@ -105,6 +107,7 @@ def bind(
         config,
         reverse,
         tuple(binder.claimant.made),
+        {text: env.evaluate(place) for text, place in special.named.items()} if special and not reverse else {},
     )
 
 

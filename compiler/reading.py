@@ -15,6 +15,7 @@ from compiler.document import Node, Scalar
 from compiler.exprs import Expr, parse_expr
 from compiler.grammar import validate
 from compiler.spec import OP_WORDS, Argument, Create, Entry, Field, Merge, Named, Spec, Step, Target, Text, Transform
+from compiler.special import read_special
 
 
 def load_spec(path: str | Path, text: str | None = None) -> Spec:
@@ -56,6 +57,7 @@ def read_spec(root: Node) -> Spec:
         ignore=tuple((Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "ignore")),
         create=tuple(_create(key, node) for key, node in _entries(root, "create")),
         merge=tuple(_merge(key, node) for key, node in _entries(root.get("source"), "merge")),
+        tokenizer=read_special(root.get("tokenizer")),
         examples=tuple(_examples(root)),
         undecided=tuple(
             (Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "undecided")

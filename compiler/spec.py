@@ -9,6 +9,7 @@ from typing import Any
 from compiler.diagnostics import Span
 from compiler.document import Node
 from compiler.exprs import Expr
+from compiler.special import Special
 
 OP_WORDS = (
     "split",
@@ -161,6 +162,7 @@ class Spec:
     ignore: tuple[tuple[Text, str], ...]
     create: tuple[Create, ...]
     merge: tuple[Merge, ...]
+    tokenizer: Special | None
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
     undecided: tuple[tuple[Text, str], ...]  # of a draft: what, and the question
     root: Node = field(compare=False, repr=False)

@@ -1,12 +1,14 @@
-"""Which files of a tokenizer travel beside the weights.
+"""Which files of a tokenizer travel beside the weights, and of which a `tokenizer.json` is built.
 
-Takes the folder that they lie in. Refuses a folder without any where one was named, a link
+Takes the folder that they lie in, or one file, whose kind its bytes tell. Refuses a folder without any where one was
+named, a file that is none, a link
 that leaves its folder (but for the Hugging Face cache, whose files are links), and a tokenizer whose code lies
 elsewhere: whoever loads the new folder with `trust_remote_code` would run it. Says which code does not travel.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from typing import Any
 from compiler.diagnostics import listed, refuse
 from compiler.settings import read_config_file
 
+WHOLE, PIECES, RANKS = "tokenizer.json", "tokenizer.model", "tokenizer.tiktoken"
 FILES = (
-    "tokenizer.json",
+    WHOLE,
     "tokenizer_config.json",
-    "tokenizer.model",
+    PIECES,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -27,18 +30,27 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+MODELS = (PIECES, "spiece.model", f"{PIECES}.v*", "*.tiktoken")  # what trainers call a model or ranks
 
 
 def tokenizer_files(place: Path, say: Callable[[str], None], *, named: bool) -> dict[str, Path]:
-    """Name -> file of what is to be copied from a folder, or a file alone such as `tokenizer.json`; `named`: the user
-    asked for it, so that there must be something. Raises Refusal."""
+    """Name -> file of what is to travel from a folder, or of a file alone; `named`: the user asked for it, so that there
+    must be something. Without a `tokenizer.json` there may be a sentencepiece model (PIECES, or by its own name) or a file
+    of ranks (RANKS) to build one of. Raises Refusal."""
     if named and not place.exists():
         refuse(str(place), "there is no such folder or file", "missing-tokenizer")
     found = {name: place / name for name in FILES if (place / name).is_file()}
-    if named and place.is_file() and place.name in FILES:
-        found = {place.name: place}
+    if WHOLE not in found and (model := _model(place)):
+        if kind_of(model) == RANKS:
+            found.pop(model.name, None)
+            found[RANKS] = model
+        elif model.name not in found:
+            found[PIECES] = model
+    if named and place.is_file():
+        name = kind_of(place) or (place.name if place.name in FILES and place.name not in MODELS else "")
+        found = {name: place} if name else {}
     if named and not found:
-        what = "the folder holds no tokenizer" if place.is_dir() else "no file of a tokenizer is called so"
+        what = "the folder holds no tokenizer" if place.is_dir() else "the file is no tokenizer"
         refuse(str(place), what, "missing-tokenizer", f"looked for {listed(FILES, 3)}")
     inside = (place if place.is_dir() else place.parent).resolve()
     for file in found.values():
@@ -49,6 +61,24 @@ def tokenizer_files(place: Path, say: Callable[[str], None], *, named: bool) -> 
         if file.name == "tokenizer_config.json" and (code := _code(read_config_file(file))):
             say(f"the tokenizer has code of its own, which does not travel with it: {listed(code)}")
     return found
+
+
+def _model(place: Path) -> Path | None:
+    """The first file of a folder that a tokenizer can be built of."""
+    files = (file for pattern in MODELS for file in sorted(place.glob(pattern)))
+    return next((file for file in files if file.is_file() and kind_of(file)), None)
+
+
+def kind_of(file: Path) -> str:
+    """PIECES, RANKS or WHOLE by the first bytes; empty where they belong to none."""
+    with file.open("rb") as opened:
+        head = opened.read(200)
+    if re.match(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n", head):
+        return RANKS
+    if head[:1] == b"\n" and head[2:3] == b"\n":  # the first piece of a model, and its text
+        return PIECES
+    whole = re.match(rb'\s*\{\s*"(version|model|truncation|added_tokens)"', head)
+    return WHOLE if whole else ""
 
 
 def _code(config: dict[str, Any]) -> list[str]:

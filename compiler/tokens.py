@@ -1,21 +1,39 @@
 """The tokenizer of a converted folder: its files, its chat template in both places, and whether it fits the model.
 
 Takes the files; returns which to copy, which texts to write instead, and warnings in words. A tokenizer is never changed
-here, but for the template, which old and new programs look for in two places. Refuses files that are no JSON.
+here, but for the template, which old and new programs look for in two places; where there is no `tokenizer.json`, one is
+built of a sentencepiece model or a file of ranks. Refuses files that are no JSON, and what cannot be built.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.diagnostics import listed, refuse
+from compiler.bytepairs import read_ranks
+from compiler.diagnostics import Refusal, listed, refuse
+from compiler.pieces import read_pieces
+from compiler.piecewise import of_pieces
+from compiler.rankwise import of_ranks
+from compiler.special import Special
 from compiler.strictjson import parse
+from compiler.tokenizer import MODELS, RANKS, WHOLE, kind_of
+from compiler.whole import Beside, Whole, content, no_form
 
-CONFIG, WHOLE, TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
+CONFIG, TEMPLATE, SPECIAL, ADDED = (
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+# What stays of a tokenizer_config.json that was written for a class with code of its own.
+KEPT = re.compile(
+    r"(add_)?\w+_token|additional_special_tokens|chat_template|model_max_length|(padding|truncation)_side|clean_up_\w+"
+)
 ROLES = {"bos": "begins a text with", "eos": "ends a text with", "pad": "pads with"}
 CHAT = [{"role": role, "content": "Hello"} for role in ("user", "assistant", "user")]
 
@@ -44,11 +62,82 @@ def read_tokenizer(found: Mapping[str, Path], config: Mapping[str, Any]) -> Toke
     tokens = {id_: token for token, id_ in ids.items()}
     texts: dict[str, str] = {}
     if WHOLE in found and CONFIG not in found:
-        named = {f"{role}_token": tokens.get(config.get(f"{role}_token_id")) for role in ROLES}  # type: ignore[arg-type]
-        fields = {"tokenizer_class": "PreTrainedTokenizerFast"} | {
-            role: t for role, t in named.items() if t is not None
-        }
+        named = {role: tokens.get(config.get(f"{role}_token_id")) for role in ROLES}  # type: ignore[arg-type]
+        fields = _plain_config({role: token for role, token in named.items() if token is not None})
         texts[CONFIG] = _text(fields)
+    return _told(found, fields, ids, texts)
+
+
+def complete_tokenizer(
+    found: Mapping[str, Path],
+    config: Mapping[str, Any],
+    ranks: Special | None,
+    places: Mapping[str, Any],
+    say: Callable[[str], None],
+    *,
+    named: bool,
+) -> Tokenizer:
+    """The tokenizer of some files, with a `tokenizer.json` built where there is none and something to build it of.
+
+    `ranks` is what the spec says of a file of ranks, `places` where its special tokens stand. What cannot be built is
+    refused where the user `named` it, and travels as it is where it happens to lie beside the weights. Raises Refusal.
+    """
+    path = next((found[name] for name in (RANKS, *MODELS) if name in found and kind_of(found[name])), None)
+    if WHOLE in found or path is None:
+        return read_tokenizer(found, config)
+    try:
+        tokenizer, about = _built(path, found, config, ranks, places)
+    except Refusal as refusal:
+        if named:
+            raise
+        for diagnostic in refusal.diagnostics:
+            say(f"no {WHOLE} is built of {path.name}: {diagnostic.message}")
+        rest = {name: file for name, file in found.items() if name != RANKS}
+        return read_tokenizer(rest | {path.name: path}, config)
+    say(f"{WHOLE} is built of {path.name}, {about}")
+    return tokenizer
+
+
+def _built(
+    path: Path,
+    found: Mapping[str, Path],
+    config: Mapping[str, Any],
+    ranks: Special | None,
+    places: Mapping[str, Any],
+) -> tuple[Tokenizer, str]:
+    """The tokenizer, and what it is built of, in words. Raises Refusal."""
+    said = _json(found[CONFIG]) if CONFIG in found else {}
+    spoken = _json(found[SPECIAL]) if SPECIAL in found else {}
+    added = _json(found[ADDED]) if ADDED in found else {}
+    beside = Beside(spoken | said, {t: n for t, n in added.items() if isinstance(n, int)}, config, ranks, places)
+    whole = _whole(path, beside)
+    fields = _plain_config(whole.special) | {n: v for n, v in said.items() if KEPT.fullmatch(n)}
+    texts = {WHOLE: json.dumps(whole.fields, ensure_ascii=False) + "\n", CONFIG: _text(fields)}
+    rest = {name: file for name, file in found.items() if name not in (RANKS, SPECIAL, ADDED)}
+    return _told(rest, fields, _ids(whole.fields), texts), whole.about
+
+
+def _whole(path: Path, beside: Beside) -> Whole:
+    data = path.read_bytes()
+    if (ranks := read_ranks(str(path), data)) is not None:
+        return of_ranks(path, ranks, beside)
+    if (pieces := read_pieces(str(path), data)) is not None:
+        return of_pieces(path, pieces, beside)
+    return no_form(path, "it is neither a sentencepiece model nor a file of ranks as tiktoken has them")
+
+
+def _plain_config(special: Mapping[str, str]) -> dict[str, Any]:
+    """A tokenizer_config.json that adds to a `tokenizer.json` only which tokens are special; role -> token."""
+    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    # By default there would be token types, which generation does not take.
+    fields["model_input_names"] = ["input_ids", "attention_mask"]
+    return fields | {f"{role}_token": token for role, token in special.items()}
+
+
+def _told(
+    found: Mapping[str, Path], fields: dict[str, Any], ids: Mapping[str, int], texts: dict[str, str]
+) -> Tokenizer:
+    """What the files say together: the template in both places, the special tokens."""
     old = fields.get("chat_template")
     # Where both places speak, programs go by the file.
     template = found[TEMPLATE].read_text(encoding="utf-8") if TEMPLATE in found else old if isinstance(old, str) else ""
@@ -56,8 +145,8 @@ def read_tokenizer(found: Mapping[str, Path], config: Mapping[str, Any]) -> Toke
         texts[TEMPLATE] = template
     if template and fields and old != template and not isinstance(old, list):
         texts[CONFIG] = _text(fields | {"chat_template": template})
-    spoken = _json(found["special_tokens_map.json"]) if "special_tokens_map.json" in found else {}
-    special = {role: _content(fields.get(f"{role}_token") or spoken.get(f"{role}_token")) for role in ROLES}
+    spoken = _json(found[SPECIAL]) if SPECIAL in found else {}
+    special = {role: content(fields.get(f"{role}_token") or spoken.get(f"{role}_token")) for role in ROLES}
     return Tokenizer(
         {name: path for name, path in found.items() if name not in texts},
         texts,
@@ -79,11 +168,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _text(fields: Mapping[str, Any]) -> str:
     return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
-
-
-def _content(token: Any) -> str:
-    """The text of a token, which some files wrap into what else there is to say of it."""
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 
 def _ids(whole: Mapping[str, Any]) -> dict[str, int]:

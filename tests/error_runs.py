@@ -6,6 +6,7 @@ the command says is recorded in `tests/errors/runs/<case>.out`, which docs/error
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -198,6 +199,13 @@ def missing_tensor() -> str:
 def missing_tokenizer() -> str:
     Path("empty").mkdir()
     return RUN + " --tokenizer empty"
+
+
+def unsupported_tokenizer() -> str:
+    """Ranks, of which the spec says nothing."""
+    tokens = (base64.b64encode(bytes([byte])).decode() for byte in range(256))
+    Path("ranks.tiktoken").write_text("".join(f"{token} {rank}\n" for rank, token in enumerate(tokens)))
+    return RUN + " --tokenizer ranks.tiktoken"
 
 
 def missing_weights() -> str:
