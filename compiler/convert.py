@@ -20,7 +20,7 @@ from compiler import __version__, card, dialects, document, execute, outfiles, r
 from compiler.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.collecting import uncollected
 from compiler.constants import check_made
-from compiler.diagnostics import listed, refuse
+from compiler.diagnostics import Refusal, listed, refuse
 from compiler.environment import Environment, Given, NamedShapes, check_given
 from compiler.interrupts import Interrupted, stoppable
 from compiler.output import Output
@@ -96,6 +96,8 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
     if program.keep_all:
         check_target(plan)
+    if different := settings.contradictions(told.stated, plan.config):
+        raise Refusal(different)
     if told.unread:
         say(f"not carried over from the config: {listed(told.unread, 40)}")
     if env.defaulted:

@@ -71,6 +71,7 @@ def detect(
         key = (
             program.spec.weights if program.merged or not program.spec.weights.startswith("*") else "",
             program.merged,
+            program.spec.nested,
         )
         if key not in opened:
             try:

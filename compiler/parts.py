@@ -42,11 +42,13 @@ def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
     if len(paths) == 1 and one.is_dir() and (found := list(one.glob(weights))):
         files = sorted(found, key=_numbers)
         # The one number that differs from name to name counts the parts.
-        for place, values in enumerate(zip(*map(_numbers, files), strict=False)):
+        for values in zip(*map(_numbers, files), strict=False):
             missing = sorted(set(range(max(values))) - set(values)) if len(set(values)) > 1 else []
             if missing:
                 name = f"{len(files)} parts, {listed(sorted(str(f.relative_to(one)) for f in files), 4)}"
-                refuse(str(one), f"of {name}, number {missing[0]} is missing", "missing-part", f"place {place + 1}")
+                refuse(
+                    str(one), f"of {name}, number {missing[0]} is missing", "missing-part", "put it beside the others"
+                )
         return files
     if len(paths) == 1 and one.is_file() and shared:
         whole, depth = one.absolute(), weights.count("/")

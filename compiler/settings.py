@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compiler import dialects, document
-from compiler.diagnostics import Span, refuse
+from compiler import dialects, document, target
+from compiler.diagnostics import Diagnostic, Span, listed, refuse
 from compiler.environment import Given
 from compiler.program import Program
 
 MOST_BYTES = 16 << 20  # of a config; the largest known have a few hundred thousand
 # Where trainers put the arguments of their model beside the weights.
 OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
+# Where a config file keeps them, whose other fields are those of the training.
+HOLDERS = ("model", "kwargs", *OBJECTS)
 # What every config of Transformers carries and no conversion reads.
 BAGGAGE = frozenset(
     [
@@ -81,11 +83,15 @@ BAGGAGE = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` to print."""
+    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` to print.
+
+    `stated`: the fields of a config of the target's own kind, which what is written must not contradict.
+    """
 
     given: Mapping[str, Given]
     unread: tuple[str, ...]
     notes: tuple[str, ...]
+    stated: Mapping[str, Given]
 
 
 def gather(
@@ -104,21 +110,58 @@ def gather(
                 n: Given(v, f"the checkpoint's {key!r}") for n, v in dialects.read_config(found).items() if n in known
             }
     unread: tuple[str, ...] = ()
+    stated: dict[str, Given] = {}
     path = config or beside(source, program.spec.source_config)
     if path is not None:
-        written = read_config_file(path)
-        if isinstance(nested := written.get("model"), dict):  # a trainer's whole config
-            written = nested
-        fields = dialects.read_config(written)
+        whole = read_config_file(path)
+        held = _held(whole, known)
+        fields = dialects.read_config(whole | held)
         if config is None:
             notes.append(f"read {path.name} beside the weights")
+        if _of_the_target(program, held):
+            stated = {f.name: Given(fields[f.name], path.name) for f in program.spec.config if f.name in fields}
+            carried = {f.carried: stated[f.name] for f in program.spec.config if f.carried and f.name in stated}
+            given |= {n: value for n, value in carried.items() if n not in fields}
         given |= {n: Given(v, path.name) for n, v in fields.items() if n in known}
-        read = (
-            known | BAGGAGE | (set(dialects.EXPERTS) if known & set(dialects.EXPERTS) else set()) | {"rope_parameters"}
-        )
-        unread = tuple(n for n, v in written.items() if n not in read and v not in (None, [], {}, ""))
+        read = known | BAGGAGE | stated.keys() | {"rope_parameters"}
+        read |= set(dialects.EXPERTS) if known & set(dialects.EXPERTS) else set()
+        unread = tuple(n for n, v in held.items() if n not in read and v not in (None, [], {}, ""))
+        if config is not None and program.spec.arguments and not (stated or known & fields.keys()):
+            names = listed(program.spec.arguments, 12)
+            refuse(
+                str(path),
+                f"none of its fields means anything to {program.spec.name.value}",
+                "unread-config",
+                f"the spec reads {names}",
+            )
     given |= {n: Given(v, "--set") for n, v in assigned.items()}
-    return Settings(given, unread, tuple(notes))
+    return Settings(given, unread, tuple(notes), {n: value for n, value in stated.items() if n not in assigned})
+
+
+def _held(whole: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """The part of a config that tells most of the model: the whole, or a mapping in it."""
+    parts = [whole, *(part for key in HOLDERS if isinstance(part := whole.get(key), dict))]
+    return max(parts, key=lambda part: len(known & part.keys()))
+
+
+def _of_the_target(program: Program, config: Mapping[str, Any]) -> bool:
+    """Whether it is a config of the target's class, which may lie beside a source that has none of its own."""
+    model = program.spec.target.model
+    return model is not None and "model_type" in config and config["model_type"] == target.model_type(model.value)
+
+
+def contradictions(stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
+    """The fields that a config of the target's own kind states and the conversion would write otherwise."""
+    return [
+        Diagnostic(
+            Span(value.origin),
+            f"{name} is {value.value!r} here, and {written[name]!r} is what would be written",
+            "config-mismatch",
+            "an argument of the spec decides it: give it with --set",
+        )
+        for name, value in stated.items()
+        if value.value != written[name] and (value.value is not None or isinstance(written[name], dict))
+    ]
 
 
 def beside(source: Path, name: str) -> Path | None:
@@ -168,6 +211,8 @@ def _json(path: Path) -> Any:
         return float(text) if math.isfinite(float(text)) else constant(text)
 
     try:
+        if not path.is_file() and path.exists():
+            refuse(str(path), "it is no file", "unreadable-file")
         if path.stat().st_size > MOST_BYTES:
             refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "this is some other file")
         text = path.read_text(encoding="utf-8-sig")

@@ -289,6 +289,11 @@ def unreadable_file() -> str:
     return "run small.yaml missing.safetensors out"
 
 
+def unread_config() -> str:
+    Path("settings.json").write_text(json.dumps({"heads": 4, "theta": 1e6}))
+    return RUN + " --config settings.json"
+
+
 def unsupported_pickle() -> str:
     torch_file("model.pth", b"\x80\x02}\x82\x01.")
     return "run small.yaml model.pth out"

@@ -21,13 +21,23 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "kv_channels": None,
     "vocab_size": None,
     "norm_epsilon": 1e-05,
+    "layernorm_epsilon": None,
     "rotary_base": 10000.0,
     "max_position_embeddings": None,
     "rotary_percent": 1.0,
-    "share_embeddings_and_output_weights": False,
+    "rotary_interleaved": False,
+    "rotary_seq_len_interpolation_factor": None,
+    "use_rope_scaling": False,
+    "rope_scaling_factor": 8.0,
+    "position_embedding_type": "rope",
+    "swiglu": True,
+    "gated_linear_unit": True,
+    "apply_layernorm_1p": False,
+    "group_query_attention": True,
+    "num_query_groups": None,
+    "untie_embeddings_and_output_weights": None,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -69,9 +79,12 @@ class Source(Mapping[str, Tensor]):
         self.tensors: dict[str, Tensor] = {}
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.told: dict[str, object] = {}
         for file in files:
             if file.suffix != ".safetensors":
-                self.tensors |= load(file)
+                named, told = load(file)
+                self.tensors |= named
+                self.told |= told
                 continue
             with safe_open(file, framework="pt") as opened:
                 names = opened.keys()
@@ -96,18 +109,31 @@ class Source(Mapping[str, Tensor]):
 WRAPPERS = ("module", "_orig_mod")
 
 
-def load(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save, out of the dicts that trainers put them into."""
+# Where they keep the arguments of the model; the last counts most.
+TOLD = ("args", "dims", "params", "hyper_parameters", "hparams", "cfg", "config", "model_config", "model_args")
+
+
+def load(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The tensors of a file of torch.save, out of the dicts that trainers put them into, and what lies beside them."""
     with file.open("rb") as start:
         is_zip = start.read(2) == b"PK"
-    state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the words of a command line
+        state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
+    told: dict[str, object] = {
+        name: value for name, value in state.items() if isinstance(value, bool | int | float | str)
+    }
+    for key in TOLD:
+        beside = state.get(key)
+        told |= vars(beside) if isinstance(beside, argparse.Namespace) else beside if isinstance(beside, dict) else {}
     for key in ("model", "state_dict", "model_state_dict", "module"):
         state = state[key] if isinstance(state.get(key), dict) else state
     named = {}
     for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            continue
         plain = ".".join(word for word in name.split(".") if word not in WRAPPERS)
         named[plain if name.startswith(tuple(WRAPPERS)) else name] = tensor
-    return named
+    return named, told
 
 
 def axes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
@@ -128,6 +154,7 @@ class Parts(Source):
     def __init__(self, files: list[Path]) -> None:
         self.parts = [Source([file]) for file in files]
         self.shapes = dict(self.parts[0].shapes)
+        self.told = self.parts[0].told
         self.joins: dict[str, tuple[int, int]] = {}
         for pattern, join in axes(self.shapes).items() if len(files) > 1 else ():
             for match in list(matches(self.shapes, pattern)):
@@ -180,36 +207,46 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if ("output_layer.weight" in shapes) == f.share_embeddings_and_output_weights:
-        raise SystemExit("share_embeddings_and_output_weights and the output layer contradict each other")
+    if f.untie_embeddings_and_output_weights not in [None, "output_layer.weight" in shapes]:
+        raise SystemExit("untie_embeddings_and_output_weights and the output layer contradict each other")
     if f.rotary_percent != 1:
         raise SystemExit("the class rotates the whole head")
+    if not (f.position_embedding_type == "rope" and (not f.rotary_interleaved)):
+        raise SystemExit("the class rotates the two halves of a head")
+    if f.rotary_seq_len_interpolation_factor not in [None, 1]:
+        raise SystemExit("interpolated positions have no rule here")
+    if not (f.swiglu and f.gated_linear_unit):
+        raise SystemExit("the MLP of this class is gated by SiLU")
+    if f.apply_layernorm_1p:
+        raise SystemExit("norms whose weights lack their one (apply_layernorm_1p) have no rule here")
     if "decoder.layers.0.self_attention.linear_qkv.bias" in shapes:
         raise SystemExit("the biases of linear_qkv have no place in this class")
     if "decoder.layers.0.self_attention.q_layernorm.weight" in shapes:
         raise SystemExit("queries and keys are normalised, which this class does not do")
     if "decoder.layers.0.mlp.router.weight" in shapes:
         raise SystemExit("a mixture of experts is another class")
+    f.share_embeddings_and_output_weights = "output_layer.weight" not in shapes
     f.padded_vocab_size = shapes["embedding.word_embeddings.weight"][0]
     f.tokens = f.padded_vocab_size if f.vocab_size is None else f.vocab_size
     f.hidden_size = shapes["embedding.word_embeddings.weight"][1]
     f.ffn_hidden_size = shapes["decoder.layers.0.mlp.linear_fc2.weight"][1]
     f.num_layers = count(shapes, r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_proj\.weight")
-    f.head_dim = f.kv_channels or f.hidden_size // f.num_attention_heads
-    f.num_query_groups = (
+    f.kv_channels = shapes["decoder.layers.0.self_attention.linear_proj.weight"][1] // f.num_attention_heads
+    f.head_dim = f.kv_channels
+    f.groups = (
         shapes["decoder.layers.0.self_attention.linear_qkv.weight"][0] // f.head_dim - f.num_attention_heads
     ) // 2
-    f.q_rows = f.num_attention_heads // f.num_query_groups * f.head_dim
-    if not (f.num_query_groups >= 1 and f.num_attention_heads % f.num_query_groups == 0):
+    f.q_rows = f.num_attention_heads // f.groups * f.head_dim
+    if not (f.groups >= 1 and f.num_attention_heads % f.groups == 0):
         raise SystemExit("num_attention_heads does not fit linear_qkv")
-    if shapes["decoder.layers.0.self_attention.linear_qkv.weight"][0] != f.num_query_groups * (
-        f.q_rows + 2 * f.head_dim
-    ):
+    if shapes["decoder.layers.0.self_attention.linear_qkv.weight"][0] != f.groups * (f.q_rows + 2 * f.head_dim):
         raise SystemExit("the heads do not fit linear_qkv")
     if shapes["decoder.layers.0.self_attention.linear_proj.weight"][1] != f.num_attention_heads * f.head_dim:
         raise SystemExit("the heads do not fit linear_proj")
     if f.tokens > f.padded_vocab_size:
         raise SystemExit("vocab_size exceeds the rows of the embedding")
+    if not (not f.group_query_attention or f.num_query_groups in [None, f.groups]):
+        raise SystemExit("num_query_groups does not fit linear_qkv")
     return f
 
 
@@ -223,26 +260,38 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "head_dim": f.head_dim,
         "vocab_size": f.tokens,
         "num_hidden_layers": f.num_layers,
-        "num_key_value_heads": f.num_query_groups,
+        "num_key_value_heads": f.groups,
         "intermediate_size": f.ffn_hidden_size,
-        "rms_norm_eps": f.norm_epsilon,
         "rope_theta": f.rotary_base,
         "tie_word_embeddings": f.share_embeddings_and_output_weights,
+        "rms_norm_eps": f.norm_epsilon if f.layernorm_epsilon is None else f.layernorm_epsilon,
         "max_position_embeddings": f.max_position_embeddings or 4096,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": f.rope_scaling_factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        if f.use_rope_scaling
+        else None,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
-    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    config["rope_scaling"] = None
+    config["rope_parameters"] = {
+        "rope_type": "default",
+        **(config["rope_scaling"] or {}),
+        "rope_theta": config["rope_theta"],
+    }
     return config
 
 
-def qkv_weight(linear_qkv: Tensor, num_query_groups: int, q_rows: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def qkv_weight(linear_qkv: Tensor, groups: int, q_rows: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     # (group row) ... -> group row ...
     # group row ... -> (group row) ...
-    linear_qkv = linear_qkv.unflatten(0, (num_query_groups, -1))
+    linear_qkv = linear_qkv.unflatten(0, (groups, -1))
     q_proj, k_proj, v_proj = linear_qkv.split([q_rows, head_dim, head_dim], dim=1)
     q_proj = q_proj.flatten(0, 1)
     k_proj = k_proj.flatten(0, 1)
@@ -287,7 +336,7 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         # qkv_weight
         indexed.append(match)
         claimed.add(match[0])
-        q_proj, k_proj, v_proj = qkv_weight(source[match[0]], f.num_query_groups, f.q_rows, f.head_dim)
+        q_proj, k_proj, v_proj = qkv_weight(source[match[0]], f.groups, f.q_rows, f.head_dim)
         yield f"model.layers.{match['i']}.self_attn.q_proj.weight", q_proj
         yield f"model.layers.{match['i']}.self_attn.k_proj.weight", k_proj
         yield f"model.layers.{match['i']}.self_attn.v_proj.weight", v_proj
@@ -340,7 +389,11 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="a JSON file with the arguments of the source's model")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="override one argument; the value is JSON"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override one argument; the value is JSON or a text",
     )
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="cast every floating tensor")
     parser.add_argument("--max-shard-bytes", type=int, default=5 * 10**9, help="the size of one file of weights")
@@ -348,20 +401,33 @@ def main() -> None:
     if options.out.exists():
         raise SystemExit(f"{options.out} exists already")
 
+    if not (files := files_of(options.source)):
+        raise SystemExit("nothing in the folder is called mp_rank_*/model_optim_rng.pt; name the files themselves")
+    source = Parts(files)
     arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
+    # A trainer keeps the model's arguments in a mapping of its config.
+    parts = [given, *(part for part in given.values() if isinstance(part, dict))]
+    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
     for text in options.set:
         name, _, value = text.partition("=")
-        given[name] = json.loads(value)
+        given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
     arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    for name, default in ARGUMENTS.items():
+        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+            raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
     if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
         raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
-    source = Parts(files_of(options.source))
-    f = read_facts(source.shapes, arguments)
+    try:
+        f = read_facts(source.shapes, arguments)
+    except KeyError as error:
+        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
     for name, value in given.items():
         if value is not None and getattr(f, name, value) != value:
             raise SystemExit(f"{name} is {value!r} in the config, the checkpoint says {getattr(f, name)!r}")
+    if options.config and not any(hasattr(f, name) for name in given):
+        raise SystemExit(f"no field of {options.config} means anything here")
     partial = options.out.with_name(f".{options.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -378,6 +444,14 @@ def main() -> None:
     if tokens:
         write_json(tokens, partial / "generation_config.json")
     partial.rename(options.out)
+
+
+def plain(text: str) -> object:
+    """A number, true, false, null or whatever else is JSON; else the text itself."""
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
+    except json.JSONDecodeError:
+        return text
 
 
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, dtype: str | None, limit: int) -> dict[str, int]:

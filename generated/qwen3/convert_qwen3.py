@@ -65,9 +65,12 @@ class Source(Mapping[str, Tensor]):
         self.tensors: dict[str, Tensor] = {}
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.told: dict[str, object] = {}
         for file in files:
             if file.suffix != ".safetensors":
-                self.tensors |= load(file)
+                named, told = load(file)
+                self.tensors |= named
+                self.told |= told
                 continue
             with safe_open(file, framework="pt") as opened:
                 names = opened.keys()
@@ -92,18 +95,31 @@ class Source(Mapping[str, Tensor]):
 WRAPPERS = ("module", "_orig_mod")
 
 
-def load(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save, out of the dicts that trainers put them into."""
+# Where they keep the arguments of the model; the last counts most.
+TOLD = ("args", "dims", "params", "hyper_parameters", "hparams", "cfg", "config", "model_config", "model_args")
+
+
+def load(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The tensors of a file of torch.save, out of the dicts that trainers put them into, and what lies beside them."""
     with file.open("rb") as start:
         is_zip = start.read(2) == b"PK"
-    state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the words of a command line
+        state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
+    told: dict[str, object] = {
+        name: value for name, value in state.items() if isinstance(value, bool | int | float | str)
+    }
+    for key in TOLD:
+        beside = state.get(key)
+        told |= vars(beside) if isinstance(beside, argparse.Namespace) else beside if isinstance(beside, dict) else {}
     for key in ("model", "state_dict", "model_state_dict", "module"):
         state = state[key] if isinstance(state.get(key), dict) else state
     named = {}
     for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            continue
         plain = ".".join(word for word in name.split(".") if word not in WRAPPERS)
         named[plain if name.startswith(tuple(WRAPPERS)) else name] = tensor
-    return named
+    return named, told
 
 
 def matches(names: Mapping[str, object], pattern: str) -> Iterator[re.Match[str]]:
@@ -240,7 +256,11 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="a JSON file with the arguments of the source's model")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="override one argument; the value is JSON"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override one argument; the value is JSON or a text",
     )
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="cast every floating tensor")
     parser.add_argument("--max-shard-bytes", type=int, default=5 * 10**9, help="the size of one file of weights")
@@ -248,18 +268,31 @@ def main() -> None:
     if options.out.exists():
         raise SystemExit(f"{options.out} exists already")
 
+    if not (files := files_of(options.source)):
+        raise SystemExit("nothing in the folder is called *.safetensors; name the files themselves")
+    source = Source(files)
     arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
+    # A trainer keeps the model's arguments in a mapping of its config.
+    parts = [given, *(part for part in given.values() if isinstance(part, dict))]
+    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in ARGUMENTS))
     for text in options.set:
         name, _, value = text.partition("=")
-        given[name] = json.loads(value)
+        given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
     arguments |= {name: given[name] for name in ARGUMENTS if name in given}
-    source = Source(files_of(options.source))
-    f = read_facts(source.shapes, arguments)
+    for name, default in ARGUMENTS.items():
+        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+            raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
+    try:
+        f = read_facts(source.shapes, arguments)
+    except KeyError as error:
+        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
     for name, value in given.items():
         if value is not None and getattr(f, name, value) != value:
             raise SystemExit(f"{name} is {value!r} in the config, the checkpoint says {getattr(f, name)!r}")
+    if options.config and not any(hasattr(f, name) for name in given):
+        raise SystemExit(f"no field of {options.config} means anything here")
     partial = options.out.with_name(f".{options.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -276,6 +309,14 @@ def main() -> None:
     if tokens:
         write_json(tokens, partial / "generation_config.json")
     partial.rename(options.out)
+
+
+def plain(text: str) -> object:
+    """A number, true, false, null or whatever else is JSON; else the text itself."""
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
+    except json.JSONDecodeError:
+        return text
 
 
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, dtype: str | None, limit: int) -> dict[str, int]:

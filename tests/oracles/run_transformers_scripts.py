@@ -138,7 +138,9 @@ def megatron_gpt2(out: Path) -> None:
         model = transformers.GPT2LMHeadModel(config).half()
         made = {n: t for n, t in made.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
         model.load_state_dict({n: t.contiguous() for n, t in made.items()}, strict=True)
-        given = {"bos_token_id": 1, "eos_token_id": 2} | ({} if version >= 3 else {"num_attention_heads": heads})
+        given = {"bos_token_id": 1, "eos_token_id": 2} | (
+            {} if version >= 3 else {"num_attention_heads": heads, "bias_gelu_fusion": False}
+        )
         given |= {"checkpoint_version": version} | ({"modern": False} if stack == "transformer" else {})
         case = {"spec": "megatron_gpt2", "set": given, "weights": "model_optim_rng.pt"}
         keep(out, "megatron_gpt2", f"version_{int(version)}", case,

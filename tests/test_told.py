@@ -1,0 +1,221 @@
+"""What tells a model's arguments: a mapping inside of a config, a config of the target's kind, the checkpoint itself.
+
+The executor and the generated converter must hear the same, and neither may leave in silence what was said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from synthetic import Synthetic, folder_image, synthetic
+from test_converters import Server
+
+from compiler.build import load_program
+from compiler.convert import Request, convert
+from compiler.detect import detect
+from compiler.diagnostics import Refusal
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("elsewhere"))
+    yield started
+    started.close()
+
+
+def made(spec: str, example: int = 0) -> Synthetic:
+    return synthetic(load_program(spec), example, "float16", finite=True)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+def written(
+    place: Path, spec: str, file: Path, config: Mapping[str, Any] | None = None, **given: Any
+) -> dict[str, Any]:
+    """The config.json of a conversion into `place/out`."""
+    path = None
+    if config is not None:
+        path = place / "told.json"
+        path.write_text(json.dumps(config))
+    convert(load_program(spec), Request([file], config=path, assigned=given), place / "out")
+    return config_of(place / "out")
+
+
+def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Two levels of dictionaries, as Megatron-LM keeps them."""
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        first, second, rest = name.split(".", 2)
+        tree.setdefault(first, {}).setdefault(second, {})[rest] = tensor
+    return tree
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A config file
+
+
+@pytest.mark.parametrize("holder", ["kwargs", "model", "model_args", "config"])
+def test_a_mapping_in_a_config_holds_the_arguments(server: Server, tmp_path: Path, holder: str) -> None:
+    source = made("qwen3")
+    file = source.save(tmp_path, "*.pth")
+    told = {"class": "Config", "seed": 3, holder: {**source.arguments, "rope_theta": 12345.0}}
+    assert written(tmp_path, "qwen3", file, told)["rope_theta"] == 12345.0
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run("qwen3", *words) == ""
+    assert config_of(tmp_path / "converter") == config_of(tmp_path / "out")
+
+
+def test_a_config_of_which_nothing_is_read_is_refused(server: Server, tmp_path: Path) -> None:
+    """Else every argument would be left at its default, although the user gave a file that says otherwise."""
+    file = made("qwen3").save(tmp_path, "*.pth")
+    with pytest.raises(Refusal, match="unread-config"):
+        written(tmp_path, "qwen3", file, {"heads": 8, "theta": 3.0})
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert "told.json" in server.run("qwen3", *words)
+    assert not (tmp_path / "converter").exists()
+
+
+def test_a_config_of_the_targets_kind_tells_in_its_own_words(tmp_path: Path) -> None:
+    source = made("torchtune_llama")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 7000.0, "rms_norm_eps": 1e-3}
+    with pytest.raises(Refusal, match="unread-config"):
+        written(tmp_path, "torchtune_llama", file, told | {"model_type": "mistral"})
+    config = written(tmp_path, "torchtune_llama", file, told)
+    assert {name: config[name] for name in told} == told
+
+
+def test_what_such_a_config_states_is_not_contradicted(tmp_path: Path) -> None:
+    source = made("torchtune_llama")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 7000.0, "rope_scaling": LLAMA3}
+    with pytest.raises(Refusal, match=r"rope_scaling is .*config-mismatch"):
+        written(tmp_path, "torchtune_llama", file, told)
+    assert not (tmp_path / "out").exists()
+    assert written(tmp_path, "torchtune_llama", file, told, scale_factor=8)["rope_scaling"] == LLAMA3
+
+
+def test_such_a_config_may_say_that_nothing_is_scaled(tmp_path: Path) -> None:
+    source = made("torchtitan_llama")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 500000.0, "rope_scaling": None}
+    with pytest.raises(Refusal, match=r"rope_scaling is None .*config-mismatch"):
+        written(tmp_path, "torchtitan_llama", file, told)
+    assert written(tmp_path, "torchtitan_llama", file, told, scaling="none")["rope_scaling"] is None
+
+
+def test_the_former_word_for_a_kind_of_scaling_is_understood(tmp_path: Path) -> None:
+    source = made("internlm2_llama")
+    file = source.save(tmp_path, "*.safetensors")
+    told = {**source.arguments, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    with pytest.raises(Refusal, match="unmet-requirement"):
+        written(tmp_path, "internlm2_llama", file, told | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert written(tmp_path, "internlm2_llama", file, told)["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The checkpoint
+
+
+@pytest.mark.parametrize("example", [2, 5], ids=["encoder", "transformer"])
+def test_a_version_that_the_checkpoint_states_counts(server: Server, tmp_path: Path, example: int) -> None:
+    """The order of queries, keys and values follows from it, and no shape shows it."""
+    source = made("megatron_gpt2", example)
+    args = argparse.Namespace(num_attention_heads=4, bias_gelu_fusion=False, padded_vocab_size=128, lr=1e-4)
+    held = {"model": nested(source.tensors), "checkpoint_version": 3.0, "args": args, "iteration": 3}
+    file = tmp_path / "model_optim_rng.pt"
+    torch.save(held, file)
+    config = written(tmp_path, "megatron_gpt2", file)
+    assert (config["n_head"], config["activation_function"]) == (4, "gelu")
+    assert server.run("megatron_gpt2", str(file), str(tmp_path / "converter")) == ""
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
+    assert config_of(tmp_path / "converter") == config
+    # Another version is another order.
+    torch.save(held | {"checkpoint_version": 1.0}, file)
+    convert(load_program("megatron_gpt2"), Request([file]), tmp_path / "other")
+    assert folder_image(tmp_path / "other") != folder_image(tmp_path / "out")
+
+
+def test_a_nested_checkpoint_is_detected(tmp_path: Path) -> None:
+    source = made("megatron_gpt2", 2)
+    held = {
+        "model": nested(source.tensors),
+        "checkpoint_version": 3.0,
+        "args": argparse.Namespace(num_attention_heads=4),
+    }
+    torch.save(held, tmp_path / "model_optim_rng.pt")
+    programs = [load_program(name) for name in ("llama", "nanogpt_gpt2", "megatron_gpt2")]
+    fits = detect([tmp_path / "model_optim_rng.pt"], programs)
+    assert {fit.spec: fit.status for fit in fits} == {"megatron_gpt2": "fits", "llama": "no", "nanogpt_gpt2": "no"}
+
+
+def test_groups_that_nobody_reads_do_not_count(server: Server, tmp_path: Path) -> None:
+    """Megatron-LM's `num_query_groups` is 1 unless grouped attention is asked for."""
+    source = made("mcore_llama")
+    file = tmp_path / "model_optim_rng.pt"
+    args = {"num_attention_heads": 8, "num_query_groups": 1}
+    held = {"model": source.tensors, "checkpoint_version": 3.0}
+    torch.save(held | {"args": argparse.Namespace(**args, group_query_attention=True)}, file)
+    with pytest.raises(Refusal, match="num_query_groups does not fit"):
+        written(tmp_path, "mcore_llama", file)
+    torch.save(held | {"args": argparse.Namespace(**args, group_query_attention=False)}, file)
+    assert written(tmp_path, "mcore_llama", file)["num_key_value_heads"] == 2
+    assert server.run("mcore_llama", str(file), str(tmp_path / "converter")) == ""
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rotary_interleaved", True),
+        ("apply_layernorm_1p", True),
+        ("position_embedding_type", "learned_absolute"),
+        ("rotary_seq_len_interpolation_factor", 4),
+        ("swiglu", False),
+    ],
+)
+def test_args_that_the_class_cannot_express_are_refused(tmp_path: Path, field: str, value: object) -> None:
+    source = made("mcore_llama")
+    file = tmp_path / "model_optim_rng.pt"
+    args = argparse.Namespace(**{"num_attention_heads": 8, field: value})
+    torch.save({"model": source.tensors, "args": args}, file)
+    with pytest.raises(Refusal, match="unmet-requirement"):
+        written(tmp_path, "mcore_llama", file)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A converter's words
+
+
+def test_a_text_is_no_answer_to_yes_or_no(server: Server, tmp_path: Path) -> None:
+    source = made("qwen3")
+    file = source.save(tmp_path, "*.pth")
+    words = [str(file), str(tmp_path / "out"), "--set", "hidden_act=gelu"]
+    assert "tie_word_embeddings is the text 'no'" in server.run("qwen3", *words, "--set", "tie_word_embeddings=no")
+    assert server.run("qwen3", *words, "--set", "tie_word_embeddings=True") == ""
+    assert config_of(tmp_path / "out")["hidden_act"] == "gelu"
+
+
+def test_a_converter_says_what_it_does_not_find(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "*.safetensors" in server.run("qwen3", str(tmp_path / "empty"), str(tmp_path / "out"))
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
+    words = [str(tmp_path / "other.pth"), str(tmp_path / "out"), "--set", "num_attention_heads=4"]
+    assert "model.tok_embeddings.weight" in server.run("internlm2_llama", *words)
