@@ -82,7 +82,8 @@ def _given(options: argparse.Namespace, objects: Any) -> dict[str, Any]:
     for key in reversed(settings.OBJECTS):
         if isinstance(objects.get(key), dict):
             found |= dialects.read_config(objects[key])
-    path = options.config or settings.beside(options.source[0], "config.json")
+    beside = (settings.beside(options.source[0], name) for name in ("config.json", "params.json"))
+    path = options.config or next(filter(None, beside), None)
     if path is not None:
         found |= dialects.read_config(settings.read_config_file(path))
     found |= settings.parse_assignments(options.set)

@@ -46,8 +46,15 @@ def plan(options: argparse.Namespace) -> int:
         told = settings.gather(program, asked.source[0], checkpoint.objects, asked.config, asked.assigned)
         arguments = program.spec.arguments
         defaults = {n: a.default for n, a in arguments.items() if n not in told.given and not a.required}
+    others = [line for line in kept if not line.startswith("left at their defaults")]  # which have a place of their own
     view = overview(
-        found, checkpoint, defaults=defaults, notes=kept, jobs=options.jobs, full=options.full, compared=options.compare
+        found,
+        checkpoint,
+        defaults=defaults,
+        notes=others,
+        jobs=options.jobs,
+        full=options.full,
+        compared=options.compare,
     )
     if options.html is not None:
         from compiler.page import write_page

@@ -25,6 +25,10 @@ class Joint:
     steps: tuple[Step, ...]
     question: str
 
+    def names(self, whole: str) -> list[str]:
+        """All that is read for `whole`; where its parts have names of their own, it has none."""
+        return [*self.others] if whole + "_blocks" in self.others else [whole, *self.others]
+
 
 def united(forms: Sequence[Form]) -> tuple[list[Form], dict[str, Joint]]:
     """The forms with companions taken in, and the `Joint` of each by its name."""

@@ -253,14 +253,15 @@ class _Drafter:
                 )
                 self.take([], [target])
         for source in [*self.sources]:
-            self.add(Guess("ignore", "", [source.text], [], confidence=GUESSED, question=LEFT))
+            joint = self.joints.get(source.text)
+            for name in joint.names(source.text) if joint else [source.text]:
+                self.guesses.append(Guess("ignore", "", [name], [], confidence=GUESSED, question=LEFT))
             self.take([source], [])
 
     def add(self, guess: Guess) -> None:
         joint = self.joints.get(guess.sources[0])
-        if joint is not None and guess.kind != "ignore":
-            first = [] if guess.sources[0] + "_blocks" in joint.others else guess.sources[:1]
-            guess.sources = [*first, *joint.others, *guess.sources[1:]]
+        if joint is not None:
+            guess.sources = [*joint.names(guess.sources[0]), *guess.sources[1:]]
             guess.steps = [*joint.steps, *guess.steps]
             guess.name = guess.name or slug(guess.targets[0])
             guess.kind, guess.confidence = "transform", GUESSED

@@ -18,6 +18,7 @@ from compiler.draft import Draft, Guess, draft
 from compiler.measures import WORDS, Measures, measure, target_config
 from compiler.reshaping import Step
 from compiler.roles import Shape, fold
+from compiler.towers import towers
 
 NO_TENSOR = "no tensor of the checkpoint was found for it"
 GUESS = "nothing tells it; the value is a guess"
@@ -54,11 +55,14 @@ def propose(
     sizes = measure(forms, given)
     fields = target.config_fields(model_class)
     config = target_config(sizes, given, fields)
+    config |= (apart := towers(forms, given, fields, sizes))
+    if "encoder_layers" in apart and "num_hidden_layers" not in given:
+        config.pop("num_hidden_layers", None)  # of such a class a name for one of the two
     if _TIE in fields and _TIE not in config:
         config[_TIE] = not any(form.role == "head" for form in forms)
-    for flag, role in (("attention_bias", "o"), ("mlp_bias", "down")):
+    for flag, roles in (("attention_bias", ("q", "k", "v", "qkv", "o")), ("mlp_bias", ("down",))):
         if flag in fields and flag not in config:
-            config[flag] = any(form.role == role and form.part == "bias" for form in forms)
+            config[flag] = any(form.role in roles and form.part == "bias" for form in forms)
     if (
         isinstance(pad := config.get("pad_token_id", fields.get("pad_token_id")), int)
         and pad >= sizes["vocab_size"] > 0
@@ -75,16 +79,21 @@ def propose(
 
 
 def _signature(model_class: str, config: dict[str, Any], given: Mapping[str, Any]) -> target.Signature:
-    """What the class writes. A class may compute `head_dim`, and then takes none; the config loses it."""
+    """What the class writes. A class may compute `head_dim`, and then takes none; the config loses it, as it loses a
+    value of a type that the class does not take."""
     kind = target.model_type(model_class)
     while True:
         written = dialects.config_json(config, model_class=model_class, model_type=kind, dtype="float32")
         try:
             return target.signature(model_class, written)
-        except Refusal:
-            if "head_dim" not in config or "head_dim" in given:
+        except Refusal as refusal:
+            named = re.search(r"[Ff]ield '(\w+)'", str(refusal))
+            if named and isinstance(config.get(named[1]), str):
+                del config[named[1]]
+            elif "head_dim" in config and "head_dim" not in given:
+                del config["head_dim"]
+            else:
                 raise
-            del config["head_dim"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +202,10 @@ def _values(proposal: Proposal, body: str) -> tuple[dict[str, Any], dict[str, st
             return
         expression = rows.get(word) or sizes.expressions.get(word)
         if expression is None:
-            arguments[word] = sizes[word]
+            name = sizes.named.get(word, word)
+            arguments[name] = sizes[word]
+            if name != word:
+                facts[word] = name
             return
         for other in (*WORDS, "padded_vocab_size"):
             if other != word and re.search(rf"\b{other}\b", expression):
@@ -202,6 +214,7 @@ def _values(proposal: Proposal, body: str) -> tuple[dict[str, Any], dict[str, st
 
     for name, value in config.items():
         word = next((w for w, names in WORDS.items() if name in names and sizes.values.get(w) == value), None)
+        word = name if sizes.expressions.get(name) and sizes.values.get(name) == value else word
         if word is not None and (name == word or word in sizes.expressions):
             need(word)
             if name == word:
@@ -209,8 +222,12 @@ def _values(proposal: Proposal, body: str) -> tuple[dict[str, Any], dict[str, st
             else:
                 renamed[name] = word
         elif isinstance(value, str | int | float | bool):
-            arguments[name] = value
-            copied.append(name)
+            told = sizes.named.get(name, name)
+            arguments[told] = value
+            if told == name:
+                copied.append(name)
+            else:
+                renamed[name] = told
         else:
             fixed[name] = value
     for word in (*WORDS, "padded_vocab_size", *rows):

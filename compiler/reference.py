@@ -22,6 +22,7 @@ from compiler.draft import GATE, ROPE, SQUARE, SURE, Guess
 from compiler.drafted import Proposal
 from compiler.forward import Job, Trial
 from compiler.likeness import slug
+from compiler.measures import in_all_words
 from compiler.plan import Plan
 from compiler.reshaping import TRANSPOSE, Step
 from compiler.trying import ROTATIONS, alternatives, heads_of, plan_of, replaced_by
@@ -52,7 +53,8 @@ def consult(
     ways = list(product(*(range(len(choices)) for choices in questions)))
     chosen = [_chosen(proposal, [q[n] for q, n in zip(questions, way, strict=True)]) for way in ways]
     plans = [_like(first, other, checkpoint) or first for other in chosen]
-    verdicts = _held(plans, request, model, run)
+    values = in_all_words({**proposal.sizes.values, **first.config}) | dict(first.values)
+    verdicts = _held(plans, replace(first, values=values), request, model, run)
     right = [n for n, verdict in enumerate(verdicts) if verdict.agrees]
     if not right:
         apart = min(verdict.difference for verdict in verdicts)
@@ -67,20 +69,20 @@ def consult(
         others = [v.difference for n, v in enumerate(verdicts) if ways[n][place] not in found]
         if len(found) != 1 or min(others) < APART * within:
             continue
-        remark = f"logits agree within {within:.1g}, else they differ by {min(others):.1g} or more"
+        remark = f"logits agree within {within:.2g}, else they differ by {min(others):.2g} or more"
         for number, guess in choices[found.pop()].items():
             decided += 1
             proposal = replaced_by(proposal, number, replace(guess, confidence=SURE, question="", remark=remark))
     return (
         proposal,
-        f"of {count} combinations {len(right)} computes what {model} computes; {decided} questions are decided",
+        f"of {count} combinations {len(right)} compute{'s' * (len(right) == 1)} what {model} computes; {decided} questions are decided",
     )
 
 
-def _held(plans: list[Plan], request: Request, model: SourceModel, run: Run) -> list[Verdict]:
-    """What each plan makes of the checkpoint, held to the model."""
+def _held(plans: list[Plan], plan: Plan, request: Request, model: SourceModel, run: Run) -> list[Verdict]:
+    """What each of the plans makes of the checkpoint, held to the model, which is built from the values of `plan`."""
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
-        place, plan = Path(name), plans[0]
+        place = Path(name)
         folder = place / "folder"
         folder.mkdir()
         for file, text in texts(plan).items():
@@ -129,7 +131,7 @@ def _choices(proposal: Proposal) -> Iterator[list[Choice]]:
         elif question == GATE:
             yield [guesses, _exchanged(guesses)]
         else:
-            each = [list(alternatives(guess)) for guess in guesses.values()]
+            each = [alternatives(guess) for guess in guesses.values()]
             yield [dict(zip(guesses, some, strict=True)) for some in zip(*each, strict=False)]
 
 

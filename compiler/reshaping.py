@@ -31,7 +31,7 @@ def way(source: Form, target: Form) -> Way | None:
     """From one tensor to one."""
     if source.level == target.level:
         heads = "num_key_value_heads" if source.role in ("k", "v") else "num_attention_heads"
-        return _same_level(source.shape, target.shape, heads)
+        return _same_level(source.shape, target.shape, heads, source.part)
     if target.level == source.level + 1:
         return _opened(source.shape, target.shape, len(target.numbers[-1]))
     if source.level == target.level + 1:
@@ -39,14 +39,15 @@ def way(source: Form, target: Form) -> Way | None:
     return None
 
 
-def _same_level(source: Shape, target: Shape, heads: str) -> Way | None:
+def _same_level(source: Shape, target: Shape, heads: str, part: str) -> Way | None:
     if source == target:
         return Way(())
     if len(source) == len(target) == 2 and source == target[::-1]:
         return Way((TRANSPOSE,))
     if len(source) == len(target) == 3 and source == (target[0], target[2], target[1]):
         return Way(({"rearrange": "e a b -> e b a"},))
-    if math.prod(source) == math.prod(target) and len(source) <= 3 and len(target) <= 3:
+    flat = len(target) == 1 and part == "weight"  # a matrix is no vector, whatever the product
+    if math.prod(source) == math.prod(target) and len(source) <= 3 and len(target) <= 3 and not flat:
         found = list(_rearranged(source, target))
         if found:
             sizes = {"sizes": {"head": heads}} if "head" in found[0] else {}

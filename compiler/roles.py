@@ -27,8 +27,8 @@ _FEEDING = {
     "gate_up": r"gate_up(_proj)?|w13|up_gate|ff_proj|input_linear|.*fused.*",
     "gate": r"gate(_proj)?|wg|w_?1|fc_1|wi_0",
     "up": r"up(_proj)?|w_?3|fc_2|inner_proj|wi_1",
-    "down": r"down(_proj)?|w_?2|proj|output_proj|c_proj|fc2|linear_fc2|dense_4h_to_h|w_out|out|output|wo|ff_out|output_linear",
-    "in": r"fc|fc1|c_fc|dense_h_to_4h|w_in|linear_fc1|up_proj",
+    "down": r"2|down(_proj)?|w_?2|proj|output_proj|c_proj|fc2|linear_fc2|dense_4h_to_h|w_out|out|output|wo|ff_out|output_linear",
+    "in": r"0|fc|fc1|c_fc|dense_h_to_4h|w_in|linear_fc1|up_proj",
 }
 _CLEAR = frozenset(["gate", "up", "down", "gate_proj", "up_proj", "down_proj", "gate_up_proj"])
 _NORMS = (
@@ -121,7 +121,7 @@ def _indices(name: str) -> Iterable[tuple[str, int]]:
 def roles(forms: Iterable[Form]) -> list[Form]:
     """The same forms with what each is for."""
     forms = list(forms)
-    experts = any(re.search(r"expert|moe", form.text) or form.level > 1 for form in forms)
+    experts = any(re.search(r"expert|moe|_exps", form.text) or form.level > 1 for form in forms)
     found = [_judged(form, experts) for form in forms]
     present = {form.role for form in found}
     after = {"norm_after_mlp"} <= present or ("norm_2" in present and "norm_after_attention" in present)
@@ -151,11 +151,19 @@ def _judged(form: Form, experts: bool) -> Form:
     last = form.text.lower().rsplit(".", 1)[-1]
     part = "bias" if last in ("bias", "b", "beta") or last.startswith("b_") or last.endswith("_bias") else "weight"
     leaf, path = re.sub(r"_e[fd]+$|^b_", lambda m: "w_" if m[0] == "b_" else "", parts[-1]), ".".join(parts)
+    leaf = re.sub(
+        r"^(?:attn|ffn)_(?=(?:q|k|v|qkv|output|gate|up|down)$|(?:gate|up|down)_exps$)", "", leaf
+    ).removesuffix("_exps")
     if form.level == 0:
         return replace(form, role=_outer(path, leaf), part=part)
     shared = "shared_" if "shared" in path else ""
-    router = experts and form.level < 2 and (leaf == "gate" or "router" in path) and not re.search(r"experts?\.", path)
-    expert = "expert_" if (form.level > 1 or re.search(r"expert|moe", path)) and not shared else ""
+    router = (
+        experts
+        and form.level < 2
+        and (leaf in ("gate", "ffn_gate_inp") or "router" in path)
+        and not re.search(r"experts?\.|_exps", path)
+    )
+    expert = "expert_" if (form.level > 1 or re.search(r"expert|moe|_exps", path)) and not shared else ""
     if re.search(r"norm|(^|[._])ln", leaf) and not re.search(r"(proj|dense)$", leaf):
         label = path if leaf.startswith("layer_norm") or leaf in ("norm", "ln") else leaf
         role = next((role for role, words in _NORMS if re.search(words, label)), "norm_other")

@@ -65,9 +65,14 @@ def heads_of(guess: Guess) -> str:
     return word if word in f"{guess.question} {guess.steps}" else "num_attention_heads"
 
 
-def alternatives(guess: Guess) -> Iterator[Guess]:
-    """The guess, and what the shapes allow beside it."""
-    yield guess
+def alternatives(guess: Guess) -> list[Guess]:
+    """The guess, and what the shapes allow beside it, each once."""
+    found = [guess]
+    found += (other for other in _others(guess) if other not in found)
+    return found
+
+
+def _others(guess: Guess) -> Iterator[Guess]:
     name = guess.name or "tried"
     if len(guess.sources) == len(guess.targets) == 1 and guess.kind in ("rename", "transform"):
         ways: list[list[Step]] = [[], *([{word: heads_of(guess)}] for word in ROTATIONS), [TRANSPOSE]]

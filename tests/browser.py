@@ -62,6 +62,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     session: str | None = None
+    loaded = False
 
     def __enter__(self) -> Browser:
         return self
@@ -99,6 +100,7 @@ class Browser:
 
     def hear(self, event: dict[str, Any]) -> None:
         told = event.get("params", {})
+        self.loaded = self.loaded or event.get("method") == "Page.loadEventFired"
         if event.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(told["exceptionDetails"]))
         elif event.get("method") == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
@@ -108,10 +110,13 @@ class Browser:
 
     def open(self, path: Path) -> float:
         """Load a page; the milliseconds until it was ready, as the browser counts them."""
+        self.loaded = False
         self.call("Page.navigate", url=path.as_uri())
-        while self.value("document.readyState + document.title").removeprefix("complete") in ("", "interactive"):
+        while not self.loaded:
+            self.hear(self.receive())
+        while not (took := self.value("performance.getEntriesByType('navigation')[0].duration")):
             pass
-        return float(self.value("performance.getEntriesByType('navigation')[0].duration"))
+        return float(took)
 
     def value(self, expression: str) -> Any:
         """The value of some JavaScript."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import source_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle_cases import Case
 from parity import ORACLES
 from safetensors.torch import save_file
 from synthetic import synthetic
@@ -17,12 +20,17 @@ from synthetic import synthetic
 from compiler.build import build, load_program
 from compiler.checkpoint import open_checkpoint
 from compiler.cli import main
-from compiler.convert import Request, convert
+from compiler.convert import Request, convert, prepare
 from compiler.diagnostics import Refusal
+from compiler.dialects import read_config
 from compiler.drafted import Proposal, propose
+from compiler.forward import Job, results
+from compiler.reference import consult
 from compiler.reshaping import way
 from compiler.roles import Form, fold
+from compiler.settings import BAGGAGE, read_config_file
 from compiler.trying import decide
+from compiler.verify import SourceModel
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
@@ -122,6 +130,69 @@ def test_a_second_checkpoint_decides(name: str, tmp_path: Path) -> None:
     truth = benchmark.meaning(plan, source)
     wrong = [n for n in truth if found.get(n) != truth[n]]
     assert wrong == []
+
+
+def here(place: Path, job: Job) -> Mapping[str, object]:
+    """Runs a job in this process."""
+    found, modules = results(job)
+    return found | {"modules": modules}
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("meta_llama/llama3_1shard_gqa", "Interleaved"), ("internlm2/wqkv_2shards", "Grouped")],
+)
+def test_the_sources_own_model_decides(name: str, model: str) -> None:
+    """Rotary pairs, the groups of a fused matrix, gate and up: what computes the same is what the hidden spec says."""
+    torch.set_num_threads(1)
+    case = Case(ORACLES / name)
+    plan, checkpoint = prepare(case.program, case.request)
+    beside = [case.folder / "source" / name for name in ("params.json", "config.json")]
+    config = read_config(read_config_file(next(path for path in beside if path.exists())))
+    shapes = {n: (tuple(t.shape), t.dtype) for n, t in checkpoint.tensors.items()}
+    told = {field: value for field, value in config.items() if field not in BAGGAGE}
+    proposal = propose("x_draft", shapes, "LlamaForCausalLM", told)
+    truth = benchmark.meaning(plan, checkpoint.tensors)
+
+    # Another model decides nothing.
+    other = SourceModel(entry="test_draft:Shifted" + model)
+    unchanged, said = consult(proposal, checkpoint, case.request, other, here)
+    assert (unchanged, "none computes" in said) == (proposal, True), said
+
+    found, said = consult(proposal, checkpoint, case.request, SourceModel(entry=f"source_models:{model}"), here)
+    assert len(proposal.questions) >= 3
+    assert found.questions == {}, said
+    assert "logits agree within" in found.text()
+    drafted = benchmark.compile_spec(benchmark.load_spec("x_draft.yaml", found.text()))
+    env = benchmark.Environment(drafted, benchmark.NamedShapes(checkpoint.tensors), {})
+    made = benchmark.meaning(benchmark.bind(drafted, checkpoint.tensors, env), checkpoint.tensors)
+    assert {n for n in truth if made[n] != truth[n]} == set()
+
+
+class ShiftedInterleaved(source_models.Interleaved):
+    """A model that does something else."""
+
+    config_class = source_models.Args
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens) + tokens[..., None]
+
+
+class ShiftedGrouped(source_models.Grouped):
+    """The same for the other one."""
+
+    config_class = source_models.Args
+
+    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": super().forward(tokens)["logits"] + tokens[..., None]}
+
+
+def test_a_model_that_cannot_be_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_file({"a.weight": torch.zeros(4, 4)}, tmp_path / "x.safetensors")
+    words = ["draft", str(tmp_path / "x.safetensors"), "--target", "LlamaForCausalLM", "--reference", "nothing"]
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    assert (done.value.code, "module:Class" in capsys.readouterr().err) == (2, True)
 
 
 def test_a_class_that_nobody_knows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

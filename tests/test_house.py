@@ -211,6 +211,7 @@ ORDINARY = frozenset(
         "table",
         "time",
         "vision",
+        "visual",
     ]
 )
 
