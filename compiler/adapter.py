@@ -47,7 +47,8 @@ def read_adapter(path: Path) -> dict[str, Pair]:
     """The pair of each adapted weight, by the weight's name. What else a file holds is not looked at. Raises Refusal."""
     settings = read_config_file(path / CONFIG) if (path / CONFIG).is_file() else {}
     if other := [name for name, plain in OTHER_KINDS.items() if settings.get(name) not in (plain, None, [], {})]:
-        refuse(str(path / CONFIG), f"it is no plain LoRA: {listed(other)}", "unsupported-adapter")
+        refuse(str(path / CONFIG), f"it is no plain LoRA: {listed(other)}", "unsupported-adapter",
+               "merge it into its base model, and convert that")  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     checkpoint = open_checkpoint(path)
     for name, tensor in checkpoint.tensors.items():

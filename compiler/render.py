@@ -75,7 +75,8 @@ def formatted(text: str) -> str:
     layout = [command[0], "format", "--isolated", "--no-cache", "--line-length=120", "--target-version=py311", "-"]
     done = subprocess.run(layout, input=done.stdout or text, capture_output=True, text=True, check=False)
     if done.returncode:
-        refuse("templates", f"the rendered text is not Python: {done.stderr.strip()}", "bad-template")
+        refuse("templates", f"the rendered text is not Python: {done.stderr.strip()}", "bad-template",
+               "a fault of ours; please report the spec")  # fmt: skip
     return done.stdout
 
 

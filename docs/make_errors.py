@@ -16,23 +16,7 @@ ERRORS = ROOT / "tests" / "errors"
 KIND = re.compile(r"^\S.* \[([a-z]+(?:-[a-z]+)*)\]$", re.MULTILINE)
 # Kind -> why no example of it is recorded.
 UNRECORDED = {
-    "bad-template": "a spec that does this is not known",
-    "changed-tensor": "it takes a folder that was damaged after it was made",
-    "disk-full": "it takes a full disk",
-    "diverging-model": "it takes two models that run",
-    "failed-step": "it takes a device without room",
-    "file-truncated": "it takes a file that changes while it is read",
-    "misread-field": "it takes a version of Transformers that does this",
-    "missing-package": "it takes an installation without Transformers",
-    "no-device": "the message lists what this build of torch knows",
-    "lost-rank": "it takes several processes",
-    "unfit-ranks": "it takes several processes",
-    "output-busy": "it takes two runs at once",
-    "resume-mismatch": "it takes a run that was killed",
-    "unfinished-output": "it takes a run that was killed",
-    "unsupported-adapter": "it takes a base model and an adapter",
-    "unrunnable-model": "the message is that of the model",
-    "unwritable-value": "the language has no such value; only a program that calls the compiler meets it",
+    "unwritable-value": "the language has no such value; only a program that calls the compiler can bring one",
 }
 
 

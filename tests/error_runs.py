@@ -16,10 +16,18 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import jinja2
+
+from compiler import convert, execute, forward, render, target
 from compiler.cli import main
+from compiler.output import Output
 
-HERE = Path(__file__).parent / "errors" / "runs"
+ROOT = Path(__file__).parent.parent
+ORACLES = ROOT / "tests" / "data" / "oracles"
+HERE = ROOT / "tests" / "errors" / "runs"
 RUN = "run small.yaml model.safetensors out"
 SIZES = {"F32": 4, "F16": 2, "I64": 8, "I8": 1}
 SHAPES = {
@@ -71,6 +79,36 @@ def edit(old: str, new: str) -> None:
     text = Path("small.yaml").read_text()
     assert old in text
     Path("small.yaml").write_text(text.replace(old, new))
+
+
+HELD = contextlib.ExitStack()  # what a case sets up for its command, and no longer
+
+
+def held(name: str, value: object) -> None:
+    """Something of the compiler, or of Python, is otherwise while the command runs."""
+    HELD.enter_context(mock.patch(name, value))
+
+
+def quietly(words: str) -> None:
+    """A command that comes before, and says nothing here."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.suppress(SystemExit),
+    ):
+        main(words.split())
+
+
+def broken_off() -> None:
+    """A run that was interrupted when the first bytes were safe."""
+
+    def interrupted(task: Any, *rest: Any, **more: Any) -> None:
+        write(task, *rest, **more)
+        raise KeyboardInterrupt
+
+    write = execute.write_folder
+    with mock.patch("compiler.execute.write_folder", interrupted):
+        quietly(RUN)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -322,6 +360,133 @@ def wrong_usage() -> str:
     return RUN + " --max-shard-size huge"
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# What needs more than a folder: a run before, or something that is otherwise while the command runs.
+
+
+def bad_template() -> str:
+    plain = render.environment
+    texts = jinja2.DictLoader({"converter.py.jinja": "def {{ x }}("})
+    held("compiler.render.environment", lambda: plain().overlay(loader=texts, undefined=jinja2.Undefined))
+    return "small.yaml --no-proof"
+
+
+def changed_tensor() -> str:
+    quietly(RUN)
+    path = Path("out/model.safetensors")
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 0x40
+    path.write_bytes(whole)
+    return "verify small.yaml model.safetensors out"
+
+
+def diverging_model() -> str:
+    source = ORACLES / "meta_llama" / "llama3_1shard_gqa" / "source"
+    for name in ("consolidated.00.pth", "params.json"):
+        shutil.copyfile(source / name, name)
+    text = (ROOT / "specs" / "meta_llama.yaml").read_text().replace("name: meta_llama", "name: crossed")
+    text = text.replace("w1.weight: model.layers.{i}.mlp.gate_proj", "w1.weight: model.layers.{i}.mlp.up_proj")
+    text = text.replace("w3.weight: model.layers.{i}.mlp.up_proj", "w3.weight: model.layers.{i}.mlp.gate_proj")
+    Path("crossed.yaml").write_text(text)
+    quietly("run crossed.yaml consolidated.00.pth out")
+
+    def here(place: Path, job: forward.Job) -> dict[str, Any]:
+        with contextlib.redirect_stderr(io.StringIO()):
+            found, modules = forward.results(job)
+        return found | {"modules": modules}
+
+    held("compiler.verify.run_job", here)
+    return "verify crossed.yaml consolidated.00.pth out --source-model source_models:Interleaved"
+
+
+def disk_full() -> str:
+    held("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 50_000, 50_000))
+    return RUN
+
+
+def failed_step() -> str:
+    edit("  norm.weight: model.norm.weight\n", "")
+    edit("transform:\n", "transform:\n  - {name: norm, from: norm.weight, to: model.norm.weight, affine: {shift: 1}}\n")
+
+    def full(*tensors: object, **numbers: object) -> None:
+        raise RuntimeError("out of memory: tried to allocate 128 bytes")
+
+    held("compiler.kernels.TorchAlgebra.compute", full)
+    return RUN
+
+
+def file_truncated() -> str:
+    plain = convert.write
+
+    def cut(*rest: Any) -> None:
+        with open("model.safetensors", "r+b") as file:
+            file.truncate(20_000)
+        plain(*rest)
+
+    held("compiler.convert.write", cut)
+    return RUN
+
+
+def lost_rank() -> str:
+    held("compiler.ranks.JOIN", 0.01)
+    HELD.enter_context(mock.patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": "2"}))
+    held("compiler.ranks.PARTING", 0.01)
+    return RUN
+
+
+def misread_field() -> str:
+    edit("  copy: [vocab_size,", "  set: {head_dim: null}\n  copy: [vocab_size,")
+    return RUN + " --readback"
+
+
+def missing_package() -> str:
+    for known in (target._package, target._model_types):
+        known.cache_clear()
+    held("importlib.util.find_spec", lambda name: None)
+    return RUN
+
+
+def no_device() -> str:
+    return RUN + " --device nowhere"
+
+
+def output_busy() -> str:
+    HELD.enter_context(Output(Path("out"), force=False, resume=False, fingerprint="x"))
+    return RUN
+
+
+def resume_mismatch() -> str:
+    broken_off()
+    return RUN + " --resume --dtype float16"
+
+
+def unfinished_output() -> str:
+    broken_off()
+    return RUN
+
+
+def unrunnable_model() -> str:
+    quietly(RUN)
+    return "verify small.yaml model.safetensors out --source-model trained:Model"
+
+
+def unsupported_adapter() -> str:
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true}')
+    return "adapter small.yaml model.safetensors adapter peft"
+
+
+def unfit_ranks() -> str:
+    HELD.enter_context(mock.patch.dict(os.environ, {"RANK": "1", "WORLD_SIZE": "2"}))
+    held("compiler.ranks.PARTING", 0.01)
+    told = {"state": "go", "place": "out", "fingerprint": "that of another run", "nonce": "1"}
+    held(
+        "compiler.ranks.Crew._wait",
+        lambda crew, done, limit=0.0: crew.heard.update({0: told | {"known": {"1": crew.nonce}}}),
+    )
+    return RUN
+
+
 CASES: dict[str, Callable[[], str]] = {
     name: function
     for name, function in sorted(globals().items())
@@ -341,9 +506,10 @@ def transcript(name: str, folder: Path) -> str:
         weights("model.safetensors", SHAPES)
         config()
         words = CASES[name]()
-        with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+        with HELD, contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
             main(words.split())
     finally:
         os.chdir(before)
-    kept = [line for line in said.getvalue().replace(f"{folder}/", "").splitlines() if not line.startswith("note: ")]
+    plain = said.getvalue().replace(f"{folder}/", "").replace(f"process {os.getpid()}", "process 4711")
+    kept = [line for line in plain.splitlines() if not line.startswith("note: ")]
     return "\n".join([f"$ compile {words}", *kept]) + "\n"
