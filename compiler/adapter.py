@@ -2,8 +2,9 @@
 
 Takes the Plan of the base model and an adapter: a PEFT folder, or a file with `X.lora.A.weight` and `X.lora.B.weight`
 beside each `X.weight`. Returns the adapter of the plan's targets. W + B A becomes f(W) + f(B) A where a rule works on
-rows alone, which is held to f(B A) in numbers; a rule that joins matrices joins their adapters, whose ranks add up.
-Refuses a rule that does more, and kinds of adapters that are no plain LoRA.
+rows alone, and f(W) + A' f(B) where it also turns the matrix over (A' is A transposed); either is held to f(B A) in
+numbers. A rule that joins matrices joins their adapters, whose ranks add up. Refuses a rule that does more, and kinds of
+adapters that are no plain LoRA.
 
 Source of the format: `peft/tuners/lora` and `peft/utils/save_and_load.py`, peft 0.21.
 """
@@ -14,7 +15,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,19 +33,25 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Before, then which factor: PEFT's names, with and without the name of the adapter, and those of a plain trainer.
 NAMES = re.compile(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])(?:\.default)?|lora\.([AB]))\.weight")
 OTHER_KINDS = {"use_dora": False, "use_qalora": False, "lora_bias": False, "modules_to_save": None, "bias": "none",
-               "fan_in_fan_out": False, "trainable_token_indices": None, "target_parameters": None}  # fmt: skip
+               "trainable_token_indices": None, "target_parameters": None}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two factors of what is added to a weight [out, in]: `a` [rank, in], `b` [out, rank], scale and all."""
+    """The two factors of what is added to a weight [rows, columns]: `a` [rank, columns], `b` [rows, rank], scale and all."""
 
     a: Any
     b: Any
 
+    @property
+    def over(self) -> Pair:
+        """The pair of the transposed weight."""
+        return Pair(self.b.T.contiguous(), self.a.T.contiguous())
 
-def read_adapter(path: Path) -> dict[str, Pair]:
-    """The pair of each adapted weight, by the weight's name. What else a file holds is not looked at. Raises Refusal."""
+
+def read_adapter(path: Path, turned: Collection[str] = ()) -> dict[str, Pair]:
+    """The pair of each adapted weight, by the weight's name; `turned` are those that lie as [in, out]. What else a file
+    holds is not looked at. Raises Refusal."""
     settings = read_config_file(path / CONFIG) if (path / CONFIG).is_file() else {}
     if other := [name for name, plain in OTHER_KINDS.items() if settings.get(name) not in (plain, None, [], {})]:
         refuse(str(path / CONFIG), f"it is no plain LoRA: {listed(other)}", "unsupported-adapter",
@@ -63,7 +70,8 @@ def read_adapter(path: Path) -> dict[str, Pair]:
             shapes = listed(f"{key} {list(factor.shape)}" for key, factor in sorted(factors.items()))
             refuse(str(path), f"the adapter of {name} is no pair of matrices: {shapes}", "shape-mismatch")
         scale = _scale(settings, name.removesuffix(".weight"), factors["A"].shape[0])
-        pairs[name] = Pair(factors["A"], factors["B"] if scale == 1 else (factors["B"].float() * scale))
+        pair = Pair(factors["A"], factors["B"] if scale == 1 else (factors["B"].float() * scale))
+        pairs[name] = pair.over if name in turned else pair
     return pairs
 
 
@@ -124,13 +132,20 @@ def _carried(group: Group, base: Signature, pairs: Mapping[str, Pair]) -> dict[s
         _refuse(group, str(error).splitlines()[0])
     found: dict[str, Pair] = {}
     for name, b in made.items():
-        if b.ndim != 2 or b.shape[1] != joined.shape[0] or not _equal(b @ joined.double(), whole[name]):
-            _refuse(group, "it does more than to lay out rows")
-        columns = used[name].ne(0).any(0)
+        over = b.ndim == 2 and _equal(_product(b.T, joined.double()), whole[name].T)
+        if not over and (b.ndim != 2 or not _equal(_product(b, joined.double()), whole[name])):
+            _refuse(group, "it does more than to lay out rows, or to turn the matrix over")
+        columns = used[name].ne(0).any(1 if over else 0)
         if bool(columns.any()):
-            kind = pairs[adapted[0]].b.dtype
-            found[name] = Pair(joined[columns].contiguous(), b[:, columns].to(kind).contiguous())
+            rows = (b.T if over else b)[:, columns].to(pairs[adapted[0]].b.dtype).contiguous()
+            pair = Pair(joined[columns].contiguous(), rows)
+            found[name] = pair.over if over else pair
     return found
+
+
+def _product(b: Any, a: Any) -> Any:
+    """`b` [rows, rank] times `a` [rank, columns]; nothing where they are not so."""
+    return b @ a if b.shape[1] == a.shape[0] else b[:0]
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -147,7 +162,7 @@ def _refuse(group: Group, why: str) -> NoReturn:
 # What is written
 
 
-def peft_config(pairs: Mapping[str, Pair], plan: Plan) -> str:
+def peft_config(pairs: Mapping[str, Pair], plan: Plan, over: bool = False) -> str:
     """The text of adapter_config.json. Modules are named by their last word where all that bear it are adapted."""
     modules = {name.removesuffix(".weight"): pair.a.shape[0] for name, pair in pairs.items()}
     every = Counter(target.name.removesuffix(".weight").rpartition(".")[2] for target in plan.targets)
@@ -166,6 +181,7 @@ def peft_config(pairs: Mapping[str, Pair], plan: Plan) -> str:
         "lora_alpha": rank,  # the scale is in the factors
         "lora_dropout": 0.0,
         "bias": "none",
+        "fan_in_fan_out": over,
         "target_modules": sorted(targets),
         "rank_pattern": others,
         "alpha_pattern": others,
@@ -173,17 +189,18 @@ def peft_config(pairs: Mapping[str, Pair], plan: Plan) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def write_peft(pairs: Mapping[str, Pair], plan: Plan, folder: Path) -> None:
-    """The folder that `PeftModel.from_pretrained` loads."""
+def write_peft(pairs: Mapping[str, Pair], plan: Plan, folder: Path, turned: Collection[str] = ()) -> None:
+    """The folder that `PeftModel.from_pretrained` loads; `turned` are the weights that lie as [in, out]."""
     from safetensors.torch import save_file
 
     folder.mkdir(exist_ok=True)
     tensors: dict[str, Any] = {}
-    for name, pair in pairs.items():
+    for name, stored in pairs.items():
+        pair = stored.over if name in turned else stored
         stem = f"base_model.model.{name.removesuffix('.weight')}"
         tensors |= {f"{stem}.lora_A.weight": pair.a, f"{stem}.lora_B.weight": pair.b}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(peft_config(pairs, plan), encoding="utf-8")
+    (folder / CONFIG).write_text(peft_config(pairs, plan, any(name in turned for name in pairs)), encoding="utf-8")
 
 
 def write_plain(pairs: Mapping[str, Pair], path: Path) -> None:

@@ -25,9 +25,11 @@ def adapter_parser() -> Parser:
 
 
 def adapter(options: argparse.Namespace) -> int:
+    from compiler import settings
     from compiler.adapter import carry, read_adapter, write_peft, write_plain
     from compiler.convert import prepare
     from compiler.output import Output
+    from compiler.turned import turned
 
     kept, say = notes(options)
     options.source = [options.base]
@@ -35,9 +37,11 @@ def adapter(options: argparse.Namespace) -> int:
     output = Output(options.out, options.force)
     output.check()
     plan, base = prepare(program, request(options), say)
-    pairs = carry(plan, base.tensors, read_adapter(options.adapter), str(options.adapter))
+    beside = options.config or settings.beside(options.base, "config.json") if plan.reverse else None
+    over = turned(program.spec.target, settings.read_config_file(beside) if beside else plan.config)
+    pairs = carry(plan, base.tensors, read_adapter(options.adapter, over if plan.reverse else ()), str(options.adapter))
     with output:
-        write_plain(pairs, output.place) if plan.reverse else write_peft(pairs, plan, output.place)
+        write_plain(pairs, output.place) if plan.reverse else write_peft(pairs, plan, output.place, over)
         output.finish()
     ranks = sorted({pair.a.shape[0] for pair in pairs.values()})
     if options.json:

@@ -106,7 +106,11 @@ def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
         f"{found.scale:.3g}), KL {found.divergence:.1e} nats, the best token is the same in {found.argmax:.1%}"
     )
     if not found.rules:
-        hint = "no single rule explains it: compare the fields of config.json, such as theta, scaling, eps and heads"
+        hint = (
+            "no single rule explains it: compare the fields of config.json, such as theta, scaling, eps and heads"
+            if found.searched
+            else "there is too little memory to look for the rule at fault: it takes three times that of a model"
+        )
         return [Diagnostic(Span(str(out)), message, "diverging-model", hint)]
     hint = (
         "with the weights of this rule out of play the two agree: look at its names and ops"

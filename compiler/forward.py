@@ -93,6 +93,7 @@ def results(job: Job) -> tuple[dict[str, Any], list[str]]:
             found[f"output.{len(names)}"] = output
             found |= {f"input.{len(names)}": given} if given is not None else {}
             names.append(name)
+        del model  # before the next is made: both at once might not fit
     return found, names
 
 

@@ -66,7 +66,7 @@ def model_type(model_class: str) -> str:
         found = () if any(other.startswith(f"{home}_") for home in homes for other in found) else homes
     if len(found) == 1:
         return found[0]
-    declared: str = _class(model_class).config_class.model_type
+    declared: str = class_of(model_class).config_class.model_type
     return declared
 
 
@@ -115,13 +115,13 @@ def signature(model_class: str, config: Mapping[str, Any]) -> Signature:
     Raises Refusal: `unknown-class`; `unbuildable-target` where the class does not accept the config.
     """
     with _quiet():
-        return signature_of(_class(model_class), config)
+        return signature_of(class_of(model_class), config)
 
 
 def signature_of(found: Any, config: Mapping[str, Any]) -> Signature:
     """The same for a class at hand."""
     with _quiet():
-        model = _build(found, config)
+        model = build(found, config)
         try:
             return _signature(model)
         except Exception as error:
@@ -134,7 +134,7 @@ def config_fields(model_class: str) -> Mapping[str, Any]:
     The words of both dialects are in it: where the class takes `rope_parameters`, also `rope_theta` and `rope_scaling`.
     Raises Refusal: `unknown-class`.
     """
-    cls = _class(model_class)
+    cls = class_of(model_class)
     config_class = cls.config_class
     fields = COMMON_FIELDS | dict.fromkeys(_LOOKED_FOR.findall(inspect.getsource(sys.modules[cls.__module__])))
     for base in reversed(config_class.__mro__[:-1]):
@@ -158,7 +158,7 @@ def misread_fields(model_class: str, config: Mapping[str, Any]) -> Mapping[str, 
     Raises Refusal: `unknown-class`, `unbuildable-target`.
     """
     with _quiet():
-        return different(_configure(_class(model_class), config), config)
+        return different(_configure(class_of(model_class), config), config)
 
 
 def different(held: Any, config: Mapping[str, Any]) -> Mapping[str, tuple[Any, Any]]:
@@ -175,7 +175,7 @@ def _holds(value: Any, wanted: Any) -> bool:
     return bool(value == wanted)
 
 
-def _class(model_class: str) -> Any:
+def class_of(model_class: str) -> Any:
     _package()
     import transformers
 
@@ -195,7 +195,8 @@ def _configure(found: Any, config: Mapping[str, Any]) -> Any:
         _unbuildable(found.__name__, error)
 
 
-def _build(found: Any, config: Mapping[str, Any]) -> Any:
+def build(found: Any, config: Mapping[str, Any]) -> Any:
+    """A model of the class on the meta device. Raises Refusal."""
     import torch
 
     held = _configure(found, config)

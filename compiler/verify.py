@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compiler import settings
+from compiler import memory, settings
 from compiler.blame import CLOSE, Side, guilty, largest_difference, origins, suspects, trace
 from compiler.checkpoint import Checkpoint, open_checkpoint
 from compiler.convert import Request, prepare, texts
@@ -31,6 +31,9 @@ from compiler.plan import Plan
 from compiler.program import Program, Rule
 
 BATCH = 2
+# Memory of a process that runs a model, measured: the program itself, and bytes for each byte of the weights in float32
+# that are held with what the modules gave, or, when a rule is looked for, beside values in the place of some.
+PROGRAM, RUNNING, LOOKING = 500_000_000, 1.25, 3.25
 Run = Callable[[Path, Job], Mapping[str, Any]]
 
 
@@ -52,7 +55,8 @@ class SourceModel:
 class Verdict:
     """`difference`: the largest of the logits, whose largest is `scale`; `divergence`: the mean KL divergence in nats
     of the converted model's predictions from the source's; `argmax`: the share of positions with the same best token.
-    Where they do not agree: the first `module` that departs and the `rules` found guilty, if one could be."""
+    Where they do not agree: the first `module` that departs and the `rules` found guilty, if one could be; `searched`:
+    there was memory enough to look for one."""
 
     agrees: bool
     difference: float
@@ -63,6 +67,7 @@ class Verdict:
     module: str = ""
     departs: float = 0.0
     rules: tuple[Rule, ...] = ()
+    searched: bool = True
 
 
 def verify(program: Program, request: Request, out: Path, model: SourceModel) -> Verdict:
@@ -77,6 +82,12 @@ def compare(
     """The same for a plan at hand, by which `out` was written. `run` runs a job, else a fresh process does."""
     run = run or run_job
     held = open_folder(out)
+    weights = 4 * max(_elements(checkpoint), _elements(held))
+    if not _fits(weights, RUNNING):
+        takes, free = _takes(weights, RUNNING), memory.available() or 0
+        message = f"to run it in float32 takes {takes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        hint = "without a source model the weights are compared, group by group; or use a larger machine"
+        refuse(str(out), message, "too-little-memory", hint)
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
         place = Path(name)
         ids = draw_tokens(plan, _config(out), model.length)
@@ -95,6 +106,8 @@ def compare(
             for found, job in ((first, source), (second, target))
         ]
         traced = trace(plan, *sides)
+        if not _fits(weights, LOOKING):
+            return replace(verdict, module=traced.module, departs=traced.largest, searched=False)
         asked = suspects(plan)
         runs = [run(place / side, replace(job, trials=[s.trial for s in asked])) for side, job in
                 (("source", source), ("target", target))]  # fmt: skip
@@ -107,6 +120,20 @@ def open_folder(out: Path) -> Checkpoint:
     if not (out / "config.json").is_file():
         refuse(str(out), "it is no converted folder: there is no config.json", "missing-config", "run the spec first")
     return open_checkpoint(out)
+
+
+def _elements(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+
+
+def _fits(weights: int, times: float) -> bool:
+    """Whether a process that holds so many bytes of weights so many times gets its memory."""
+    free = memory.available()
+    return free is None or _takes(weights, times) <= free
+
+
+def _takes(weights: int, times: float) -> float:
+    return PROGRAM + weights * times
 
 
 def _config(out: Path) -> Mapping[str, Any]:

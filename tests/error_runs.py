@@ -470,6 +470,12 @@ def unrunnable_model() -> str:
     return "verify small.yaml model.safetensors out --source-model trained:Model"
 
 
+def too_little_memory() -> str:
+    quietly(RUN)
+    held("compiler.memory.available", lambda: 400_000_000)
+    return "verify small.yaml model.safetensors out --source-model trained:Model"
+
+
 def unsupported_adapter() -> str:
     Path("adapter").mkdir()
     Path("adapter/adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true}')

@@ -20,7 +20,7 @@ from compiler.build import load_program
 from compiler.cli import main
 from compiler.convert import convert, prepare, write
 from compiler.diagnostics import Refusal
-from compiler.ops import Cast
+from compiler.ops import Cast, Rearrange
 
 BASE = Case(ORACLES / "minimind/dense_trained")
 MERGED = Case(ORACLES / "minimind_lora/lora_identity")
@@ -199,7 +199,7 @@ def test_what_is_no_plain_lora_is_refused(tmp_path: Path) -> None:
     plan, checkpoint = prepare(BASE.program, BASE.request)
     write_peft(carry(plan, checkpoint.tensors, read_adapter(LORA), ""), plan, tmp_path)
     plain = json.loads((tmp_path / CONFIG).read_text())
-    for fields in ({"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"fan_in_fan_out": True}):
+    for fields in ({"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}):
         (tmp_path / CONFIG).write_text(json.dumps(plain | fields))
         with pytest.raises(Refusal, match="no plain LoRA"):
             read_adapter(tmp_path)
@@ -228,10 +228,48 @@ def test_another_base_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert not (tmp_path / "out").exists()
 
 
-def test_a_rule_that_turns_a_matrix_over_is_refused() -> None:
-    case = Case(ORACLES / "nanogpt/trained_bias")
-    plan, checkpoint = prepare(load_program("nanogpt_gpt2"), case.request)
-    name = "transformer.h.0.attn.c_attn.weight"
-    shape = checkpoint.tensors[name].shape
+def test_a_rule_that_turns_a_matrix_over(tmp_path: Path) -> None:
+    """The factors change places; PEFT speaks of the layer and not of how its weight lies. There and back."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    case, program = Case(ORACLES / "nanogpt/trained_bias"), load_program("nanogpt_gpt2")
+    plan, checkpoint = prepare(program, case.request)
+    pairs = {n: Pair(p.a * 0.1, p.b * 0.1) for n, p in random_pairs(case).items() if ".h." in n}
+    assert len(pairs) > 4
+    state = {n: loaded(t).float() for n, t in checkpoint.tensors.items()}
+    torch.save(state, tmp_path / "base.pth")
+    torch.save(
+        {n: t + (pairs[n].b @ pairs[n].a if n in pairs else 0) for n, t in state.items()}, tmp_path / "merged.pth"
+    )
+    write_plain(pairs, tmp_path / "lora.pth")
+    given = dict(case.request.assigned) | {"n_head": plan.values["n_head"]}
+    for name in ("base", "merged"):
+        convert(program, replace(case.request, source=[tmp_path / f"{name}.pth"], assigned=given), tmp_path / name)
+    sets = [f"--set={key}={value}" for key, value in given.items()]
+    assert run("nanogpt_gpt2", tmp_path / "base.pth", tmp_path / "lora.pth", tmp_path / "peft", *sets) == 0
+    assert json.loads((tmp_path / "peft" / CONFIG).read_text())["fan_in_fan_out"]
+    load = AutoModelForCausalLM.from_pretrained
+    wanted, base = (load(tmp_path / name, dtype=torch.float32).eval() for name in ("merged", "base"))
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        apart = (base(ids).logits - wanted(ids).logits).abs().max()
+        got = PeftModel.from_pretrained(base, tmp_path / "peft").eval()(ids).logits
+        assert (got - wanted(ids).logits).abs().max() < 1e-4 * apart
+    assert run("nanogpt_gpt2", tmp_path / "base", tmp_path / "peft", tmp_path / "back.pth", "--reverse") == 0
+    back = read_adapter(tmp_path / "back.pth")
+    assert back.keys() == pairs.keys()
+    assert all(torch.allclose(back[n].b @ back[n].a, pairs[n].b @ pairs[n].a, atol=1e-5) for n in pairs)
+
+
+def test_a_rule_that_does_more_is_refused() -> None:
+    """Where inputs are laid out anew, the other factor would have to follow."""
+    case = Case(ORACLES / "minimind/dense_small")
+    plan, checkpoint = prepare(case.program, case.request)
+    group = next(g for g in plan.groups if g.source_names[0].endswith("mlp.down_proj.weight"))
+    shape = checkpoint.tensors[group.source_names[0]].shape
+    columns = Rearrange((("a",), ("two", "b")), (("a",), ("b", "two")), False, (("two", 2),))
+    mixed = replace(group, ops=(columns,))
+    pair = {group.source_names[0]: Pair(torch.randn(2, shape[1]), torch.randn(shape[0], 2))}
     with pytest.raises(Refusal, match="an adapter cannot follow the rule"):
-        carry(plan, checkpoint.tensors, {name: Pair(torch.ones(2, shape[1]), torch.randn(shape[0], 2))}, "")
+        carry(replace(plan, groups=(mixed,)), checkpoint.tensors, pair, "")

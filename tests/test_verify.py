@@ -17,6 +17,7 @@ from compiler.build import load_program
 from compiler.cli import main
 from compiler.commands_verify import faults
 from compiler.convert import prepare, write
+from compiler.diagnostics import Refusal
 from compiler.forward import Job, results
 from compiler.neutral import LEVELS, neutral
 from compiler.roundtrip import compared
@@ -125,6 +126,42 @@ def test_a_wrong_config_is_no_rules_fault(tmp_path: Path, capsys: pytest.Capture
     (said,) = faults(found, "the source", out)
     assert (said.kind, said.span.path) == ("diverging-model", str(out))
     assert "compare the fields of config.json" in said.hint
+
+
+def test_what_does_not_fit_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Refused before anything is loaded; where only the search for a rule has no room, that is said."""
+    from compiler import memory, verify
+
+    plan, checkpoint = prepare(DENSE.program, DENSE.request)
+    write(plan, checkpoint, DENSE.request, tmp_path)
+    model, weights = model_of(DENSE, "minimind", tmp_path), verify._elements(checkpoint) * 4
+    monkeypatch.setattr(memory, "available", lambda: verify.PROGRAM + weights)
+    with pytest.raises(Refusal, match="GB are free"):
+        compare(plan, checkpoint, DENSE.request, tmp_path, model, lambda place, job: pytest.fail("it ran"))
+    monkeypatch.setattr(memory, "available", lambda: verify.PROGRAM + 2 * weights)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = config["rope_theta"] = 10000.0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = compare(plan, checkpoint, DENSE.request, tmp_path, model, in_this_process())
+    assert (found.agrees, found.rules) == (False, ())
+    assert "too little memory to look for the rule" in faults(found, "the source", tmp_path)[0].hint
+
+
+def test_free_memory(tmp_path: Path) -> None:
+    from compiler.memory import available
+
+    assert available(tmp_path) is None
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  7000 kB\nHugePages_Total: 0\n")
+    assert available(tmp_path) == 7000 * 1024
+    for limit, free in (("max", 7000 * 1024), ("5000000", 5000000 - 3000000 + 1000000), ("1000", 0)):
+        (group / "memory.max").write_text(limit)
+        (group / "memory.current").write_text("3000000")
+        (group / "memory.stat").write_text("anon 5\ninactive_file 1000000\n")
+        assert available(tmp_path) == free
+    assert (available() or 1) > 0
 
 
 def test_experts_run(tmp_path: Path) -> None:
