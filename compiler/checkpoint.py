@@ -28,6 +28,7 @@ from compiler.torchfiles import open_legacy, open_zip
 
 __all__ = ["Checkpoint", "Joined", "Tensor", "open_checkpoint", "open_parts", "read_bytes", "verify"]
 
+LONGEST_NAME = 20_000
 _CHUNK = 1 << 20
 
 
@@ -205,6 +206,10 @@ def _unwrap(path: Path, whole: _Opened) -> Checkpoint:
     if odd := [name for name in whole.tensors if not name or not name.isprintable()]:
         message = f"tensors with empty or unprintable names: {listed(map(ascii, odd))}"
         refuse(str(path), message, "damaged-file", "download or copy it again; if they are real, rename them first")
+    if long := next((name for name in whole.tensors if len(name) > LONGEST_NAME), None):
+        refuse(
+            str(path), f"a tensor's name has {len(long):,} letters: {long[:60]}...", "damaged-file", "rename it first"
+        )
     names, notes = unwrapped(list(whole.tensors), str(path))
     tensors: dict[str, Tensor | Joined] = {}
     for name, bare in names.items():

@@ -6,11 +6,12 @@ Exit status: 0 done; 1 the spec, the checkpoint or the check failed, with diagno
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
 
-from compiler.diagnostics import Refusal
+from compiler.diagnostics import Diagnostic, Refusal, Span
 from compiler.options import report
 
 # The word -> the module, and the functions `<word>_parser` and `<word>` in it. A first word that is none is a spec.
@@ -32,6 +33,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> None:
     """The console script; ends the process with the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         sys.exit(dispatch(words))
     except BrokenPipeError:
@@ -53,3 +56,9 @@ def dispatch(words: list[str]) -> int:
     except Refusal as refusal:
         report(refusal.diagnostics, "--json" in words)
         return 2 if all(d.kind == "wrong-usage" for d in refusal.diagnostics) else 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of a file that nobody looked at more closely
+        span = Span(str(error.filename or command))
+        report([Diagnostic(span, f"the system says: {error.strerror or error}", "unreadable-file")], "--json" in words)
+        return 1

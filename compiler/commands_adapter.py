@@ -34,7 +34,7 @@ def adapter(options: argparse.Namespace) -> int:
     kept, say = notes(options)
     options.source = [options.base]
     program = program_of(options, say)
-    output = Output(options.out, options.force)
+    output = Output(options.out, options.force, folder=not options.reverse)
     output.check()
     plan, base = prepare(program, request(options), say)
     beside = options.config or settings.beside(options.base, "config.json") if plan.reverse else None

@@ -6,6 +6,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
+from compiler.diagnostics import told
 from compiler.options import Parser, print_json
 
 NEAREST = 4  # specs that do not fit and are shown
@@ -50,7 +51,7 @@ def detect(options: argparse.Namespace) -> int:
             print("    give " + ", ".join(f"--set {name}=VALUE" for name in fit.asks) + ", or --config FILE")
         reasons = fit.reasons if options.all else fit.reasons[:REASONS]
         for reason in reasons:
-            print("\n".join(textwrap.wrap(reason, 96, initial_indent="    - ", subsequent_indent="      ")))
+            print("\n".join(textwrap.wrap(told(reason), 96, initial_indent="    - ", subsequent_indent="      ")))
         if len(reasons) < len(fit.reasons):
             print(f"    - and {len(fit.reasons) - len(reasons)} more")
         if not fit.container:

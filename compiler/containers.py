@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from compiler.diagnostics import listed, nearest, refuse
-from compiler.plaindata import LeftOut, plain, shown
+from compiler.plaindata import LeftOut, Plain, shown
 from compiler.standins import Global, Inert, Unreadable, View
 
 WEIGHTS = ("model", "state_dict", "model_state_dict", "module", "weights", "net", "params")
 AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "model_ema_state_dict")
 TRAINING = ("optim", "sched", "scaler", "rng", "callbacks", "loops", "loss")  # how keys of training state begin or end
 MAX_DEPTH = 16  # of dictionaries in dictionaries
+MAX_LOOKS = 5_000_000  # at values, to find out where tensors are
+NAME_ROOT = "name the one that holds the weights as the root"
 WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _TENSORS, _HOLDERS = (View, Unreadable), (dict, list, tuple, Inert)
 
@@ -34,10 +36,12 @@ class Contents:
         self.objects: dict[str, object] = {}
         self.notes: list[str] = []
         self.trail: list[str] = []
+        self.plain = Plain()
+        self.looks = MAX_LOOKS
         self.root = root
         choice = self._known if nested else self._choice
         node = self._search(self._descend(tree, root) if root else tree, choice)
-        self.named = self._names(dict(_flat(node)) if nested else node)
+        self.named = self._names(dict(self._flat(node)) if nested else node)
 
     def _descend(self, tree: Any, root: str) -> dict[Any, Any]:
         """Follow a dotted path; a key may itself hold dots."""
@@ -68,7 +72,7 @@ class Contents:
 
     def _choice(self, node: dict[Any, Any]) -> Any:
         """The key to open next; None where this node holds the weights themselves."""
-        nested = [k for k, v in node.items() if _mapping(v) is not None and holds_tensors(v)]
+        nested = [k for k, v in node.items() if _mapping(v) is not None and self._holds_tensors(v)]
         tensors = any(isinstance(v, _TENSORS) and not (nested and _aside(k, v)) for k, v in node.items())
         known = [k for k in nested if k in WEIGHTS]
         others = known or [k for k in nested if not _of_training(k)]
@@ -76,15 +80,14 @@ class Contents:
             others = [k for k in nested if k in AVERAGES]
         if len(others) > 1 or (others and tensors):
             what = "its own tensors and" if tensors else "more than one dictionary of tensors:"
-            hint = "name the one that holds the weights as the root"
-            self._refuse(f"it holds {what} {listed(map(repr, others))}", "ambiguous-container", hint)
+            self._refuse(f"it holds {what} {listed(map(repr, others))}", "ambiguous-container", NAME_ROOT)
         if not others and not tensors:
             self._refuse_empty(node, bool(nested))
         return others[0] if others else None
 
     def _known(self, node: dict[Any, Any]) -> Any:
         """The one key that trainers give to the whole of the weights; None where there is none."""
-        known = [k for k, v in node.items() if k in WEIGHTS and _mapping(v) is not None and holds_tensors(v)]
+        known = [k for k, v in node.items() if k in WEIGHTS and _mapping(v) is not None and self._holds_tensors(v)]
         return known[0] if len(known) == 1 and not any(isinstance(v, _TENSORS) for v in node.values()) else None
 
     def _enter(self, node: Mapping[Any, Any], key: str) -> None:
@@ -95,11 +98,40 @@ class Contents:
         if not self.root and key not in AVERAGES and any(k in AVERAGES for k in node):
             self.notes.append("averages of the weights lie beside them; --weights ema takes those")
         self.trail.append(key)
+        if len(self.trail) > MAX_DEPTH:
+            self._refuse(f"it holds dictionaries more than {MAX_DEPTH} deep", "ambiguous-container", NAME_ROOT)
+
+    def _holds_tensors(self, value: Any) -> bool:
+        """Whether a tensor lies anywhere in it, cycles or not. Parts that many others share are looked at each time."""
+        seen: set[int] = set()
+        pending = [value]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, _TENSORS):
+                return True
+            if isinstance(node, _HOLDERS) and id(node) not in seen:
+                seen.add(id(node))
+                before = len(pending)
+                pending.extend(_children(node))
+                self.looks -= 1 + len(pending) - before
+                if self.looks < 0:
+                    self._refuse("its dictionaries hold each other too often", "ambiguous-container", NAME_ROOT)
+        return False
+
+    def _flat(self, node: dict[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[Any, Any]]:
+        """The items of dictionaries in dictionaries, their keys joined by dots."""
+        for key, value in node.items():
+            fits = depth < MAX_DEPTH and isinstance(key, str) and self._holds_tensors(value)
+            inner = _mapping(value) if fits else None
+            if inner is None:
+                yield (prefix + key if isinstance(key, str) else key), value
+            else:
+                yield from self._flat(inner, f"{prefix}{key}.", depth + 1)
 
     def _keep(self, key: Any, value: Any) -> str:
         """Keep what lay beside; the key and the reason where that cannot be."""
         try:
-            self.objects.setdefault(str(key), plain(value))
+            self.objects.setdefault(key if isinstance(key, str) else shown(key), self.plain.of(value))
         except LeftOut as reason:
             return f"{shown(key)} ({reason})"
         return ""
@@ -116,7 +148,7 @@ class Contents:
             elif isinstance(value, Inert) and value.cls.path == "numpy.ndarray":
                 hint = "save it as torch.from_numpy(array)"
                 self._refuse(f"{name!r} is a numpy array, not a tensor", "unsupported-tensor", hint)
-            elif holds_tensors(value) and not _of_training(name):
+            elif self._holds_tensors(value) and not _of_training(name):
                 self._refuse(f"{name!r} is no tensor but {_kind(value)} that holds tensors", "ambiguous-container")
             else:
                 skipped.append(f"{shown(name)} ({_kind(value)})")
@@ -138,7 +170,7 @@ class Contents:
         hint = "save a dictionary of names and tensors: torch.save(model.state_dict(), path)"
         if isinstance(tree, _TENSORS):
             self._refuse("it holds one tensor without a name", "missing-weights", hint)
-        what = "tensors without names" if holds_tensors(tree) else "no tensor"
+        what = "tensors without names" if self._holds_tensors(tree) else "no tensor"
         self._refuse(f"it holds {_kind(tree)} with {what}", "missing-weights", hint)
 
     def _refuse_empty(self, node: dict[Any, Any], nested: bool) -> NoReturn:
@@ -157,20 +189,6 @@ class Contents:
         refuse(self.path, message, kind, hint)
 
 
-def holds_tensors(value: Any) -> bool:
-    """Whether a tensor lies anywhere in it, cycles or not."""
-    seen: set[int] = set()
-    pending = [value]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, _TENSORS):
-            return True
-        if isinstance(node, _HOLDERS) and id(node) not in seen:
-            seen.add(id(node))
-            pending.extend(_children(node))
-    return False
-
-
 def _children(node: Any) -> Iterator[Any]:
     if isinstance(node, Inert):
         yield from (*node.args, node.state, *node.items.values(), *node.values)
@@ -183,16 +201,6 @@ def _mapping(value: Any) -> dict[Any, Any] | None:
     if isinstance(value, Inert):
         return value.items or None
     return value if isinstance(value, dict) else None
-
-
-def _flat(node: dict[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[Any, Any]]:
-    """The items of dictionaries in dictionaries, their keys joined by dots."""
-    for key, value in node.items():
-        inner = _mapping(value) if depth < MAX_DEPTH and isinstance(key, str) and holds_tensors(value) else None
-        if inner is None:
-            yield (prefix + key if isinstance(key, str) else key), value
-        else:
-            yield from _flat(inner, f"{prefix}{key}.", depth + 1)
 
 
 def _is_module(value: Any) -> bool:

@@ -22,13 +22,14 @@ from compiler.collecting import uncollected
 from compiler.constants import check_made
 from compiler.diagnostics import Refusal, listed, refuse
 from compiler.environment import Environment, Given, NamedShapes, check_given
+from compiler.files import Unchanged
 from compiler.interrupts import Interrupted, stoppable
 from compiler.output import Output
 from compiler.parts import open_source
 from compiler.plan import Plan, bind
 from compiler.program import Program
 from compiler.proof import SourceShapes, check_target
-from compiler.quantized import check_quantized
+from compiler.quantized import check_quantized, whole_numbers
 from compiler.tokenizer import tokenizer_files
 from compiler.transfer import Ledger
 from compiler.uneven import uneven
@@ -72,7 +73,7 @@ def prepare(program: Program, request: Request, say: Say = lambda line: None) ->
     for note in checkpoint.notes:
         say(note)
     plan = (_prepare_reverse if request.reverse else _prepare)(program, request, checkpoint, say)
-    for line in uneven(plan):
+    for line in (*uneven(plan), *whole_numbers(plan)):
         say(line)
     for name, reason in plan.ignored[:8]:
         say(f"ignored {name}: {reason}")
@@ -155,16 +156,15 @@ def convert(
     from compiler import values
 
     outfiles.parse_size(request.max_shard_size)
-    output = Output(out, request.force, request.resume)
+    output = Output(out, request.force, request.resume, folder=not request.reverse)
     output.check()
-    if request.reverse and out.is_dir():
-        refuse(str(out), "it is a folder, and the way back ends in one file", "output-exists", f"name it: {out}/x.pth")
     if replaced := next((source for source in request.source if output.replaces(source)), None):
         refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
     with ranks.from_environment(out) as crew:
         if not crew.leads:  # the leader speaks, and looks at values, for all
             say, request = (lambda line: None), replace(request, checksums=False)
         plan, checkpoint = prepare(program, request, say)
+        output.check_room(sum(target.nbytes for target in plan.targets))
         for line in values.brought(checkpoint, plan, request.check_values) if crew.leads else ():
             say(line)
         write(plan, checkpoint, request, out, say, progress, crew)
@@ -183,7 +183,7 @@ def write(
     """Carry a plan out. Raises Refusal; then nothing is left behind but what an I/O error lets --resume continue."""
     crew = crew or ranks.Crew(0, 1, out)
     files = [] if plan.reverse else outfiles.lay_out(plan.targets, outfiles.parse_size(request.max_shard_size))
-    output = Output(out, request.force, request.resume, fingerprint(plan, checkpoint, files))
+    output = Output(out, request.force, request.resume, fingerprint(plan, checkpoint, files), not plan.reverse)
 
     def weights(folder: Path, ledger: Ledger) -> None:
         execute.write_folder(
@@ -207,6 +207,7 @@ def write(
                 say("all was written; it has its name now")
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
+            sources = Unchanged(checkpoint.files)
             if plan.reverse:
                 execute.write_state_dict(plan, checkpoint, output.place, request.device, progress)
             else:
@@ -218,6 +219,7 @@ def write(
                     (output.place / card.MANIFEST).write_text(text, encoding="utf-8")
             for line in _overflows(plan, checkpoint, output.place):
                 say(line)
+            sources.check()
             output.finish()
     except KeyboardInterrupt as interrupt:
         raise Interrupted(output.left(), interrupt) from None
@@ -272,7 +274,7 @@ def _write_texts(
     if not card.own_words(output.path):
         found[card.CARD] = card.card(plan, checkpoint, [*found, *tokenizer.copies])
     for name, text in found.items():
-        (output.place / name).write_text(text, encoding="utf-8")
+        (output.place / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be Unicode
     for name, file in tokenizer.copies.items():
         shutil.copyfile(file, output.place / name)
 

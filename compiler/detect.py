@@ -7,10 +7,12 @@ names are its own. `unique` picks the one that fits and refuses an ambiguous cho
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from compiler.build import load_program
 from compiler.checkpoint import Checkpoint, Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.environment import Environment, NamedShapes
-from compiler.parts import open_source
+from compiler.parts import Opened, open_source
 from compiler.plan import bind
 from compiler.program import Program
 from compiler.proof import check_target
@@ -27,6 +29,8 @@ from compiler.resources import folder
 
 ORDER = ("fits", "asks", "near", "no")
 NEAR = 0.6  # of the names and patterns
+_MOST_FILES = 10_000  # of a folder that are looked at
+_MOST_NAMES = 2000  # that are looked at; two layers of a model have some hundred
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -66,6 +70,10 @@ def detect(
 ) -> list[Fit]:
     """A Fit for each program, the best first. Raises Refusal where the checkpoint cannot be opened in any way."""
     opened: dict[object, Checkpoint | Refusal] = {}
+    files: Opened = {}
+    names = [name for path in paths for name in _called(path)]
+    if config is not None:
+        settings.read_config_file(config)
     found = []
     for program in programs:
         key = (
@@ -75,10 +83,10 @@ def detect(
         )
         if key not in opened:
             try:
-                opened[key] = open_source(program, paths)
+                opened[key] = open_source(program, paths, opened=files)
             except Refusal as refusal:
-                opened[key] = refusal
-        found.append(_fit(program, paths, opened[key], config, assigned or {}))
+                opened[key] = Refusal(refusal.diagnostics)  # without what it was raised from
+        found.append(_fit(program, paths, names, opened[key], config, assigned or {}))
     if opened and all(isinstance(one, Refusal) for one in opened.values()):
         raise next(one for one in opened.values() if isinstance(one, Refusal))
     return sorted(found, key=lambda fit: (ORDER.index(fit.status), -fit.share, not fit.container, fit.spec))
@@ -97,9 +105,17 @@ def unique(fits: Sequence[Fit], path: Path) -> Fit:
     return good[0]
 
 
+def _called(path: Path) -> Iterable[str]:
+    """The name of a file, and in a folder those of its files."""
+    yield path.name
+    if os.path.isdir(path):
+        yield from (str(file.relative_to(path)) for file in islice(path.rglob("*"), _MOST_FILES))
+
+
 def _fit(
     program: Program,
     paths: Sequence[Path],
+    names: Sequence[str],
     checkpoint: Checkpoint | Refusal,
     config: Path | None,
     assigned: Mapping[str, Any],
@@ -107,9 +123,7 @@ def _fit(
     spec = program.spec
 
     def fit(status: str, share: float, reasons: Iterable[str] = (), asks: Iterable[str] = ()) -> Fit:
-        container = any(fnmatch(p.name, spec.weights) for p in paths) or any(
-            fnmatch(str(f.relative_to(p)), spec.weights) for p in paths if p.is_dir() for f in p.rglob("*")
-        )
+        container = any(fnmatch(name, spec.weights) for name in names)
         return Fit(spec.name.value, spec.summary, spec.path, status, share, container, tuple(asks), tuple(reasons))
 
     if isinstance(checkpoint, Refusal):
@@ -149,7 +163,9 @@ def _bound(
 def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[float, list[str]]:
     """The share of names that a rule reads and of unguarded patterns that find a name; what finds none."""
     # The first two of each row of layers or experts stand for all.
-    few = [name for name in tensors if all(int(n) < 2 for n in _NUMBER.findall(name))]
+    few = list(
+        islice((name for name in tensors if all(len(n) < 9 and int(n) < 2 for n in _NUMBER.findall(name))), _MOST_NAMES)
+    )
     needed = [p for rule in program.rules if not rule.when for p in rule.sources]
     others = [p for rule in program.rules if rule.when for p in rule.sources]
     others += [tie.alias for tie in program.ties] + [p for p, _ in program.ignored]

@@ -34,8 +34,16 @@ class Span:
         return f"{self.path}:{self.line}:{self.column}" if self.line else self.path
 
 
-# What a terminal would obey, as it is written in Python; a name out of a file may hold anything.
-_CONTROLS = {n: ascii(chr(n))[1:-1] for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n"}
+MOST_TOLD = 50  # problems that people are shown
+_LONGEST, _WIDEST = 2000, 240  # of a message, and of a line of a source that is shown
+
+
+def told(text: str) -> str:
+    """A text as a terminal may have it: short, on one line, and what it would obey or hide as Python writes it, for a
+    name out of a file may hold anything."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 300]} ... {text[-300:]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
 
 
 @dataclass(frozen=True, order=True)
@@ -51,13 +59,16 @@ class Diagnostic:
     def __str__(self) -> str:
         lines = [f"{self.span}: {'warning: ' * self.warning}{self.message} [{self.kind}]"]
         if self.span.line and self.span.text:
+            # Of a line that fills the screen, what stands around the place.
+            first = max(0, self.span.column - 1 - _WIDEST // 2) if len(self.span.text) > _WIDEST else 0
+            text, before = self.span.text[first : first + _WIDEST], self.span.text[first : self.span.column - 1]
             # A tab stays a tab, so that the caret stands under its token whatever the terminal's tab width.
-            indent = "".join(c if c == "\t" else " " for c in self.span.text[: self.span.column - 1])
-            room = max(1, len(self.span.text) - self.span.column + 1)
-            lines += ["  " + self.span.text, "  " + indent + "^" + "~" * (min(self.span.length, room) - 1)]
+            indent = "".join(c if c == "\t" else " " for c in before)
+            room = max(1, len(text) - len(before))
+            lines += ["  " + text, "  " + indent + "^" + "~" * (min(self.span.length, room) - 1)]
         if self.hint:
             lines.append(f"  hint: {self.hint}")
-        return "\n".join(line.translate(_CONTROLS) for line in lines)
+        return "\n".join(map(told, lines))
 
     def as_json(self) -> dict[str, Any]:
         """The same facts for tools."""
@@ -78,7 +89,7 @@ class Refusal(Exception):
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
         self.diagnostics = tuple(sorted(set(diagnostics)))
-        super().__init__("\n".join(str(d) for d in self.diagnostics))
+        super().__init__("\n".join(str(d) for d in self.diagnostics[:MOST_TOLD]))
 
 
 def refuse(span: Span | str, message: str, kind: str, hint: str = "") -> NoReturn:

@@ -25,6 +25,7 @@ MAX_DIGITS = 30
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters
 _WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _NULLS = frozenset(["", "~", "null", "Null", "NULL"])
 
@@ -72,6 +73,8 @@ def read_document(path: str | Path, text: str | None = None) -> Node:
         refuse(
             name, f"the document is {len(text):,} characters long; at most {MAX_BYTES:,} are read", "oversized-document"
         )
+    if not text.isascii() and _HALVES.search(text):
+        refuse(name, "not Unicode text", "yaml-syntax")
     reader = _Reader(name, text)
     try:
         node = reader.document()

@@ -1,7 +1,8 @@
 """Files that are read and written at given places: whole or with an error that says which file and which byte.
 
 A `Source` fills buffers, a `Target` takes bytes; both are open within their context and safe to use from several
-threads. Refuses a source that ends early (`file-truncated`) and a target without room (`disk-full`); any other
+threads; `Unchanged` tells whether somebody has written to a source meanwhile.
+Refuses a source that ends early (`file-truncated`) and a target without room (`disk-full`); any other
 trouble is an OSError with the file's name and the offset. Never overwrites: a target must not exist yet, unless it is
 one that is continued.
 """
@@ -61,6 +62,24 @@ class Source:
         for offset, buffer in reads:
             if preadv(fd, (buffer,), offset) != len(buffer):
                 self.read(offset, [buffer])
+
+
+class Unchanged:
+    """Files that nobody may write to for a while."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.seen = {path: self.stamp(path) for path in paths}
+
+    def stamp(self, path: Path) -> tuple[int, int]:
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+
+    def check(self) -> None:
+        """Refuse the first one that was written to since (`file-changed`)."""
+        for path, stamp in self.seen.items():
+            if self.stamp(path) != stamp:
+                hint = "wait until nothing writes to it, and convert it again"
+                refuse(str(path), "it was written to while it was read", "file-changed", hint)
 
 
 class Target:

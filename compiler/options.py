@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compiler.diagnostics import Diagnostic, refuse
+from compiler.diagnostics import MOST_TOLD, Diagnostic, refuse, told
 
 SPEC_HELP = "a spec: a YAML file, or the name of a shipped one"
 AUTO_HELP = SPEC_HELP + "; auto takes the one that fits"
@@ -114,7 +114,7 @@ def program_of(options: argparse.Namespace, say: Callable[[str], None]) -> Any:
 
 def note(line: str) -> None:
     """Say something that is no result."""
-    print(f"note: {line}", file=sys.stderr)
+    print(f"note: {told(line)}", file=sys.stderr)
 
 
 def notes(options: argparse.Namespace) -> tuple[list[str], Callable[[str], None]]:
@@ -132,10 +132,11 @@ def report(diagnostics: Sequence[Diagnostic], as_json: bool) -> None:
     if as_json:
         print_json({"diagnostics": [d.as_json() for d in diagnostics]})
         return
-    for diagnostic in diagnostics:
+    for diagnostic in diagnostics[:MOST_TOLD]:
         print(diagnostic, file=sys.stderr)
     if len(diagnostics) > 1:
-        print(f"{len(diagnostics)} problems", file=sys.stderr)
+        first = f", of which the first {MOST_TOLD} are shown" * (len(diagnostics) > MOST_TOLD)
+        print(f"{len(diagnostics)} problems{first}", file=sys.stderr)
 
 
 class Meter:

@@ -15,6 +15,7 @@ import fcntl
 import filecmp
 import os
 import shutil
+import stat
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,16 +34,18 @@ _LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems witho
 
 
 class Output:
-    """Context manager around the hidden sibling of `path`; `place` is where to write.
+    """Context manager around the hidden sibling of `path`; `place` is where to write, a folder or one file.
 
     `fingerprint` tells one run from another. With `resume`, a run of the same one is continued: `journal` knows what
     need not be written again, and `done` is true where all that was left was to give the output its name.
     """
 
-    def __init__(self, path: Path, force: bool, resume: bool = False, fingerprint: str = "") -> None:
+    def __init__(
+        self, path: Path, force: bool, resume: bool = False, fingerprint: str = "", folder: bool = True
+    ) -> None:
         self.given = path
         self.path = Path(os.path.realpath(path))
-        self.force, self.resume, self.fingerprint = force, resume, fingerprint
+        self.force, self.resume, self.fingerprint, self.folder = force, resume, fingerprint, folder
         self.hidden = self.path.parent / f".{self.path.name}.mapspec-partial"
         self.place = self.hidden / "new" / self.path.name
         self.old = self.hidden / "old"
@@ -57,10 +60,35 @@ class Output:
 
     def check(self) -> None:
         """Refuse, before any work, what could not be finished. Raises Refusal."""
+        try:
+            self._check()
+        except OSError as error:  # a name that no file may have
+            refuse(str(self.given), f"cannot be written: {error.strerror}", "output-unwritable", "choose another")
+
+    def _check(self) -> None:
         name = str(self.given)
+        if self.path.is_symlink():  # what is left of one once it was followed
+            refuse(name, "it is a link that leads nowhere", "output-unwritable", "remove it")
+        longest = os.pathconf(next(p for p in (*self.path.parents, self.path) if p.is_dir()), "PC_NAME_MAX")
+        if len(os.fsencode(self.hidden.name)) > longest:
+            room = longest - len(os.fsencode(self.hidden.name)) + len(os.fsencode(self.path.name))
+            refuse(
+                name, f"its name is too long: at most {room} bytes, so that a name beside it fits", "output-unwritable"
+            )
+        if self.hidden.is_symlink():
+            refuse(
+                name,
+                f"{self.hidden} is a link; a run writes there what its output will be",
+                "output-unwritable",
+                "remove it",
+            )
         if _is_full(self.path) and not self.force and not self.resume:
             what = "output folder is not empty" if self.path.is_dir() else "output file exists"
             refuse(name, f"the {what}", "output-exists", "choose another, or --force to write it anew")
+        if self.path.exists() and not (self.path.is_dir() if self.folder else self.path.is_file()):
+            what = "a folder is made, and this is none" if self.folder else "one file is made, and this is none"
+            hint = f"name it: {self.given / 'x.pth'}" if self.path.is_dir() else "choose another"
+            refuse(name, what, "output-exists", hint)
         if os.path.ismount(self.path):
             hint = f"choose a folder in it, such as {self.given / 'model'}"
             refuse(
@@ -77,15 +105,16 @@ class Output:
         """Refuse `size` bytes where the disk has no room for them beside what is already there. Raises Refusal."""
         files = self.place.iterdir() if self.place.is_dir() else ()
         there = sum(file.stat().st_blocks * 512 for file in files)
-        free = shutil.disk_usage(self.hidden).free
+        free = shutil.disk_usage(next(p for p in (self.hidden, *self.hidden.parents) if p.exists())).free
         if size - there > free:
             message = f"it needs {size - there:,} bytes, the disk has {free:,} free"
             refuse(str(self.given), message, "disk-full", "free some space or write to another disk")
 
     def replaces(self, file: Path) -> bool:
         """Whether `finish` would put something else in the place of this file or folder."""
-        inside = file.resolve().parent == self.path and any(fnmatch(file.name, p) for p in _WEIGHTS)
-        return inside or file.resolve() == self.path
+        found = Path(os.path.realpath(file))
+        inside = found.parent == self.path and any(fnmatch(file.name, p) for p in _WEIGHTS)
+        return inside or found == self.path
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -134,9 +163,12 @@ class Output:
         while True:
             self.hidden.mkdir(exist_ok=True)
             try:
-                handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
+                handle = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             except FileNotFoundError:  # a run that ended took the folder away
                 continue
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                os.close(handle)
+                refuse(str(self.lock), "it is no file", "output-unwritable", "remove it")
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -14,19 +14,38 @@ from types import MappingProxyType
 from compiler.algebra import OpError, axis_of, shown
 from compiler.attributes import below_an_attribute
 from compiler.checkpoint import Checkpoint, Joined, Tensor, open_checkpoint, open_parts, read_bytes
-from compiler.diagnostics import Report, Span, listed, refuse
+from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, refuse
 from compiler.environment import NamedShapes
 from compiler.program import Merged, Program
 
+Opened = dict[object, list[Checkpoint] | tuple[Diagnostic, ...]]
 
-def open_source(program: Program, paths: Sequence[Path], weights: str | None = None) -> Checkpoint:
-    """Open what a user named. `weights` is the way to them inside a torch file, where several may be meant. Raises
-    Refusal."""
+
+def open_source(
+    program: Program, paths: Sequence[Path], weights: str | None = None, opened: Opened | None = None
+) -> Checkpoint:
+    """Open what a user named. `weights` is the way to them inside a torch file, where several may be meant; `opened`
+    keeps what was opened, or could not be, for the next program. Raises Refusal."""
     files = _files(program.spec.weights, paths, bool(program.merged))
-    if program.merged:
-        return merge(program.merged, open_parts(files, weights, nested=program.spec.nested))
-    found = open_checkpoint(files[0] if len(files) == 1 else files, weights, nested=program.spec.nested)
-    return below_an_attribute(program, found)
+    found = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
+    return merge(program.merged, found) if program.merged else below_an_attribute(program, found[0])
+
+
+def _opened(files: list[Path], apart: bool, nested: bool, weights: str | None, opened: Opened) -> list[Checkpoint]:
+    """The files as one checkpoint each, or all as one."""
+    key = (tuple(files), apart and len(files) > 1, nested, weights)
+    if key not in opened:
+        try:
+            whole = files[0] if len(files) == 1 else files
+            opened[key] = (
+                open_parts(files, weights, nested) if apart else [open_checkpoint(whole, weights, nested=nested)]
+            )
+        except Refusal as refusal:
+            opened[key] = refusal.diagnostics
+    found = opened[key]
+    if isinstance(found, tuple):
+        raise Refusal(found)
+    return found
 
 
 def in_parts(weights: str) -> bool:
@@ -43,7 +62,8 @@ def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
         files = sorted(found, key=_numbers)
         # The one number that differs from name to name counts the parts.
         for values in zip(*map(_numbers, files), strict=False):
-            missing = sorted(set(range(max(values))) - set(values)) if len(set(values)) > 1 else []
+            there = set(values)
+            missing = [n for n in range(len(there)) if n not in there] if len(there) > 1 else []
             if missing:
                 name = f"{len(files)} parts, {listed(sorted(str(f.relative_to(one)) for f in files), 4)}"
                 refuse(
@@ -66,13 +86,15 @@ def _numbers(path: Path) -> list[int]:
 
 def merge(rules: Sequence[Merged], parts: Sequence[Checkpoint]) -> Checkpoint:
     """One checkpoint of parts that share their names. Raises Refusal with all that does not fit."""
+    if len(parts) == 1:
+        return parts[0]
     first, report = parts[0], Report()
     span = Span(str(first.path))
     for part in parts[1:]:
         if differing := sorted(first.tensors.keys() ^ part.tensors.keys()):
             report.add(span, f"only one of this and {part.path} holds {listed(differing)}", "missing-tensor")
     report.settle()
-    axes = [(rule, rule.axis.evaluate({}, NamedShapes(first.tensors))) for rule in rules] if len(parts) > 1 else []
+    axes = [(rule, rule.axis.evaluate({}, NamedShapes(first.tensors))) for rule in rules]
     merged: dict[str, Tensor | Joined] = {}
     for name in first.tensors:
         tensors = [tensor for part in parts for tensor in part.tensors[name].parts]
@@ -94,7 +116,7 @@ def merge(rules: Sequence[Merged], parts: Sequence[Checkpoint]) -> Checkpoint:
 
 def _same(tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
-    bits = read_bytes(first) if len(tensors) > 1 else b""
+    bits = read_bytes(first)
     for other in tensors[1:]:
         if (other.dtype, other.shape) != (first.dtype, first.shape):
             raise OpError(f"no axis joins it, yet the parts are {shown(first.shape)} and {shown(other.shape)}")

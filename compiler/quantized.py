@@ -1,18 +1,23 @@
-"""Weights that are numbers only together with their scales.
+"""Weights that are numbers only together with their scales, and whole numbers where fractions are usual.
 
 Takes a Program and the tensors of a checkpoint; refuses quantized ones that no `dequantize` of the spec reads, since
-copied or cast they would load without a complaint and mean nothing.
+copied or cast they would load without a complaint and mean nothing. Takes a Plan; says which matrices it writes are
+whole numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from compiler.diagnostics import listed, refuse
 from compiler.environment import Signature
+from compiler.plan import Plan
 from compiler.program import Program
 
-# Integers of a width that no parameter has, and FP8, which spans too little without a scale.
+# Integers of a width that no parameter has, and FP8, which spans too little without a scale; truths and complex numbers
+# are no weights either.
 TYPES = frozenset(
-    ["int8", "uint8", "int16", "uint16", "uint32", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"]
+    ["int8", "uint8", "int16", "uint16", "uint32", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "bool", "complex64"]
 )  # fmt: skip
 
 
@@ -25,7 +30,17 @@ def check_quantized(program: Program, signature: Signature) -> None:
         for name, tensor in signature.items()
         if tensor.dtype in TYPES and not any(pattern.match(name) is not None for pattern in known)
     ]
+    if odd := [text for text in found if text.endswith(("(bool)", "(complex64)"))]:
+        hint = "leave them out where the checkpoint is made, or `ignore` them in the spec"
+        refuse(program.spec.path, f"no numbers that weights are: {listed(odd, 4)}", "unsupported-tensor", hint)
     if found:
         message = f"quantized weights, which are no numbers without their scales: {listed(found, 4)}"
         hint = "dequantize the model where it was made, or use a spec that reads the scales with `dequantize`"
         refuse(program.spec.path, message, "quantized-weights", hint)
+
+
+def whole_numbers(plan: Plan) -> Iterator[str]:
+    """At most one sentence; tables of numbers exist, as parameters they are rare."""
+    found = [f"{t.name} ({t.dtype})" for t in plan.targets if t.dtype in ("int32", "int64") and len(t.shape) > 1]
+    if found:
+        yield f"whole numbers, where fractions are usual: {listed(found, 4)}"

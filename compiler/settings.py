@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -175,16 +177,14 @@ def beside(source: Path, name: str) -> Path | None:
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """The fields of a config: JSON (Transformers' config.json, Meta's params.json) or YAML. Raises Refusal."""
-    if path.is_dir() and (path / "config.json").is_file():
+    if os.path.isdir(path) and (path / "config.json").is_file():
         path = path / "config.json"
     name = str(path)
-    if path.suffix in (".yaml", ".yml"):
-        fields: Any = document.plain(document.read_document(path))
-    else:
-        fields = _json(path)
+    fields = _fields(path, tuple(path.stat()) if os.path.isfile(path) else None)
     if not isinstance(fields, dict):
         refuse(name, f"a config is a mapping of fields, here is {type(fields).__name__}", "bad-config")
-    for value in (fields.get("auto_map") or {}).values() if isinstance(fields.get("auto_map"), dict) else ():
+    classes = fields.get("auto_map")
+    for value in classes.values() if isinstance(classes, dict) else [classes]:
         if any(part in str(value) for part in ("/", "\\", "..", "--")):  # -- stands after another repository's name
             refuse(
                 name,
@@ -192,7 +192,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
                 "bad-config",
                 "this config is an attack or damaged",
             )
-    return fields
+    return dict(fields)
+
+
+@lru_cache(8)  # a choice among specs reads one config for each
+def _fields(path: Path, stamp: object) -> Any:
+    """What a file says that has this stamp: its place, its size and its times."""
+    if path.suffix in (".yaml", ".yml"):
+        return document.plain(document.read_document(path))
+    return _json(path)
 
 
 def _json(path: Path) -> Any:
@@ -216,7 +224,10 @@ def _json(path: Path) -> Any:
         if path.stat().st_size > MOST_BYTES:
             refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "this is some other file")
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
+        fields = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
+        if not _shallow(fields):
+            refuse(str(path), f"nested deeper than {document.MAX_DEPTH} levels", "bad-config")
+        return fields
     except json.JSONDecodeError as error:
         line = text.splitlines()[error.lineno - 1] if error.lineno <= len(text.splitlines()) else ""
         refuse(Span(str(path), error.lineno, error.colno, 1, line), f"not JSON: {error.msg}", "json-syntax")
@@ -224,6 +235,15 @@ def _json(path: Path) -> Any:
         refuse(str(path), f"not JSON: {error}", "json-syntax")
     except OSError as error:
         refuse(str(path), f"cannot be read: {error.strerror}", "unreadable-file")
+
+
+def _shallow(value: Any) -> bool:
+    """Whether a value is nested no deeper than a document may be, so that whoever shows it comes to an end."""
+    level = [value]
+    for _ in range(document.MAX_DEPTH):
+        level = [item for held in level if isinstance(held, dict | list) for item in
+                 (held.values() if isinstance(held, dict) else held)]  # fmt: skip
+    return not level
 
 
 def parse_assignments(texts: list[str]) -> dict[str, Any]:

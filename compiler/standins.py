@@ -106,6 +106,7 @@ class Global:
     module: str
     name: str
     build: Callable[..., Any] | None = None
+    copies: bool = False  # whether what it makes is as large as what it is given
 
     @property
     def path(self) -> str:
@@ -133,13 +134,15 @@ def named(module: str, name: str, file: str) -> Global:
         build = _unreadable(parts[-1].removeprefix("_rebuild_").replace("_", " "))
     elif build is None and parts[0] == "pathlib":
         build = _path
-    return Global(module, name, build)
+    return Global(module, name, build, copies=build is not None and build not in _IN_PLACE)
 
 
 def hashable(key: Any) -> Any:
-    """The key itself, if it can be one; deep tuples and huge integers are refused, for they can stall or crash."""
+    """The key itself, if it can be one; deep or long tuples and huge integers are refused: they can stall or crash."""
     kind = type(key)
     if kind is tuple:
+        if len(key) > 64:
+            raise Unfit("a long tuple as a key")
         for part in key:
             if type(part) is tuple:
                 raise Unfit("a nested tuple as a key")
@@ -259,6 +262,7 @@ def _unreadable(what: str) -> Callable[..., Unreadable]:
     return lambda *_: Unreadable(f"a {what}" if what.endswith("tensor") else f"a {what} tensor")
 
 
+_IN_PLACE = (_view, _view_as, _same, _reconstructed, _new, _scalar)
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _view,
     "torch._utils._rebuild_tensor_v2": _view,

@@ -1,17 +1,26 @@
-"""JSON as a header or an index must be: every key once. Takes bytes; returns plain data; raises ValueError."""
+"""JSON as a header or an index must be: every key once, and no NaN. Takes bytes; returns plain data; raises ValueError."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NoReturn
+
+MOST_VALUES = 8_000_000  # a million tensors; a value takes some 60 bytes of memory
 
 
 def parse(text: bytes) -> Any:
-    """The value of a UTF-8 JSON text. Raises ValueError: not UTF-8, not JSON, nested too deeply, or a key twice."""
+    """The value of a UTF-8 JSON text. Raises ValueError: not UTF-8, not JSON, nested too deeply, too many values, a key
+    twice, or a number that JSON lacks."""
+    if sum(map(text.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values")
     try:
-        return json.loads(text.decode(), object_pairs_hook=_unique)
+        return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

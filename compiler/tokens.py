@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.bytepairs import read_ranks
+from compiler.chats import problem
 from compiler.diagnostics import Refusal, listed, refuse
 from compiler.pieces import read_pieces
 from compiler.piecewise import of_pieces
@@ -35,7 +36,6 @@ KEPT = re.compile(
     r"(add_)?\w+_token|additional_special_tokens|chat_template|model_max_length|(padding|truncation)_side|clean_up_\w+"
 )
 ROLES = {"bos": "begins a text with", "eos": "ends a text with", "pad": "pads with"}
-CHAT = [{"role": role, "content": "Hello"} for role in ("user", "assistant", "user")]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_tokenizer(found: Mapping[str, Path], config: Mapping[str, Any]) -> Toke
     """The tokenizer of some files. `config` is that of the model, whose ids name the special tokens where there is
     nothing but a `tokenizer.json`. Raises Refusal."""
     fields = _json(found[CONFIG]) if CONFIG in found else {}
-    ids = _ids(_json(found[WHOLE])) if WHOLE in found else {}
+    ids = _read_ids(found[WHOLE]) if WHOLE in found else {}
     tokens = {id_: token for token, id_ in ids.items()}
     texts: dict[str, str] = {}
     if WHOLE in found and CONFIG not in found:
@@ -140,7 +140,7 @@ def _told(
     """What the files say together: the template in both places, the special tokens."""
     old = fields.get("chat_template")
     # Where both places speak, programs go by the file.
-    template = found[TEMPLATE].read_text(encoding="utf-8") if TEMPLATE in found else old if isinstance(old, str) else ""
+    template = _template(found[TEMPLATE]) if TEMPLATE in found else old if isinstance(old, str) else ""
     if template and TEMPLATE not in found:
         texts[TEMPLATE] = template
     if template and fields and old != template and not isinstance(old, list):
@@ -156,6 +156,13 @@ def _told(
     )
 
 
+def _template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        refuse(str(path), f"it is no text: {error.reason} at byte {error.start}", "bad-config")
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = parse(path.read_bytes())
@@ -168,6 +175,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _text(fields: Mapping[str, Any]) -> str:
     return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+
+
+def _read_ids(path: Path) -> dict[str, int]:
+    try:
+        return _ids(_json(path))
+    except (AttributeError, TypeError, IndexError, KeyError):  # whatever is not where it belongs
+        refuse(str(path), "its vocabulary or its added tokens are none", "bad-config", "copy the file again")
 
 
 def _ids(whole: Mapping[str, Any]) -> dict[str, int]:
@@ -210,42 +224,5 @@ def lint(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Iterator[str]:
         elif number is not None and said is not None and number not in (said if isinstance(said, list) else [said]):
             late = "; generation would not stop there" if role == "eos" else ""
             yield f"the tokenizer {what} {token!r} ({number}), the config with {said}{late}"
-    if tokenizer.template and (problem := template_problem(tokenizer.template, tokenizer.special)):
-        yield f"the chat template fails on a plain conversation: {problem}"
-
-
-def template_problem(template: str, special: Mapping[str, str]) -> str:
-    """Why a template cannot render a conversation of three turns; empty where it can. It runs in a sandbox."""
-    try:
-        rendered(template, CHAT, special)
-    except Exception as error:  # whatever a template of somebody else raises
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return ""
-
-
-def rendered(template: str, messages: list[dict[str, str]], special: Mapping[str, str], **words: Any) -> str:
-    """A conversation as the template writes it, as Transformers renders it (`utils/chat_template_utils.py`, 5.24)."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks what an assistant says; the text is its content."""
-
-        tags = {"generation"}  # noqa: RUF012 - as jinja2 has it
-
-        def parse(self, parser: Any) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def fail(message: str) -> None:
-        raise TemplateError(message)
-
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    env.filters["tojson"] = lambda value, ensure_ascii=False, **rest: json.dumps(
-        value, ensure_ascii=ensure_ascii, **rest
-    )
-    env.globals |= {"raise_exception": fail, "strftime_now": lambda form: "1 January 2000"}
-    tokens = {f"{role}_token": token for role, token in special.items()}
-    return env.from_string(template).render(messages=messages, **tokens, **words)
+    if tokenizer.template and (found := problem(tokenizer.template, tokenizer.special)):
+        yield f"the chat template fails on a plain conversation: {found}"

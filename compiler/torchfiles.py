@@ -73,10 +73,10 @@ def open_zip(path: Path, locating: Callable[[Any], Any], part: tuple[int, int] |
         base = part[0] if part else 0
         archive = Archive(Slice(file, *part) if part else file, str(path))
         root = _root(archive)
-        if (order := archive.records.get(f"{root}/byteorder")) is not None and archive.read(order) != b"little":
-            refuse(
-                str(path), "it was written on a big-endian machine", "unknown-format", "save it again on a usual one"
-            )
+        order = archive.records.get(f"{root}/byteorder")
+        if order is not None and (said := archive.read(order) if order.size < 16 else b"") != b"little":
+            what = "it was written on a big-endian machine" if said == b"big" else "it names no known order of bytes"
+            refuse(str(path), what, "unknown-format", "save it again on a usual machine")
         pickled = archive.records[f"{root}/data.pkl"]
         if pickled.size > MAX_BYTES:
             refuse(

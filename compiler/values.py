@@ -24,6 +24,7 @@ from compiler.tensors import span
 SAMPLE = 64 << 10  # bytes
 STRIDE = 4 << 20  # bytes from one sample to the next
 _BLOCK = 1 << 20
+_PIECE = 64 << 20  # bytes of a tensor that is counted as a whole
 
 
 class Form(NamedTuple):
@@ -56,6 +57,9 @@ class Count:
     def __add__(self, other: Count) -> Count:
         return Count(self.nan + other.nan, self.infinite + other.infinite)
 
+    def __mul__(self, times: int) -> Count:
+        return Count(self.nan * times, self.infinite * times)
+
     def __bool__(self) -> bool:
         return bool(self.nan or self.infinite)
 
@@ -84,10 +88,23 @@ def survey(checkpoint: Checkpoint, names: Iterable[str], whole: bool) -> dict[st
         seen = sum((_glance(part, whole) for part in tensor.parts), Count())
         if seen:
             exact = whole and all(part.contiguous for part in tensor.parts)
-            seen = seen if exact else count(read_bytes(tensor), tensor.dtype)
+            seen = seen if exact else sum((_counted(part) for part in tensor.parts), Count())
         if seen:
             found[name] = seen
     return found
+
+
+def _counted(tensor: Tensor) -> Count:
+    """Every value of a tensor, piece by piece; what an axis repeats is read once."""
+    long = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+    for axis in long:
+        if tensor.strides[axis] == 0:
+            return _counted(tensor.narrow(axis, 0, 1)) * tensor.shape[axis]
+    if tensor.nbytes <= _PIECE:
+        return count(read_bytes(tensor), tensor.dtype)
+    axis, size = long[0], tensor.shape[long[0]]
+    step = max(1, size * _PIECE // tensor.nbytes)
+    return sum((_counted(tensor.narrow(axis, n, min(step, size - n))) for n in range(0, size, step)), Count())
 
 
 def _glance(tensor: Tensor, whole: bool) -> Count:

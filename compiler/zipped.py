@@ -22,6 +22,7 @@ _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR64 = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+_MOST_TABLE = 128 << 20  # bytes; of more than a million records
 
 
 class Readable(Protocol):
@@ -123,6 +124,8 @@ class Archive:
             self._refuse("it is one part of a split archive")
         if start + length != end:
             self._refuse("its table of contents is not where it says")
+        if length > _MOST_TABLE:
+            self._refuse(f"its table of contents has {length:,} bytes")
         return start, length, count
 
     def _table(self, start: int, length: int, count: int) -> dict[str, Record]:

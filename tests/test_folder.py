@@ -12,7 +12,7 @@ import pytest
 from oracle_cases import Case, digests
 from parity import ORACLES
 
-from compiler import tokens
+from compiler import chats, tokens
 from compiler.card import CARD, MANIFEST
 from compiler.cli import main
 from compiler.tokenizer import tokenizer_files
@@ -91,8 +91,8 @@ def test_the_template_is_rendered_as_transformers_does() -> None:
         {"role": "user", "content": "What is 1+1?"},
         {"role": "assistant", "content": "2"},
     ]
-    assert tokens.rendered(tokenizer.template, messages, tokenizer.special) == GOLDEN["chat_text"]
-    prompt = tokens.rendered(tokenizer.template, messages[:2], tokenizer.special, add_generation_prompt=True)
+    assert chats.rendered(tokenizer.template, messages, tokenizer.special) == GOLDEN["chat_text"]
+    prompt = chats.rendered(tokenizer.template, messages[:2], tokenizer.special, add_generation_prompt=True)
     assert prompt == GOLDEN["chat_text_gen"]
 
 

@@ -26,7 +26,7 @@ HEAVY = ("torch", "transformers", "numpy", "yaml", "jsonschema", "jinja2", "safe
 ROOMS = {
     "yaml": {"document"},
     "jsonschema": {"grammar"},
-    "jinja2": {"render", "rendered", "card", "tokens"},
+    "jinja2": {"render", "rendered", "card", "chats"},
     "ruff": {"render", "rendered"},
     "numpy": {"casts", "gather", "values"},
     "torch": {
