@@ -21,8 +21,12 @@ from compiler.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.collecting import uncollected
 from compiler.constants import check_made
 from compiler.diagnostics import Refusal, listed, refuse
+<<<<<<< wt/compiler/convert.py
+from compiler.environment import Environment, Given, NamedShapes, check_given, unfounded
+=======
 from compiler.environment import Environment, Given, NamedShapes, check_given
 from compiler.files import Unchanged
+>>>>>>> new/compiler/convert.py
 from compiler.interrupts import Interrupted, stoppable
 from compiler.output import Output
 from compiler.parts import open_source
@@ -121,7 +125,8 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
         for f in program.spec.config
         if f.carried and f.name in fields
     }
-    given |= {n: Given(v, "--set") for n, v in request.assigned.items()}
+    known = {n: g for n, g in given.items() if n is not None}
+    known |= {n: Given(v, "--set") for n, v in request.assigned.items()}
     different = [
         f"{f.name}={fields[f.name]!r} (the spec sets {f.constant!r})"
         for f in program.spec.config
@@ -130,15 +135,17 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
     if different:
         say(f"the config differs from what the spec writes: {listed(different)}")
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    env = Environment(
-        program, SourceShapes(program, shapes), {n: g for n, g in given.items() if n is not None}, trusted=True
-    )
+    env = Environment(program, SourceShapes(program, shapes), known, trusted=True)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     if used := {name: value for name, value in env.defaulted.items() if name in env.found}:
         say("left at their defaults: " + ", ".join(f"{name}={value!r}" for name, value in used.items()))
     # What comes out must be a source that the spec would accept, of the sizes that the config tells.
     made = {target.name: target for target in plan.targets}
-    Environment(program, NamedShapes(made), {n: g for n, g in given.items() if n is not None}).check()
+    try:
+        Environment(program, NamedShapes(made), known, trusted=unfounded(program, known)).check()
+    except Refusal as refusal:  # what only the way there has to know is nothing here
+        if others := [d for d in refusal.diagnostics if d.kind != "missing-argument"]:
+            raise Refusal(others) from None
     return plan
 
 

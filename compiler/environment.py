@@ -6,7 +6,7 @@ never dropped in silence. Requirements are judged here, before anything is plann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,12 +66,14 @@ class NamedShapes:
 class Environment(Mapping[str, Any]):
     """Arguments and facts by name; a fact is evaluated when it is first asked for."""
 
-    def __init__(self, program: Program, shapes: Shapes, given: Mapping[str, Given], trusted: bool = False) -> None:
-        """`trusted`: a given fact is taken as it is (an example, or the config of a folder to reverse)."""
+    def __init__(
+        self, program: Program, shapes: Shapes, given: Mapping[str, Given], trusted: bool | Set[str] = False
+    ) -> None:
+        """`trusted`: given facts, all or these, are taken as they are (an example, or the config of a folder to reverse)."""
         self.spec = program.spec
         self.shapes = shapes
         self.given = given
-        self.trusted = trusted
+        self.trusted = frozenset(program.spec.facts) if trusted is True else trusted or frozenset()
         self.found: dict[str, Any] = {}
         self.deciding: list[str] = []  # facts under evaluation, the innermost last
 
@@ -95,7 +97,7 @@ class Environment(Mapping[str, Any]):
         given = self.given.get(name)
         if name in self.spec.facts:
             fact = self.spec.facts[name]
-            if given is not None and given.value is not None and self.trusted:
+            if given is not None and given.value is not None and name in self.trusted:
                 return given.value
             self.deciding.append(name)
             try:
@@ -232,6 +234,15 @@ _TYPES: dict[type, str] = {
     list: "a list",
     dict: "a mapping",
 }
+
+
+def unfounded(program: Program, given: Mapping[str, object]) -> frozenset[str]:
+    """The facts that follow from an argument that nothing gives, be it by way of others."""
+    spec = program.spec
+    loose = spec.arguments.keys() - given.keys()
+    while more := {name for name, fact in spec.facts.items() if name not in loose and fact.names & loose}:
+        loose |= more
+    return frozenset(loose & spec.facts.keys())
 
 
 def check_given(program: Program, names: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from synthetic import Synthetic, folder_image, synthetic
+from synthetic import Synthetic, folder_image, image, synthetic
 from test_converters import Server
 
 from compiler.build import load_program
@@ -219,3 +219,41 @@ def test_a_converter_says_what_it_does_not_find(server: Server, tmp_path: Path) 
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
     words = [str(tmp_path / "other.pth"), str(tmp_path / "out"), "--set", "num_attention_heads=4"]
     assert "model.tok_embeddings.weight" in server.run("internlm2_llama", *words)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What no name shows
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "value"),
+    [
+        ("litgpt_mistral", "rotary_percentage", 0.75),  # LitGPT's Phi-4-mini has every name of Mistral
+        ("litgpt_mistral", "sliding_window_indices", [1, 0]),
+        ("litgpt_mixtral", "rope_condense_ratio", 8),
+        ("litgpt_qwen2", "parallel_residual", True),
+        ("litgpt_qwen3", "rope_interleave", True),
+        ("litgpt_llama", "attention_logit_softcapping", 50.0),
+        ("litgpt_phi", "scale_embeddings", True),
+        ("litgpt_gemma", "sliding_window_size", 512),
+        ("olmo1_olmo", "layer_norm_type", "rms"),
+        ("olmo1_olmo", "scale_logits", True),
+    ],
+)
+def test_a_layer_of_another_kind_is_refused(tmp_path: Path, spec: str, field: str, value: object) -> None:
+    source = made(spec)
+    file = source.save(tmp_path, "*.pth")
+    given = dict(source.arguments) | ({"sliding_window_size": 8} if field == "sliding_window_indices" else {})
+    with pytest.raises(Refusal, match="unmet-requirement"):
+        written(tmp_path, spec, file, None, **given | {field: value})
+    assert written(tmp_path, spec, file, None, **given)
+
+
+@pytest.mark.parametrize("spec", ["timm_vit", "whisper_whisper", "transformer_lens_gpt2", "mcore_llama"])
+def test_the_way_back_asks_for_nothing_that_only_the_way_there_needs(tmp_path: Path, spec: str) -> None:
+    """A fact that followed from an argument stands in the config now; what a requirement asked is answered."""
+    source = made(spec)
+    file = source.save(tmp_path, "*.pt")
+    written(tmp_path, spec, file, None, **source.arguments)
+    convert(load_program(spec), Request([tmp_path / "out"], reverse=True), tmp_path / "back.pth")
+    assert image(torch.load(tmp_path / "back.pth", weights_only=True)) == image(source.tensors)

@@ -125,7 +125,17 @@ def test_the_kills_see_a_journal_that_lies(tmp_path: Path, source: Path) -> None
     lying = KILLS.read_text().replace("\nif __name__", LIE)
     (tmp_path / "lying.py").write_text(lying)
     with tempfile.TemporaryDirectory(dir=MEMORY) as runs:
-        words = [sys.executable, str(tmp_path / "lying.py"), "llama", str(source), f"{runs}/runs", "--rounds", "6", "--calls", "2"]
+        words = [
+            sys.executable,
+            str(tmp_path / "lying.py"),
+            "llama",
+            str(source),
+            f"{runs}/runs",
+            "--rounds",
+            "6",
+            "--calls",
+            "2",
+        ]
         done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
 

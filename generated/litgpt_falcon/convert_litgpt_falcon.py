@@ -30,7 +30,14 @@ ARGUMENTS = {
     "gelu_approximate": "none",
     "parallel_residual": True,
     "rope_condense_ratio": 1,
-    "tie_word_embeddings": True,
+    "tie_word_embeddings": False,
+    "rope_interleave": False,
+    "rope_adjustments": None,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "scale_embeddings": False,
+    "sliding_window_size": None,
     "bos_token_id": 11,
     "eos_token_id": 11,
 }
@@ -152,6 +159,10 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if not (not f.rope_interleave and f.rope_adjustments is None):
+        raise SystemExit("rotary embeddings of this kind have no rule here")
+    if f.sliding_window_size is not None:
+        raise SystemExit("a sliding window would be lost")
     if not (f.mlp_class_name == "GptNeoxMLP" and f.gelu_approximate == "none" and f.parallel_residual):
         raise SystemExit("these blocks are not those of Falcon")
     if not (f.rotary_percentage == 1 and f.rope_condense_ratio == 1):
@@ -166,6 +177,13 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.head_size = f.n_embd // f.n_head
     f.n_query_groups = (shapes["transformer.h.0.attn.qkv.weight"][0] // f.head_size - f.n_head) // 2
     f.group_rows = f.n_head // f.n_query_groups * f.head_size
+    if not (
+        f.attention_scores_scalar in [None, f.head_size]
+        and f.attention_logit_softcapping is None
+        and (f.final_logit_softcapping is None)
+        and (not f.scale_embeddings)
+    ):
+        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
     if f.n_embd % f.n_head != 0:
         raise SystemExit("n_head does not divide n_embd")
     if f.n_head % f.n_query_groups != 0:

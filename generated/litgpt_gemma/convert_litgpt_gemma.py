@@ -30,6 +30,15 @@ ARGUMENTS = {
     "gelu_approximate": "tanh",
     "scale_embeddings": True,
     "mlp_class_name": "GemmaMLP",
+    "rotary_percentage": 1.0,
+    "rope_condense_ratio": 1,
+    "rope_interleave": False,
+    "rope_adjustments": None,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "sliding_window_size": None,
+    "parallel_residual": False,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -154,6 +163,17 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if not (
+        f.rotary_percentage == 1
+        and f.rope_condense_ratio == 1
+        and (not f.rope_interleave)
+        and (f.rope_adjustments is None)
+    ):
+        raise SystemExit("rotary embeddings of this kind have no rule here")
+    if f.sliding_window_size is not None:
+        raise SystemExit("a sliding window would be lost")
+    if f.parallel_residual:
+        raise SystemExit("attention and MLP side by side are not the blocks of this class")
     if "Gemma" not in f.name:
         raise SystemExit("LitGPT adds one to the weights of the norms only where the model's name says Gemma")
     if not (f.mlp_class_name == "GemmaMLP" and f.gelu_approximate == "tanh" and f.scale_embeddings):
@@ -168,6 +188,12 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_query_groups = (shapes["transformer.h.0.attn.qkv.weight"][0] // f.head_size - f.n_head) // 2
     f.q_rows = f.n_head * f.head_size
     f.kv_rows = f.n_query_groups * f.head_size
+    if not (
+        f.attention_scores_scalar in [None, f.head_size]
+        and f.attention_logit_softcapping is None
+        and (f.final_logit_softcapping is None)
+    ):
+        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
     if f.n_head % f.n_query_groups != 0:
         raise SystemExit("the number of query groups does not divide n_head")
     if shapes["transformer.h.0.attn.qkv.weight"][0] != f.q_rows + 2 * f.kv_rows:

@@ -35,6 +35,11 @@ ARGUMENTS = {
     "final_logit_softcapping": 30.0,
     "sliding_window_size": 4096,
     "sliding_window_indices": [1, 0],
+    "rotary_percentage": 1.0,
+    "rope_condense_ratio": 1,
+    "rope_interleave": False,
+    "rope_adjustments": None,
+    "parallel_residual": False,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -161,6 +166,15 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if not (
+        f.rotary_percentage == 1
+        and f.rope_condense_ratio == 1
+        and (not f.rope_interleave)
+        and (f.rope_adjustments is None)
+    ):
+        raise SystemExit("rotary embeddings of this kind have no rule here")
+    if f.parallel_residual:
+        raise SystemExit("attention and MLP side by side are not the blocks of this class")
     if "Gemma" not in f.name:
         raise SystemExit("LitGPT adds one to the weights of the norms only where the model's name says Gemma")
     if not (f.mlp_class_name == "GemmaMLP" and f.gelu_approximate == "tanh" and f.scale_embeddings):

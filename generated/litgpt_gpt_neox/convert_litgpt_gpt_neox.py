@@ -33,6 +33,13 @@ ARGUMENTS = {
     "shared_attention_norm": False,
     "rope_condense_ratio": 1,
     "tie_word_embeddings": False,
+    "rope_interleave": False,
+    "rope_adjustments": None,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "scale_embeddings": False,
+    "sliding_window_size": None,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -156,6 +163,10 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if not (not f.rope_interleave and f.rope_adjustments is None):
+        raise SystemExit("rotary embeddings of this kind have no rule here")
+    if f.sliding_window_size is not None:
+        raise SystemExit("a sliding window would be lost")
     if not (f.norm_class_name == "LayerNorm" and f.mlp_class_name == "GptNeoxMLP"):
         raise SystemExit("these blocks are not those of GPT-NeoX")
     if f.gelu_approximate != "none":
@@ -170,6 +181,13 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_embd = shapes["transformer.wte.weight"][1]
     f.intermediate_size = shapes["transformer.h.0.mlp.fc.weight"][0]
     f.n_layer = count(shapes, r"transformer\.h\.(?P<i>\d+)\.norm_1\.weight")
+    if not (
+        f.attention_scores_scalar in [None, f.n_embd // f.n_head]
+        and f.attention_logit_softcapping is None
+        and (f.final_logit_softcapping is None)
+        and (not f.scale_embeddings)
+    ):
+        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
     if f.n_embd % f.n_head != 0:
         raise SystemExit("n_head does not divide n_embd")
     if shapes["transformer.h.0.attn.qkv.weight"][0] != 3 * f.n_embd:

@@ -33,6 +33,11 @@ ARGUMENTS = {
     "norm_class_name": "RMSNorm",
     "mlp_class_name": "LLaMAMLP",
     "parallel_residual": False,
+    "rope_interleave": False,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "scale_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -157,6 +162,8 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if f.rope_interleave:
+        raise SystemExit("rotary embeddings of this kind have no rule here")
     if f.mlp_class_name == "GemmaMLP":
         raise SystemExit(
             "Gemma has the same names but another activation and other norms; use specs/litgpt_gemma2.yaml for Gemma 2"
@@ -188,6 +195,13 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_query_groups = (shapes["transformer.h.0.attn.qkv.weight"][0] // f.head_size - f.n_head) // 2
     f.q_rows = f.n_head * f.head_size
     f.kv_rows = f.n_query_groups * f.head_size
+    if not (
+        f.attention_scores_scalar in [None, f.head_size]
+        and f.attention_logit_softcapping is None
+        and (f.final_logit_softcapping is None)
+        and (not f.scale_embeddings)
+    ):
+        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
     if f.n_head % f.n_query_groups != 0:
         raise SystemExit("the number of query groups does not divide n_head")
     if shapes["transformer.h.0.attn.qkv.weight"][0] != f.q_rows + 2 * f.kv_rows:

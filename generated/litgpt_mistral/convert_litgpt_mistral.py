@@ -30,6 +30,15 @@ ARGUMENTS = {
     "rope_adjustments": None,
     "norm_class_name": "RMSNorm",
     "mlp_class_name": "LLaMAMLP",
+    "rotary_percentage": 1.0,
+    "rope_condense_ratio": 1,
+    "rope_interleave": False,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "scale_embeddings": False,
+    "sliding_window_indices": None,
+    "parallel_residual": False,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -154,6 +163,12 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if not (f.rotary_percentage == 1 and f.rope_condense_ratio == 1 and (not f.rope_interleave)):
+        raise SystemExit("rotary embeddings of this kind have no rule here")
+    if not (f.sliding_window_size is None or f.sliding_window_indices is None or 0 not in f.sliding_window_indices):
+        raise SystemExit("the window of this class slides in every layer")
+    if f.parallel_residual:
+        raise SystemExit("attention and MLP side by side are not the blocks of this class")
     if f.mlp_class_name != "LLaMAMLP":
         raise SystemExit("an MLP of another class has no Mistral form; use specs/litgpt_mixtral.yaml for experts")
     if f.norm_class_name != "RMSNorm":
@@ -168,6 +183,13 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_query_groups = (shapes["transformer.h.0.attn.qkv.weight"][0] // f.head_size - f.n_head) // 2
     f.q_rows = f.n_head * f.head_size
     f.kv_rows = f.n_query_groups * f.head_size
+    if not (
+        f.attention_scores_scalar in [None, f.head_size]
+        and f.attention_logit_softcapping is None
+        and (f.final_logit_softcapping is None)
+        and (not f.scale_embeddings)
+    ):
+        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
     if f.n_head % f.n_query_groups != 0:
         raise SystemExit("the number of query groups does not divide n_head")
     if shapes["transformer.h.0.attn.qkv.weight"][0] != f.q_rows + 2 * f.kv_rows:

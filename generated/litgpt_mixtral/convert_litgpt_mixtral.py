@@ -33,6 +33,16 @@ ARGUMENTS = {
     "first_k_dense_replace": None,
     "sliding_window_size": None,
     "mlp_class_name": "LLaMAMoE",
+    "rotary_percentage": 1.0,
+    "rope_condense_ratio": 1,
+    "rope_interleave": False,
+    "rope_adjustments": None,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "scale_embeddings": False,
+    "sliding_window_indices": None,
+    "parallel_residual": False,
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -158,6 +168,17 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if not (
+        f.rotary_percentage == 1
+        and f.rope_condense_ratio == 1
+        and (not f.rope_interleave)
+        and (f.rope_adjustments is None)
+    ):
+        raise SystemExit("rotary embeddings of this kind have no rule here")
+    if not (f.sliding_window_size is None or f.sliding_window_indices is None or 0 not in f.sliding_window_indices):
+        raise SystemExit("the window of this class slides in every layer")
+    if f.parallel_residual:
+        raise SystemExit("attention and MLP side by side are not the blocks of this class")
     if f.mlp_class_name != "LLaMAMoE":
         raise SystemExit("these layers are dense; use specs/litgpt_mistral.yaml")
     if "transformer.h.0.attn.norm_q.weight" in shapes:
@@ -175,6 +196,13 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_query_groups = (shapes["transformer.h.0.attn.qkv.weight"][0] // f.head_size - f.n_head) // 2
     f.q_rows = f.n_head * f.head_size
     f.kv_rows = f.n_query_groups * f.head_size
+    if not (
+        f.attention_scores_scalar in [None, f.head_size]
+        and f.attention_logit_softcapping is None
+        and (f.final_logit_softcapping is None)
+        and (not f.scale_embeddings)
+    ):
+        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
     if f.n_expert_per_token > f.n_expert:
         raise SystemExit("n_expert_per_token exceeds the number of experts")
     if f.n_head % f.n_query_groups != 0:
