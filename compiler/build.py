@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from compiler.checks import check
-from compiler.diagnostics import Diagnostic, Refusal, located
+from compiler.diagnostics import Diagnostic, Refusal, located, nearest, refuse
 from compiler.program import Program, build_program
 from compiler.reading import load_spec
-from compiler.resources import find_spec
+from compiler.resources import find_spec, folder
 from compiler.spec import Spec
 
 
@@ -21,7 +22,11 @@ def compile_spec(spec: Spec) -> Program:
 
 def load_program(text: str) -> Program:
     """The Program of a spec named by path or by the name of a shipped one. Raises Refusal."""
-    return compile_spec(load_spec(find_spec(text)))
+    path = find_spec(text)
+    if not path.exists():
+        hint = nearest(Path(text).stem, (spec.stem for spec in folder("specs").glob("*.yaml")))
+        refuse(text, "there is no such spec, neither here nor among the shipped ones", "unreadable-file", hint)
+    return compile_spec(load_spec(path))
 
 
 def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda found: None) -> dict[str, str]:

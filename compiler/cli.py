@@ -11,8 +11,9 @@ import os
 import sys
 from importlib import import_module
 
-from compiler.diagnostics import Diagnostic, Refusal, Span
+from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
 from compiler.options import report
+from compiler.resources import find_spec
 
 # The word -> the module, and the functions `<word>_parser` and `<word>` in it. A first word that is none is a spec.
 COMMANDS = {
@@ -48,6 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
 def dispatch(words: list[str]) -> int:
     """Run one command; the exit status. Whatever a command refuses is printed here and nowhere else."""
     command = words[0] if words and words[0] in COMMANDS else "compile"
+    meant = nearest(words[0], COMMANDS) if command == "compile" and len(words) > 1 else ""
+    if meant and not find_spec(words[0]).exists():
+        found = Diagnostic(Span(words[0]), "there is no such command, and no such spec", "wrong-usage", meant)
+        report([found], "--json" in words)
+        return 2
     module = import_module(f"compiler.{COMMANDS[command]}")
     try:
         options = getattr(module, f"{command}_parser")().parse(words[words[:1] == [command] :])

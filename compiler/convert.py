@@ -21,12 +21,8 @@ from compiler.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.collecting import uncollected
 from compiler.constants import check_made
 from compiler.diagnostics import Refusal, listed, refuse
-<<<<<<< wt/compiler/convert.py
 from compiler.environment import Environment, Given, NamedShapes, check_given, unfounded
-=======
-from compiler.environment import Environment, Given, NamedShapes, check_given
 from compiler.files import Unchanged
->>>>>>> new/compiler/convert.py
 from compiler.interrupts import Interrupted, stoppable
 from compiler.output import Output
 from compiler.parts import open_source

@@ -70,6 +70,16 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert subprocess.run([program, "-n"], input=script, text=True, check=False).returncode == 0
 
 
+def test_a_word_that_is_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A mistyped command is no spec, and a mistyped spec has a near one; nothing is written meanwhile."""
+    status, out, err = run(capsys, "rnu", "llama", tmp_path / "model.pth", tmp_path / "out")
+    assert (status, out, "did you mean 'run'?" in err) == (2, "", True)
+    status, out, err = run(capsys, "lama", "--out", tmp_path, "--no-proof")
+    assert (status, out, "did you mean 'llama'?" in err) == (1, "", True)
+    status, out, _ = run(capsys, "plam", "llama", "--json")
+    assert (status, json.loads(out)["diagnostics"][0]["kind"]) == (2, "wrong-usage")
+
+
 def test_every_command_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     """By the help and by the README."""
     for page in (run(capsys, "--help")[1], (ROOT / "README.md").read_text()):
