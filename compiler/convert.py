@@ -109,19 +109,14 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
 def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint, say: Say) -> Plan:
     config_path = request.config or settings.beside(request.source[0], "config.json")
     if config_path is None:
-        refuse(
-            str(request.source[0]),
-            "there is no config.json, which tells the sizes of the way back",
-            "missing-config",
-            "give it with --config",
-        )
+        text = "there is no config.json, which tells the sizes of the way back"
+        refuse(str(request.source[0]), text, "missing-config", "give it with --config")
     fields = dialects.read_config(settings.read_config_file(config_path))
-    given = {
-        f.carried: Given(fields[f.name], config_path.name)
+    known = {
+        f.carried or "": Given(fields[f.name], config_path.name)
         for f in program.spec.config
         if f.carried and f.name in fields
     }
-    known = {n: g for n, g in given.items() if n is not None}
     known |= {n: Given(v, "--set") for n, v in request.assigned.items()}
     different = [
         f"{f.name}={fields[f.name]!r} (the spec sets {f.constant!r})"
@@ -130,15 +125,15 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
     ]
     if different:
         say(f"the config differs from what the spec writes: {listed(different)}")
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    env = Environment(program, SourceShapes(program, shapes), known, trusted=True)
+    shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    env = Environment(program, shapes, known, trusted=True)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     if used := {name: value for name, value in env.defaulted.items() if name in env.found}:
         say("left at their defaults: " + ", ".join(f"{name}={value!r}" for name, value in used.items()))
     # What comes out must be a source that the spec would accept, of the sizes that the config tells.
-    made = {target.name: target for target in plan.targets}
+    made = NamedShapes({target.name: target for target in plan.targets})
     try:
-        Environment(program, NamedShapes(made), known, trusted=unfounded(program, known)).check()
+        Environment(program, made, known, trusted=unfounded(program, known)).check()
     except Refusal as refusal:  # what only the way there has to know is nothing here
         if others := [d for d in refusal.diagnostics if d.kind != "missing-argument"]:
             raise Refusal(others) from None
