@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -179,6 +179,8 @@ def write(
     crew: ranks.Crew | None = None,
 ) -> None:
     """Carry a plan out. Raises Refusal; then nothing is left behind but what an I/O error lets --resume continue."""
+    from compiler import values
+
     crew = crew or ranks.Crew(0, 1, out)
     files = [] if plan.reverse else outfiles.lay_out(plan.targets, outfiles.parse_size(request.max_shard_size))
     output = Output(out, request.force, request.resume, fingerprint(plan, checkpoint, files), not plan.reverse)
@@ -215,7 +217,7 @@ def write(
                 if request.digests:
                     text = card.manifest(plan, checkpoint, output.place)
                     (output.place / card.MANIFEST).write_text(text, encoding="utf-8")
-            for line in _overflows(plan, checkpoint, output.place):
+            for line in values.made(checkpoint, plan, output.place):
                 say(line)
             sources.check()
             output.finish()
@@ -229,15 +231,6 @@ def write(
         kind = "disk-full" if full else "unreadable-file" if source else "output-unwritable"
         verb = "read" if source else "written"
         refuse(str(error.filename or out), f"cannot be {verb}: {error.strerror or error}", kind, output.left())
-
-
-def _overflows(plan: Plan, checkpoint: Checkpoint, place: Path) -> Iterator[str]:
-    """What casts to a narrower type have made infinite, read back from what was written."""
-    from compiler import values
-
-    groups = values.narrowed(plan, checkpoint)
-    if groups:
-        yield from values.overflowed(groups, checkpoint, open_checkpoint(place))
 
 
 def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[outfiles.OutFile]) -> str:

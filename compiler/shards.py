@@ -27,6 +27,7 @@ _NO_WEIGHTS = re.compile(
 _LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
 METADATA = ".metadata"  # the index of a distributed checkpoint
 _MOST_INDEX_BYTES = 200_000_000
+_MOST_APART = 8  # shards with the same trouble, each with its own message
 
 
 @dataclass
@@ -99,11 +100,15 @@ def read_index(path: Path) -> dict[str, Path]:
     report, shards = Report(), dict[str, Path]()
     if wrong := [name for name, file in weight_map.items() if not isinstance(file, str)]:
         refuse(str(path), f"its weight_map names no file for {listed(map(shown, wrong))}", "bad-index")
+    problems: dict[str, list[str]] = {}
     for file in dict.fromkeys(weight_map.values()):
-        problem = misplaced(path.parent, file)
-        if problem:
-            report.add(Span(str(path)), f"its shard {file[:200]!r} {problem}", "bad-index")
+        if problem := misplaced(path.parent, file):
+            problems.setdefault(problem, []).append(repr(file[:200]))
         shards[file] = path.parent / file
+    for problem, files in problems.items():
+        each = [f"its shard {file}" for file in files]
+        for those in each if len(files) <= _MOST_APART else [f"each of its shards {listed(files)}"]:
+            report.add(Span(str(path)), f"{those} {problem}", "bad-index")
     report.settle()
     return {name: shards[file] for name, file in weight_map.items()}
 

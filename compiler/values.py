@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from compiler.checkpoint import Checkpoint, Tensor, read_bytes
+from compiler.checkpoint import Checkpoint, Tensor, open_checkpoint, read_bytes
 from compiler.diagnostics import listed, refuse
 from compiler.dtypes import ITEM_SIZES
 from compiler.files import Source
@@ -150,6 +151,12 @@ def narrowed(plan: Plan, checkpoint: Checkpoint) -> list[Group]:
         if before and after and min(after) < max(before):
             found.append(group)
     return found
+
+
+def made(checkpoint: Checkpoint, plan: Plan, place: Path) -> Iterator[str]:
+    """What casts to a narrower type have made infinite, read back from what was written."""
+    if groups := narrowed(plan, checkpoint):
+        yield from overflowed(groups, checkpoint, open_checkpoint(place))
 
 
 def overflowed(groups: Iterable[Group], before: Checkpoint, after: Checkpoint) -> Iterator[str]:

@@ -179,6 +179,11 @@ BOMBS = {
     "wrong arguments": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
     "bytes of a number": b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
     "escape codes": b"\x80\x02cos\x1b[2J\nsystem\n.",
+    "long key": b"\x80\x02}(" + b"N" * 65 + b"tNs.",
+    "path doubled": b"\x80\x02X\x01\x00\x00\x00x" + b"q\x000cpathlib\nPath\nh\x00h\x00\x86R" * 30 + b".",
+    "list copied": b"\x80\x02](" + b"N" * 9999 + b"eq\x000](" + b"cbuiltins\nlist\nh\x00\x85R" * 300 + b"e.",
+    "sets": b"\x80\x04](" + b"\x8f" * 80_000 + b"e.",
+    "names": b"\x80\x02](" + b"".join(b"cm\nn%d\n" % n for n in range(10_001)) + b"e.",
 }
 
 
@@ -204,6 +209,14 @@ def test_deep_nesting_is_no_crash(tmp_path: Path) -> None:
 def test_a_rebuild_function_given_to_itself_is_not_followed() -> None:
     call = b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\nq\x00(h\x00ctorch\nTensor\n)NtR."
     assert isinstance(load(call, "x.pth")[0], Unreadable)
+
+
+def test_too_large_a_memo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compiler.pickled.MAX_MEMO", 1000)
+    monkeypatch.setattr("compiler.pickled._STRETCH", 100)
+    puts = b"".join(b"r" + struct.pack("<I", n) for n in range(2000))
+    with pytest.raises(Refusal, match="unsupported-pickle"):
+        load(b"\x80\x02N" + puts + b".", "x.pth")
 
 
 def test_too_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,6 +418,8 @@ def entry(start: int, end: int, shape: Any = (2,), dtype: str = "U8") -> dict[st
 SAFETENSORS = {
     "length": (struct.pack("<Q", 1 << 40) + b"{", "its header claims 1,099,511,627,776 bytes"),
     "no object": (header(b"[1]"), "no JSON object"),
+    "no number": (header(b'{"a":{"dtype":"U8","shape":[],"data_offsets":[0,1],"x":NaN}}', b"x"), "NaN is no number"),
+    "many values": (header(b'{"a":[' + b"0," * 8_000_000 + b"0]}"), "more than 8,000,000 values"),
     "broken": (header(b"{,}"), "no valid JSON"),
     "deep": (header(b'{"a":' + b"[" * 100_000), "nested too deeply"),
     "not UTF-8": (header(b'{"\xff":1}'), "no valid JSON"),

@@ -225,15 +225,19 @@ def strided() -> list[tuple[str, Tensor, values.Count]]:
     return [
         ("its own", base.t()[1], values.Count(nan=64)),
         ("another's", base[:, 2:4], values.Count()),
+        ("of both", base[:, :2].t().expand(3, 2, 64), values.Count(nan=192)),
         ("expanded", base[0, 1].expand(5, 7), values.Count(nan=35)),
     ]
 
 
 @pytest.mark.parametrize(("name", "tensor", "expected"), strided(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize("piece", [64 << 20, 100])
 @pytest.mark.parametrize("whole", [True, False])
 def test_views_are_counted_for_what_they_are(
-    tmp_path: Path, name: str, tensor: Tensor, expected: values.Count, whole: bool
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, tensor: Tensor, expected: values.Count, whole: bool,
+    piece: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(values, "_PIECE", piece)
     torch.save({"x": tensor}, tmp_path / "x.pth")
     found = values.survey(open_checkpoint(tmp_path / "x.pth"), ["x"], whole)
     assert found == ({"x": expected} if expected else {})

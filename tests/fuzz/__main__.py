@@ -32,6 +32,7 @@ def main() -> int:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as place:
         commands = [[str(HERE / "inputs.py"), what, f"{place}/{what}", str(rounds)] for what, rounds in INPUTS]
+        commands.append([str(HERE / "hostile.py"), f"{place}/hostile"])
         for n, (spec, options) in enumerate(KILLS):
             folder = Path(place) / f"source{n}"
             folder.mkdir()
