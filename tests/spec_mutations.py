@@ -26,7 +26,7 @@ from compiler.diagnostics import Diagnostic, Refusal
 ROOT = Path(__file__).parent.parent
 SPECS = sorted((ROOT / "specs").glob("*.yaml"))
 # What a spec says to a run, to a reader or to the proof, and no generated text repeats.
-QUIET = re.compile(r"example\b|require/|ignore/|source\b|summary|arguments/[^/]+/help")
+QUIET = re.compile(r"example\b|require/|ignore/|tokenizer/|source\b|summary|arguments/[^/]+/help")
 
 Path_ = tuple[object, ...]
 
