@@ -53,10 +53,12 @@ test-oracles: env .venv-oracles/ready .venv-scripts/ready
 	.venv-scripts/bin/python tests/oracles/run_transformers_scripts.py build/oracles --seed $(SEED)
 	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/test_oracles.py tests/test_mutations.py
 
-# Other programs on a converted folder; what they need goes beside .venv, not into it.
+# Other programs on a converted folder; what they need goes beside the packages of .venv, not among them.
+PROGRAMS := torchao==0.18.0 ctranslate2==4.8.5 gguf==0.19.0 trl==1.16.0 \
+	datasets==5.2.0 pyarrow==26.0.1 pandas==3.1.1 python-dateutil==4.0.0 six==1.17.0 dill==0.4.1 multiprocess==0.70.19 xxhash==4.1.0
 test-ecosystem: env
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/ecosystem torchao==0.18.0 ctranslate2==4.8.5 gguf==0.19.0
-	PYTHONPATH=build/ecosystem $(BIN)/python -m pytest tests/ecosystem/programs.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/programs $(PROGRAMS)
+	PYTHONPATH=.venv/programs $(BIN)/python -m pytest tests/ecosystem/programs.py
 
 check: env
 	$(BIN)/ruff check .

@@ -404,6 +404,36 @@ def test_threads_steps_and_ways_give_the_same_bytes(
         assert image(tmp_path / f"e{seed}") == whole
 
 
+def test_what_lies_beside_the_weights_is_the_same(tmp_path: Path, source: Path) -> None:
+    """Card, manifest with digests, index, configs and a tokenizer that was built: with any number of threads, any seed of
+    hashes, where the source lies elsewhere, and after a kill."""
+    vocabulary = Path(__file__).parent / "data" / "vocabularies" / "bpe.model"
+    options = ["--tokenizer", str(vocabulary), "--digests", "--max-shard-size", "100KB"]
+    elsewhere = tmp_path / "elsewhere" / source.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(source.read_bytes())
+    code, wholes = "import sys; from compiler import cli; cli.main(sys.argv[1:])", []
+    for seed, (place, jobs) in enumerate([(source, "1"), (source, "7"), (elsewhere, "3")]):
+        out = tmp_path / str(seed)
+        command = [sys.executable, "-c", code, "run", "llama", str(place), str(out), *options, "--jobs", jobs]
+        done = subprocess.run(
+            command, env={**ENVIRONMENT, "PYTHONHASHSEED": str(seed)}, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        wholes.append(image(out))
+    out = tmp_path / "continued"
+    process = start(source, out, *options)
+    noted(process)
+    process.kill()
+    process.communicate()
+    command = [sys.executable, "-c", code, "run", "llama", str(source), str(out), *options, "--resume", "--jobs", "4"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False)
+    assert b"are there and as they were written" in done.stderr
+    wholes.append(image(out))
+    assert {"README.md", "mapspec.json", "model.safetensors.index.json", "tokenizer.json"} <= wholes[0].keys()
+    assert all(whole == wholes[0] for whole in wholes)
+
+
 def test_the_way_back_gives_the_same_bytes(tmp_path: Path, program: Program, source: Path) -> None:
     convert(program, Request([source]), tmp_path / "out")
     for name in ("a", "b"):

@@ -111,6 +111,30 @@ def test_a_step_by_trainer(folder: Path, tmp_path: Path) -> None:
     assert load(tmp_path / "saved").config.model_type == "qwen3"
 
 
+def test_a_step_by_trl(folder: Path, tmp_path: Path) -> None:
+    """Supervised fine-tuning on conversations: the folder's template writes them, and what is saved loads again."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    talks = [[*MESSAGES, {"role": "assistant", "content": text}] for text in TEXTS]
+    words = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True, "bf16": False, "report_to": []}
+    args = SFTConfig(str(tmp_path / "out"), learning_rate=1e-3, save_strategy="no", seed=0, max_length=64, **words)
+    trainer = SFTTrainer(
+        str(folder), args=args, train_dataset=Dataset.from_list([{"messages": talk} for talk in talks])
+    )
+    tokenizer = trainer.processing_class
+    seen = tokenizer.decode(next(iter(trainer.get_train_dataloader()))["input_ids"][0])
+    assert seen.startswith(tokenizer.bos_token)
+    assert "What is 1+1?" in seen
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    assert 0 < trainer.train().training_loss < 20
+    assert any(not before[name].equal(tensor) for name, tensor in trainer.model.state_dict().items())
+    trainer.save_model(str(tmp_path / "trained"))
+    ids = torch.arange(8).reshape(1, 8)
+    with torch.no_grad():
+        assert load(tmp_path / "trained")(ids).logits.allclose(trainer.model.float()(ids).logits, atol=1e-5)
+
+
 def test_int8_by_torchao(folder: Path) -> None:
     pytest.importorskip("torchao")
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
