@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens
+ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens baichuan2 deepseek_v3
 SEED ?= 1
 
 .PHONY: env env-4 demo test test-ecosystem test-oracles check regen fuzz bench clean

@@ -20,6 +20,7 @@ def check(program: Program) -> None:
         checker.report.add(text.span, f"undecided: {question}", "undecided", "decide it, then remove this entry")
     checker.check_claims(program)
     checker.check_merge(program)
+    checker.check_indices(program)
     checker.check_names(program)
     checker.report.settle()
 
@@ -64,9 +65,44 @@ class _Checker:
                     "it may ask dim, count and exists of the first part",
                 )
 
+    def check_indices(self, program: Program) -> None:
+        """A guard reads its own index; that index is a plain one of the names that a rule reads, and stays one."""
+        for name, guard in self.spec.indices.items():
+            self.attempt(guard)
+            if name in self.spec.arguments or name in self.spec.facts:
+                self.report.add(
+                    guard.span,
+                    f"{name!r} is an index, and an argument or a fact",
+                    "duplicate-name",
+                    "an index is a number of a name; give it another word",
+                )
+        self.report.settle()
+        for name, guard in self.spec.indices.items():
+            for function, text, span in guard.asked:
+                message = f"a guard of an index cannot ask for {function} of {text!r}"
+                self.report.add(span, message, "expression-syntax", "make it a fact, and read that")
+            if name not in guard.names:
+                message = f"the guard of {{{name}}} does not read {name!r}"
+                self.report.add(guard.span, message, "unknown-name", "what depends on no index is a `when` of its rule")
+        for rule in (*program.rules, *program.created):
+            for name in self.spec.indices.keys() & ({*rule.sources[0].holes} ^ {*rule.targets[0].holes}):
+                message = f"{rule.name} folds or opens {{{name}}}, which has a guard"
+                self.report.add(rule.span, message, "op-mismatch", "only an index of both sides may have one")
+        read = [p for rule in (*program.rules, *program.created) for p in rule.sources]
+        for pattern in (*read, *(tie.alias for tie in program.ties), *(p for p, _ in program.ignored)):
+            for hole in pattern.holes.values():
+                if hole.name in self.spec.indices and (hole.shift or not hole.is_index):
+                    at = pattern.span.within(max(0, pattern.text.find("{" + hole.name)), len(hole.name) + 2)
+                    message = f"{{{hole.name}}} has a guard, so that it is a plain index here"
+                    hint = "shift the index of the target instead" if hole.shift else "give it another name"
+                    self.report.add(at, message, "name-syntax", hint)
+
     def disjoint(self, patterns: list[tuple[Pattern, str]], verb: str, kind: str) -> None:
         for n, (pattern, what) in enumerate(patterns):
             for other, whose in patterns[:n]:
+                guards = [pattern.holes.keys() & self.spec.indices, other.holes.keys() & self.spec.indices]
+                if all(guards) and guards[0] != guards[1]:
+                    continue  # other numbers, which are compared when the guards have values
                 name = common_name(pattern, other)
                 if name is not None:
                     self.report.add(
@@ -103,7 +139,7 @@ class _Checker:
                 )
                 self.report.add(tie.owner.span, message, "unknown-tensor", hint)
         for expr in expressions(program):
-            for name in sorted(expr.names):
+            for name in sorted(expr.names - {n for n, guard in spec.indices.items() if guard is expr}):
                 if name not in known:
                     self.report.add(
                         expr.name_span(name),
@@ -165,7 +201,12 @@ class _Checker:
 def expressions(program: Program) -> list[Expr]:
     """Every expression of a program, in the order of the spec."""
     spec = program.spec
-    found = [*spec.facts.values(), *(e for e, _ in spec.require), *(f.expr for f in spec.config if f.expr)]
+    found = [
+        *spec.facts.values(),
+        *spec.indices.values(),
+        *(e for e, _ in spec.require),
+        *(f.expr for f in spec.config if f.expr),
+    ]
     found += spec.tokenizer.named.values() if spec.tokenizer else []
     rules = (*program.rules, *program.created)
     found += [r.when for r in rules if r.when] + [t.when for t in program.ties if t.when]

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from compiler.algebra import Key
 from compiler.diagnostics import Report, Span, listed, nearest
 from compiler.environment import Environment, Signature
-from compiler.names import Hole, Pattern, options
+from compiler.names import MOST_DIGITS, Hole, Pattern, options
 from compiler.overlap import count_components
 from compiler.program import Program, Rule
-
-MOST_DIGITS = 9  # of an index; a model has no billion layers
 
 
 @dataclass
@@ -40,6 +38,7 @@ class Claimant:
         self.made: list[tuple[str, float]] = []  # reversed: what `create` wrote, and the value that it must hold
         self.indices: dict[str, set[int]] = {}  # text before an index -> its values
         self.least: dict[str, int] = {}  # text before an index -> the number that it counts from
+        self.readers: dict[str, set[tuple[str, int]]] = {}  # text before an index -> its names and their shifts
         self.seen: dict[tuple[int, int], set[tuple[str, ...]]] = {}  # (rule, slot) -> captures
 
     def claim(self) -> None:
@@ -59,21 +58,21 @@ class Claimant:
             if length not in fitting:
                 fitting[length] = [s for s, n in zip(sources, lengths, strict=True) if n is None or n == length]
             for n, k, pattern in fitting[length]:
-                captures = pattern.match(name)
+                captures = self.env.match(pattern, name)
                 if captures is not None:
                     found.append((self.rules[n].name or self.rules[n].kind, self.rules[n].span))
                     self.take(n, k, pattern, name, captures)
             for tie in ties:
-                captures = tie.alias.match(name)
+                captures = self.env.match(tie.alias, name)
                 if captures is not None:
                     found.append(("tie", tie.alias.span))
                     self.ties.append((name, tie.owner.fill(captures)))
             for pattern, reason in ignored:
-                if pattern.match(name) is not None:
+                if self.env.match(pattern, name) is not None:
                     found.append(("ignore", pattern.span))
                     self.ignored.append((name, reason))
             for rule in created:
-                if rule.targets[0].match(name) is not None:
+                if self.env.match(rule.targets[0], name) is not None:
                     found.append(("create", rule.span))
                     self.made.append((name, rule.steps[0][0].fill))  # type: ignore[attr-defined]
             if not found and self.program.keep_all:
@@ -120,6 +119,7 @@ class Claimant:
                 self.indices.setdefault(prefix, set()).add(number + part.shift)
                 least = max(0, part.shift)
                 self.least[prefix] = min(least, self.least.get(prefix, least))
+                self.readers.setdefault(prefix, set()).add((part.name, part.shift))
                 prefix += "#"
             else:
                 prefix += text
@@ -134,11 +134,7 @@ class Claimant:
     def check_complete(self) -> None:
         """Indices run from 0 without a gap, and a rule that reads one layer reads all of them."""
         for prefix, values in self.indices.items():
-            # By what is there, not by what might be: one absurd index shall not cost a billion numbers.
-            least = self.least[prefix]
-            present = sorted(value for value in values if value >= least)
-            gap = next((n for n, value in enumerate(present, least) if n != value), None)
-            if gap is not None:
+            if (gap := self.gap(prefix)) is not None:
                 self.report.add(
                     Span(self.program.spec.path),
                     f"the checkpoint has no {prefix}{gap}, though it has {prefix}{max(values)}",
@@ -168,6 +164,17 @@ class Claimant:
                 "missing-tensor",
             )
 
+    def gap(self, prefix: str) -> int | None:
+        """The first number that is missing behind `prefix`, of those that some rule reads."""
+        number = self.least[prefix]
+        # By what is there, not by what might be: one absurd index shall not cost a billion numbers.
+        for value in sorted(value for value in self.indices[prefix] if value >= number):
+            for missing in range(number, value):
+                if any(missing >= s and self.env.admits(hole, str(missing - s)) for hole, s in self.readers[prefix]):
+                    return missing
+            number = value + 1
+        return None
+
     def expected(self, pattern: Pattern) -> list[tuple[str, ...]]:
         """The captures that a complete checkpoint has for a pattern."""
         found: list[tuple[tuple[str, ...], str]] = [((), "")]
@@ -179,7 +186,7 @@ class Claimant:
                     ((*c, str(v - part.shift)), prefix + "#")
                     for c, prefix in found
                     for v in sorted(self.indices.get(prefix, ()))
-                    if v >= part.shift
+                    if v >= part.shift and self.env.admits(part.name, str(v - part.shift))
                 ]
             elif isinstance(part, Hole) and (words := options(part)) is not None:
                 found = [((*c, word), prefix + word) for c, prefix in found for word in words]

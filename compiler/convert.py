@@ -93,7 +93,7 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
         say(note)
     env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
     env.check()
-    check_quantized(program, checkpoint.tensors)
+    check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
     if program.keep_all:
         check_target(plan)

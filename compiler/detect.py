@@ -168,9 +168,11 @@ def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[fl
     )
     needed = [p for rule in program.rules if not rule.when for p in rule.sources]
     others = [p for rule in program.rules if rule.when for p in rule.sources]
-    others += [tie.alias for tie in program.ties] + [p for p, _ in program.ignored]
+    guarded = program.spec.indices.keys()  # their numbers may begin anywhere
+    others += [tie.alias for tie in program.ties] + [p for p, _ in program.ignored if not p.holes.keys() & guarded]
     unread = [n for n in few if not any(p.match(n) is not None for p in (*needed, *others))]
-    absent = [str(p) for p in needed if not any(p.match(n) is not None for n in few)]
+    many = {p: tensors if p.holes.keys() & guarded else few for p in needed}
+    absent = [str(p) for p, names in many.items() if not any(p.match(n) is not None for n in names)]
     if program.keep_all:
         return 1.0, []
     reasons = [f"the checkpoint lacks {listed(absent, 4)}"] if absent else []

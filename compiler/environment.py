@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, nearest
 from compiler.evaluation import Shapes
 from compiler.exprs import Expr
-from compiler.names import Pattern
+from compiler.names import MOST_DIGITS, Pattern
 from compiler.program import Program
 from compiler.spelling import parse_pattern
 
@@ -75,6 +75,7 @@ class Environment(Mapping[str, Any]):
         self.given = given
         self.trusted = frozenset(program.spec.facts) if trusted is True else trusted or frozenset()
         self.found: dict[str, Any] = {}
+        self.meant: dict[tuple[str, str], bool] = {}  # (index, number) -> whether its guard holds
         self.deciding: list[str] = []  # facts under evaluation, the innermost last
 
     def __getitem__(self, name: str) -> Any:
@@ -140,9 +141,15 @@ class Environment(Mapping[str, Any]):
             type(value) is not type(given.value) and not all(isinstance(v, (int, float)) for v in (value, given.value))
         ) or value != given.value:
             hint = "the two do not belong together, or the checkpoint is incomplete"
-            counted = [pattern for function, pattern, _ in fact.asked if function == "count"]
-            if counted and isinstance(given.value, int) and isinstance(value, int) and given.value > value:
-                hint = f"no tensor is called {_next_name(parse_pattern(counted[0], fact.span), value)}"
+            counted = [parse_pattern(text, fact.span) for function, text, _ in fact.asked if function == "count"]
+            if (
+                counted
+                and len(counted[0].holes) == 1
+                and isinstance(given.value, int)
+                and isinstance(value, int)
+                and given.value > value
+            ):
+                hint = f"no tensor is called {_next_name(counted[0], value)}"
             raise Refusal(
                 [
                     Diagnostic(
@@ -170,6 +177,23 @@ class Environment(Mapping[str, Any]):
 
     def holds(self, when: Expr | None) -> bool:
         return when is None or bool(self.evaluate(when))
+
+    def match(self, pattern: Pattern, name: str) -> dict[str, str] | None:
+        """What `pattern.match` captures; None also where an index has a number that its guard rules out."""
+        captures = pattern.match(name)
+        if captures is None or all(self.admits(hole, text) for hole, text in captures.items()):
+            return captures
+        return None
+
+    def admits(self, hole: str, text: str) -> bool:
+        """Whether an index may stand for this number, as `indices` of the spec says. Raises Refusal."""
+        guard = self.spec.indices.get(hole)
+        if guard is None:
+            return True
+        if (hole, text) not in self.meant:
+            values = {name: self[name] for name in guard.names - {hole}} | {hole: int(text[:MOST_DIGITS])}
+            self.meant[hole, text] = bool(guard.evaluate(values, self.shapes))
+        return self.meant[hole, text]
 
     # -----------------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from compiler.checkpoint import Checkpoint, Joined, Tensor, read_bytes
 from compiler.collecting import uncollected
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.files import Source
-from compiler.formula import PRODUCTS, Formulas
+from compiler.formula import SUMS, Formulas
 from compiler.moves import Move, lower
 from compiler.outfiles import OutFile
 from compiler.plan import Group, Plan, Target
@@ -137,7 +137,7 @@ def _tasks(
                 left[path].append((offset, target.nbytes))
             else:
                 moves[path] += moved
-        if computed and pipeline and not any(node.kernel in PRODUCTS for node in formulas.nodes.values()):
+        if computed and pipeline and not any(node.kernel in SUMS for node in formulas.nodes.values()):
             others.append(_on_device(group, checkpoint, [places.get(t.name) for t, _ in found], pipeline))
         elif computed:
             others += tasks_of(computed, formulas.nodes, partial(_failure, group, checkpoint), room)
@@ -203,7 +203,7 @@ def _tensors(plan: Plan, checkpoint: Checkpoint, host: Sender, there: Sender) ->
         worker = Worker({str(path): stack.enter_context(Source(path)) for path in checkpoint.files})
         for group in plan.groups:
             sources = _sources(group, checkpoint)
-            sender = host if any(getattr(op, "kernel", "") in PRODUCTS for op in group.ops) else there
+            sender = host if any(getattr(op, "kernel", "") in SUMS for op in group.ops) else there
             with _failing(group, checkpoint):
                 made, _ = sender.compute(partial(_call, group), _listed(sources), worker.fill)
                 sender.engine.hand_over(made)

@@ -18,7 +18,7 @@ from compiler.layout import Array, Piece, narrow
 
 BLOCK = 2 << 20  # bytes of a target that are computed at a time: with all operands in float32, ten times as many
 WASTE = 4  # computing in blocks may compute this many times the bytes that it needs
-PRODUCTS = frozenset(("add_low_rank",))  # a matrix product has other bits where it is cut, or on another device
+SUMS = frozenset(("add_low_rank", "normalize"))  # a sum has other bits where it is cut, or on another device
 _CASTS = frozenset(("float16", "bfloat16", "float32", "float64"))  # those that the bytes go through as they move
 
 
@@ -51,6 +51,8 @@ class Node:
             case "affine" | "cast" | "pad" | "full" | "dequantize_blocks":
                 return 1
             case "dequantize_mxfp4" if len(self.shape) > 1:
+                return 1
+            case "normalize" if self.values[0] % len(self.shape):
                 return 1
         return max(1, self.height)
 

@@ -82,7 +82,7 @@ def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, .
         applications: dict[tuple[str, ...], list[dict[tuple[int, ...], tuple[int, ...]]]] = {}
         for name, shape in shapes.items():
             for k, pattern in enumerate(back.sources):
-                captures = pattern.match(name)
+                captures = env.match(pattern, name)
                 if captures is not None:
                     slots = applications.setdefault(tuple(captures[h] for h in back.outer), [{} for _ in back.sources])
                     slots[k][tuple(int(captures[h]) for h in back.folded)] = shape
@@ -122,7 +122,7 @@ def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, .
     for tie in program.ties:
         if env.holds(tie.when):
             for name in [*source]:
-                captures = tie.owner.match(name)
+                captures = env.match(tie.owner, name)
                 if captures is not None:
                     source[tie.alias.fill(captures)] = source[name]
     return source

@@ -58,6 +58,13 @@ def affine(tensor: Tensor, scale: float, shift: float) -> Tensor:
     return (scale * wide + shift).to(tensor.dtype)
 
 
+def normalize(tensor: Tensor, axis: int) -> Tensor:
+    """What stands along an axis, divided by its Euclidean length: in float32 or wider, rounded once."""
+    # A sum has the same bits only over elements that lie the same.
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
+    return torch.nn.functional.normalize(wide, dim=axis, eps=1e-12).to(tensor.dtype)
+
+
 def dequantize_blocks(weight: Tensor, scale: Tensor, rows: int, columns: int, dtype: str) -> Tensor:
     """Each block of `rows` by `columns` elements times its scale; blocks at the edges may be smaller."""
     spread = scale.to(torch.float32).repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
@@ -82,7 +89,8 @@ def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tens
 
 
 KERNELS: dict[str, Callable[..., Tensor]] = {
-    function.__name__: function for function in (full, pad, affine, dequantize_blocks, dequantize_mxfp4, add_low_rank)
+    function.__name__: function
+    for function in (full, pad, affine, normalize, dequantize_blocks, dequantize_mxfp4, add_low_rank)
 }
 
 

@@ -50,6 +50,9 @@ def _unused(program: Program) -> Iterator[Diagnostic]:
     for name, fact in spec.facts.items():
         if name not in read:
             yield _warn(fact.span, f"nothing reads the fact {name!r}", "unused-name", "remove it")
+    held = {hole for pattern in _patterns(program) for hole in pattern.holes}
+    for name in spec.indices.keys() - held:
+        yield _warn(spec.indices[name].span, f"no name holds the index {{{name}}}", "unused-name", "remove its guard")
 
 
 def _patterns(program: Program) -> Iterator[Pattern]:

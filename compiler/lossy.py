@@ -1,4 +1,4 @@
-"""The ops without a way back: `dequantize` and `lora`.
+"""The ops without a way back: `normalize`, `dequantize` and `lora`.
 
 A plan that would have to undo one is refused with the reason. Their `inverse` tells the shapes that they came from and
 no more, which is what proving a spec needs.
@@ -10,8 +10,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from compiler.algebra import Algebra, Bundle, Op, OpError, Size, T, shown
+from compiler.algebra import Algebra, Bundle, Op, OpError, Size, T, axis_of, shown
 from compiler.arithmetic import Computed, Real, Shape
+
+
+@dataclass(frozen=True)
+class Normalize(Computed):
+    """What stands along `axis` divided by its Euclidean length, as `torch.nn.functional.normalize` with its eps of 1e-12
+    does it in float32; what is zero stays zero."""
+
+    word: ClassVar[str] = "normalize"
+    undo: ClassVar[str] = "none"
+    loss: ClassVar[str] = "the lengths that were divided by are lost"
+    kernel: ClassVar[str] = "normalize"
+    axis: int
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return (self.axis,)
+
+    def result(self, *shapes: Shape) -> Shape:
+        axis_of(self.axis, len(shapes[0]), self.word, shapes[0])
+        return shapes[0]
+
+    def inverse(self) -> Op:
+        return self
 
 
 @dataclass(frozen=True)

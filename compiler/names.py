@@ -201,6 +201,7 @@ def _char_class(mask: int) -> str:
 
 
 MAX_OPTIONS = 64
+MOST_DIGITS = 9  # of an index; a model has no billion layers
 
 
 def options(part: Part) -> tuple[str, ...] | None:

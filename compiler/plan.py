@@ -213,7 +213,7 @@ class _Binder:
         groups: list[Group] = []
         for rule in self.program.created if not self.report.diagnostics else ():
             for name in self.signature if self.env.holds(rule.when) else ():
-                captures = rule.sources[0].match(name)
+                captures = self.env.match(rule.sources[0], name)
                 if captures is None:
                     continue
                 like, step = self.signature[name], rule.steps[0][0].bind(self.env.number)
@@ -242,7 +242,7 @@ class _Binder:
             if not self.env.holds(tie.when):
                 continue
             for owner, group in by_target.items():
-                captures = tie.owner.match(owner)
+                captures = self.env.match(tie.owner, owner)
                 if captures is None:
                     continue
                 alias = tie.alias.fill(captures)

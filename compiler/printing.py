@@ -86,6 +86,7 @@ class ExprPrinter:
 
     holder: str
     helpers: set[str] = field(default_factory=set)
+    number: str = ""  # the name that is an index, and stands as `n`
 
     def __call__(self, expr: Expr) -> str:
         return ast.unparse(_Rewriter(self).visit(copy.deepcopy(expr.tree)))
@@ -125,6 +126,8 @@ class _Rewriter(ast.NodeTransformer):
         self.printer = printer
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id == self.printer.number:
+            return ast.Name("n", ast.Load())
         if not self.printer.holder:
             return node
         return ast.Attribute(ast.Name(self.printer.holder, ast.Load()), node.id, ast.Load())

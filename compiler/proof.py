@@ -177,10 +177,10 @@ def _check_covered(program: Program, env: Environment, shapes: Mapping[str, tupl
     report = Report()
     active = [rule for rule in (*program.rules, *program.created) if env.holds(rule.when)]
     patterns = [p for rule in active for p in rule.targets]
-    uncovered = [name for name in shapes if not any(p.match(name) is not None for p in patterns)]
+    uncovered = [name for name in shapes if not any(env.match(p, name) is not None for p in patterns)]
     for rule in active:
         for pattern in rule.targets:
-            if not any(pattern.match(name) is not None for name in shapes):
+            if not any(env.match(pattern, name) is not None for name in shapes):
                 report.add(
                     pattern.span,
                     f"{program.spec.target.class_name} has no tensor {pattern}",
@@ -241,5 +241,5 @@ def _written(program: Program, env: Environment, source: Pattern) -> list[str]:
     if not source.is_name:
         return []
     rules = [r for r in program.rules if not r.steps and env.holds(r.when)]
-    found = [(rule, captures) for rule in rules if (captures := rule.sources[0].match(source.text)) is not None]
+    found = [(rule, captures) for rule in rules if (captures := env.match(rule.sources[0], source.text)) is not None]
     return [rule.targets[0].fill(captures) for rule, captures in found]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compiler.diagnostics import listed, refuse
-from compiler.environment import Signature
+from compiler.environment import Environment, Signature
 from compiler.plan import Plan
 from compiler.program import Program
 
@@ -21,14 +21,14 @@ TYPES = frozenset(
 )  # fmt: skip
 
 
-def check_quantized(program: Program, signature: Signature) -> None:
+def check_quantized(program: Program, env: Environment, signature: Signature) -> None:
     """Raises Refusal: `quantized-weights`."""
     scaled = [p for rule in program.rules for p in rule.sources if any(op.word == "dequantize" for op, _ in rule.steps)]
     known = [*scaled, *(pattern for pattern, _ in program.ignored)]
     found = [
         f"{name} ({tensor.dtype})"
         for name, tensor in signature.items()
-        if tensor.dtype in TYPES and not any(pattern.match(name) is not None for pattern in known)
+        if tensor.dtype in TYPES and not any(env.match(pattern, name) is not None for pattern in known)
     ]
     if odd := [text for text in found if text.endswith(("(bool)", "(complex64)"))]:
         hint = "leave them out where the checkpoint is made, or `ignore` them in the spec"

@@ -46,6 +46,7 @@ def read_spec(root: Node) -> Spec:
         target=target,
         arguments=arguments,
         facts=facts,
+        indices={key.text: _expr(node) for key, node in _entries(root, "indices")},
         require=tuple((_expr(key), document.plain(node)) for key, node in _entries(root, "require")),  # type: ignore[misc]
         config=config,
         fields=fields,

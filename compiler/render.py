@@ -124,6 +124,8 @@ class _Context:
             "guarded": [(self.printer(r.when), raw(r.sources[0].regex), self.expanded(r)) for r in listed if r.when],
             "ignored": [(raw(p.regex), quoted(reason)) for p, reason in self.program.ignored],
             "facts": [(name, self.printer(spec.facts[name])) for name in self.ordered_facts()],
+            "scaled": "rope_scaling" in spec.arguments,
+            "indices": [(quoted(name), self.guard(name)) for name in spec.indices],
             "early": early,
             "late": late,
             "config": [(quoted(f.name), self.printer(f.expr) if f.expr else literal(f.constant)) for f in spec.config],
@@ -152,6 +154,10 @@ class _Context:
 
     def expanded(self, rule: Rule) -> str:
         return raw(expansion(rule.targets[0]))
+
+    def guard(self, index: str) -> str:
+        """The condition on a number `n` of an index."""
+        return ExprPrinter("f", self.printer.helpers, index)(self.spec.indices[index])
 
     def ordered_facts(self) -> list[str]:
         """Facts in an order in which each stands after those that it reads."""

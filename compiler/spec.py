@@ -26,6 +26,7 @@ OP_WORDS = (
     "pad",
     "crop",
     "affine",
+    "normalize",
     "dequantize",
     "lora",
 )
@@ -151,6 +152,7 @@ class Spec:
     target: Target
     arguments: Mapping[str, Argument]
     facts: Mapping[str, Expr]
+    indices: Mapping[str, Expr]  # the numbers that an index of the names stands for, where not for all
     require: tuple[tuple[Expr, str], ...]
     config: tuple[Field, ...]
     fields: Mapping[str, Field]

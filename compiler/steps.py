@@ -68,6 +68,8 @@ def op_of(step: Step, transform: Transform, slots: int) -> Op:
         case ("interleave" | "deinterleave") as word, _:
             text = notation.INTERLEAVE if word == "interleave" else notation.DEINTERLEAVE
             return notation.parse_rearrange(text, {"part": size_of(values[word])}, step.span)
+        case "normalize", int(along):
+            return lossy.Normalize(along)
         case "pad" | "crop" | "affine" | "dequantize" | "lora", _:
             return _computed(step)
         case "transpose", True:

@@ -78,11 +78,18 @@ def synthetic(program: Program, example: int = 0, dtype: str = "float32", finite
                 tensors[alias] = tensors[owner].clone()
     # Names that the spec leaves behind, where it lists them.
     ignored = {
-        pattern.fill(dict.fromkeys(pattern.holes, "0") | {h: words[0] for h, words in choices.items()}): torch.ones(2)
+        pattern.fill(
+            {h: _number(env, h) for h in pattern.holes} | {h: words[0] for h, words in choices.items()}
+        ): torch.ones(2)
         for pattern, _ in program.ignored
         if (choices := {h: words for h, hole in pattern.holes.items() if (words := options(hole))}) is not None
     }
     return Synthetic(tensors, ignored, {n: v for n, v in values.items() if n in spec.arguments})
+
+
+def _number(env: Environment, hole: str) -> str:
+    """The first number that an index may stand for."""
+    return next(str(n) for n in range(99) if env.admits(hole, str(n)))
 
 
 def _numbers(shape: tuple[int, ...], dtype: str, random: torch.Generator) -> Tensor:

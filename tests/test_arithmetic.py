@@ -16,9 +16,10 @@ from torch import Tensor
 from compiler.algebra import Bundle, Op, OpError, ShapeAlgebra
 from compiler.arithmetic import Affine, Computed, Crop, Full, Pad
 from compiler.diagnostics import Span
+from compiler.formula import Node
 from compiler.kernels import KERNELS, TorchAlgebra, bytes_of
 from compiler.layout import LayoutAlgebra, source
-from compiler.lossy import DequantizeBlocks, DequantizeMxfp4, Lora, Origin
+from compiler.lossy import DequantizeBlocks, DequantizeMxfp4, Lora, Normalize, Origin
 from compiler.notation import DEINTERLEAVE, INTERLEAVE, parse_rearrange
 
 LENGTHS = st.integers(1, 9)
@@ -107,6 +108,38 @@ def test_a_constant(shape: tuple[int, ...], fill: float, dtype: str) -> None:
 # What has no way back
 
 
+@given(SHAPES, st.data(), st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]))
+def test_normalize(shape: tuple[int, ...], data: st.DataObject, dtype: torch.dtype) -> None:
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    scale = data.draw(st.sampled_from([1.0, 1e-3, 200.0]))  # whose squares half precision does not hold
+    tensor = (torch.randn(shape, dtype=torch.float64) * scale).to(dtype)
+    op = Normalize(axis)
+    (made,) = agree(op, tensor)
+    rows = tensor.double().movedim(axis, -1).reshape(-1, shape[axis])
+    wanted = torch.stack([row / max(math.hypot(*row.tolist()), 1e-12) for row in rows])
+    room = 4 * torch.finfo(dtype).eps
+    assert torch.allclose(made.double().movedim(axis, -1).reshape(rows.shape), wanted, rtol=room, atol=room * 1e-3)
+    assert (op.undo, op.inverse()) == ("none", op)
+    assert op.loss
+
+
+def test_nothing_has_no_direction() -> None:
+    tensor = torch.tensor([[0.0, 0.0], [3.0, -4.0], [1e-30, 0.0]])
+    (made,) = agree(Normalize(1), tensor)
+    assert made.tolist() == [[0.0, 0.0], [pytest.approx(0.6), pytest.approx(-0.8)], [pytest.approx(1e-18), 0.0]]
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_normalized_rows_come_one_by_one_where_they_can(axis: int) -> None:
+    """In blocks of rows the bits are those of the whole; along the rows there are no blocks."""
+    tensor = torch.randn(37, 4099).to(torch.bfloat16)
+    node = Node("normalize", (source("w", "bfloat16", (37, 4099)),), (axis,), "bfloat16", (37, 4099))
+    assert node.grain == (37 if axis == 0 else 1)
+    (whole,) = on_torch(Normalize(axis), tensor)
+    parts = [on_torch(Normalize(axis), part)[0] for part in tensor.split(node.grain)]
+    assert same(torch.cat(parts), whole)
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
 def test_blocks(height: int, width: int, rows: int, columns: int) -> None:
     op = DequantizeBlocks(rows, columns, "bfloat16")
@@ -175,6 +208,7 @@ def test_lora(out: int, into: int, rank: int, dtype: torch.dtype, scale: float) 
         (Pad(2, 4, 6, 0.0), [(4, 2)]),
         (Crop(0, 4, 6), [(4, 2)]),
         (Crop(1, 4, 2), [(4, 2)]),
+        (Normalize(1), [(4,)]),
         (DequantizeBlocks(2, 2, "bfloat16"), [(4, 4), (2, 3)]),
         (DequantizeBlocks(2, 2, "bfloat16"), [(4,), (2,)]),
         (DequantizeMxfp4("bfloat16"), [(4, 15), (4,)]),

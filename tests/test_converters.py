@@ -148,7 +148,7 @@ def test_both_write_the_same(
 ) -> None:
     # What a cast makes of a NaN depends on where it lies in torch's vectors; everything else may hold any bits.
     program = program_of(name)
-    computed = any(op.word in ("dequantize", "lora") for rule in program.rules for op, _ in rule.steps)
+    computed = any(op.word in ("normalize", "dequantize", "lora") for rule in program.rules for op, _ in rule.steps)
     source = source_of(name, example, dtype, finite=cast is not None or computed)
     file = source.save(tmp_path, program.spec.weights)
     wanted, got = tmp_path / "executor", tmp_path / "converter"
@@ -318,6 +318,15 @@ RULES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"h.0.q": (8, 3), "h.0.k": (12,)},
     ),
     "cast": ("transform: [{name: narrow, from: 'h.{i}.w', to: 'l.{i}.w', cast: bfloat16}]", {"h.0.w": (3, 3)}),
+    "indices with guards": (
+        "indices: {low: low < n, high: n <= high < n + 2, further: further >= n + 2}\n"
+        "rename: {'h.{low}.w': 'l.{low}.low', 'h.{high}.w': 'l.{high}.high', 'h.{high}.{p:a|b}': 'm.{high+1}.{p}'}\n"
+        "tie: {'t.{low}.w': 'h.{low}.w'}\nignore: {'h.{further}.{rest:.+}': not needed, 't.{high}.w': nor this}\n"
+        "transform: [{name: turn, from: 'h.{high}.v', to: 'l.{high}.v', transpose: true}]",
+        {f"h.{i}.w": (2,) for i in range(6)}
+        | {f"h.{i}.{p}": (1, 3) for i in (2, 3, 4) for p in "abv"}
+        | {f"t.{i}.w": (2,) for i in range(3)},
+    ),
     "tie and ignore": (
         "rename: {'h.{i}.w': 'l.{i}.w'}\ntie: {'t.{i}.w': 'h.{i}.w'}\nignore: {'/junk.*/': not needed}",
         {"h.0.w": (2,), "h.1.w": (2,), "t.0.w": (2,), "t.1.w": (2,), "junk.x": (9,)},

@@ -155,7 +155,9 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.num_hidden_layers = count(shapes, r"model\.layers\.(?P<i>\d+)\.input_layernorm\.weight")
     f.head_dim = f.hidden_size // f.num_attention_heads
     if f.vocab_size == 125696:
-        raise SystemExit("Baichuan 2 scales each row of its head to length 1 whenever it runs, which no op here does")
+        raise SystemExit(
+            "Baichuan 2 scales each row of its head to length 1 whenever it runs; use specs/baichuan2_llama.yaml"
+        )
     if f.hidden_size >= 5120:
         raise SystemExit("the 13B models have ALiBi instead of rotary embeddings, which Llama cannot express")
     if f.hidden_size % f.num_attention_heads != 0:

@@ -226,6 +226,14 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         raise SystemExit(f"the checkpoint lacks {', '.join(lost)}")
 
 
+def scaling(given: Mapping[str, dict[str, object] | None]) -> dict[str, object] | None:
+    """How a config of either generation of transformers scales rotary embeddings; None where it does not."""
+    said = (given.get("rope_parameters") or {}) | (given.get("rope_scaling") or {})
+    kind = said.get("rope_type") or said.get("type") or "default"
+    rest = {n: v for n, v in said.items() if n not in ("rope_type", "type", "rope_theta", "partial_rotary_factor")}
+    return {"rope_type": kind, **rest} if rest or kind != "default" else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="OLMo-core's OLMo 3 (three sliding layers to a full one) as a standard Olmo3ForCausalLM"
@@ -259,6 +267,8 @@ def main() -> None:
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
+    if given.keys() & {"rope_parameters", "rope_scaling"}:
+        given["rope_scaling"] = scaling(given)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
     arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
     for name, default in ARGUMENTS.items():
