@@ -166,6 +166,14 @@ def test_a_nested_checkpoint_is_detected(tmp_path: Path) -> None:
     assert {fit.spec: fit.status for fit in fits} == {"megatron_gpt2": "fits", "llama": "no", "nanogpt_gpt2": "no"}
 
 
+def test_one_of_several_ranks_is_refused(tmp_path: Path) -> None:
+    source = made("megatron_gpt2", 2)
+    half = {n: t[: len(t) // 2] if "query_key_value" in n else t for n, t in source.tensors.items()}
+    torch.save({"model": nested(half), "checkpoint_version": 3.0}, tmp_path / "model_optim_rng.pt")
+    with pytest.raises(Refusal, match="one of several tensor-parallel ranks"):
+        written(tmp_path, "megatron_gpt2", tmp_path / "model_optim_rng.pt", None, num_attention_heads=4)
+
+
 def test_groups_that_nobody_reads_do_not_count(server: Server, tmp_path: Path) -> None:
     """Megatron-LM's `num_query_groups` is 1 unless grouped attention is asked for."""
     source = made("mcore_llama")
@@ -236,6 +244,11 @@ def test_a_converter_says_what_it_does_not_find(server: Server, tmp_path: Path) 
         ("litgpt_llama", "attention_logit_softcapping", 50.0),
         ("litgpt_phi", "scale_embeddings", True),
         ("litgpt_gemma", "sliding_window_size", 512),
+        ("meta_llama", "sliding_window", 4096),  # Mistral AI's files have every name of Meta's
+        ("mistral_mistral", "use_scaled_rope", True),
+        ("megatron_gpt2", "apply_layernorm_1p", True),
+        ("megatron_gpt2", "apply_residual_connection_post_layernorm", True),
+        ("mistral_mixtral", "moe", {"num_experts_per_tok": 2, "num_experts": 8}),  # the router has 12
         ("olmo1_olmo", "layer_norm_type", "rms"),
         ("olmo1_olmo", "scale_logits", True),
     ],

@@ -24,6 +24,7 @@ ARGUMENTS = {
     "n_kv_heads": None,
     "norm_eps": 1e-05,
     "max_seq_len": 2048,
+    "rope_theta": 10000.0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
@@ -177,6 +178,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
     config = {
         "vocab_size": f.vocab_size,
         "head_dim": f.head_dim,
+        "rope_theta": f.rope_theta,
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
         "hidden_size": f.width,
@@ -186,7 +188,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "num_key_value_heads": f.kv_heads,
         "max_position_embeddings": f.max_seq_len,
         "rms_norm_eps": f.norm_eps,
-        "rope_theta": 10000.0,
         "hidden_act": "silu",
         "tie_word_embeddings": True,
         "attention_bias": False,

@@ -28,6 +28,9 @@ ARGUMENTS = {
     "bias_gelu_fusion": None,
     "openai_gelu": False,
     "layernorm_epsilon": 1e-05,
+    "apply_layernorm_1p": False,
+    "apply_residual_connection_post_layernorm": False,
+    "squared_relu": False,
     "bos_token_id": 50256,
     "eos_token_id": 50256,
 }
@@ -148,6 +151,12 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if f.apply_layernorm_1p:
+        raise SystemExit("norms whose weights lack their one (apply_layernorm_1p) have no rule here")
+    if f.apply_residual_connection_post_layernorm:
+        raise SystemExit("the residual of GPT-2 does not come behind the norm")
+    if f.squared_relu:
+        raise SystemExit("GPT-2 has no squared ReLU")
     f.modern = "language_model.encoder.layers.0.self_attention.query_key_value.weight" in shapes
     f.padded_vocab_size = shapes["language_model.embedding.word_embeddings.weight"][0]
     f.tokens = f.padded_vocab_size if f.vocab_size is None else f.vocab_size
@@ -163,6 +172,14 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     )
     if f.hidden_size % f.num_attention_heads != 0:
         raise SystemExit("num_attention_heads does not divide the model's width")
+    if (
+        shapes["language_model.encoder.layers.0.self_attention.query_key_value.weight"][0]
+        if f.modern
+        else shapes["language_model.transformer.layers.0.attention.query_key_value.weight"][0]
+    ) != 3 * f.hidden_size:
+        raise SystemExit(
+            "the rows are not those of queries, keys and values; this may be one of several tensor-parallel ranks"
+        )
     if f.tokens > f.padded_vocab_size:
         raise SystemExit("vocab_size exceeds the rows of the embedding")
     return f

@@ -27,6 +27,7 @@ ARGUMENTS = {
     "norm_eps": 1e-05,
     "rope_theta": 10000.0,
     "sliding_window": None,
+    "use_scaled_rope": False,
     "max_position_embeddings": 32768,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -153,8 +154,10 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if f.use_scaled_rope:
+        raise SystemExit("the rotary embeddings of Llama 3.1 have no rule here; use specs/meta_llama.yaml")
     if "layers.0.feed_forward.experts.0.w1.weight" in shapes:
-        raise SystemExit("a mixture of experts is another class")
+        raise SystemExit("a mixture of experts; use specs/mistral_mixtral.yaml")
     if "layers.0.block_sparse_moe.w1" in shapes:
         raise SystemExit("a mixture of experts; use specs/mixtral_mixtral.yaml")
     f.rows = shapes["tok_embeddings.weight"][0]
