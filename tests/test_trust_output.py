@@ -107,11 +107,19 @@ def noted(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "options"),
-    [("llama", ["--over"]), ("minimind1_llama", ["--dtype", "float16"]), ("litgpt_gemma", ["--set", "n_head=8"])],
-    ids=["copied", "gathered", "computed"],
+    [
+        ("llama", ["--over"]),
+        ("minimind1_llama", ["--dtype", "float16"]),
+        ("litgpt_gemma", ["--set", "n_head=8"]),
+        ("minimind1_llama", ["--reverse", "--over"]),
+    ],
+    ids=["copied", "gathered", "computed", "back"],
 )
 def test_killed_and_continued(tmp_path: Path, spec: str, options: list[str]) -> None:
     made = synthetic(load_program(spec), 0, finite=True).save(tmp_path, "*.pth")
+    if "--reverse" in options:
+        convert(load_program(spec), Request([made]), tmp_path / "converted")
+        made = tmp_path / "converted"
     with tempfile.TemporaryDirectory(dir=MEMORY) as runs:
         words = [sys.executable, str(KILLS), spec, str(made), f"{runs}/runs", "--rounds", "6", "--calls", "1", *options]
         done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False)

@@ -18,6 +18,8 @@ KILLS = [
     ("llama", ["--over", "--max-shard-size", "100KB"]),
     ("minimind1_llama", ["--dtype", "float16"]),
     ("litgpt_gemma", ["--set", "n_head=8"]),
+    ("llama", ["--reverse"]),
+    ("minimind1_llama", ["--reverse", "--over"]),
 ]
 
 
@@ -26,6 +28,7 @@ def main() -> int:
     from synthetic import synthetic
 
     from compiler.build import load_program
+    from compiler.convert import Request, convert
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     failed = False
@@ -36,7 +39,11 @@ def main() -> int:
         for n, (spec, options) in enumerate(KILLS):
             folder = Path(place) / f"source{n}"
             folder.mkdir()
-            source = synthetic(load_program(spec), 0, finite=True).save(folder, "*.pth")
+            program = load_program(spec)
+            source = synthetic(program, 0, finite=True).save(folder, "*.pth")
+            if "--reverse" in options:
+                convert(program, Request([source]), folder / "converted")
+                source = folder / "converted"
             words = [spec, str(source), f"{place}/kills{n}", "--rounds", "200", "--calls", "40", *options]
             commands.append([str(HERE / "kills.py"), *words])
         for command in commands:

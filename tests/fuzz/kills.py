@@ -91,6 +91,9 @@ def run(words: list[str], crash: Callable[[], Crash] | None = None, kill_at: flo
 
 
 def files(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, or what a file holds, under the name `.`."""
+    if folder.is_file():
+        return {".": folder.read_bytes()}
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -99,12 +102,14 @@ STALE = {"config.json": b"{}", "model-00001-of-00009.safetensors": b"old"}
 
 
 class Trial:
-    """Conversions of one source, each compared with the undisturbed one; `over` a folder that is in use, or not."""
+    """Conversions of one source, each compared with the undisturbed one; `over` what is in use, or not."""
 
     def __init__(self, spec: str, source: Path, folder: Path, options: list[str], over: bool) -> None:
         self.folder = folder
         self.out = folder / "out"
         self.before = {**USERS, **STALE} if over else {}
+        if over and "--reverse" in options:
+            self.before = {".": b"old"}
         self.words = ["run", spec, str(source), str(self.out), *options, *["--force"] * over]
         self.clean()
         status, said = run(self.words)
@@ -115,7 +120,7 @@ class Trial:
 
     def clean(self) -> None:
         for path in self.folder.iterdir():
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name, content in self.before.items():
             (self.out / name).parent.mkdir(parents=True, exist_ok=True)
             (self.out / name).write_bytes(content)
