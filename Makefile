@@ -41,9 +41,10 @@ test: env
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1
 	touch $@
 
+# timm and clip need a torchvision of the same build as torch, so that both come from one index.
 .venv-scripts/ready: tests/oracles/requirements-scripts.txt
 	$(PYTHON) -m venv .venv-scripts
-	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements-scripts.txt
 	touch $@
 
