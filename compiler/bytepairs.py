@@ -11,12 +11,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
 
 from compiler.diagnostics import refuse
 
 Token = TypeVar("Token", str, bytes)
+_MOST_WORK = 1_000_000_000  # letters; 250,000 tokens of 60
 _LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}) ([0-9]{1,9})")
 
 
@@ -39,11 +40,18 @@ def read_ranks(name: str, data: bytes) -> dict[bytes, int] | None:
         if token in ranks:
             refuse(name, f"line {number} repeats a token", "damaged-file")
         ranks[token] = int(found[2])
+    check_lengths(name, ranks)
     if sorted(ranks.values()) != list(range(len(ranks))):
         refuse(name, f"its ranks are not 0 to {len(ranks) - 1}, each once", "damaged-file", "lines may be missing")
     if missing := sum(bytes([byte]) not in ranks for byte in range(256)):
         refuse(name, f"{missing} of the 256 bytes are no token of it, so that some texts have none", "damaged-file")
     return ranks
+
+
+def check_lengths(name: str, tokens: Iterable[Sized]) -> None:
+    """Refuse tokens whose pairs nobody could list: their number is that of all letters, its work that of their squares."""
+    if sum(len(token) ** 2 for token in tokens) > _MOST_WORK:
+        refuse(name, "its tokens are longer than those of any text", "damaged-file", "copy the file again")
 
 
 def merges(tokens: Iterable[Token], parts: Container[Token]) -> Iterator[tuple[Token, Token]]:

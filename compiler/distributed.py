@@ -9,7 +9,6 @@ Source: torch/distributed/checkpoint/metadata.py, filesystem.py (`_StorageInfo`,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
@@ -22,7 +21,7 @@ from compiler.standins import Global, Inert, Storage, Unreadable, View
 from compiler.tensors import Joined, Tensor, dense_strides
 from compiler.torchfiles import Places, open_zip
 
-_MOST_OBJECT = 16 << 20  # bytes of an object that is no tensor
+_MOST_OBJECT, _MOST_OBJECTS = 8 << 20, 16 << 20  # bytes of an object that is no tensor, and of all of them
 Sizes = tuple[int, ...]
 Chunk = tuple[Sizes, Sizes]  # offsets and sizes
 
@@ -34,6 +33,8 @@ class Distributed:
         self.path = path
         self.checksums: dict[tuple[Path, int, int], int] = {}
         self.used: dict[Path, int] = {}  # the files, and their sizes
+        self.items: dict[tuple[Path, int, int], tuple[Any, Places]] = {}  # what lies where, once it was read
+        self.left = _MOST_OBJECTS
         if path.stat().st_size > MAX_BYTES:
             self.refuse(f"a pickle of more than {MAX_BYTES >> 20} MiB", "unsupported-pickle", "no metadata needs that")
         metadata, _ = load(path.read_bytes(), str(path))
@@ -77,11 +78,14 @@ class Distributed:
         return View(Storage(name, dtype.name, 0), dtype.name, 0, shape, dense_strides(shape))
 
     def object(self, name: str) -> Any:
-        """What torch.save wrote for it; None where it is large."""
-        path, start, length = self.place(name, None)
-        if length > _MOST_OBJECT:
-            return None
-        return open_zip(path, lambda tree: (), (start, length))[0]
+        """What torch.save wrote for it; None where it is large, or much was read already."""
+        path, start, length = place = self.place(name, None)
+        if place not in self.items:
+            self.left -= length
+            if length > _MOST_OBJECT or self.left < 0:
+                return None
+            self.items[place] = open_zip(path, lambda tree: (), (start, length))
+        return self.items[place][0]
 
     def put(self, path: Any, name: str, value: Any) -> None:
         """At its place in the tree: `path`, where the trainer had it nested, or its plain name."""
@@ -108,20 +112,16 @@ class Distributed:
         return self.joined(name, parts, (0,) * len(shape), shape)
 
     def chunk(self, name: str, key: str, dtype: str, offsets: Sizes, sizes: Sizes) -> Tensor:
-        path, start, length = self.place(key, offsets)
-        found: list[View] = []
-
-        def only(tree: Any) -> Iterable[View]:
-            if not isinstance(tree, View) or (tree.dtype, tree.shape) != (dtype, sizes):
-                self.refuse(
-                    f"what is stored of {shown(key)} at {list(offsets)} is not the {dtype} of {list(sizes)} it says"
-                )
-            found.append(tree)
-            return found
-
-        _, places = open_zip(path, only, (start, length))
+        path, start, length = place = self.place(key, offsets)
+        if place not in self.items:
+            self.items[place] = open_zip(path, lambda tree: [tree] if isinstance(tree, View) else [], (start, length))
+        tree, places = self.items[place]
+        if not isinstance(tree, View) or (tree.dtype, tree.shape) != (dtype, sizes):
+            self.refuse(
+                f"what is stored of {shown(key)} at {list(offsets)} is not the {dtype} of {list(sizes)} it says"
+            )
         self.checksums |= places.checksums
-        return Places(path, places.extents).locate(name, found[0])
+        return Places(path, places.extents).locate(name, tree)
 
     def joined(
         self, name: str, parts: list[tuple[Sizes, Sizes, Tensor]], start: Sizes, shape: Sizes, axis: int = 0

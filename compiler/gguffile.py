@@ -20,6 +20,8 @@ from compiler.tensors import Tensor, dense_strides
 
 MAGIC = b"GGUF"
 MOST_AXES = 4  # GGML_MAX_DIMS
+MOST_TENSORS = 1_000_000
+MOST_ITEMS = 4_000_000  # of lists of texts; a tokenizer has four such lists of some 250,000
 MOST_TEXT = 1 << 20  # bytes of a key, a name or a text
 MOST_LISTED = 64  # values of a list that is kept
 STRING, ARRAY = 8, 9
@@ -84,6 +86,7 @@ class _Reader:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
         self.size = file.seek(0, 2)
+        self.items = 0  # of lists that cannot be passed over in one step
         file.seek(0)
 
     def preamble(self) -> tuple[int, dict[str, Value]]:
@@ -101,7 +104,7 @@ class _Reader:
             hint = "versions 2 and 3 are known; make it again with a newer tool"
             refuse(str(self.path), f"a GGUF file of version {version}", "unknown-format", hint)
         count, pairs = int(self.number("Q")), int(self.number("Q"))
-        if count * 24 + pairs * 12 > self.size:
+        if count * 24 + pairs * 12 > self.size or count > MOST_TENSORS:
             _damaged(self.path, f"its header claims {count:,} tensors and {pairs:,} values")
         values: dict[str, Value] = {}
         for _ in range(pairs):
@@ -133,6 +136,9 @@ class _Reader:
         if length > self.size or depth > 2:
             _damaged(self.path, f"a list of {length:,} values")
         if kind in (STRING, ARRAY):
+            self.items += length
+            if self.items > MOST_ITEMS:
+                _damaged(self.path, f"lists of more than {MOST_ITEMS:,} texts or lists")
             texts: list[bool | int | float | str] = []
             for _ in range(length):
                 item = self.value(kind, depth + 1)

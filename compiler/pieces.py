@@ -13,10 +13,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from compiler.bytepairs import check_lengths
 from compiler.diagnostics import refuse
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE, WORD, CHAR = range(1, 5)
+_MOST_PIECES = 1_000_000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _PIECES, _TRAINER, _NORMALIZER, _DENORMALIZER = 1, 2, 3, 5
 
@@ -64,6 +66,8 @@ def read_pieces(name: str, data: bytes) -> Pieces | None:
         for number, value in _fields(data):
             if number == _PIECES:
                 pieces.append(_piece(dict(_fields(_as_bytes(value)))))
+                if len(pieces) > _MOST_PIECES:
+                    refuse(name, f"it has more than {_MOST_PIECES:,} pieces", "damaged-file")
             elif number in (_TRAINER, _NORMALIZER, _DENORMALIZER):
                 parts.setdefault(number, {}).update(_fields(_as_bytes(value)))
     except ValueError:
@@ -71,6 +75,7 @@ def read_pieces(name: str, data: bytes) -> Pieces | None:
     if _TRAINER not in parts:
         return None
     kinds = {piece.text: piece.kind for piece in pieces}
+    check_lengths(name, kinds)
     if len(kinds) < len(pieces):
         refuse(name, "two of its pieces have one text", "damaged-file")
     if not all(math.isfinite(piece.score) for piece in pieces):

@@ -102,19 +102,21 @@ class _Context:
         required = [a for a in spec.arguments.values() if a.required]
         known = ["*ARGUMENTS"] * bool(defaults) + ["*REQUIRED"] * bool(required) + [quoted(n) for n, _ in derived]
         suffix = ".gguf" if spec.weights.endswith(".gguf") else ".pth"
+        weights = spec.weights if in_parts(spec.weights) or suffix == ".gguf" else "*.safetensors"
         found = {
             "banner": banner(spec.name.value),
             "summary": inside(spec.summary),
             "summary_literal": quoted(spec.summary),
             "module": self.module,
             "yaml_config": (yaml_config := spec.source_config.endswith((".yaml", ".yml"))),
-            "config_example": spec.source_config if yaml_config else "config.json",
+            "config_example": inside(spec.source_config) if yaml_config else "config.json",
             "source_example": "folder/"
             if "safetensors" in spec.weights or in_parts(spec.weights)
             else f"model{suffix}",
-            "gguf": (gguf := suffix == ".gguf"),
+            "gguf": suffix == ".gguf",
             "nested": spec.nested,
-            "weights": quoted(spec.weights if in_parts(spec.weights) or gguf else "*.safetensors"),
+            "weights": quoted(weights),
+            "nothing": quoted(f"nothing in the folder is called {weights}; name the files themselves"),
             "merged": [(raw(m.pattern.regex), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
             "arguments": [(quoted(name), literal(value)) for name, value in defaults.items()],
             "required": [(quoted(a.name), quoted(a.help)) for a in required],

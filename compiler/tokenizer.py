@@ -33,6 +33,9 @@ FILES = (
 MODELS = (PIECES, "spiece.model", f"{PIECES}.v*", "*.tiktoken")  # what trainers call a model or ranks
 
 
+MOST_BYTES = 128 << 20  # the largest known have 40 million
+
+
 def tokenizer_files(place: Path, say: Callable[[str], None], *, named: bool) -> dict[str, Path]:
     """Name -> file of what is to travel from a folder, or of a file alone; `named`: the user asked for it, so that there
     must be something. Without a `tokenizer.json` there may be a sentencepiece model (PIECES, or by its own name) or a file
@@ -54,6 +57,8 @@ def tokenizer_files(place: Path, say: Callable[[str], None], *, named: bool) -> 
         refuse(str(place), what, "missing-tokenizer", f"looked for {listed(FILES, 3)}")
     inside = (place if place.is_dir() else place.parent).resolve()
     for file in found.values():
+        if (size := file.stat().st_size) > MOST_BYTES:
+            refuse(str(file), f"a file of a tokenizer of {size:,} bytes", "bad-config", "this is some other file")
         target = file.resolve()
         cached = inside.parent.name == "snapshots" and target.parent == inside.parent.parent / "blobs"
         if target.parent != inside and not cached:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import re
@@ -10,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from compiler import document, render
 
 ROOT = Path(__file__).parent.parent
 INPUTS = Path(__file__).parent / "fuzz" / "inputs.py"
@@ -32,6 +36,24 @@ def test_hostile_inputs(tmp_path: Path, what: str, rounds: int) -> None:
     assert rounds // 2 < found["refused"] < rounds
     # Some pass: what is refused whatever it holds would show nothing.
     assert {"same", "different", "compiled"} & found.keys()
+
+
+@pytest.mark.parametrize(("field", "behind"), [("weights", "*.pth"), ("config", ".yaml")])
+def test_no_name_of_a_file_becomes_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, behind: str
+) -> None:
+    monkeypatch.syspath_prepend(str(INPUTS.parent))
+    inputs = importlib.import_module("inputs")
+    monkeypatch.setattr(render, "formatted", lambda text: ast.unparse(ast.parse(text)))
+    spec = document.plain(document.read_document(ROOT / "specs" / "meta_llama.yaml"))
+    assert isinstance(spec, dict)
+    guard = inputs.Guard()
+    for payload in inputs.PAYLOADS:
+        words = spec | {"source": {"weights": "*.pth", **spec["source"], field: payload + behind}}  # type: ignore[dict-item]
+        (tmp_path / "meta_llama.yaml").write_text(json.dumps(words))
+        guard.run(payload[:40], lambda: inputs.compiled(tmp_path / "meta_llama.yaml", guard))
+    assert guard.wrong == []
+    assert guard.counts["compiled"] > 10
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ how a conversion of it must end: `refused`, `converted`, or `either` where both 
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -1417,6 +1418,57 @@ for what, files in {
         return tokenizer(folder, files)
 
 
+def bit_number(value: int) -> bytes:
+    """As protocol buffers write one."""
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def message(number: int, data: bytes) -> bytes:
+    return bit_number(number << 3 | 2) + bit_number(len(data)) + data
+
+
+def piece(text: bytes, kind: int = 1, score: float = 0.0) -> bytes:
+    return message(1, message(1, text) + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind]))
+
+
+SOUND = piece(b"<unk>", 2) + piece(b"a") + piece(b"b") + message(2, b"\x18\x02")
+RANKS = b"".join(base64.b64encode(bytes([n])) + b" %d\n" % n for n in range(256))
+for what, name, content in [
+    ("nothing behind its first byte", "tokenizer.model", lambda: b"\x0a"),
+    ("a length of 2**63", "tokenizer.model", lambda: b"\x0a" + b"\xff" * 9 + b"\x01" + SOUND),
+    ("a number without an end", "tokenizer.model", lambda: b"\x0a" + b"\xff" * 40),
+    ("a piece of 1 MB", "tokenizer.model", lambda: piece(b"x" * 1_000_000) + SOUND),
+    ("20,000 pieces of 1,000 letters", "tokenizer.model", lambda: b"".join(piece(b"%d" % n * 250) for n in range(20_000)) + SOUND),
+    ("5,000,000 pieces", "tokenizer.model", lambda: b"".join(piece(b"%d" % n) for n in range(5_000_000)) + SOUND),
+    ("a score that is no number", "tokenizer.model", lambda: piece(b"x", score=float("nan")) + SOUND),
+    ("a piece that is no text", "tokenizer.model", lambda: piece(b"\xff") + SOUND),
+    ("two unknown pieces", "tokenizer.model", lambda: piece(b"x", 2) + SOUND),
+    ("a charsmap of nonsense", "tokenizer.model", lambda: SOUND + message(3, message(2, b"\xff" * 9))),
+    ("a piece of escapes", "tokenizer.model", lambda: piece(b"\x1b[2J") + SOUND),
+    ("ranks that are no base64", "tokenizer.tiktoken", lambda: b"a 0\n" + RANKS),
+    ("a rank twice", "tokenizer.tiktoken", lambda: RANKS + RANKS),
+    ("a rank of 10**9", "tokenizer.tiktoken", lambda: RANKS + b"YWE= 999999999\n"),
+    ("a rank of 5,000 digits", "tokenizer.tiktoken", lambda: RANKS + b"YWE= " + b"9" * 5000),
+    ("a token of 1 MB", "tokenizer.tiktoken", lambda: RANKS + base64.b64encode(b"x" * 1_000_000) + b" 256\n"),
+    ("20,000,000 lines", "tokenizer.tiktoken", lambda: RANKS + b"\n" * 20_000_000),
+]:  # fmt: skip
+
+    @case(f"a tokenizer with {what}", "either")
+    def _(folder: Path, name: str = name, content: Callable[[], bytes] = content) -> dict[str, Any]:
+        return tokenizer(folder, {name: content()})
+
+
+@case("a tokenizer of 20 GB")
+def _(folder: Path) -> dict[str, Any]:
+    told = tokenizer(folder, {"tokenizer.json": WHOLE})
+    with (folder / "tokenizer" / "tokenizer.json").open("ab") as file:
+        file.truncate(20 << 30)
+    return told
+
+
 @case("a tokenizer with code elsewhere")
 def _(folder: Path) -> dict[str, Any]:
     return tokenizer(
@@ -1427,3 +1479,257 @@ def _(folder: Path) -> dict[str, Any]:
 @case("a tokenizer of 40 MB of brackets", "either")
 def _(folder: Path) -> dict[str, Any]:
     return tokenizer(folder, {"tokenizer.json": '{"a": [' + "[]," * 13_000_000 + "0]}"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# GGUF
+
+
+def gguf_text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def pair(key: str, kind: int, value: bytes) -> bytes:
+    return gguf_text(key.encode()) + struct.pack("<I", kind) + value
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+GGUF_VALUES = [
+    pair("general.architecture", 8, gguf_text(b"llama")),
+    pair("llama.attention.head_count", 4, struct.pack("<I", 2)),
+    pair("llama.attention.head_count_kv", 4, struct.pack("<I", 1)),
+    pair("llama.context_length", 4, struct.pack("<I", 64)),
+    pair("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-5)),
+    pair("llama.rope.freq_base", 6, struct.pack("<f", 10000.0)),
+]
+
+
+def gguf(
+    folder: Path, *, values: Iterable[bytes] = (), pairs: int | None = None, count: int | None = None, version: int = 3,
+    change: Callable[[bytes, list[int], int, int], tuple[bytes, list[int], int, int]] = lambda *entry: entry,
+    rest: bytes = b"", cut: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A file of GGUF; `change` makes another entry (name, sizes, type, offset) of that of the up projection."""
+    told = [*GGUF_VALUES, *values]
+    table, body = [], b""
+    for name, shape in SHAPES.items():
+        called = name
+        for old, new in GGUF_NAMES.items():
+            called = called.replace(old, new)
+        entry = (called.encode(), [*reversed(shape)], 0, len(body))
+        entry = change(*entry) if name == UP else entry
+        axes = struct.pack(f"<{len(entry[1])}Q", *entry[1])
+        table.append(gguf_text(entry[0]) + struct.pack("<I", len(entry[1])) + axes + struct.pack("<IQ", *entry[2:]))
+        data = numbers(name, size(shape))
+        body += data + bytes(-len(data) % 32)
+    head = b"GGUF" + struct.pack(
+        "<IQQ", version, len(table) if count is None else count, len(told) if pairs is None else pairs
+    )
+    head += b"".join(told) + b"".join(table)
+    whole = head + bytes(-len(head) % 32) + body + rest
+    (folder / "model.gguf").write_bytes(whole[:cut])
+    return {"source": folder / "model.gguf", "spec": "gguf_llama"}
+
+
+@case("a sound GGUF file", "converted")
+def _(folder: Path) -> dict[str, Any]:
+    return gguf(folder)
+
+
+@case("GGUF with an axis too few", "either", "of another shape")
+def _(folder: Path) -> dict[str, Any]:
+    return gguf(folder, change=lambda n, s, k, o: (n, s[:1], k, o))
+
+
+LIST = struct.pack("<IQ", 8, 1 << 40)
+for what, words in {
+    "2**60 tensors": {"count": 1 << 60},
+    "one tensor too many": {"count": len(SHAPES) + 1},
+    "2**60 values": {"pairs": 1 << 60},
+    "one value too many": {"pairs": len(GGUF_VALUES) + 1},
+    "a version of 99": {"version": 99},
+    "a version of a big-endian machine": {"version": 3 << 24},
+    "a key twice": {"values": [pair("general.architecture", 8, gguf_text(b"llama"))]},
+    "a value of an unknown type": {"values": [pair("x", 99, b"")]},
+    "a text of 2**62 bytes": {"values": [pair("x", 8, struct.pack("<Q", 1 << 62))]},
+    "a text that is no UTF-8": {"values": [pair("x", 8, gguf_text(b"\xff"))]},
+    "a list of 2**40 texts": {"values": [pair("x", 9, LIST)]},
+    "a list of 2**62 numbers": {"values": [pair("x", 9, struct.pack("<IQ", 4, 1 << 62))]},
+    "lists in lists": {"values": [pair("x", 9, struct.pack("<IQ", 9, 1) * 50)]},
+    "an alignment of nothing": {"values": [pair("general.alignment", 4, struct.pack("<I", 0))]},
+    "an alignment of 7": {"values": [pair("general.alignment", 4, struct.pack("<I", 7))]},
+    "an alignment of 2**31": {"values": [pair("general.alignment", 4, struct.pack("<I", 1 << 31))]},
+    "an alignment that is a text": {"values": [pair("general.alignment", 8, gguf_text(b"32"))]},
+    "2**31 axes": {"change": lambda n, s, k, o: (n, [1] * 40, k, o)},
+    "a size of 2**62": {"change": lambda n, s, k, o: (n, [1 << 62, 24], k, o)},
+    "a tensor past the end": {"change": lambda n, s, k, o: (n, s, k, 1 << 40)},
+    "an offset of 2**64 - 32": {"change": lambda n, s, k, o: (n, s, k, (1 << 64) - 32)},
+    "an offset of 1": {"change": lambda n, s, k, o: (n, s, k, 1)},
+    "tensors over each other": {"change": lambda n, s, k, o: (n, s, k, o - 32)},
+    "a name twice": {"change": lambda n, s, k, o: (b"output_norm.weight", s, k, o)},
+    "a name with an escape": {"change": lambda n, s, k, o: (b"\x1b[2J", s, k, o)},
+    "a name that is no UTF-8": {"change": lambda n, s, k, o: (b"\xff", s, k, o)},
+    "a name of 1 MB": {"change": lambda n, s, k, o: (b"x" * 1_000_000, s, k, o)},
+    "a quantised type": {"change": lambda n, s, k, o: (n, s, 2, o)},
+    "a type of 2**31": {"change": lambda n, s, k, o: (n, s, 1 << 31, o)},
+    "its end missing": {"cut": -100},
+    "its header cut": {"cut": 300},
+    "only its name": {"cut": 4},
+}.items():  # fmt: skip
+
+    @case(f"GGUF with {what}")
+    def _(folder: Path, words: dict[str, Any] = words) -> dict[str, Any]:
+        return gguf(folder, **words)
+
+
+@case("GGUF whose theta is no number")
+def _(folder: Path) -> dict[str, Any]:
+    told = gguf(folder)
+    data = (folder / "model.gguf").read_bytes()
+    at = data.index(b"rope.freq_base") + 18
+    (folder / "model.gguf").write_bytes(data[:at] + struct.pack("<f", float("nan")) + data[at + 4 :])
+    return told
+
+
+for what, start in {
+    "texts": struct.pack("<QQ", 0, 1) + pair("x", 9, struct.pack("<IQ", 8, 2 << 30)),
+    "tensors": struct.pack("<QQ", 700_000_000, 0),
+}.items():
+
+    @case(f"20 GB of {what} in GGUF")
+    def _(folder: Path, start: bytes = start) -> dict[str, Any]:
+        with (folder / "model.gguf").open("wb") as file:
+            file.write(b"GGUF" + struct.pack("<I", 3) + start)
+            file.truncate(20 << 30)
+        return {"source": folder / "model.gguf", "spec": "gguf_llama"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Distributed checkpoints
+
+
+def instance(name: str, **fields: bytes) -> bytes:
+    module = "torch.distributed.checkpoint." + ("filesystem" if name == "_StorageInfo" else "metadata")
+    items = b"".join(text(key) + value for key, value in fields.items())
+    return name_of(module, name) + b")\x81}(" + items + b"ub"
+
+
+def sizes_of(values: Iterable[int]) -> bytes:
+    return name_of("torch", "Size") + b"(" + b"".join(map(integer, values)) + b"t\x85R"
+
+
+def dcp(
+    folder: Path, *, file: str = "__0_0.distcp", extent: Callable[[int, int], tuple[int, int]] = lambda *e: e,
+    chunk: Callable[[tuple[int, ...]], list[tuple[Iterable[int], Iterable[int]]]] = lambda shape: [((0,) * len(shape), shape)],
+    path: Callable[[str], bytes] = lambda name: b"(" + text(name) + b"t", objects: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """The sound weights as torch.distributed.checkpoint stores them, but for what is changed of the up projection."""
+    place = folder / "dcp"
+    place.mkdir()
+    entries = stored = paths = b"("
+    body = b""
+    for name, shape in SHAPES.items():
+        archive = {"archive/data.pkl": b"\x80\x02" + tensor("0", shape) + b".", "archive/byteorder": b"little"}
+        item = zipped(archive | {"archive/data/0": numbers(name, size(shape))})
+        extents = (len(body), len(item))
+        chunks: list[tuple[Iterable[int], Iterable[int]]] = [((0,) * len(shape), shape)]
+        if name == UP:
+            chunks, extents = chunk(shape), extent(*extents)
+        boxes = (
+            b"]("
+            + b"".join(instance("ChunkStorageMetadata", offsets=sizes_of(o), sizes=sizes_of(s)) for o, s in chunks)
+            + b"e"
+        )
+        properties = (
+            name_of("torch.distributed.checkpoint.metadata", "TensorProperties")
+            + b")\x81("
+            + name_of("torch", "float32")
+            + b"tb"
+        )
+        entries += text(name) + instance(
+            "TensorStorageMetadata", properties=properties, size=sizes_of(shape), chunks=boxes
+        )
+        for offsets, _ in chunks:
+            index_ = instance("MetadataIndex", fqn=text(name), offset=sizes_of(offsets), index=b"N")
+            stored += index_ + instance(
+                "_StorageInfo", relative_path=text(file if name == UP else "__0_0.distcp"), offset=integer(extents[0]),
+                length=integer(extents[1]), transform_descriptors=b"N",
+            )  # fmt: skip
+        paths += text(name) + (path(name) if name == UP else b"(" + text(name) + b"t")
+        body += item
+    for number in range(objects):
+        entries += text(f"object{number}") + instance("BytesStorageMetadata")
+        index_ = instance("MetadataIndex", fqn=text(f"object{number}"), offset=b"N", index=b"N")
+        stored += index_ + instance(
+            "_StorageInfo",
+            relative_path=text("objects.distcp"),
+            offset=integer(0),
+            length=integer(len(OBJECT())),
+            transform_descriptors=b"N",
+        )
+    if objects:
+        (place / "objects.distcp").write_bytes(OBJECT())
+    (place / "__0_0.distcp").write_bytes(body)
+    metadata = instance(
+        "Metadata",
+        state_dict_metadata=b"}" + entries + b"u",
+        planner_data=b"}" + paths + b"u",
+        storage_data=b"}" + stored + b"u",
+    )
+    (place / ".metadata").write_bytes(b"\x80\x02" + metadata + b".")
+    config(folder)
+    return {"source": place}
+
+
+def OBJECT() -> bytes:
+    return zipped({"archive/data.pkl": b"\x80\x02](" + b"]" * 2_000_000 + b"e.", "archive/byteorder": b"little"})
+
+
+@case("a sound distributed checkpoint", "converted")
+def _(folder: Path) -> dict[str, Any]:
+    return dcp(folder)
+
+
+for what, words in {
+    "a file outside": {"file": "../model.pth"},
+    "an absolute file": {"file": "/etc/hostname"},
+    "a missing file": {"file": "__9_0.distcp"},
+    "a file that is the metadata": {"file": ".metadata"},
+    "an item past the end": {"extent": lambda start, length: (1 << 40, length)},
+    "an item of nothing": {"extent": lambda start, length: (start, 0)},
+    "an item that is another's": {"extent": lambda start, length: (0, length)},
+    "a negative place": {"extent": lambda start, length: (-1, length)},
+    "a chunk too few": {"chunk": lambda shape: [((0, 0), (12, 16))]},
+    "no chunks": {"chunk": lambda shape: []},
+    "a hole": {"chunk": lambda shape: [((0, 0), (8, 16)), ((16, 0), (8, 16))]},
+    "an overlap": {"chunk": lambda shape: [((0, 0), (16, 16)), ((8, 0), (16, 16))]},
+    "a chunk of negative size": {"chunk": lambda shape: [((0, 0), (-24, 16))]},
+    "a chunk of 2**61": {"chunk": lambda shape: [((0, 0), (1 << 61, 16))]},
+    "a chunk of other axes": {"chunk": lambda shape: [((0,), (384,))]},
+    "10,000 chunks": {"chunk": lambda shape: [((n, 0), (1, 16)) for n in range(10_000)]},
+    "a path inside of a tensor": {"path": lambda name: b"(" + text("model.norm.weight") + text("x") + b"t"},
+    "the path of another": {"path": lambda name: b"(" + text("model.norm.weight") + b"t"},
+    "a path of 10,000 words": {"path": lambda name: b"(" + text("x") * 10_000 + b"t"},
+}.items():  # fmt: skip
+
+    @case(f"a distributed checkpoint with {what}")
+    def _(folder: Path, words: dict[str, Any] = words) -> dict[str, Any]:
+        return dcp(folder, **words)
+
+
+@case("a distributed checkpoint with 5,000 objects that are one", "either")
+def _(folder: Path) -> dict[str, Any]:
+    return dcp(folder, objects=5_000)
+
+
+for what, words in {"nothing": b"", "a pickle that acts": b"\x80\x02" + name_of("os", "system") + ACT + b".", "a text": b"hello", "another pickle": b"\x80\x02}."}.items():  # fmt: skip
+
+    @case(f"a distributed checkpoint whose metadata is {what}")
+    def _(folder: Path, words: bytes = words) -> dict[str, Any]:
+        told = dcp(folder)
+        (folder / "dcp" / ".metadata").write_bytes(words)
+        return told

@@ -32,7 +32,7 @@ from compiler import build, checkpoint, convert, detect, execute, gather, gramma
 from compiler.cli import main
 
 PRELOADED = (build, checkpoint, convert, execute, gather, grammar, overview, values)
-SECONDS, PATIENCE, MEMORY, LONGEST = 10, 30, 1_000_000_000, 12_000  # PATIENCE: by the clock, for a busy machine
+SECONDS, PATIENCE, MEMORY, LONGEST = 10, 120, 1_000_000_000, 12_000  # PATIENCE: by the clock, for a busy machine
 HEAVY = re.compile(r"\d,000|\d [MG]B|doubled")
 COMMANDS = ("run", "bare", "plan", "detect", "auto")
 
@@ -69,6 +69,7 @@ def forked(action: Any, where: Path, seconds: float) -> Ended:
 
 def child(action: Any, where: Path, report: Path) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    resource.setrlimit(resource.RLIMIT_CPU, (2 * SECONDS, 2 * SECONDS))
     os.chdir(where)
     out = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
