@@ -23,6 +23,8 @@ def below_an_attribute(program: Program, checkpoint: Checkpoint) -> Checkpoint:
     asked = [parse_pattern(text, span) for expr in program.spec.facts.values() for kind, text, span in expr.asked
              if kind != "exists"]  # fmt: skip
     names, prefix = list(checkpoint.tensors), ""
+    if len({name.partition(".")[0] for name in names}) > 1:  # what most are, told at once
+        return checkpoint
     for _ in range(DEPTH):
         if not asked or _known(asked, names):
             break

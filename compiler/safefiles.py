@@ -17,6 +17,7 @@ from compiler.dtypes import ITEM_SIZES, NAMES_BY_CODE
 from compiler.tensors import Tensor, dense_strides
 
 MAX_HEADER = 100_000_000
+MAX_VALUES = 4_000_000  # in a header: some 400,000 tensors
 
 
 def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -45,7 +46,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = strictjson.parse(text)
+        header = strictjson.parse(text, MAX_VALUES)
     except ValueError as error:
         _refuse(path, f"its header is no valid JSON ({str(error)[:120]})")
     if not text.startswith(b"{") or not isinstance(header, dict):

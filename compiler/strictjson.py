@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-MOST_VALUES = 8_000_000  # a million tensors; a value takes some 60 bytes of memory
+MOST_VALUES = 8_000_000  # a value takes some 60 bytes of memory
 
 
-def parse(text: bytes) -> Any:
-    """The value of a UTF-8 JSON text. Raises ValueError: not UTF-8, not JSON, nested too deeply, too many values, a key
+def parse(text: bytes, most: int = MOST_VALUES) -> Any:
+    """The value of a UTF-8 JSON text of at most so many values. Raises ValueError: not UTF-8, not JSON, nested too deeply, too many values, a key
     twice, or a number that JSON lacks."""
-    if sum(map(text.count, (b",", b"[", b"{"))) > MOST_VALUES:
-        raise ValueError(f"more than {MOST_VALUES:,} values")
+    if sum(map(text.count, (b",", b"[", b"{"))) > most:
+        raise ValueError(f"more than {most:,} values")
     try:
         return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
     except RecursionError:

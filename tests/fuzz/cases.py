@@ -509,10 +509,10 @@ def _(folder: Path) -> None:
     pth(folder, b"\x80\x02}" + state(more) + b".")
 
 
-@case("500,000 tensors of one storage", "refused")
+@case("350,000 tensors of one storage", "refused")
 def _(folder: Path) -> None:
     one = tensor("0", (32, 16)) + put(1) + b"0"
-    pth(folder, b"\x80\x02" + one + b"}(" + b"".join(text(f"t{n}") + get(1) for n in range(500_000)) + b"u.")
+    pth(folder, b"\x80\x02" + one + b"}(" + b"".join(text(f"t{n}") + get(1) for n in range(350_000)) + b"u.")
 
 
 for what, name in {
@@ -820,12 +820,14 @@ def _(folder: Path) -> None:
     st(folder, lambda e: e.update({"a": empty, "b": empty}))
 
 
-@case("safetensors of 500,000 tensors")
-def _(folder: Path) -> None:
-    found = {f"t{n}": {"dtype": "U8", "shape": [], "data_offsets": [n, n + 1]} for n in range(500_000)}
-    words = header(found)
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(words)) + words + bytes(500_000))
-    config(folder)
+for number in (400_000, 1_000_000):
+
+    @case(f"safetensors of {number:,} tensors")
+    def _(folder: Path, number: int = number) -> None:
+        found = {f"t{n}": {"dtype": "U8", "shape": [], "data_offsets": [n, n + 1]} for n in range(number)}
+        words = header(found)
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(words)) + words + bytes(number))
+        config(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
