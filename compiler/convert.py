@@ -227,7 +227,7 @@ def write(
         refuse(str(out), str(error), "lost-rank", output.left())
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        source = error.filename in map(str, checkpoint.files)
+        source = error.filename is not None and not output.holds(Path(str(error.filename)))
         kind = "disk-full" if full else "unreadable-file" if source else "output-unwritable"
         verb = "read" if source else "written"
         refuse(str(error.filename or out), f"cannot be {verb}: {error.strerror or error}", kind, output.left())

@@ -116,6 +116,10 @@ class Output:
         inside = found.parent == self.path and any(fnmatch(file.name, p) for p in _WEIGHTS)
         return inside or found == self.path
 
+    def holds(self, place: Path) -> bool:
+        """Whether it is a part of what is written, or a folder above it."""
+        return place.is_relative_to(self.hidden) or self.path.is_relative_to(place)
+
     # -----------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Output:

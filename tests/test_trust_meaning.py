@@ -304,3 +304,20 @@ def test_a_tokenizer_that_links_out_of_its_folder(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="leaves its folder"):
         convert(load_program("llama"), words, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.json").write_text("{}")
+
+    def locked(source: Any, target: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr("shutil.copyfile", locked)
+    torch.save(model(), tmp_path / "model.pth")
+    words = Request(
+        [tmp_path / "model.pth"], assigned=HEADS | {"tie_word_embeddings": False}, tokenizer=tmp_path / "tokenizer"
+    )
+    with pytest.raises(Refusal, match=r"vocab\.json: cannot be read: Permission denied \[unreadable-file\]"):
+        convert(load_program("llama"), words, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
