@@ -74,7 +74,7 @@ regen: env
 	$(BIN)/python docs/make_specs.py
 	$(BIN)/python docs/make_ops.py
 
-# About ten minutes: what docs/trust.md reports.
+# About twenty minutes: what docs/trust.md reports.
 fuzz: env
 	$(BIN)/python tests/fuzz
 

@@ -1,4 +1,4 @@
-"""All long checks of `docs/trust.md`: `python tests/fuzz` takes about ten minutes and prints one JSON object a line."""
+"""All long checks of `docs/trust.md`: `python tests/fuzz` takes about twenty minutes and prints one JSON object a line."""
 
 from __future__ import annotations
 
