@@ -52,7 +52,9 @@ def prepare(folder: Path, layers: int) -> None:
     tensors = {}
     for name, shape in shapes.items():
         count = shape.numel()
-        tensors[name] = noise.repeat(-(-count // len(noise)))[:count].reshape(shape)
+        tensors[name] = (
+            noise.repeat(-(-count // len(noise)))[:count].clone().reshape(shape)
+        )  # a storage of its own, without the rest
     layer = [f"layers.{i}.{name}" for i in range(layers) for name in INNER_NAMES]
     source = {f"{name}.weight": tensors[renamed(f"{name}.weight")] for name in (*OUTER, *layer)}
     (folder / "meta").mkdir()

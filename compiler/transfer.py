@@ -88,7 +88,7 @@ def transfer(
         for output in outputs:
             targets[output.path].write(memoryview(output.header), 0)
         tasks = itertools.chain(others, _tasks(outputs))
-        _Crew(readers, targets, tasks, progress, ledger).run(jobs)
+        _Crew(readers, targets, tasks, progress, ledger, fsync or ledger is not None).run(jobs)
         if fsync:
             for target in targets.values():
                 os.fsync(target.fd)
@@ -140,12 +140,14 @@ class _Crew:
         tasks: Iterator[Task],
         progress: Callable[[int], None] | None,
         ledger: Ledger | None,
+        durable: bool,
     ) -> None:
         self.sources = sources
         self.targets = targets
         self.tasks = tasks
         self.progress = progress
         self.ledger = ledger
+        self.durable = durable  # somebody waits until the disk has it all
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.error: BaseException | None = None
@@ -187,7 +189,9 @@ class _Crew:
             self.stop.set()
 
     def record(self, task: Task) -> None:
-        """Tell the ledger what a task has completed."""
+        """Tell the ledger what a task has completed; tasks begin in target order, so what lies before is mostly written."""
+        for portion in task.portions if self.durable else ():
+            self.targets[portion.path].begin(portion.start)
         for portion in task.portions if self.ledger else ():
             with self.lock:
                 portion.tasks -= 1
