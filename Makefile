@@ -6,10 +6,12 @@ BIN := .venv/bin
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens baichuan2 deepseek_v3
+ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens baichuan2 deepseek_v3 quantized
+ORIGINALS ?= build/originals
+RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo test test-ecosystem test-oracles check regen fuzz bench clean
+.PHONY: env env-4 demo test test-ecosystem test-oracles originals check regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -48,9 +50,19 @@ test: env
 	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements-scripts.txt
 	touch $@
 
-test-oracles: env .venv-oracles/ready .venv-scripts/ready
+# Models that are files of other people's repositories; ORIGINALS=DIR where they are there already.
+originals:
+	mkdir -p $(ORIGINALS)/llama2c $(ORIGINALS)/minimind1/model
+	for pair in \
+	    karpathy/llama2.c/c05b45a5917130e090263fc222573d5251cbe0af/model.py:llama2c/model.py \
+	    jingyaogong/minimind/58e3af0359a187bdf2d91fa737b8d1edde9a21a7/model/model.py:minimind1/model/model.py \
+	    jingyaogong/minimind/58e3af0359a187bdf2d91fa737b8d1edde9a21a7/model/LMConfig.py:minimind1/model/LMConfig.py; do \
+	  test -e $(ORIGINALS)/$${pair#*:} || curl -fsSL $(RAW)/$${pair%%:*} -o $(ORIGINALS)/$${pair#*:} || exit 1; done
+
+test-oracles: originals env .venv-oracles/ready .venv-scripts/ready
 	rm -rf build/oracles
 	for name in $(ORACLES); do .venv-oracles/bin/python tests/oracles/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
+	.venv-oracles/bin/python tests/oracles/run_originals.py build/oracles --seed $(SEED) --originals $(ORIGINALS)
 	.venv-scripts/bin/python tests/oracles/run_transformers_scripts.py build/oracles --seed $(SEED)
 	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/test_oracles.py tests/test_mutations.py
 

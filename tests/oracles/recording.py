@@ -22,11 +22,13 @@ VOCABULARY = 128
 KEPT = 12  # positions, the last ones
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """`OUT`, where the family's folder of cases is written, and `--seed`."""
+def arguments(description: str, *folders: str) -> argparse.Namespace:
+    """`OUT`, where the family's folder of cases is written, `--seed`, and options that name further folders."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    for folder in folders:
+        parser.add_argument(folder, type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
     return options
