@@ -102,7 +102,8 @@ class _Context:
         required = [a for a in spec.arguments.values() if a.required]
         known = ["*ARGUMENTS"] * bool(defaults) + ["*REQUIRED"] * bool(required) + [quoted(n) for n, _ in derived]
         suffix = ".gguf" if spec.weights.endswith(".gguf") else ".pth"
-        weights = spec.weights if in_parts(spec.weights) or suffix == ".gguf" else "*.safetensors"
+        plain = not in_parts(spec.weights) and suffix != ".gguf"
+        weights = ["*.safetensors", "pytorch_model*.bin"] if plain else [spec.weights]
         found = {
             "banner": banner(spec.name.value),
             "summary": inside(spec.summary),
@@ -115,8 +116,8 @@ class _Context:
             else f"model{suffix}",
             "gguf": suffix == ".gguf",
             "nested": spec.nested,
-            "weights": quoted(weights),
-            "nothing": quoted(f"nothing in the folder is called {weights}; name the files themselves"),
+            "weights": [f"sorted(path.glob({quoted(pattern)}))" for pattern in weights],
+            "nothing": quoted(f"nothing in the folder is called {' or '.join(weights)}; name the files themselves"),
             "merged": [(raw(m.pattern.regex), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
             "arguments": [(quoted(name), literal(value)) for name, value in defaults.items()],
             "required": [(quoted(a.name), quoted(a.help)) for a in required],

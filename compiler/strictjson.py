@@ -9,8 +9,10 @@ MOST_VALUES = 8_000_000  # a value takes some 60 bytes of memory
 
 
 def parse(text: bytes, most: int = MOST_VALUES) -> Any:
-    """The value of a UTF-8 JSON text of at most so many values. Raises ValueError: not UTF-8, not JSON, nested too deeply, too many values, a key
-    twice, or a number that JSON lacks."""
+    """The value of a UTF-8 JSON text of at most so many values.
+
+    Raises ValueError: not UTF-8, not JSON, nested too deeply, too many values, a key twice, or a number that JSON lacks.
+    """
     if sum(map(text.count, (b",", b"[", b"{"))) > most:
         raise ValueError(f"more than {most:,} values")
     try:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ ORACLES = Path(__file__).parent / "data" / "oracles"
 
 @dataclass(frozen=True)
 class Job:
-    """One folder to load, in float32 with eager attention on the CPU, and the `input_ids` (int64, batch x length) to
-    run. `dirty`: memory is full of NaN before the folder is loaded, so that whatever loading leaves unset shows."""
+    """One folder to load, in float32 with eager attention on the CPU, and what to run: `input_ids` (int64, batch x
+    length), or several inputs by their names. `dirty`: memory is full of NaN before the folder is loaded, so that
+    whatever loading leaves unset shows."""
 
     folder: Path
-    input_ids: Any
+    inputs: Any
     trust_remote_code: bool = False
     dirty: bool = False
     model_class: str = "AutoModelForCausalLM"
@@ -63,8 +64,13 @@ def logits_many(jobs: Sequence[Job], python: str = sys.executable) -> list[Any]:
 
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        save_file({str(i): job.input_ids.clone() for i, job in enumerate(jobs)}, place / "inputs.safetensors")
-        asked = [asdict(job) | {"folder": str(job.folder), "input_ids": None} for job in jobs]
+        named = [job.inputs if isinstance(job.inputs, dict) else {"input_ids": job.inputs} for job in jobs]
+        flat = {f"{i}.{name}": tensor.clone() for i, inputs in enumerate(named) for name, tensor in inputs.items()}
+        save_file(flat, place / "inputs.safetensors")
+        asked = [
+            asdict(replace(job, inputs=[*inputs])) | {"folder": str(job.folder)}
+            for job, inputs in zip(jobs, named, strict=True)
+        ]
         (place / "jobs.json").write_text(json.dumps(asked))
         # A cache of its own: else a folder's code could be that of an earlier folder of the same name.
         settings = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(place / "modules"), "OMP_NUM_THREADS": "1"}
@@ -73,6 +79,13 @@ def logits_many(jobs: Sequence[Job], python: str = sys.executable) -> list[Any]:
         assert done.returncode == 0, f"{python} could not compute the logits:\n{done.stderr}"
         found = load_file(place / "logits.safetensors")
     return [found[str(i)] for i in range(len(jobs))]
+
+
+def inputs_of(golden: Path) -> dict[str, Any]:
+    """What the original's model was run on: all that a golden file has but the logits."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for name, tensor in load_file(golden).items() if name != "logits_fp32"}
 
 
 def difference(got: Any, golden: Path) -> float:
@@ -138,7 +151,9 @@ def _answer(place: Path) -> None:
         )
         torch.use_deterministic_algorithms(False)
         with torch.no_grad():
-            found[str(i)] = model.eval()(input_ids=inputs[str(i)]).logits.float().contiguous()
+            made = model.eval()(**{name: inputs[f"{i}.{name}"] for name in job["inputs"]})
+        logits = made.logits_per_image if "logits_per_image" in made else made.logits
+        found[str(i)] = logits.float().contiguous()
     save_file(found, place / "logits.safetensors")
 
 

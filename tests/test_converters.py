@@ -220,6 +220,23 @@ def test_both_refuse_a_name_too_few(server: Server, tmp_path: Path, name: str) -
         assert not (folder / "converter").exists()
 
 
+def test_both_read_a_folder_of_bin_files(server: Server, tmp_path: Path) -> None:
+    """As older releases of Transformers wrote them, with what is no weights beside them."""
+    name = "qwen1_llama"
+    source, folder = source_of(name, 0, "float16"), tmp_path / "folder"
+    folder.mkdir()
+    names, where = list(source.tensors), {}
+    for n, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"pytorch_model-{n:05d}-of-00002.bin"
+        torch.save({name: source.tensors[name] for name in part}, folder / file)
+        where |= dict.fromkeys(part, file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    torch.save({"lr": 0.1}, folder / "training_args.bin")
+    convert(program_of(name), Request([folder], assigned=source.arguments), tmp_path / "executor")
+    assert server.run(name, str(folder), str(tmp_path / "converter"), *settings(source)) == ""
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "executor")
+
+
 def test_a_converter_is_a_program_of_its_own(tmp_path: Path) -> None:
     """As a user runs it: from another folder, by path."""
     name = PATH_A[0]

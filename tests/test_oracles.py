@@ -13,12 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from oracle_cases import Case, cases, digests
-from parity import ORACLES, Job, difference, interpreters, logits_many
+from parity import ORACLES, Job, difference, inputs_of, interpreters, logits_many
 from synthetic import image
 
 from compiler.checkpoint import read_bytes
@@ -64,14 +65,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 @pytest.fixture(scope="module")
 def differences(folders: Folders) -> Iterator[dict[str, dict[str, float]]]:
     """The largest logit difference of every case in each interpreter; one process per interpreter."""
-    from safetensors.torch import load_file
-
     golden = {}
     for case in CASES:
         with suppress(Refusal):  # which the other tests of the case tell
             golden |= {case.name: case.golden} if case.golden and folders[case.name] else {}
     classes = {case.name: case.said.get("model_class", "AutoModelForCausalLM") for case in CASES}
-    jobs = [Job(folders[n], load_file(g)["input_ids"], model_class=classes[n]) for n, g in golden.items()]
+    jobs = [Job(folders[n], inputs_of(g), model_class=classes[n]) for n, g in golden.items()]
     found: dict[str, dict[str, float]] = {name: {} for name in golden}
     for interpreter, python in interpreters().items():
         for (name, path), got in zip(golden.items(), logits_many(jobs, python), strict=True):
@@ -90,6 +89,26 @@ def test_tensors_are_those_of_the_other_converter(folders: Folders, case: Case) 
 @pytest.mark.parametrize("case", [c for c in CASES if c.golden], ids=lambda c: c.name)
 def test_logits_are_those_of_the_original(differences: dict[str, dict[str, float]], case: Case) -> None:
     assert max(differences[case.name].values()) <= case.said["tolerance"], differences[case.name]
+
+
+# Arguments that no shape contradicts.
+WRONG = {"clip/vit": {"hidden_act": "gelu"}, "timm/vit": {"num_heads": 2}}
+
+
+def test_a_wrong_argument_is_seen(tmp_path: Path) -> None:
+    """Every tensor is right, and the model is another."""
+    jobs, golden = [], []
+    for number, (name, wrong) in enumerate(WRONG.items()):
+        case = next(case for case in CASES if case.name == name)
+        assert case.golden
+        request = replace(case.request, assigned={**case.request.assigned, **wrong})
+        convert(case.program, request, folder := tmp_path / str(number))
+        jobs.append(
+            Job(folder, inputs_of(case.golden), model_class=case.said.get("model_class", "AutoModelForCausalLM"))
+        )
+        golden.append((case, case.golden))
+    for (case, path), got in zip(golden, logits_many(jobs), strict=True):
+        assert difference(got, path) > 50 * case.said["tolerance"], case.name
 
 
 def _understood(path: Path) -> dict[str, Any]:

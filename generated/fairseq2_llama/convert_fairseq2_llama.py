@@ -51,7 +51,11 @@ STATE_DICT_MAPPING = {
 
 def files_of(paths: list[Path]) -> list[Path]:
     """The files that a user means: for a folder, those in it."""
-    return [file for path in paths for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+        files += inside if path.is_dir() else [path]
+    return files
 
 
 class Source(Mapping[str, Tensor]):
@@ -268,9 +272,7 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="fairseq2's LLaMA (interleaved RoPE) as a standard LlamaForCausalLM")
-    parser.add_argument(
-        "source", type=Path, nargs="+", help="the checkpoint: .pth, .safetensors, or a folder of .safetensors"
-    )
+    parser.add_argument("source", type=Path, nargs="+", help="the checkpoint: its files, or the folder of them")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="a JSON file with the arguments of the source's model")
     parser.add_argument(
@@ -287,7 +289,9 @@ def main() -> None:
         raise SystemExit(f"{options.out} exists already")
 
     if not (files := files_of(options.source)):
-        raise SystemExit("nothing in the folder is called *.safetensors; name the files themselves")
+        raise SystemExit(
+            "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
+        )
     source = Source(files)
     arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}

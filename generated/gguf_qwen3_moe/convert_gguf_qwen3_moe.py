@@ -59,7 +59,11 @@ STATE_DICT_MAPPING = {
 
 def files_of(paths: list[Path]) -> list[Path]:
     """The files that a user means: for a folder, those in it."""
-    return [file for path in paths for file in (sorted(path.glob("*.gguf")) if path.is_dir() else [path])]
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.gguf"))
+        files += inside if path.is_dir() else [path]
+    return files
 
 
 class Source(Mapping[str, Tensor]):
@@ -301,9 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Qwen3-MoE in a GGUF file of F32, F16 or BF16 (names of llama.cpp, experts in one tensor) as Qwen3MoeForCausalLM"
     )
-    parser.add_argument(
-        "source", type=Path, nargs="+", help="the checkpoint: .pth, .safetensors, or a folder of .safetensors"
-    )
+    parser.add_argument("source", type=Path, nargs="+", help="the checkpoint: its files, or the folder of them")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="a JSON file with the arguments of the source's model")
     parser.add_argument(

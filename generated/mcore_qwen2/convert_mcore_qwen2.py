@@ -65,11 +65,11 @@ IGNORED = {
 
 def files_of(paths: list[Path]) -> list[Path]:
     """The files that a user means: for a folder, those in it."""
-    return [
-        file
-        for path in paths
-        for file in (sorted(path.glob("mp_rank_*/model_optim_rng.pt")) if path.is_dir() else [path])
-    ]
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("mp_rank_*/model_optim_rng.pt"))
+        files += inside if path.is_dir() else [path]
+    return files
 
 
 class Source(Mapping[str, Tensor]):
@@ -397,9 +397,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Qwen2 from Megatron-Core (legacy checkpoints, 1 or more tensor-parallel ranks) as Qwen2ForCausalLM"
     )
-    parser.add_argument(
-        "source", type=Path, nargs="+", help="the checkpoint: .pth, .safetensors, or a folder of .safetensors"
-    )
+    parser.add_argument("source", type=Path, nargs="+", help="the checkpoint: its files, or the folder of them")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="a JSON file with the arguments of the source's model")
     parser.add_argument(

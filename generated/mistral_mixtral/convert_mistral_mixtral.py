@@ -55,7 +55,11 @@ STATE_DICT_MAPPING = {
 
 def files_of(paths: list[Path]) -> list[Path]:
     """The files that a user means: for a folder, those in it."""
-    return [file for path in paths for file in (sorted(path.glob("consolidated.*")) if path.is_dir() else [path])]
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("consolidated.*"))
+        files += inside if path.is_dir() else [path]
+    return files
 
 
 class Source(Mapping[str, Tensor]):
@@ -265,9 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Mixtral as mistral-inference keeps it (one .pth or .safetensors, a tensor for each expert, params.json) as MixtralForCausalLM"
     )
-    parser.add_argument(
-        "source", type=Path, nargs="+", help="the checkpoint: .pth, .safetensors, or a folder of .safetensors"
-    )
+    parser.add_argument("source", type=Path, nargs="+", help="the checkpoint: its files, or the folder of them")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="a JSON file with the arguments of the source's model")
     parser.add_argument(

@@ -55,7 +55,11 @@ STATE_DICT_MAPPING = {
 
 def files_of(paths: list[Path]) -> list[Path]:
     """The files that a user means: for a folder, those in it."""
-    return [file for path in paths for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+        files += inside if path.is_dir() else [path]
+    return files
 
 
 class Source(Mapping[str, Tensor]):
@@ -234,9 +238,7 @@ def scaling(given: Mapping[str, dict[str, object] | None]) -> dict[str, object] 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="OLMo-core's OLMo 2 as a standard Olmo2ForCausalLM")
-    parser.add_argument(
-        "source", type=Path, nargs="+", help="the checkpoint: .pth, .safetensors, or a folder of .safetensors"
-    )
+    parser.add_argument("source", type=Path, nargs="+", help="the checkpoint: its files, or the folder of them")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="a JSON file with the arguments of the source's model")
     parser.add_argument(
@@ -253,7 +255,9 @@ def main() -> None:
         raise SystemExit(f"{options.out} exists already")
 
     if not (files := files_of(options.source)):
-        raise SystemExit("nothing in the folder is called *.safetensors; name the files themselves")
+        raise SystemExit(
+            "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
+        )
     source = Source(files)
     arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}

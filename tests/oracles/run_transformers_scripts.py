@@ -4,7 +4,7 @@ Run in an environment of its own, in which `make test-oracles` installs transfor
 `python run_transformers_scripts.py OUT`.
 The source of each case is written in the original layout: under the original's names, with weights of its own in every
 tensor. The target is what the script and `save_pretrained` make of it; the logits are those of the loaded class in
-float32.
+float32, those of Whisper, ViT and CLIP the original package's own.
 """
 
 from __future__ import annotations
@@ -48,9 +48,16 @@ def norm(seeded: Seeded, name: str, width: int) -> dict[str, Tensor]:
 
 
 def keep(
-    out: Path, family: str, name: str, case: Mapping[str, Any], source: Callable[[Path], None], model: nn.Module
+    out: Path,
+    family: str,
+    name: str,
+    case: Mapping[str, Any],
+    source: Callable[[Path], None],
+    model: nn.Module,
+    golden: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write one case. `source` fills its folder; `model` is the class with what the script made."""
+    """Write one case. `source` fills its folder; `model` is the class with what the script made; `golden` are the
+    inputs and the logits of the original's own model, where it runs."""
     folder = out / family / name
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "source").mkdir(parents=True)
@@ -69,7 +76,9 @@ def keep(
         for key, tensor in sorted(written.items())
     }
     text(folder / "expected/manifest.json", manifest)
-    if hasattr(model, "lm_head") or "rwkv" in family:
+    if golden:
+        save_file({n: t.contiguous() for n, t in golden.items()}, folder / "expected/golden_logits.safetensors")
+    else:
         ids = torch.randint(VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             logits = model.float().eval()(input_ids=ids).logits[:, -KEPT:].contiguous()
@@ -281,6 +290,7 @@ def mistral(out: Path) -> None:
 
 def whisper(out: Path) -> None:
     from transformers.models.whisper.convert_openai_to_hf import rename_keys
+    from whisper.model import ModelDimensions, Whisper
 
     seeded, width = Seeded(8), 32
     dims = {"n_mels": 8, "n_audio_ctx": 12, "n_audio_state": width, "n_audio_head": 4, "n_audio_layer": 2,
@@ -313,9 +323,16 @@ def whisper(out: Path) -> None:
     )  # fmt: skip
     model = transformers.WhisperForConditionalGeneration(config).half()
     model.model.load_state_dict(rename_keys(dict(state)), strict=True)
-    case = {"spec": "whisper_whisper", "set": {"eos_token_id": end}, "weights": "tiny.pt"}
+    theirs = Whisper(ModelDimensions(**dims)).eval()
+    theirs.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    random = torch.Generator().manual_seed(1)
+    heard, said = torch.randn(1, 8, 24, generator=random), torch.randint(VOCABULARY, (1, 10), generator=random)
+    with torch.no_grad():
+        golden = {"input_features": heard, "decoder_input_ids": said, "logits_fp32": theirs(heard, said)}
+    case = {"spec": "whisper_whisper", "set": {"eos_token_id": end}, "weights": "tiny.pt",
+            "model_class": "AutoModelForSpeechSeq2Seq"}  # fmt: skip
     keep(out, "whisper", "tiny", case,
-         lambda place: torch.save({"dims": dims, "model_state_dict": state}, place / "tiny.pt"), model)  # fmt: skip
+         lambda place: torch.save({"dims": dims, "model_state_dict": state}, place / "tiny.pt"), model, golden)  # fmt: skip
 
 
 def vit(out: Path) -> None:
@@ -337,8 +354,13 @@ def vit(out: Path) -> None:
     read_in_q_k_v(made, config)
     model = transformers.ViTForImageClassification(config).half()
     model.load_state_dict({name: tensor.contiguous() for name, tensor in made.items()}, strict=True)
-    keep(out, "timm", "vit", {"spec": "timm_vit", "set": {"num_heads": 4}, "weights": "model.safetensors"},
-         lambda place: save_file(state, place / "model.safetensors"), model)  # fmt: skip
+    theirs.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    seen = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        golden = {"pixel_values": seen, "logits_fp32": theirs.eval()(seen)}
+    case = {"spec": "timm_vit", "set": {"num_heads": 4}, "weights": "model.safetensors",
+            "model_class": "AutoModelForImageClassification"}  # fmt: skip
+    keep(out, "timm", "vit", case, lambda place: save_file(state, place / "model.safetensors"), model, golden)
 
 
 def clip(out: Path) -> None:
@@ -362,8 +384,17 @@ def clip(out: Path) -> None:
     script.copy_text_model_and_projection(model, theirs)
     script.copy_vison_model_and_projection(model, theirs)
     model.logit_scale = theirs.logit_scale
-    keep(out, "clip", "vit", {"spec": "clip_clip", "weights": "clip.pt"},
-         lambda place: torch.save({n: t.half() for n, t in state.items()}, place / "clip.pt"), model.half())  # fmt: skip
+    theirs.load_state_dict({name: tensor.half().float() for name, tensor in state.items()})  # as they are stored
+    random = torch.Generator().manual_seed(1)
+    seen, said = (
+        torch.randn(2, 3, 16, 16, generator=random),
+        torch.randint(1, VOCABULARY - 1, (3, 10), generator=random),
+    )
+    said[:, 6] = VOCABULARY - 1  # the original takes the place of the largest id for the end of the text
+    with torch.no_grad():
+        golden = {"pixel_values": seen, "input_ids": said, "logits_fp32": theirs.eval()(seen, said)[0]}
+    keep(out, "clip", "vit", {"spec": "clip_clip", "weights": "clip.pt", "model_class": "AutoModel"},
+         lambda place: torch.save({n: t.half() for n, t in state.items()}, place / "clip.pt"), model.half(), golden)  # fmt: skip
 
 
 def main() -> None:
