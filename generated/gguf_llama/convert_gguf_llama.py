@@ -115,7 +115,10 @@ TOLD = ("args", "dims", "params", "hyper_parameters", "hparams", "cfg", "config"
 def load(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The tensors of a file of torch.save, out of the dicts that trainers put them into, and what lies beside them."""
     if file.suffix == ".gguf":
-        return load_gguf(file), described(file)
+        from gguf import GGUFReader  # a package of its own: pip install gguf
+
+        reader = GGUFReader(file, "c")
+        return load_gguf(reader), described(reader)
     with file.open("rb") as start:
         is_zip = start.read(2) == b"PK"
     with torch.serialization.safe_globals([argparse.Namespace]):  # the words of a command line
@@ -141,22 +144,19 @@ def load(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 GGUF_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
-def load_gguf(file: Path) -> dict[str, Tensor]:
-    """The tensors of a GGUF file, which a package of its own reads: pip install gguf."""
-    from gguf import GGUFReader
-
-    stored = {tensor.name: (tensor.data, tensor.tensor_type.name) for tensor in GGUFReader(file, "c").tensors}
+def load_gguf(reader: Any) -> dict[str, Tensor]:
+    """The tensors of a GGUF file."""
+    stored = {tensor.name: (tensor.data, tensor.tensor_type.name) for tensor in reader.tensors}
     if rounded := [f"{name} ({kind})" for name, (_, kind) in stored.items() if kind not in GGUF_TYPES]:
         raise SystemExit(f"quantised, so that the original is lost: {', '.join(rounded)}")
     return {name: torch.from_numpy(data).view(GGUF_TYPES[kind]) for name, (data, kind) in stored.items()}
 
 
-def described(file: Path) -> dict[str, Any]:
+def described(reader: Any) -> dict[str, Any]:
     """What a GGUF file says of its model, under names without the architecture's and with underscores for dots."""
     import numpy as np
-    from gguf import GGUFReader
 
-    found = {key: field.contents() for key, field in GGUFReader(file).fields.items()}
+    found = {key: field.contents() for key, field in reader.fields.items()}
     architecture = f"{found['general.architecture']}."
     # A float32 means the shortest decimal that becomes it.
     found = {key: float(str(np.float32(value))) if isinstance(value, float) else value for key, value in found.items()}
