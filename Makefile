@@ -50,19 +50,22 @@ test: env
 	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements-scripts.txt
 	touch $@
 
-# Models that are files of other people's repositories; ORIGINALS=DIR where they are there already.
+# Models that are files of other people's repositories; ORIGINALS=DIR where they are there already. Without them their
+# cases are left out.
 originals:
 	mkdir -p $(ORIGINALS)/llama2c $(ORIGINALS)/minimind1/model
 	for pair in \
 	    karpathy/llama2.c/c05b45a5917130e090263fc222573d5251cbe0af/model.py:llama2c/model.py \
 	    jingyaogong/minimind/58e3af0359a187bdf2d91fa737b8d1edde9a21a7/model/model.py:minimind1/model/model.py \
 	    jingyaogong/minimind/58e3af0359a187bdf2d91fa737b8d1edde9a21a7/model/LMConfig.py:minimind1/model/LMConfig.py; do \
-	  test -e $(ORIGINALS)/$${pair#*:} || curl -fsSL $(RAW)/$${pair%%:*} -o $(ORIGINALS)/$${pair#*:} || exit 1; done
+	  test -e $(ORIGINALS)/$${pair#*:} || curl -fsSL $(RAW)/$${pair%%:*} -o $(ORIGINALS)/$${pair#*:} \
+	    || echo "left out, since it could not be fetched: $${pair%%:*}"; done
 
 test-oracles: originals env .venv-oracles/ready .venv-scripts/ready
 	rm -rf build/oracles
 	for name in $(ORACLES); do .venv-oracles/bin/python tests/oracles/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
-	.venv-oracles/bin/python tests/oracles/run_originals.py build/oracles --seed $(SEED) --originals $(ORIGINALS)
+	test ! -e $(ORIGINALS)/minimind1/model/LMConfig.py || test ! -e $(ORIGINALS)/llama2c/model.py || \
+	  .venv-oracles/bin/python tests/oracles/run_originals.py build/oracles --seed $(SEED) --originals $(ORIGINALS)
 	.venv-scripts/bin/python tests/oracles/run_transformers_scripts.py build/oracles --seed $(SEED)
 	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/test_oracles.py tests/test_mutations.py
 

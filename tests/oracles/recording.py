@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 VOCABULARY = 128
 KEPT = 12  # positions, the last ones
+OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 
 
 def arguments(description: str, *folders: str) -> argparse.Namespace:
@@ -32,6 +35,20 @@ def arguments(description: str, *folders: str) -> argparse.Namespace:
     options = parser.parse_args()
     torch.set_num_threads(1)
     return options
+
+
+def import_torchvision() -> None:
+    """timm and CLIP want it, but none of its compiled operators: where those were built for another torch than the one
+    that is installed, its own modules ask for them in vain."""
+    while True:
+        try:
+            importlib.import_module("torchvision")
+            return
+        except RuntimeError as error:
+            operator = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+            if not operator:
+                raise
+            OPERATORS.define(f"{operator[1]}(Tensor unused) -> Tensor")
 
 
 def seed_weights(model: nn.Module, seed: int) -> nn.Module:

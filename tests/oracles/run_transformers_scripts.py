@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from recording import import_torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -404,6 +405,7 @@ def main() -> None:
     options = parser.parse_args()
     out, Seeded.base = options.out, options.seed
     torch.set_num_threads(1)
+    import_torchvision()
     for record in (megatron_gpt2, opt, rwkv, persimmon, mistral, whisper, vit, clip):
         record(out)
 
