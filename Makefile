@@ -6,7 +6,8 @@ BIN := .venv/bin
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens baichuan2 deepseek_v3 quantized
+ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens baichuan2 deepseek_v3 quantized \
+	megatron_core
 ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1

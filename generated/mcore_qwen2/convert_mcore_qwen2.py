@@ -49,11 +49,9 @@ REQUIRED = {
 # fmt: off
 # Source name (a regular expression) -> target name
 STATE_DICT_MAPPING = {
-    r"decoder\.final_layernorm\.weight":                                           "model.norm.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_qkv\.layer_norm_weight": r"model.layers.\g<i>.input_layernorm.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_proj\.weight":           r"model.layers.\g<i>.self_attn.o_proj.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.mlp\.linear_fc1\.layer_norm_weight":            r"model.layers.\g<i>.post_attention_layernorm.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.mlp\.linear_fc2\.weight":                       r"model.layers.\g<i>.mlp.down_proj.weight",
+    r"decoder\.final_layernorm\.weight":                                 "model.norm.weight",
+    r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_proj\.weight": r"model.layers.\g<i>.self_attn.o_proj.weight",
+    r"decoder\.layers\.(?P<i>\d+)\.mlp\.linear_fc2\.weight":             r"model.layers.\g<i>.mlp.down_proj.weight",
 }
 # fmt: on
 
@@ -228,6 +226,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("queries and keys are normalised, which this class does not do")
     if "decoder.layers.0.mlp.router.weight" in shapes:
         raise SystemExit("a mixture of experts is another class")
+    f.fused_norms = "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight" in shapes
     f.share_embeddings_and_output_weights = "output_layer.weight" not in shapes
     f.padded_vocab_size = shapes["embedding.word_embeddings.weight"][0]
     f.tokens = f.padded_vocab_size if f.vocab_size is None else f.vocab_size
@@ -323,6 +322,20 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         mapping[r"embedding\.word_embeddings\.weight"] = "model.embed_tokens.weight"
     if f.vocab_size is None and (not f.share_embeddings_and_output_weights):
         mapping[r"output_layer\.weight"] = "lm_head.weight"
+    if f.fused_norms:
+        mapping[r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_qkv\.layer_norm_weight"] = (
+            r"model.layers.\g<i>.input_layernorm.weight"
+        )
+    if not f.fused_norms:
+        mapping[r"decoder\.layers\.(?P<i>\d+)\.input_layernorm\.weight"] = r"model.layers.\g<i>.input_layernorm.weight"
+    if f.fused_norms:
+        mapping[r"decoder\.layers\.(?P<i>\d+)\.mlp\.linear_fc1\.layer_norm_weight"] = (
+            r"model.layers.\g<i>.post_attention_layernorm.weight"
+        )
+    if not f.fused_norms:
+        mapping[r"decoder\.layers\.(?P<i>\d+)\.pre_mlp_layernorm\.weight"] = (
+            r"model.layers.\g<i>.post_attention_layernorm.weight"
+        )
     for pattern, target in mapping.items():
         found = list(matches(source, pattern))
         if not found:

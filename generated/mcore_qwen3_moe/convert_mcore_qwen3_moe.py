@@ -53,13 +53,11 @@ REQUIRED = {
 # fmt: off
 # Source name (a regular expression) -> target name
 STATE_DICT_MAPPING = {
-    r"decoder\.final_layernorm\.weight":                                           "model.norm.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_qkv\.layer_norm_weight": r"model.layers.\g<i>.input_layernorm.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_proj\.weight":           r"model.layers.\g<i>.self_attn.o_proj.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.self_attention\.(?P<p>q|k)_layernorm\.weight":  r"model.layers.\g<i>.self_attn.\g<p>_norm.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.pre_mlp_layernorm\.weight":                     r"model.layers.\g<i>.post_attention_layernorm.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.mlp\.router\.weight":                           r"model.layers.\g<i>.mlp.gate.weight",
-    r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.linear_fc2\.weight(?P<e>\d+)":    r"model.layers.\g<i>.mlp.experts.\g<e>.down_proj.weight",
+    r"decoder\.final_layernorm\.weight":                                          "model.norm.weight",
+    r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_proj\.weight":          r"model.layers.\g<i>.self_attn.o_proj.weight",
+    r"decoder\.layers\.(?P<i>\d+)\.self_attention\.(?P<p>q|k)_layernorm\.weight": r"model.layers.\g<i>.self_attn.\g<p>_norm.weight",
+    r"decoder\.layers\.(?P<i>\d+)\.pre_mlp_layernorm\.weight":                    r"model.layers.\g<i>.post_attention_layernorm.weight",
+    r"decoder\.layers\.(?P<i>\d+)\.mlp\.router\.weight":                          r"model.layers.\g<i>.mlp.gate.weight",
 }
 # fmt: on
 
@@ -151,6 +149,8 @@ def axes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
         r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_proj\.weight": (1, 1),
         r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.linear_fc1\.weight(?P<e>\d+)": (0, 2),
         r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.linear_fc2\.weight(?P<e>\d+)": (1, 1),
+        r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.local_experts\.(?P<e>\d+)\.linear_fc1\.weight": (0, 2),
+        r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.local_experts\.(?P<e>\d+)\.linear_fc2\.weight": (1, 1),
     }
 
 
@@ -235,12 +235,18 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("shared experts have no place in this class")
     if not (f.moe_router_score_function == "softmax" and f.moe_router_topk_scaling_factor in [None, 1]):
         raise SystemExit("the router of this class is a plain softmax")
+    f.fused_norms = "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight" in shapes
+    f.grouped_experts = "decoder.layers.0.mlp.experts.linear_fc1.weight0" in shapes
     f.share_embeddings_and_output_weights = "output_layer.weight" not in shapes
     f.padded_vocab_size = shapes["embedding.word_embeddings.weight"][0]
     f.tokens = f.padded_vocab_size if f.vocab_size is None else f.vocab_size
     f.hidden_size = shapes["embedding.word_embeddings.weight"][1]
     f.num_experts = shapes["decoder.layers.0.mlp.router.weight"][0]
-    f.moe_ffn_hidden_size = shapes["decoder.layers.0.mlp.experts.linear_fc2.weight0"][1]
+    f.moe_ffn_hidden_size = (
+        shapes["decoder.layers.0.mlp.experts.linear_fc2.weight0"][1]
+        if f.grouped_experts
+        else shapes["decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight"][1]
+    )
     f.num_layers = count(shapes, r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_proj\.weight")
     f.kv_channels = shapes["decoder.layers.0.self_attention.q_layernorm.weight"][0]
     f.head_dim = f.kv_channels
@@ -313,6 +319,11 @@ def gate_up(weight0: Tensor) -> tuple[Tensor, Tensor]:
     return gate_proj, up_proj
 
 
+def gate_up_apart(linear_fc1: Tensor) -> tuple[Tensor, Tensor]:
+    gate_proj, up_proj = linear_fc1.chunk(2, dim=0)
+    return gate_proj, up_proj
+
+
 def tokens_in(word_embeddings: Tensor, tokens: int) -> Tensor:
     return word_embeddings.narrow(0, 0, tokens)
 
@@ -330,6 +341,20 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         mapping[r"embedding\.word_embeddings\.weight"] = "model.embed_tokens.weight"
     if f.vocab_size is None and (not f.share_embeddings_and_output_weights):
         mapping[r"output_layer\.weight"] = "lm_head.weight"
+    if f.fused_norms:
+        mapping[r"decoder\.layers\.(?P<i>\d+)\.self_attention\.linear_qkv\.layer_norm_weight"] = (
+            r"model.layers.\g<i>.input_layernorm.weight"
+        )
+    if not f.fused_norms:
+        mapping[r"decoder\.layers\.(?P<i>\d+)\.input_layernorm\.weight"] = r"model.layers.\g<i>.input_layernorm.weight"
+    if f.grouped_experts:
+        mapping[r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.linear_fc2\.weight(?P<e>\d+)"] = (
+            r"model.layers.\g<i>.mlp.experts.\g<e>.down_proj.weight"
+        )
+    if not f.grouped_experts:
+        mapping[r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.local_experts\.(?P<e>\d+)\.linear_fc2\.weight"] = (
+            r"model.layers.\g<i>.mlp.experts.\g<e>.down_proj.weight"
+        )
     for pattern, target in mapping.items():
         found = list(matches(source, pattern))
         if not found:
@@ -350,16 +375,31 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         yield f"model.layers.{match['i']}.self_attn.k_proj.weight", k_proj
         yield f"model.layers.{match['i']}.self_attn.v_proj.weight", v_proj
 
-    found = list(matches(source, r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.linear_fc1\.weight(?P<e>\d+)"))
-    if not found:
-        raise SystemExit("the checkpoint has nothing for gate_up")
-    for match in found:
-        # gate_up
-        indexed.append(match)
-        claimed.add(match[0])
-        gate_proj, up_proj = gate_up(source[match[0]])
-        yield f"model.layers.{match['i']}.mlp.experts.{match['e']}.gate_proj.weight", gate_proj
-        yield f"model.layers.{match['i']}.mlp.experts.{match['e']}.up_proj.weight", up_proj
+    if f.grouped_experts:
+        found = list(matches(source, r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.linear_fc1\.weight(?P<e>\d+)"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for gate_up")
+        for match in found:
+            # gate_up
+            indexed.append(match)
+            claimed.add(match[0])
+            gate_proj, up_proj = gate_up(source[match[0]])
+            yield f"model.layers.{match['i']}.mlp.experts.{match['e']}.gate_proj.weight", gate_proj
+            yield f"model.layers.{match['i']}.mlp.experts.{match['e']}.up_proj.weight", up_proj
+
+    if not f.grouped_experts:
+        found = list(
+            matches(source, r"decoder\.layers\.(?P<i>\d+)\.mlp\.experts\.local_experts\.(?P<e>\d+)\.linear_fc1\.weight")
+        )
+        if not found:
+            raise SystemExit("the checkpoint has nothing for gate_up_apart")
+        for match in found:
+            # gate_up_apart
+            indexed.append(match)
+            claimed.add(match[0])
+            gate_proj, up_proj = gate_up_apart(source[match[0]])
+            yield f"model.layers.{match['i']}.mlp.experts.{match['e']}.gate_proj.weight", gate_proj
+            yield f"model.layers.{match['i']}.mlp.experts.{match['e']}.up_proj.weight", up_proj
 
     if f.vocab_size is not None:
         found = list(matches(source, r"embedding\.word_embeddings\.weight"))
