@@ -25,6 +25,9 @@ def run_parser() -> Parser:
     parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="the size of one file of weights (default: 5GB)"
     )
+    parser.add_argument(
+        "--parts", type=int, default=1, metavar="N", help="with --reverse: a folder of N tensor-parallel parts"
+    )
     parser.add_argument("--force", action="store_true", help="write into a folder that is not empty")
     parser.add_argument("--resume", action="store_true", help="continue a run that was killed or interrupted")
     parser.add_argument(
@@ -48,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     kept, say = notes(options)
     if options.reverse and options.verify:
         refuse("compile run", "--verify holds a folder to its source; the way back makes no folder", "wrong-usage")
+    if options.parts != 1 and not options.reverse:
+        refuse("compile run", "--parts cuts what --reverse makes", "wrong-usage", "add --reverse")
     program = program_of(options, say)
     with Meter() as meter:
         plan = convert(program, request(options), options.out, say, meter)

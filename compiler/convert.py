@@ -20,6 +20,7 @@ from compiler import __version__, card, dialects, document, execute, outfiles, r
 from compiler.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.collecting import uncollected
 from compiler.constants import check_made
+from compiler.cutting import check_parts, state_dicts
 from compiler.diagnostics import Refusal, listed, refuse
 from compiler.environment import Environment, Given, NamedShapes, check_given, unfounded
 from compiler.files import Unchanged
@@ -60,6 +61,7 @@ class Request:
     check_values: bool = False
     digests: bool = False
     weights: str | None = None
+    parts: int = 1  # of a state_dict, the other way
 
 
 @uncollected()
@@ -147,14 +149,15 @@ def convert(
     say: Say = lambda line: None,
     progress: execute.Progress = lambda size: None,
 ) -> Plan:
-    """Do all of it: `out` is a folder, or with `reverse` a file. Raises Refusal; then nothing is left behind.
+    """Do all of it: `out` is a folder, or with `reverse` a file unless it is cut into parts. Raises Refusal; then nothing is left behind.
 
     Raises Interrupted, which says whether something is left to resume.
     """
     from compiler import values
 
     outfiles.parse_size(request.max_shard_size)
-    output = Output(out, request.force, request.resume, folder=not request.reverse)
+    check_parts(program, request.parts)
+    output = _output(out, request, program)
     output.check()
     if replaced := next((source for source in request.source if output.replaces(source)), None):
         refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
@@ -183,7 +186,7 @@ def write(
 
     crew = crew or ranks.Crew(0, 1, out)
     files = [] if plan.reverse else outfiles.lay_out(plan.targets, outfiles.parse_size(request.max_shard_size))
-    output = Output(out, request.force, request.resume, fingerprint(plan, checkpoint, files), not plan.reverse)
+    output = _output(out, request, plan.program, fingerprint(plan, checkpoint, files, request.parts))
 
     def weights(folder: Path, ledger: Ledger) -> None:
         execute.write_folder(
@@ -209,7 +212,8 @@ def write(
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
             if plan.reverse:
-                execute.write_state_dict(plan, checkpoint, output.place, request.device, progress)
+                files_of = state_dicts(plan, output.place, request.parts)
+                execute.write_state_dicts(plan, checkpoint, files_of, request.device, progress)
             else:
                 _write_texts(plan, checkpoint, request, files, output, say)
                 with output.journal as journal, crew.leading(journal, output.fingerprint):
@@ -233,13 +237,19 @@ def write(
         refuse(str(error.filename or out), f"cannot be {verb}: {error.strerror or error}", kind, output.left())
 
 
-def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[outfiles.OutFile]) -> str:
+def _output(out: Path, request: Request, program: Program, fingerprint: str = "") -> Output:
+    folder = not request.reverse or request.parts > 1
+    weights = [program.spec.weights] if request.reverse else []
+    return Output(out, request.force, request.resume, fingerprint, folder, weights)
+
+
+def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[outfiles.OutFile], parts: int = 1) -> str:
     """What two runs have in common whose bytes are the same: program, settings, source files, places of the output."""
     spec = document.plain(plan.program.spec.root)
     sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.files]
     regions = hashlib.sha256(str([tensor.region for tensor in checkpoint.tensors.values()]).encode()).hexdigest()
     places = [(file.name, file.size, hashlib.sha256(file.header).hexdigest()) for file in files]
-    told = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places]
+    told = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, parts]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from compiler.device import Pipeline, Sender
 
 Progress = Callable[[int], None]
+Cut = Callable[[str, layout.Array], layout.Array]  # what of a tensor a file holds
 
 
 def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -71,15 +72,33 @@ def write_folder(
     _write(plan, checkpoint, forms, device, jobs, progress, ledger)
 
 
-def write_state_dict(
-    plan: Plan, checkpoint: Checkpoint, path: Path, device: str, progress: Progress, jobs: int = 2
+def _whole(name: str, array: layout.Array) -> layout.Array:
+    return array
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """A `.pth` to write: its tensors, and what of the plan's target of that name each of them is."""
+
+    path: Path
+    targets: Sequence[Target]
+    cut: Cut = _whole
+
+
+def write_state_dicts(
+    plan: Plan, checkpoint: Checkpoint, parts: Sequence[StateDict], device: str, progress: Progress, jobs: int = 2
 ) -> None:
-    """Write a `.pth` that holds a flat state_dict, as torch.save does. Raises like `write_folder`."""
+    """Write one `.pth` or several parts, each a flat state_dict as torch.save writes it. Raises like `write_folder`."""
     from compiler import pthfile
 
-    file = pthfile.lay_out(path.name, plan.targets)
-    _write(plan, checkpoint, [_Form(path, file.size, b"", file.offsets, file.gaps)], device, jobs, progress, None)
-    file.finish(path)
+    for part in parts:
+        part.path.parent.mkdir(parents=True, exist_ok=True)
+    files = [pthfile.lay_out(part.path.name, part.targets) for part in parts]
+    forms = [_Form(p.path, f.size, b"", f.offsets, f.gaps, p.cut) for p, f in zip(parts, files, strict=True)]
+    # Of a group that a GPU computes, one file gets all.
+    _write(plan, checkpoint, forms, device if len(parts) == 1 else "cpu", jobs, progress, None)
+    for part, file in zip(parts, files, strict=True):
+        file.finish(part.path)
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,7 @@ class _Form:
     header: bytes
     offsets: Mapping[str, int]
     gaps: Sequence[tuple[int, int]] = ()
+    cut: Cut = _whole
 
 
 def _write(
@@ -119,7 +139,11 @@ def outputs(
 def _tasks(
     plan: Plan, checkpoint: Checkpoint, forms: Sequence[_Form], pipeline: Pipeline | None
 ) -> tuple[list[Output], list[Task]]:
-    places = {name: (form.path, offset) for form in forms for name, offset in form.offsets.items()}
+    wanted: dict[str, list[_Form]] = {}
+    for form in forms:
+        for name in form.offsets:
+            wanted.setdefault(name, []).append(form)
+    places = {name: (found[0].path, found[0].offsets[name]) for name, found in wanted.items()}
     moves: dict[Path, list[Move]] = {form.path: [] for form in forms}
     left = {form.path: list(form.gaps) for form in forms}
     others: list[Task] = []
@@ -127,16 +151,14 @@ def _tasks(
     for group in plan.groups:
         formulas, found = _formulate(group, checkpoint)
         computed: list[Place] = []
-        for target, array in found:
-            if target.name not in places:
-                continue
-            path, offset = places[target.name]
-            moved = [] if formulas.computed(array) else lower(array, offset)
-            if formulas.computed(array) or (pipeline and not all(move.plain for move in moved)):
-                computed.append(Place(path, offset, array))
-                left[path].append((offset, target.nbytes))
+        for name, array, form in [(t.name, array, form) for t, array in found for form in wanted.get(t.name, ())]:
+            part, offset = form.cut(name, array), form.offsets[name]
+            moved = [] if formulas.computed(part) else lower(part, offset)
+            if formulas.computed(part) or (pipeline and not all(move.plain for move in moved)):
+                computed.append(Place(form.path, offset, part))
+                left[form.path].append((offset, computed[-1].nbytes))
             else:
-                moves[path] += moved
+                moves[form.path] += moved
         if computed and pipeline and not any(node.kernel in SUMS for node in formulas.nodes.values()):
             others.append(_on_device(group, checkpoint, [places.get(t.name) for t, _ in found], pipeline))
         elif computed:

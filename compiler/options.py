@@ -92,6 +92,7 @@ def request(options: argparse.Namespace) -> Any:
         check_values=getattr(options, "check_values", False),
         weights=options.weights,
         digests=getattr(options, "digests", False),
+        parts=getattr(options, "parts", 1),
     )
 
 

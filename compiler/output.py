@@ -16,6 +16,7 @@ import filecmp
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -36,16 +37,23 @@ _LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems witho
 class Output:
     """Context manager around the hidden sibling of `path`; `place` is where to write, a folder or one file.
 
-    `fingerprint` tells one run from another. With `resume`, a run of the same one is continued: `journal` knows what
+    `fingerprint` tells one run from another; `weights` are globs of weights beyond the usual ones. With `resume`, a run of the same one is continued: `journal` knows what
     need not be written again, and `done` is true where all that was left was to give the output its name.
     """
 
     def __init__(
-        self, path: Path, force: bool, resume: bool = False, fingerprint: str = "", folder: bool = True
+        self,
+        path: Path,
+        force: bool,
+        resume: bool = False,
+        fingerprint: str = "",
+        folder: bool = True,
+        weights: Sequence[str] = (),
     ) -> None:
         self.given = path
         self.path = Path(os.path.realpath(path))
         self.force, self.resume, self.fingerprint, self.folder = force, resume, fingerprint, folder
+        self.weights = (*_WEIGHTS, *weights)
         self.hidden = self.path.parent / f".{self.path.name}.mapspec-partial"
         self.place = self.hidden / "new" / self.path.name
         self.old = self.hidden / "old"
@@ -113,7 +121,7 @@ class Output:
     def replaces(self, file: Path) -> bool:
         """Whether `finish` would put something else in the place of this file or folder."""
         found = Path(os.path.realpath(file))
-        inside = found.parent == self.path and any(fnmatch(file.name, p) for p in _WEIGHTS)
+        inside = found.parent == self.path and any(fnmatch(file.name, p) for p in self.weights)
         return inside or found == self.path
 
     def holds(self, place: Path) -> bool:
@@ -232,7 +240,7 @@ class Output:
             if not self._same():
                 refuse(str(self.given), "it holds something else than this run makes", "output-exists", "use --force")
             return
-        for path in (*(self.place.iterdir() if self.place.is_dir() else ()), self.place, self.place.parent):
+        for path in (*self.place.rglob("*"), self.place, self.place.parent):
             sync(path)
         self.draft.write_text(self.fingerprint, encoding="utf-8")
         sync(self.draft)
@@ -248,7 +256,7 @@ class Output:
             self.place.replace(self.path)
             sync(self.path.parent)
         if self.old.is_dir():
-            stale = {p.name for pattern in _WEIGHTS for p in self.old.glob(pattern)}
+            stale = {p.relative_to(self.old).parts[0] for pattern in self.weights for p in self.old.glob(pattern)}
             for old in self.old.iterdir():
                 if old.name not in stale and not (self.path / old.name).exists():
                     old.rename(self.path / old.name)
@@ -260,8 +268,8 @@ class Output:
         """Whether the output already is what was written into the hidden place."""
         if self.place.is_file() or self.path.is_file():
             return self.place.is_file() and self.path.is_file() and filecmp.cmp(self.place, self.path, shallow=False)
-        names = [p.name for p in self.place.iterdir()]
-        weights = {p.name for pattern in _WEIGHTS for p in self.path.glob(pattern)}
+        names = [str(p.relative_to(self.place)) for p in self.place.rglob("*") if p.is_file()]
+        weights = {str(p.relative_to(self.path)) for pattern in self.weights for p in self.path.glob(pattern)}
         return weights <= set(names) and not any(filecmp.cmpfiles(self.place, self.path, names, shallow=False)[1:])
 
 

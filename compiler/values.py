@@ -19,6 +19,7 @@ from compiler.checkpoint import Checkpoint, Tensor, open_checkpoint, read_bytes
 from compiler.diagnostics import listed, refuse
 from compiler.dtypes import ITEM_SIZES
 from compiler.files import Source
+from compiler.parts import open_source
 from compiler.plan import Group, Plan
 from compiler.tensors import span
 
@@ -156,7 +157,10 @@ def narrowed(plan: Plan, checkpoint: Checkpoint) -> list[Group]:
 def made(checkpoint: Checkpoint, plan: Plan, place: Path) -> Iterator[str]:
     """What casts to a narrower type have made infinite, read back from what was written."""
     if groups := narrowed(plan, checkpoint):
-        yield from overflowed(groups, checkpoint, open_checkpoint(place))
+        parts = plan.reverse and place.is_dir()
+        yield from overflowed(
+            groups, checkpoint, open_source(plan.program, [place]) if parts else open_checkpoint(place)
+        )
 
 
 def overflowed(groups: Iterable[Group], before: Checkpoint, after: Checkpoint) -> Iterator[str]:

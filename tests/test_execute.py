@@ -21,6 +21,7 @@ from compiler import blockwise, device, execute, formula, kernels, outfiles, pth
 from compiler.algebra import Op
 from compiler.arithmetic import Affine, Crop, Full, Pad
 from compiler.checkpoint import open_checkpoint
+from compiler.cutting import state_dicts
 from compiler.diagnostics import Refusal, Span
 from compiler.lossy import DequantizeBlocks, DequantizeMxfp4, Lora, Normalize
 from compiler.notation import parse_rearrange
@@ -419,7 +420,7 @@ def test_a_pth_that_torch_reads(tmp_path: Path) -> None:
     groups = every_group()
     save_file(TENSORS, tmp_path / "source.safetensors")
     plan, checkpoint = plan_of(groups), open_checkpoint(tmp_path / "source.safetensors")
-    execute.write_state_dict(plan, checkpoint, tmp_path / "x.pth", "cpu", lambda n: None)
+    execute.write_state_dicts(plan, checkpoint, state_dicts(plan, tmp_path / "x.pth", 1), "cpu", lambda n: None)
     same(torch.load(tmp_path / "x.pth", weights_only=True), expected(groups, TENSORS))
     same(torch.load(tmp_path / "x.pth", weights_only=True, mmap=True), expected(groups, TENSORS))
     import zipfile
