@@ -6,8 +6,10 @@ BIN := .venv/bin
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens baichuan2 deepseek_v3 quantized \
-	megatron_core
+ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens deepseek_v3 quantized \
+	megatron_core mistral_inference
+# What runs under generation 4 alone: copies of remote code.
+ORACLES_4 := baichuan qwen1
 ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
@@ -29,6 +31,9 @@ env-4: .venv-4/ready
 	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-4/constraints.txt $(TORCH)
 	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-4/constraints.txt transformers safetensors numpy accelerate
 	touch $@
+.venv-4/oracles: .venv-4/ready
+	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check --no-deps optimum-habana==1.21.2 modelscope==1.9.5 einops==0.8.2
+	touch $@
 
 demo: env
 	$(BIN)/python docs/demo.py
@@ -41,7 +46,7 @@ test: env
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
-	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1 mistral-inference==1.6.0
 	touch $@
 
 # timm and clip need a torchvision of the same build as torch, so that both come from one index.
@@ -62,11 +67,12 @@ originals:
 	  test -e $(ORIGINALS)/$${pair#*:} || curl -fsSL $(RAW)/$${pair%%:*} -o $(ORIGINALS)/$${pair#*:} \
 	    || echo "left out, since it could not be fetched: $${pair%%:*}"; done
 
-test-oracles: originals env .venv-oracles/ready .venv-scripts/ready
+test-oracles: originals env .venv-oracles/ready .venv-scripts/ready .venv-4/oracles
 	rm -rf build/oracles
 	for name in $(ORACLES); do .venv-oracles/bin/python tests/oracles/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
 	test ! -e $(ORIGINALS)/minimind1/model/LMConfig.py || test ! -e $(ORIGINALS)/llama2c/model.py || \
 	  .venv-oracles/bin/python tests/oracles/run_originals.py build/oracles --seed $(SEED) --originals $(ORIGINALS)
+	for name in $(ORACLES_4); do .venv-4/bin/python tests/oracles/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
 	.venv-scripts/bin/python tests/oracles/run_transformers_scripts.py build/oracles --seed $(SEED)
 	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/test_oracles.py tests/test_mutations.py
 

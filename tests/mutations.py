@@ -202,6 +202,8 @@ def _names_exchanged(plan: Plan, rules: Sequence[Groups]) -> Iterator[Mutant]:
 
 
 def _captures(group: Group) -> dict[str, str]:
+    if not group.source_names:  # created
+        return group.rule.targets[0].match(group.target_list[0].name) or {}
     return group.rule.sources[0].match(group.source_names[0]) or {}
 
 

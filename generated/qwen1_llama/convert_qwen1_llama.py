@@ -22,6 +22,7 @@ from torch import Tensor
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
     "num_attention_heads": 32,
+    "n_head": None,
     "kv_channels": 128,
     "rotary_emb_base": 10000.0,
     "rotary_pct": 1.0,
@@ -165,7 +166,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.hidden_size = shapes["transformer.wte.weight"][1]
     f.ffn_dim = shapes["transformer.h.0.mlp.w1.weight"][0]
     f.num_hidden_layers = count(shapes, r"transformer\.h\.(?P<i>\d+)\.ln_1\.weight")
-    if f.num_attention_heads * f.kv_channels != f.hidden_size:
+    f.heads = f.num_attention_heads if f.n_head is None else f.n_head
+    if f.heads * f.kv_channels != f.hidden_size:
         raise SystemExit("num_attention_heads heads of kv_channels do not make hidden_size")
     if shapes["transformer.h.0.attn.c_attn.weight"][0] != 3 * f.hidden_size:
         raise SystemExit("Qwen has a key and a value for each query head")
@@ -178,12 +180,12 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "vocab_size": f.vocab_size,
         "hidden_size": f.hidden_size,
         "num_hidden_layers": f.num_hidden_layers,
-        "num_attention_heads": f.num_attention_heads,
         "tie_word_embeddings": f.tie_word_embeddings,
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
         "intermediate_size": f.ffn_dim,
-        "num_key_value_heads": f.num_attention_heads,
+        "num_attention_heads": f.heads,
+        "num_key_value_heads": f.heads,
         "head_dim": f.kv_channels,
         "max_position_embeddings": f.seq_length,
         "rms_norm_eps": f.layer_norm_epsilon,

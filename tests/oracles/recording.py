@@ -12,8 +12,12 @@ import hashlib
 import importlib
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -49,6 +53,25 @@ def import_torchvision() -> None:
             if not operator:
                 raise
             OPERATORS.define(f"{operator[1]}(Tensor unused) -> Tensor")
+
+
+def enter(name: str) -> ModuleType:
+    """A package as its folder alone, so that its modules can be imported without what its `__init__` would import."""
+    parent = name.rpartition(".")[0]
+    spec = PathFinder.find_spec(name, sys.modules[parent].__path__ if parent else None)
+    assert spec is not None, f"{name} is not installed"
+    return stand_in(name, module_from_spec(spec))
+
+
+def stand_in(name: str, module: ModuleType | None = None, **holds: Any) -> ModuleType:
+    """A module under a name that a package imports, holding only what is asked of it."""
+    sys.modules[name] = module = module or ModuleType(name)
+    for word, value in holds.items():
+        setattr(module, word, value)
+    parent, _, last = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], last, module)
+    return module
 
 
 def seed_weights(model: nn.Module, seed: int) -> nn.Module:
