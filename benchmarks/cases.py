@@ -94,8 +94,12 @@ def interleave(x: Any, t: Tensors) -> Iterator[Any]:
 BF16, F16, F32 = "bfloat16", "float16", "float32"
 LAYOUT = {
     "rename": Case(BF16, BF16, lambda x, t: t[::-1]),
-    "split rows": Case(BF16, BF16, lambda x, t: [p for a in t for p in x.split(a, 0, [4096, 2048, 2048])]),
-    "split columns": Case(BF16, BF16, lambda x, t: [p for a in t for p in x.split(a, 1, [1024, 3072])]),
+    "split rows": Case(
+        BF16, BF16, lambda x, t: [p for a in t for p in x.split(a, 0, [ROWS // 2, ROWS // 4, ROWS // 4])]
+    ),
+    "split columns": Case(
+        BF16, BF16, lambda x, t: [p for a in t for p in x.split(a, 1, [COLUMNS // 4, COLUMNS - COLUMNS // 4])]
+    ),
     "rope": Case(BF16, BF16, rotary),
     "grouped qkv": Case(BF16, BF16, grouped),
     "expert stack": Case(BF16, BF16, experts),

@@ -30,6 +30,7 @@ ROOMS = {
     "ruff": {"render", "rendered"},
     "numpy": {"casts", "gather", "values"},
     "torch": {
+        "arranging",
         "api",
         "kernels",
         "compute",
@@ -49,7 +50,7 @@ ROOMS = {
 AT_ONCE = {
     "yaml": {"document"},
     "numpy": {"casts", "gather", "values"},
-    "torch": {"api", "kernels", "compute", "device"},
+    "torch": {"api", "kernels", "compute", "device", "arranging"},
 }
 
 
