@@ -245,6 +245,7 @@ def test_a_converter_says_what_it_does_not_find(server: Server, tmp_path: Path) 
         ("litgpt_phi", "scale_embeddings", True),
         ("litgpt_gemma", "sliding_window_size", 512),
         ("meta_llama", "sliding_window", 4096),  # Mistral AI's files have every name of Meta's
+        ("meta_llama", "_sliding_window", 4096),
         ("mistral_mistral", "use_scaled_rope", True),
         ("megatron_gpt2", "apply_layernorm_1p", True),
         ("megatron_gpt2", "apply_residual_connection_post_layernorm", True),
@@ -260,6 +261,24 @@ def test_a_layer_of_another_kind_is_refused(tmp_path: Path, spec: str, field: st
     with pytest.raises(Refusal, match="unmet-requirement"):
         written(tmp_path, spec, file, None, **given | {field: value})
     assert written(tmp_path, spec, file, None, **given)
+
+
+@pytest.mark.parametrize("spec", ["mistral_mistral", "mistral_mixtral"])
+def test_the_window_has_two_names_in_params_json(server: Server, tmp_path: Path, spec: str) -> None:
+    source = made(spec)
+    file = source.save(tmp_path, "*.pth")
+    told = dict(source.arguments) | {"sliding_window": None, "_sliding_window": 9}
+    assert written(tmp_path, spec, file, told)["sliding_window"] == 9
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run(spec, *words) == ""
+    assert config_of(tmp_path / "converter")["sliding_window"] == 9
+
+
+def test_no_base_of_the_rotary_embeddings_is_mixtrals(tmp_path: Path) -> None:
+    source = made("mistral_mixtral")
+    file = source.save(tmp_path, "*.pth")
+    told = dict(source.arguments) | {"rope_theta": None}
+    assert written(tmp_path, "mistral_mixtral", file, told)["rope_theta"] == 1000000.0
 
 
 @pytest.mark.parametrize("spec", ["timm_vit", "whisper_whisper", "transformer_lens_gpt2", "mcore_llama"])

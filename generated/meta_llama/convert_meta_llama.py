@@ -32,6 +32,7 @@ ARGUMENTS = {
     "rope_scale_factor": 8.0,
     "max_position_embeddings": None,
     "sliding_window": None,
+    "_sliding_window": None,
     "tie_word_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": None,
@@ -213,7 +214,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f = SimpleNamespace(**arguments)
     if "layers.0.feed_forward.experts.0.w1.weight" in shapes:
         raise SystemExit("a mixture of experts has no Llama form")
-    if f.sliding_window is not None:
+    if not (f.sliding_window is None and f._sliding_window is None):
         raise SystemExit("Llama attends to everything; a file of Mistral AI's is for specs/mistral_mistral.yaml")
     if "model.embed_tokens.weight" in shapes:
         raise SystemExit("these are names of Transformers; the folder needs no conversion")

@@ -27,6 +27,7 @@ ARGUMENTS = {
     "norm_eps": 1e-05,
     "rope_theta": 10000.0,
     "sliding_window": None,
+    "_sliding_window": None,
     "use_scaled_rope": False,
     "max_position_embeddings": 32768,
     "bos_token_id": 1,
@@ -170,6 +171,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_layers = count(shapes, r"layers\.(?P<i>\d+)\.attention_norm\.weight")
     f.head_dim = shapes["layers.0.attention.wq.weight"][0] // f.n_heads
     f.kv_heads = shapes["layers.0.attention.wk.weight"][0] // f.head_dim
+    f.window = f.sliding_window if f._sliding_window is None else f._sliding_window
     if not (f.dim is None or f.dim == f.width):
         raise SystemExit("params.json and the embedding differ in width")
     if not (f.vocab_size is None or f.vocab_size == f.rows):
@@ -200,7 +202,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "num_attention_heads": f.n_heads,
         "num_key_value_heads": f.kv_heads,
         "rms_norm_eps": f.norm_eps,
-        "sliding_window": None if f.sliding_window is None else int(f.sliding_window),
+        "sliding_window": None if f.window is None else int(f.window),
         "hidden_act": "silu",
         "tie_word_embeddings": False,
     }

@@ -29,6 +29,7 @@ ARGUMENTS = {
     "moe": None,
     "num_experts_per_tok": 2,
     "sliding_window": None,
+    "_sliding_window": None,
     "max_position_embeddings": 32768,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -172,6 +173,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_layers = count(shapes, r"layers\.(?P<i>\d+)\.attention_norm\.weight")
     f.head_dim = shapes["layers.0.attention.wq.weight"][0] // f.n_heads
     f.kv_heads = shapes["layers.0.attention.wk.weight"][0] // f.head_dim
+    f.window = f.sliding_window if f._sliding_window is None else f._sliding_window
     if not (f.moe is None or f.moe["num_experts"] == f.experts):
         raise SystemExit("params.json and the router differ in the number of experts")
     if f.chosen > f.experts:
@@ -195,7 +197,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
     """The fields of config.json."""
     config = {
         "head_dim": f.head_dim,
-        "rope_theta": f.rope_theta,
         "max_position_embeddings": f.max_position_embeddings,
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
@@ -208,7 +209,8 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "num_local_experts": f.experts,
         "num_experts_per_tok": f.chosen,
         "rms_norm_eps": f.norm_eps,
-        "sliding_window": None if f.sliding_window is None else int(f.sliding_window),
+        "rope_theta": 1000000.0 if f.rope_theta is None else f.rope_theta,
+        "sliding_window": None if f.window is None else int(f.window),
         "hidden_act": "silu",
         "tie_word_embeddings": False,
     }
