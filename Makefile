@@ -7,7 +7,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens deepseek_v3 quantized \
-	megatron_core mistral_inference
+	megatron_core mistral_inference mlx
 # What runs under generation 4 alone: copies of remote code.
 ORACLES_4 := baichuan qwen1
 ORIGINALS ?= build/originals
@@ -46,10 +46,9 @@ test: env
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
-	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1 mistral-inference==1.6.0
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1 mistral-inference==1.6.0 mlx-lm==0.32.2
 	touch $@
 
-# timm and clip need a torchvision of the same build as torch, so that both come from one index.
 .venv-scripts/ready: tests/oracles/requirements-scripts.txt
 	$(PYTHON) -m venv .venv-scripts
 	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
