@@ -341,7 +341,7 @@ def test_a_folder_gives_the_logits_of_the_original_in_every_version(python: str,
         convert(case, tmp_path / str(i))
         ids = load_file(ORACLES / case / "expected/golden_logits.safetensors")["input_ids"]
         jobs.append(Job(tmp_path / str(i), ids, dirty=True))
-    *found, control = logits_many([*jobs, Job(lost_theta(tmp_path / "0"), jobs[0].input_ids)], interpreters()[python])
+    *found, control = logits_many([*jobs, Job(lost_theta(tmp_path / "0"), jobs[0].inputs)], interpreters()[python])
     goldens = [ORACLES / case / "expected/golden_logits.safetensors" for case in GOLDEN]
     apart = [difference(got, golden) for got, golden in zip(found, goldens, strict=True)]
     assert max(apart) < 1e-4, dict(zip(GOLDEN, apart, strict=True))
