@@ -9,14 +9,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from compiler import __version__, card, dialects, document, execute, outfiles, ranks, settings, tokens
+from compiler import __version__, beside, card, dialects, document, execute, outfiles, ranks, settings
 from compiler.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.collecting import uncollected
 from compiler.constants import check_made
@@ -31,11 +29,14 @@ from compiler.plan import Plan, bind
 from compiler.program import Program
 from compiler.proof import SourceShapes, check_target
 from compiler.quantized import check_quantized, whole_numbers
-from compiler.tokenizer import tokenizer_files
 from compiler.transfer import Ledger
 from compiler.uneven import uneven
 
 Say = Callable[[str], None]
+
+
+def _nothing(line: str) -> None:
+    """Say it to nobody."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Request:
 
 
 @uncollected()
-def prepare(program: Program, request: Request, say: Say = lambda line: None) -> tuple[Plan, Checkpoint]:
+def prepare(program: Program, request: Request, say: Say = _nothing) -> tuple[Plan, Checkpoint]:
     """Open the source and bind the program to it; nothing is written. Raises Refusal."""
     check_given(program, request.assigned)
     if request.reverse:
@@ -81,11 +82,15 @@ def prepare(program: Program, request: Request, say: Say = lambda line: None) ->
         say(f"ignored {name}: {reason}")
     if len(plan.ignored) > 8:
         say(f"ignored {len(plan.ignored) - 8} more tensors")
-    if request.checksums:
-        verify(checkpoint)
-    if request.compare:
-        execute.check_ties(plan, checkpoint)
-        check_made(plan, checkpoint)
+    if not request.checksums:
+        checkpoint = replace(checkpoint, checksums={})
+    try:
+        if request.compare:
+            execute.check_ties(plan, checkpoint)
+            check_made(plan, checkpoint)
+    except Refusal:
+        verify(checkpoint)  # damage explains any difference
+        raise
     return plan, checkpoint
 
 
@@ -146,7 +151,7 @@ def convert(
     program: Program,
     request: Request,
     out: Path,
-    say: Say = lambda line: None,
+    say: Say = _nothing,
     progress: execute.Progress = lambda size: None,
 ) -> Plan:
     """Do all of it: `out` is a folder, or with `reverse` a file unless it is cut into parts. Raises Refusal; then nothing is left behind.
@@ -163,7 +168,7 @@ def convert(
         refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
     with ranks.from_environment(out) as crew:
         if not crew.leads:  # the leader speaks, and looks at values, for all
-            say, request = (lambda line: None), replace(request, checksums=False)
+            say = _nothing
         plan, checkpoint = prepare(program, request, say)
         output.check_room(sum(target.nbytes for target in plan.targets))
         for line in values.brought(checkpoint, plan, request.check_values) if crew.leads else ():
@@ -177,7 +182,7 @@ def write(
     checkpoint: Checkpoint,
     request: Request,
     out: Path,
-    say: Say = lambda line: None,
+    say: Say = _nothing,
     progress: execute.Progress = lambda size: None,
     crew: ranks.Crew | None = None,
 ) -> None:
@@ -215,7 +220,7 @@ def write(
                 files_of = state_dicts(plan, output.place, request.parts)
                 execute.write_state_dicts(plan, checkpoint, files_of, request.device, progress)
             else:
-                _write_texts(plan, checkpoint, request, files, output, say)
+                beside.write(plan, checkpoint, request.tokenizer, request.source[0], files, output, say)
                 with output.journal as journal, crew.leading(journal, output.fingerprint):
                     weights(output.place, journal)
                 if request.digests:
@@ -251,50 +256,3 @@ def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[outfiles.OutFile
     places = [(file.name, file.size, hashlib.sha256(file.header).hexdigest()) for file in files]
     told = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, parts]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()
-
-
-def _write_texts(
-    plan: Plan, checkpoint: Checkpoint, request: Request, parts: list[outfiles.OutFile], output: Output, say: Say
-) -> None:
-    output.place.mkdir(exist_ok=True)
-    if output.journal.total:
-        say(f"{output.journal.total:,} bytes of an earlier run are there and as they were written")
-    for old in output.place.iterdir():
-        if old.name not in {file.name for file in parts}:
-            old.unlink()
-    place = request.tokenizer or request.source[0]
-    named, special = request.tokenizer is not None, plan.program.spec.tokenizer
-    files = tokenizer_files(place, say, named=named)
-    tokenizer = tokens.complete_tokenizer(files, plan.config, special, plan.places, say, named=named)
-    for line in tokens.lint(tokenizer, plan.config):
-        say(line)
-    found = {**texts(plan, tokens.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
-    if len(parts) > 1:
-        found[outfiles.INDEX] = outfiles.index_json(parts, plan.targets)
-    found[card.MANIFEST] = card.manifest(plan, checkpoint)
-    if not card.own_words(output.path):
-        found[card.CARD] = card.card(plan, checkpoint, [*found, *tokenizer.copies])
-    for name, text in found.items():
-        (output.place / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be Unicode
-    for name, file in tokenizer.copies.items():
-        shutil.copyfile(file, output.place / name)
-
-
-def texts(plan: Plan, generation: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
-    """The files beside the weights: config.json in both dialects, generation_config.json (with more fields, where only
-    the tokenizer knows them), the code of path B."""
-    from compiler import architecture, target
-
-    spec = plan.program.spec
-    model_type = spec.target.remote_code.value if spec.target.remote_code else target.model_type(spec.target.class_name)
-    config = dialects.config_json(
-        plan.config, model_class=spec.target.class_name, model_type=model_type, dtype=plan.dtype
-    )
-    code: dict[str, str] = {}
-    if spec.target.remote_code:
-        config["auto_map"] = architecture.auto_map_of(spec)
-        code = architecture.code(spec)
-    found = {"config.json": dialects.json_text(config), **code}
-    if fields := dialects.generation_json({**plan.config, **generation}):
-        found["generation_config.json"] = dialects.json_text(fields)
-    return found

@@ -7,7 +7,6 @@ caret, and at most one hint.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -126,6 +125,8 @@ class Report:
 
 def nearest(word: str, words: Iterable[str], count: int = 1) -> str:
     """A hint that names what was probably meant, or the empty string."""
+    import difflib  # only where something is wrong
+
     found = difflib.get_close_matches(word, list(words), n=count, cutoff=0.6)
     return f"did you mean {' or '.join(repr(w) for w in found)}?" if found else ""
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from compiler import layout
 from compiler.algebra import Bundle, OpError
 from compiler.blockwise import Place, Room, tasks_of
+from compiler.checked import opener
 from compiler.checkpoint import Checkpoint, Joined, Tensor, read_bytes
 from compiler.collecting import uncollected
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
-from compiler.files import Source
 from compiler.formula import SUMS, Formulas
 from compiler.moves import Move, lower
 from compiler.outfiles import OutFile
@@ -124,7 +124,7 @@ def _write(
 ) -> None:
     outputs, others = _tasks(plan, checkpoint, forms, _pipeline(device) if device != "cpu" else None)
     files = {str(path): path for path in checkpoint.files}
-    transfer(outputs, files, others=others, jobs=jobs, progress=progress, ledger=ledger)
+    transfer(outputs, files, opener=opener(checkpoint), others=others, jobs=jobs, progress=progress, ledger=ledger)
 
 
 def outputs(
@@ -222,7 +222,8 @@ def tensors(plan: Plan, checkpoint: Checkpoint, device: str) -> Iterator[tuple[s
 
 def _tensors(plan: Plan, checkpoint: Checkpoint, host: Sender, there: Sender) -> Iterator[tuple[str, Any]]:
     with ExitStack() as stack:
-        worker = Worker({str(path): stack.enter_context(Source(path)) for path in checkpoint.files})
+        opened = opener(checkpoint)
+        worker = Worker({str(path): stack.enter_context(opened(path)) for path in checkpoint.files})
         for group in plan.groups:
             sources = _sources(group, checkpoint)
             sender = host if any(getattr(op, "kernel", "") in SUMS for op in group.ops) else there

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,6 +117,8 @@ class Target:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 self.fail(error, 0)
+            import shutil
+
             if self.size > (free := shutil.disk_usage(os.path.dirname(self.path) or ".").free):
                 self.fail(OSError(errno.ENOSPC, f"{free} bytes are free"), 0)
         os.ftruncate(self.fd, self.size)

@@ -15,8 +15,9 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from compiler.beside import texts
 from compiler.checkpoint import Checkpoint
-from compiler.convert import Request, texts
+from compiler.convert import Request
 from compiler.diagnostics import Refusal, listed
 from compiler.draft import GATE, ROPE, SQUARE, SURE, Guess
 from compiler.drafted import Proposal

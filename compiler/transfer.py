@@ -69,13 +69,14 @@ def transfer(
     outputs: Sequence[Output],
     sources: Mapping[str, Path],
     *,
+    opener: Callable[[Path], Source] = Source,
     others: Iterable[Task] = (),
     jobs: int = 2,
     fsync: bool = False,
     progress: Callable[[int], None] | None = None,
     ledger: Ledger | None = None,
 ) -> None:
-    """Write all outputs; `others` write what the outputs leave. `progress` is told of bytes written, from any thread.
+    """Write all outputs; `others` write what the outputs leave. `opener` opens a source, `progress` is told of bytes written, from any thread.
 
     Raises Refusal (`disk-full`, `file-truncated`), OSError with the file's name, what a task or an interrupt raises;
     ValueError where the moves of an output and what it leaves do not cover it.
@@ -83,7 +84,7 @@ def transfer(
     for output in outputs:
         _check_cover(output)
     with contextlib.ExitStack() as stack:
-        readers = {name: stack.enter_context(Source(path)) for name, path in sources.items()}
+        readers = {name: stack.enter_context(opener(path)) for name, path in sources.items()}
         targets = {o.path: stack.enter_context(Target(o.path, o.size, ledger is not None)) for o in outputs}
         for output in outputs:
             targets[output.path].write(memoryview(output.header), 0)

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from compiler import memory, settings
+from compiler.beside import texts
 from compiler.blame import CLOSE, Side, guilty, largest_difference, origins, suspects, trace
 from compiler.checkpoint import Checkpoint, open_checkpoint
-from compiler.convert import Request, prepare, texts
+from compiler.convert import Request, prepare
 from compiler.diagnostics import refuse
 from compiler.dtypes import FLOATING
 from compiler.forward import RESULTS, Job, Trial

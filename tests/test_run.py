@@ -22,6 +22,7 @@ from torch import Tensor
 
 from compiler import execute
 from compiler.build import load_program
+from compiler.checkpoint import open_checkpoint
 from compiler.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +124,21 @@ def test_truncated(run: Run, place: Path, kept: float) -> None:
     whole = (place / "model.pth").read_bytes()
     (place / "model.pth").write_bytes(whole[: int(len(whole) * kept)])
     refused(run, place, "llama", place / "model.pth", place / "out", kind="damaged-file", says="cut short")
+
+
+def test_damage_is_found_while_it_is_read_and_all_of_it_is_named(run: Run, place: Path) -> None:
+    source = place / "model.pth"
+    data, there = bytearray(source.read_bytes()), open_checkpoint(source).tensors
+    names = [name for name in there if name.endswith("q_proj.weight")]
+    for name in names:
+        data[there[name].parts[0].offset] ^= 1
+    source.write_bytes(data)
+    words = ["run", "llama", source, place / "out"]
+    ending = run(*words)
+    assert (ending.status, ending.kinds, len(names)) == (1, ["damaged-file"] * 2, 2)
+    assert all(f"the bytes of {name} do not match their checksum" in ending.err for name in names)
+    assert everything(place) == [source]
+    assert run(*words, "--no-checksums").status == 0
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, [torch.ones(2)], 7, "text"], ids=["numbers", "list", "int", "str"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler import files, layout, moves, transfer, worker
+from compiler import layout, moves, transfer, worker
 from compiler.diagnostics import Refusal
 from compiler.layout import Array
 from compiler.moves import lower
@@ -181,7 +182,7 @@ def test_a_file_system_that_cannot_reserve(
     transfer.transfer([job[0]], job[1])
     assert job[0].path.read_bytes() == job[1]["a"].read_bytes()
     job[0].path.unlink()
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("usage", (), {"free": 10}))
     with pytest.raises(Refusal, match="disk-full"):
         transfer.transfer([job[0]], job[1])
 

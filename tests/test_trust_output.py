@@ -271,7 +271,8 @@ def places(size: int, count: int) -> Iterator[int]:
     return (n * size // count for n in range(count))
 
 
-def test_a_read_that_fails(tmp_path: Path, program: Program, source: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None) -> None:  # fmt: skip
+@pytest.mark.parametrize("checksums", [False, True])
+def test_a_read_that_fails(checksums: bool, tmp_path: Path, program: Program, source: Path, monkeypatch: pytest.MonkeyPatch, small_steps: None) -> None:  # fmt: skip
     """Wherever in the source it is: the file and the byte are named, and no folder is there."""
     read, failures = os.preadv, 0
     out = tmp_path / "out"
@@ -284,7 +285,7 @@ def test_a_read_that_fails(tmp_path: Path, program: Program, source: Path, monke
 
         monkeypatch.setattr(files.os, "preadv", preadv)
         try:
-            convert(program, Request([source], checksums=False), out)
+            convert(program, Request([source], checksums=checksums), out)
         except Refusal as caught:
             (problem,) = caught.diagnostics
             assert (problem.kind, problem.span.path) == ("unreadable-file", str(source))
