@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import shlex
 import shutil
 import statistics
@@ -26,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import models, scale
+from benchmarks import machine, models, scale
 from benchmarks.cases import CASES, CASTS, ELEMENTS, LAYOUT, SHUFFLE, size_of, verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,44 +126,54 @@ class Bench:
             self.say(f"| {name} | {int(peak) / 1024:.0f} | {int(anonymous) / 1024:.0f} |")
 
     def whole(self, gib: float) -> None:
-        """`compile run` against what people do today."""
+        """`compile run` against what people do today: warm, then as a user who has just fetched a checkpoint."""
         layers = models.layers_for(int(gib * (1 << 30)))
         python = [sys.executable, "-m"]
         self.run([*python, "benchmarks.models", "prepare", str(self.folder), str(layers)])
-        source, out = str(self.folder / "meta"), str(self.folder / "out")
-        ours = [*python, "compiler", "run", "meta_llama", source, out, "--set", "max_position_embeddings=4096"]
-        ways = {
-            "compile run": ours,
-            "compile run --no-checksums": [*ours, "--no-checksums"],
-        }
-        for name in (tensors := "torch.load(mmap) + save_file"), (pretrained := "from_pretrained + save_pretrained"):
-            way = [*python, "benchmarks.models", "tensors" if name == tensors else "pretrained", str(self.folder)]
-            ways[name] = way
-            ways[f"{name}, then sync"] = ["sh", "-c", f"{shlex.join(way)} && sync {shlex.quote(out)}/*"]
+        read = {name: self.folder / name for name in ("meta/consolidated.00.pth", "hf/model.safetensors")}
+        source, other = read.values()
+        out = self.folder / "out"
+        ours = [*python, "compiler", "run", "meta_llama", str(source.parent), str(out)]
+        ours += ["--set", "max_position_embeddings=4096"]
+        ways = {"compile run": (ours, source), "compile run --no-checksums": ([*ours, "--no-checksums"], source)}
+        synced = {"cp": (["sh", "-c", f"cp --reflink=never {source} {out} && sync {out}"], source), **ways}
+        for name, word, file in (
+            ("torch.load(mmap) + save_file", "tensors", source),
+            ("from_pretrained + save_pretrained", "pretrained", other),
+        ):
+            way = [*python, "benchmarks.models", word, str(self.folder)]
+            then = ["sh", "-c", f"{shlex.join(way)} && sync {shlex.quote(str(out))}/*"]
+            ways |= {name: (way, file), f"{name}, then sync": (then, file)}
+            synced[name] = (then, file)
+        size = source.stat().st_size / (1 << 30)
+        self.say("", f"### A whole conversion, {size:.1f} GiB of bfloat16; compile run syncs what it writes", "")
+        self.ways(ways, cold=False)
+        self.say("", "### The same from a cold cache, everything synced", "")
+        self.ways(synced, cold=True)
+        for file in read.values():
+            shutil.rmtree(file.parent)
+
+    def ways(self, ways: dict[str, tuple[list[str], Path]], cold: bool) -> None:
         times: dict[str, list[float]] = {}
         peaks: dict[str, int] = {}
         digests = set()
         for _ in range(self.rounds):
-            for name, command in ways.items():
-                read = self.folder / ("hf/model.safetensors" if pretrained in name else "meta/consolidated.00.pth")
-                times.setdefault(name, []).append(self.run(command, read)[0])
+            for name, (command, source) in ways.items():
+                times.setdefault(name, []).append(self.run(command, source, cold)[0])
                 peaks[name] = max(peaks.get(name, 0), self.peak)
-                if pretrained not in name and len(times[name]) == self.rounds:
+                if source.suffix == ".pth" and name != "cp" and len(times[name]) == self.rounds:
                     digests.add(self.digest())
         if len(digests) != 1:
             raise SystemExit("compile run and torch have not written the same tensors")
         medians = {name: statistics.median(found) for name, found in times.items()}
-        size = (self.folder / "meta" / "consolidated.00.pth").stat().st_size / (1 << 30)
-        self.say("", f"### A whole conversion, {size:.1f} GiB of bfloat16; compile run syncs what it writes", "")
         self.say(
             "| way | seconds | / compile run | / the same --no-checksums | peak RSS, MiB |", "|---|---|---|---|---|"
         )
         for name, seconds in medians.items():
-            ratios = " | ".join(f"{seconds / medians[own]:.1f}" for own in list(ways)[:2])
-            peak = "" if "sync" in name else f"{peaks[name] / 1024:.0f}"
+            ours = [medians["compile run"], medians["compile run --no-checksums"]]
+            ratios = " | ".join(f"{seconds / own:.1f}" for own in ours)
+            peak = "" if ways[name][0][0] == "sh" else f"{peaks[name] / 1024:.0f}"
             self.say(f"| {name} | {seconds:.2f} | {ratios} | {peak} |")
-        for name in ("meta", "hf"):
-            shutil.rmtree(self.folder / name)
 
     def digest(self) -> str:
         """Of all tensors of the output, by name."""
@@ -229,19 +238,6 @@ def prepare(folder: Path, count: int, types: list[str]) -> None:
                 file.write(weights.to(getattr(torch, dtype)).view(torch.uint8).numpy().data)
 
 
-def machine(folder: Path) -> str:
-    with open("/proc/cpuinfo") as lines:
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    with open("/proc/meminfo") as lines:
-        memory = int(next(lines).split()[1]) / (1 << 20)
-    found = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=False)
-    return (
-        f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, Linux {platform.release().split('-')[0]}, "
-        f"{found.stdout.strip()}; Python {platform.python_version()}. "
-        f"Load when it began: {os.getloadavg()[0]:.1f}."
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gib", type=float, nargs="+", default=[1.0, 4.0])
@@ -253,9 +249,7 @@ def main() -> None:
     wanted = options.only or PARTS
     folder = Path(tempfile.mkdtemp(prefix="mapspec-bench-", dir=options.folder))
     bench = Bench(folder, options.rounds)
-    bench.say(
-        "# Results", "", f"`python -m benchmarks {' '.join(sys.argv[1:])}`".replace(" `", "`"), "", machine(folder)
-    )
+    bench.say("# Results", "", f"`{machine.command()}`", "", machine.described(folder))
     bench.say(
         f"Medians of {options.rounds} interleaved rounds; every output was compared with torch's after the timing."
     )
