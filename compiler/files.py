@@ -19,6 +19,7 @@ from typing import NoReturn
 from compiler.diagnostics import refuse
 
 BEHIND = 32 << 20  # bytes written before the disk is asked to begin with them
+VECTOR = 1024  # buffers per call, as many as Linux allows
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -138,6 +139,22 @@ class Target:
         for data, offset in writes:
             if pwrite(fd, data, offset) != len(data):
                 self.write(data, offset)
+
+    def write_all(self, data: list[memoryview], offset: int) -> None:
+        """Put the buffers one behind the other from `offset` on."""
+        for start in range(0, len(data), VECTOR):
+            parts = data[start : start + VECTOR]
+            try:
+                written = os.pwritev(self.fd, parts, offset)
+            except OSError as error:
+                self.fail(error, offset)
+            end = offset
+            for part in parts if written < sum(map(len, parts)) else ():  # what it has left over goes one by one
+                end += len(part)
+                if offset + written < end:
+                    left = min(len(part), end - offset - written)
+                    self.write(part[len(part) - left :], end - left)
+            offset += sum(map(len, parts))
 
     def begin(self, end: int) -> None:
         """Have the disk begin with what lies before `end`, so that the last fsync has less to wait for.

@@ -1,7 +1,7 @@
 """An `Array` as what has to be moved: contiguous byte ranges of the target, each with the pieces that fill it.
 
 A `Move` describes its range compactly, whatever its size: a transpose is one move of one piece. Where its runs are
-long, `extents` spells it out as plain byte copies; where they are short, `tiles` cuts it into blocks that fit in
+long, `extents` spells it out as plain byte copies, and `strip` as columns of a matrix; where they are short, `tiles` cuts it into blocks that fit in
 memory, chosen so that both the reads and the writes of a block are as long as they can be.
 Takes arrays, returns moves; reads no file.
 """
@@ -53,6 +53,29 @@ class Move:
     def plain(self) -> bool:
         """Whether byte copies do it: no cast, and no more short runs than are worth the trouble of a tile."""
         return self.run >= SHORT_RUN or self.run * FEW_RUNS >= self.length
+
+
+class Strip(NamedTuple):
+    """A move that takes the same columns of every row: `rows` runs of `width` bytes, the first at byte `offset` of
+    `source`, `pitch` bytes apart there, one behind the other from byte `target` on."""
+
+    source: str
+    offset: int
+    rows: int
+    pitch: int
+    width: int
+    target: int
+
+
+def strip(move: Move) -> Strip | None:
+    """The move as a strip, where it is one."""
+    if len(move.pieces) > 1 or not move.run or len(move.pieces[0].axes[0].atoms) != 2:
+        return None
+    piece, size = move.pieces[0], ITEM_SIZES[move.dtype]
+    down, across = piece.axes[0].atoms
+    if (across.step, across.stride, down.step) != (1, size, across.length) or down.stride < across.length * size:
+        return None
+    return Strip(piece.source, piece.offset, down.length, down.stride, across.length * size, move.target)
 
 
 def lower(array: Array, target: int = 0) -> list[Move]:

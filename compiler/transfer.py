@@ -14,19 +14,22 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from compiler.files import Source, Target
-from compiler.moves import Move, Tile, tiles
-from compiler.worker import BLOCK, Worker
+from compiler.moves import Move, Strip, Tile, strip, tiles
+from compiler.worker import BLOCK, GAP, Worker
 
 TASK = 1 << 20  # bytes of target that a thread takes at a time: threads that stay close read a cold source in order
 
+MOST_PITCH = 64 << 10  # bytes of a row; of a longer one, little is read for nothing
+
 Targets = Mapping[Path, Target]
+Strips = list[tuple[Path, Strip]]
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,15 @@ def transfer(
 
 
 def _tasks(outputs: Sequence[Output]) -> Iterator[Task]:
-    """All the moves, in target order."""
+    """All the moves, in target order; but strips of the same rows with the first of them."""
+    cuts = _cuts(outputs)
     for output in outputs:
         path = output.path
-        for moves in _runs(output.moves):
+        for moves in _runs(output, cuts):
             start, end = moves[0].target, moves[-1].target + moves[-1].length
-            if moves[0].plain:
+            if (place := (path, start)) in cuts:
+                yield from _cut_tasks(cuts[place])
+            elif moves[0].plain:
                 for first in range(start, end, TASK):
                     last = min(end, first + TASK)
                     yield Task(partial(_copy, path, moves, first, last), (Portion(path, first, last),))
@@ -119,13 +125,49 @@ def _gather(path: Path, move: Move, tile: Tile, worker: Worker, targets: Targets
     return worker.gather(targets[path], move, tile)
 
 
-def _runs(moves: Sequence[Move]) -> Iterator[list[Move]]:
-    """Plain moves that follow each other without a gap together, the others one by one."""
+def _cut(strips: Strips, start: int, stop: int, worker: Worker, targets: Targets) -> Iterator[int]:
+    return worker.cut([(targets[path], strip) for path, strip in strips], start, stop)
+
+
+def _cuts(outputs: Sequence[Output]) -> dict[tuple[Path, int], Strips]:
+    """The strips of a matrix that lie between each other's runs, by the place of the first; the others' are empty."""
+    found: dict[tuple[Path, int], Strips] = {}
+    near: dict[tuple[str, int, int, int], Strips] = {}
+    for output in outputs:
+        for move in output.moves:
+            one = strip(move) if move.plain else None
+            if one is None or one.pitch - one.width > GAP or one.pitch > MOST_PITCH:
+                continue
+            rows, number = (one.source, one.rows, one.pitch), one.offset // one.pitch
+            siblings = [near[key] for n in (0, -1, 1) if (key := (*rows, number + n)) in near]
+            strips = next((s for s in siblings if abs(s[0][1].offset - one.offset) < one.pitch), [])
+            found[output.path, one.target] = [] if strips else strips
+            if not strips:
+                near[(*rows, number)] = strips
+            strips.append((output.path, one))
+    return found
+
+
+def _cut_tasks(strips: Strips) -> Iterator[Task]:
+    if not strips:
+        return
+    rows, high = strips[0][1].rows, max(1, TASK // strips[0][1].pitch)
+    for first in range(0, rows, high):
+        last = min(rows, first + high)
+        places = [(path, s.target + first * s.width, s.target + last * s.width) for path, s in strips]
+        yield Task(partial(_cut, strips, first, last), tuple(Portion(*place) for place in places))
+
+
+def _runs(output: Output, apart: Container[tuple[Path, int]]) -> Iterator[list[Move]]:
+    """Plain moves that follow each other without a gap together, the others, and those `apart`, one by one."""
     run: list[Move] = []
-    for move in moves:
-        if run and not (move.plain and run[-1].plain and run[-1].target + run[-1].length == move.target):
+    together = False  # with what follows
+    for move in output.moves:
+        plain = move.plain and (output.path, move.target) not in apart
+        if run and not (plain and together and run[-1].target + run[-1].length == move.target):
             yield run
             run = []
+        together = plain
         run.append(move)
     if run:
         yield run

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from compiler.files import Source
 from compiler.layout import Array
-from compiler.moves import Copy, Move, Tile, copies, lower, tiles
+from compiler.moves import Copy, Move, Strip, Tile, copies, lower, tiles
 
 if TYPE_CHECKING:
     from compiler.gather import Gatherer
@@ -30,6 +30,7 @@ class Sink(Protocol):
 
     def write(self, data: memoryview, offset: int) -> None: ...
     def write_each(self, writes: Iterable[tuple[memoryview, int]]) -> None: ...
+    def write_all(self, data: list[memoryview], offset: int) -> None: ...
 
 
 class Memory:
@@ -45,6 +46,11 @@ class Memory:
         for data, offset in writes:
             self.write(data, offset)
 
+    def write_all(self, data: list[memoryview], offset: int) -> None:
+        for part in data:
+            self.write(part, offset)
+            offset += len(part)
+
 
 class Worker:
     """The buffers of one thread, over sources that are open by name."""
@@ -53,6 +59,7 @@ class Worker:
         self.sources = sources
         self.gatherer: Gatherer | None = None
         self.window = memoryview(b"")
+        self.rows = memoryview(b"")
         self.unwanted = memoryview(b"")  # where the bytes between two wanted runs go
 
     def copy(self, sink: Sink, moves: Sequence[Move], start: int, stop: int) -> Iterator[int]:
@@ -70,6 +77,24 @@ class Worker:
             self.read(wanted, first, self.window[: last - first])
             sink.write(self.window[: last - first], first)
             yield last - first
+
+    def cut(self, strips: Sequence[tuple[Sink, Strip]], start: int, stop: int) -> Iterator[int]:
+        """Write the rows from `start` to `stop` of strips of the same rows, each of which is read once."""
+        first, pitch = strips[0][1], strips[0][1].pitch
+        base = min(strip.offset for _, strip in strips)
+        span = max(strip.offset + strip.width for _, strip in strips) - base
+        high = max(1, WINDOW // pitch)
+        if len(self.rows) < (size := (high - 1) * pitch + span):
+            self.rows = memoryview(bytearray(size))
+        for row in range(start, stop, high):
+            count = min(high, stop - row)
+            rows = self.rows[: (count - 1) * pitch + span]
+            self.sources[first.source].read(base + row * pitch, [rows])
+            for sink, strip in strips:
+                begin, width = strip.offset - base, strip.width
+                runs = [rows[n : n + width] for n in range(begin, begin + count * pitch, pitch)]
+                sink.write_all(runs, strip.target + row * width)
+            yield count * sum(strip.width for _, strip in strips)
 
     def gather(self, sink: Sink, move: Move, tile: Tile) -> Iterator[int]:
         """Write one tile of a move that is not plain."""

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler import layout, moves, transfer, worker
+from compiler import files, layout, moves, transfer, worker
 from compiler.diagnostics import Refusal
 from compiler.layout import Array
 from compiler.moves import lower
@@ -100,6 +100,70 @@ def test_small_windows_and_blocks_change_nothing(tmp_path_factory: pytest.TempPa
         patch.setattr(moves, "FEW_RUNS", data.draw(st.sampled_from([1, 10_000])))
         transfer.transfer([output(folder / "out", [array] * count)], {"a": store(folder / "a", tensor, 1)})
     assert (folder / "out").read_bytes() == raw(tensor.permute(order)) * count
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_columns_of_one_matrix_are_cut_together(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Whatever columns, in whatever order and files; twice is no harm, and some may be left out."""
+    folder = tmp_path_factory.mktemp("t")
+    rows, widths = data.draw(st.integers(1, 40)), data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=5))
+    matrix = noise(rows, sum(widths))
+    array = layout.source("a", "int16", matrix.shape, 3)
+    pieces = list(zip(matrix.split(widths, 1), layout.split(array, 1, widths), strict=True))
+    picked = data.draw(st.lists(st.sampled_from(range(len(pieces))), min_size=1, max_size=7))
+    parts = [[pieces[n] for n in picked[::2]], [pieces[n] for n in picked[1::2]]]
+    outputs = [output(folder / f"out{n}", [a for _, a in part], b"h") for n, part in enumerate(parts)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "WINDOW", data.draw(st.integers(1, 300)))
+        patch.setattr(transfer, "TASK", data.draw(st.integers(1, 900)))
+        patch.setattr(transfer, "GAP", data.draw(st.sampled_from([0, 4, 100])))
+        patch.setattr(files, "VECTOR", data.draw(st.integers(1, 5)))
+        transfer.transfer(outputs, {"a": store(folder / "a", matrix, 3)}, jobs=data.draw(st.integers(1, 3)))
+    for n, part in enumerate(parts):
+        assert (folder / f"out{n}").read_bytes() == b"h" + b"".join(raw(t) for t, _ in part)
+
+
+def test_a_matrix_whose_columns_are_cut_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = noise(3000, 2000)
+    source = {"a": store(tmp_path / "a", matrix)}
+    halves = layout.split(layout.source("a", "int16", matrix.shape), 1, [700, 1300])
+    preadv, read = os.preadv, []
+
+    def counted(fd: int, buffers: Sequence[memoryview], at: int) -> int:
+        read.append(sum(map(len, buffers)))
+        return preadv(fd, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    transfer.transfer([output(tmp_path / "out", halves)], source)
+    assert (tmp_path / "out").read_bytes() == raw(matrix[:, :700]) + raw(matrix[:, 700:])
+    assert sum(read) == 2 * matrix.numel()
+
+
+@pytest.mark.parametrize("most", [1, 999, 5000])
+def test_a_write_of_columns_may_be_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    matrix = noise(300, 2000)
+    halves = layout.split(layout.source("a", "int16", matrix.shape), 1, [700, 1300])
+
+    def short(fd: int, buffers: Sequence[memoryview], at: int) -> int:
+        return os.pwrite(fd, b"".join(buffers)[:most], at)
+
+    monkeypatch.setattr(os, "pwritev", short)
+    transfer.transfer([output(tmp_path / "out", halves)], {"a": store(tmp_path / "a", matrix)})
+    assert (tmp_path / "out").read_bytes() == raw(matrix[:, :700]) + raw(matrix[:, 700:])
+
+
+def test_a_write_of_columns_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(fd: int, buffers: Sequence[memoryview], at: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    matrix = noise(300, 2000)
+    halves = layout.split(layout.source("a", "int16", matrix.shape), 1, [700, 1300])
+    monkeypatch.setattr(os, "pwritev", failing)
+    with pytest.raises(Refusal, match="no room") as caught:
+        transfer.transfer([output(tmp_path / "out", halves)], {"a": store(tmp_path / "a", matrix)})
+    assert caught.value.diagnostics[0].kind == "disk-full"
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_files_and_an_empty_one(tmp_path: Path) -> None:
