@@ -188,6 +188,26 @@ def test_a_layer_that_predicts_further_tokens_may_be_there_or_not(tmp_path: Path
     assert [t.name for t in bare.targets] == [t.name for t in whole.targets]
 
 
+def test_experts_may_begin_with_the_first_layer(tmp_path: Path) -> None:
+    """The recorded model without its dense layer: nothing tells intermediate_size but the config."""
+
+    def beheaded(tensors: Tensors) -> Tensors:
+        numbered = [(name.split("."), t) for name, t in without("layers.0.")(tensors).items()]
+        return {".".join([str(int(w) - 1) if w.isdecimal() and words[n - 1] == "layers" else w for n, w in enumerate(words)]): t
+                for words, t in numbered}  # fmt: skip
+
+    whole = converted(CASE / "source", tmp_path / "whole")
+    source = changed(tmp_path / "source", beheaded, num_hidden_layers=2, first_k_dense_replace=0)
+    bare = converted(source, tmp_path / "bare")
+    theirs, ours = (load_file(folder / "model.safetensors") for folder in (whole, bare))
+    expected = beheaded(theirs)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(t, expected[name]) for name, t in ours.items())
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (whole, bare))
+    assert after == before | {"num_hidden_layers": 2, "first_k_dense_replace": 0}
+    assert len(logits_many([Job(bare, load_file(GOLDEN)["input_ids"], dirty=True)])) == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

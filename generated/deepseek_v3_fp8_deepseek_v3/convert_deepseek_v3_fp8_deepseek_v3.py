@@ -213,7 +213,11 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         shapes, r"model\.layers\.(?P<i>\d+)\.eh_proj\.weight"
     )
     f.first_k_dense_replace = count(shapes, r"model\.layers\.(?P<i>\d+)\.mlp\.gate_proj\.weight")
-    f.intermediate_size = shapes["model.layers.0.mlp.gate_proj.weight"][0]
+    f.intermediate_size = (
+        shapes["model.layers.0.mlp.gate_proj.weight"][0]
+        if "model.layers.0.mlp.gate_proj.weight" in shapes
+        else f.intermediate_size
+    )
     f.n_routed_experts = count(
         shapes, r"model\.layers\.(?P<i>\d+)\.mlp\.experts\.(?P<e>\d+)\.gate_proj\.weight"
     ) // count(shapes, r"model\.layers\.(?P<i>\d+)\.mlp\.gate\.weight")
@@ -233,8 +237,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.v_head_dim = shapes["model.layers.0.self_attn.o_proj.weight"][1] // f.num_attention_heads
     f.rows = f.quantization_config["weight_block_size"][0]
     f.columns = f.quantization_config["weight_block_size"][1]
-    if not 0 < f.first_k_dense_replace < f.num_hidden_layers:
-        raise SystemExit("dense layers come first, and layers with experts behind them")
+    if f.first_k_dense_replace >= f.num_hidden_layers:
+        raise SystemExit("no layer has experts")
     if not (f.n_routed_experts % f.n_group == 0 and f.topk_group <= f.n_group):
         raise SystemExit("n_group and topk_group do not fit the experts")
     if f.num_experts_per_tok > f.n_routed_experts // f.n_group * f.topk_group:
@@ -398,23 +402,24 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
                 latent_queries(source[match[0]], source[weight_scale_inv], f.rows, f.columns),
             )
 
-    found = [
-        match
-        for match in matches(source, r"model\.layers\.(?P<dense>\d+)\.mlp\.(?P<p>gate|up|down)_proj\.weight")
-        if meant(match, f)
-    ]
-    if not found:
-        raise SystemExit("the checkpoint has nothing for dense")
-    for match in found:
-        # dense
-        indexed.append(match)
-        claimed.add(match[0])
-        weight_scale_inv = f"model.layers.{match['dense']}.mlp.{match['p']}_proj.weight_scale_inv"
-        claimed.add(weight_scale_inv)
-        yield (
-            f"model.layers.{match['dense']}.mlp.{match['p']}_proj.weight",
-            dense(source[match[0]], source[weight_scale_inv], f.rows, f.columns),
-        )
+    if f.first_k_dense_replace > 0:
+        found = [
+            match
+            for match in matches(source, r"model\.layers\.(?P<dense>\d+)\.mlp\.(?P<p>gate|up|down)_proj\.weight")
+            if meant(match, f)
+        ]
+        if not found:
+            raise SystemExit("the checkpoint has nothing for dense")
+        for match in found:
+            # dense
+            indexed.append(match)
+            claimed.add(match[0])
+            weight_scale_inv = f"model.layers.{match['dense']}.mlp.{match['p']}_proj.weight_scale_inv"
+            claimed.add(weight_scale_inv)
+            yield (
+                f"model.layers.{match['dense']}.mlp.{match['p']}_proj.weight",
+                dense(source[match[0]], source[weight_scale_inv], f.rows, f.columns),
+            )
 
     found = [
         match
