@@ -116,9 +116,8 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
     _check_covered(program, env, shapes)
     _check_ties(program, env, signature.ties)
     source = invert(program, env, shapes)
-    # A fact that falls back on its own name may be told by a config, as an argument is.
-    told = {n: g for n, g in given.items() if n in spec.arguments or n in spec.facts[n].names}
-    forward = Environment(program, NamedShapes(source), told)
+    arguments = {n: g for n, g in given.items() if n in spec.arguments}
+    forward = Environment(program, NamedShapes(source), arguments)
     for fact in given.keys() & spec.facts.keys():
         if forward[fact] != given[fact].value:
             refused = Report()

@@ -205,6 +205,10 @@ def test_experts_may_begin_with_the_first_layer(tmp_path: Path) -> None:
     assert all(torch.equal(t, expected[name]) for name, t in ours.items())
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (whole, bare))
     assert after == before | {"num_hidden_layers": 2, "first_k_dense_replace": 0}
+    script = Path(__file__).parent.parent / "generated" / SPEC / f"convert_{SPEC}.py"
+    words = [str(source), str(tmp_path / "converter"), "--config", str(source / "config.json")]
+    subprocess.run([sys.executable, str(script), *words], check=True)
+    assert folder_image(tmp_path / "converter") == folder_image(bare)
     assert len(logits_many([Job(bare, load_file(GOLDEN)["input_ids"], dirty=True)])) == 1
 
 

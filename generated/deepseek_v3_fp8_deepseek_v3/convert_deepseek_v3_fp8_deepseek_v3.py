@@ -22,6 +22,7 @@ from torch import Tensor
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
     "num_key_value_heads": None,
+    "intermediate_size": None,
     "num_experts_per_tok": 8,
     "n_group": 8,
     "topk_group": 4,
@@ -213,10 +214,10 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         shapes, r"model\.layers\.(?P<i>\d+)\.eh_proj\.weight"
     )
     f.first_k_dense_replace = count(shapes, r"model\.layers\.(?P<i>\d+)\.mlp\.gate_proj\.weight")
-    f.intermediate_size = (
+    f.width = (
         shapes["model.layers.0.mlp.gate_proj.weight"][0]
         if "model.layers.0.mlp.gate_proj.weight" in shapes
-        else f.intermediate_size
+        else f.intermediate_size or 18432
     )
     f.n_routed_experts = count(
         shapes, r"model\.layers\.(?P<i>\d+)\.mlp\.experts\.(?P<e>\d+)\.gate_proj\.weight"
@@ -239,6 +240,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.columns = f.quantization_config["weight_block_size"][1]
     if f.first_k_dense_replace >= f.num_hidden_layers:
         raise SystemExit("no layer has experts")
+    if f.intermediate_size not in [None, f.width]:
+        raise SystemExit("the width of the dense layers is not intermediate_size")
     if not (f.n_routed_experts % f.n_group == 0 and f.topk_group <= f.n_group):
         raise SystemExit("n_group and topk_group do not fit the experts")
     if f.num_experts_per_tok > f.n_routed_experts // f.n_group * f.topk_group:
@@ -257,7 +260,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
     config = {
         "vocab_size": f.vocab_size,
         "hidden_size": f.hidden_size,
-        "intermediate_size": f.intermediate_size,
         "moe_intermediate_size": f.moe_intermediate_size,
         "num_hidden_layers": f.num_hidden_layers,
         "num_attention_heads": f.num_attention_heads,
@@ -284,6 +286,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "eos_token_id": f.eos_token_id,
         "pad_token_id": f.pad_token_id,
         "num_key_value_heads": f.num_attention_heads,
+        "intermediate_size": f.width,
         "attention_bias": False,
         "tie_word_embeddings": False,
     }
