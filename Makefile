@@ -7,7 +7,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens deepseek_v3 quantized \
-	megatron_core mistral_inference mlx
+	megatron_core megatron_dist mistral_inference mlx
 # What runs under generation 4 alone: copies of remote code.
 ORACLES_4 := baichuan qwen1
 ORIGINALS ?= build/originals

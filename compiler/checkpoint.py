@@ -21,7 +21,7 @@ from compiler.distributed import Distributed
 from compiler.gguffile import open_gguf
 from compiler.plaindata import shown
 from compiler.safefiles import open_safetensors
-from compiler.shards import METADATA, find, read_index
+from compiler.shards import COMMON, METADATA, find, read_index
 from compiler.sniff import sniff
 from compiler.tensors import Joined, Tensor, read_bytes
 from compiler.torchfiles import open_legacy, open_zip
@@ -161,8 +161,10 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
 
 
 def _open_distributed(path: Path, root: str | None, nested: bool) -> _Opened:
-    source = Distributed(path)
-    inside = Contents(source.tree, str(path), root, nested)
+    source, common = Distributed(path), path.with_name(COMMON)
+    shared = open_zip(common, lambda tree: ())[0] if common.is_file() and sniff(common) == "zip" else None
+    tree = (shared if isinstance(shared, dict) else {}) | source.tree
+    inside = Contents(tree, str(path), root, nested)
     tensors = {name: source.locate(name, view) for name, view in inside.named.items()}
     return _Opened(tensors, inside.objects, inside.notes, source.files, source.checksums)
 

@@ -113,7 +113,7 @@ class _RulePrinter:
                     if len(self.rule.targets) == parts
                     else [f"part_{n}" for n in range(parts)]
                 )
-                value = f"zip(*(t{cut} for t in {slots[0]}), strict=True)" if many else f"{slots[0]}{cut}"
+                value = f"map(list, zip(*(t{cut} for t in {slots[0]}), strict=True))" if many else f"{slots[0]}{cut}"
                 self.body.append(f"{', '.join(results)} = {value}")
                 return results, many
             case ops.Concat(axis=axis):
@@ -130,8 +130,9 @@ class _RulePrinter:
                     self.body.append(f"{slot}_stack = torch.stack({slot}, dim={axis})")
                 return [f"{slot}_stack" for slot in slots], False
             case ops.Unstack(axis=axis):
-                for slot in slots:
-                    self.body.append(f"{slot}_each = list({slot}.unbind({axis}))")
+                for slot in slots:  # a second index counts within the first
+                    each = f"[part for t in {slot} for part in t.unbind({axis})]"
+                    self.body.append(f"{slot}_each = {each if many else f'list({slot}.unbind({axis}))'}")
                 return [f"{slot}_each" for slot in slots], True
             case arithmetic.Crop(axis=axis, to=to):
                 code = f".narrow({axis}, 0, {self.size(to)})"

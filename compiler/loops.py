@@ -12,16 +12,17 @@ from compiler.arithmetic import Full
 from compiler.diagnostics import refuse
 from compiler.functions import Function, short_names
 from compiler.names import Hole, Pattern, options
+from compiler.ops import Unstack
 from compiler.printing import ExprPrinter, f_string, inside, quoted, raw
 from compiler.program import Rule
 
 
 def applied(rule: Rule, function: Function, printer: ExprPrinter) -> dict[str, Any]:
-    """The loop that applies one rule. Refuses a rule that folds or opens two indices."""
+    """The loop that applies one rule. Refuses a rule that folds two indices, or opens two but not as its first steps."""
     first = rule.sources[0]
-    opened = [h for h in rule.targets[0].holes if h not in first.holes]
-    for holes, verb in ((rule.folded, "folds"), (opened, "opens")):
-        if len(holes) > 1:
+    opened = [op.hole for op, _ in rule.steps if isinstance(op, Unstack)]
+    for holes, verb, most in ((rule.folded, "folds", 1), (opened, "opens", 2 if _opens_first(rule) else 1)):
+        if len(holes) > most:
             message = f"{rule.name} {verb} {' and '.join(f'{{{h}}}' for h in holes)}; a step {verb} one index"
             refuse(rule.span, message, "op-mismatch")
     trigger = "".join(
@@ -59,7 +60,13 @@ def applied(rule: Rule, function: Function, printer: ExprPrinter) -> dict[str, A
         results = list(short_names(rule.targets)) if len(set(short_names(rule.targets))) == len(writes) else results
         lines.append(f"{', '.join(results)} = {call}")
         for name, result in zip(writes, results, strict=True):
-            if opened:
+            if len(opened) == 2:
+                axis = rule.steps[0][0].axis  # type: ignore[attr-defined]
+                lines.append(f"{opened[1]}_count = len({result}) // source.shapes[match[0]][{axis}]")
+                lines.append(f"for n, tensor in enumerate({result}):")
+                lines.append(f"    {', '.join(opened)} = divmod(n, {opened[1]}_count)")
+                lines.append(f"    yield {name}, tensor")
+            elif opened:
                 lines += [f"for {opened[0]}, tensor in enumerate({result}):", f"    yield {name}, tensor"]
             else:
                 lines.append(f"yield {name}, {result}")
@@ -69,6 +76,12 @@ def applied(rule: Rule, function: Function, printer: ExprPrinter) -> dict[str, A
         "lines": lines,
         "condition": printer(rule.when) if rule.when else "",
     }
+
+
+def _opens_first(rule: Rule) -> bool:
+    """Whether a rule of one source opens its indices before all else."""
+    first = [isinstance(op, Unstack) for op, _ in rule.steps[:2]]
+    return first == [True, True] and len(rule.sources) == 1
 
 
 def moved(rule: Rule, printer: ExprPrinter) -> dict[str, Any]:

@@ -25,7 +25,9 @@ _NO_WEIGHTS = re.compile(
     r"training_args\.bin|optimizer.*|scheduler.*|scaler.*|rng_state.*|random_states.*|.*optim_states\.pt"
 )
 _LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
+_ITERATION = "latest_checkpointed_iteration.txt"  # NVIDIA: the number of the last step, in the subfolder iter_0000010
 METADATA = ".metadata"  # the index of a distributed checkpoint
+COMMON = "common.pt"  # beside it, what all ranks share (NVIDIA: core/dist_checkpointing/strategies/common.py)
 _MOST_INDEX_BYTES = 200_000_000
 _MOST_APART = 8  # shards with the same trouble, each with its own message
 
@@ -54,12 +56,13 @@ def find(path: Path) -> Found:
     names = sorted(p.name for p in path.iterdir() if p.is_file())
     indexes = [n for n in names if n.endswith(".index.json")]
     weights = [n for n in names if n.endswith(_SUFFIXES) and not _NO_WEIGHTS.fullmatch(n)]
+    weights = [n for n in weights if n != COMMON or METADATA not in names]
     choices = [n for n in _PREFERRED if n in names] or (indexes if len(indexes) == 1 else weights)
     if not choices and METADATA in names:
         return Found(path / METADATA, [])
     if not choices and (step := _step(path)) is not None:
         found = find(step)
-        return Found(found.path, [f"{_LATEST} names the folder {step.name}", *found.notes])
+        return Found(found.path, [f"the last step is in the folder {step.name}", *found.notes])
     if not choices:
         hint = f"it holds {listed(names)}" if names else "it is empty"
         refuse(str(path), f"no checkpoint ({', '.join(_SUFFIXES)}) lies in this folder", "missing-weights", hint)
@@ -74,11 +77,13 @@ def find(path: Path) -> Found:
 
 
 def _step(path: Path) -> Path | None:
-    """The subfolder that a file `latest` names."""
-    file = path / _LATEST
-    if not file.is_file() or file.stat().st_size > 255:
+    """The subfolder that a file `latest` names, or the number of a step."""
+    file = next((path / name for name in (_LATEST, _ITERATION) if (path / name).is_file()), None)
+    if file is None or file.stat().st_size > 255:
         return None
     name = file.read_text(encoding="utf-8", errors="replace").strip()
+    if file.name == _ITERATION:
+        name = f"iter_{name:>07}"
     return path / name if name and Path(name).name == name and (path / name).is_dir() else None
 
 

@@ -320,6 +320,15 @@ RULES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         " steps: [{split: 1}, {unstack: e}]}]",
         {"h.0.w": (3, 4, 2), "h.1.w": (3, 4, 1)},
     ),
+    "unstack twice": (
+        "transform: [{name: open, from: 'h.w', to: 'l.{i}.{e}.w', steps: [{unstack: i}, {unstack: e, axis: 1}]}]",
+        {"h.w": (2, 5, 3)},
+    ),
+    "unstack twice and split": (
+        "transform: [{name: open, from: 'h.{b:x|y}.w', to: ['l.{b}.{i}.{e}.a', 'l.{b}.{i}.{e}.b'],"
+        " steps: [{unstack: i, axis: 1}, {unstack: e}, {transpose: true}, {split: 1}]}]",
+        {"h.x.w": (3, 2, 4, 5), "h.y.w": (3, 2, 4, 5)},
+    ),
     "open-ended text": (
         "rename: {'/h\\.(?P<i>\\d+)\\.(?P<n>[a-z]+)/': 'l.{i}.{n}'}",
         {"h.0.x": (2,), "h.0.y": (3,), "h.1.x": (2,)},
@@ -384,6 +393,13 @@ def test_one_index_is_folded_by_one_step(tmp_path: Path) -> None:
     rules = "transform: [{name: fold, from: 'h.{i}.{e}.w', to: w, steps: [{stack: e}, {stack: i}]}]"
     (tmp_path / "small.yaml").write_text(SPEC.format(rules=rules))
     with pytest.raises(Refusal, match=r"fold folds \{i\} and \{e\}; a step folds one index"):
+        build(str(tmp_path / "small.yaml"), prove=False)
+
+
+def test_two_indices_are_opened_by_the_first_steps(tmp_path: Path) -> None:
+    rules = "transform: [{name: open, from: h.w, to: 'l.{i}.{e}.w', steps: [{unstack: i}, {transpose: true}, {unstack: e}]}]"
+    (tmp_path / "small.yaml").write_text(SPEC.format(rules=rules))
+    with pytest.raises(Refusal, match=r"open opens \{i\} and \{e\}; a step opens one index"):
         build(str(tmp_path / "small.yaml"), prove=False)
 
 

@@ -202,6 +202,7 @@ ORDINARY = frozenset(
         "edge",
         "embedding",
         "encoder",
+        "dist",
         "fast",
         "gguf",
         "lora",

@@ -3,6 +3,7 @@ opened, left and taken off."""
 
 from __future__ import annotations
 
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -101,14 +102,33 @@ def test_a_deepspeed_folder(tmp_path: Path, wanted: Any, capsys: pytest.CaptureF
     (place / "latest").write_text("global_step7\n")
     assert run(place, tmp_path / "out") == 0
     assert digests(tmp_path / "out") == wanted
-    assert "latest names the folder global_step7" in capsys.readouterr().err
+    assert "the last step is in the folder global_step7" in capsys.readouterr().err
 
 
+def test_a_megatron_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of a run, the one of its last step, and the arguments in what all ranks share."""
+    case = Case(ORACLES / "megatron_dist/qwen3_moe_tp2")
+    shutil.copytree(case.request.source[0], tmp_path / "run" / "iter_0000010")
+    (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("10")
+    words = ["run", case.spec, str(tmp_path / "run"), str(tmp_path / "out"), "--set", "moe_router_pre_softmax=true"]
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    said = capsys.readouterr().err
+    assert done.value.code == 0, said
+    assert "the last step is in the folder iter_0000010" in said
+    assert digests(tmp_path / "out") == case.manifest
+    (tmp_path / "run" / "iter_0000010" / "common.pt").unlink()
+    with pytest.raises(SystemExit):
+        main([*words[:3], str(tmp_path / "other"), *words[4:]])
+    assert "num_attention_heads is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["latest", "latest_checkpointed_iteration.txt"])
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "nothing", "", "x" * 300])
-def test_latest_names_nothing_outside(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_latest_names_nothing_outside(name: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(deepspeed(2), tmp_path / "elsewhere" / "mp_rank_00_model_states.pt")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "latest").write_text(name)
+    (tmp_path / "run" / file).write_text(name)
     assert run(tmp_path / "run", tmp_path / "out") == 1
     assert "[missing-weights]" in capsys.readouterr().err
 

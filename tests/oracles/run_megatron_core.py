@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from megatron.core.transformer.moe import moe_utils
 from torch import Tensor, distributed, multiprocessing
 
 LENGTH = 40
+Saver = Callable[[GPTModel, Namespace, Path], None]
 # Of Megatron-LM's own command line, which its checkpoints keep as `args`.
 ARGS = {
     "num_layers": 2,
@@ -231,8 +232,8 @@ def part(whole: Tensor, parameter: Tensor, rank: int, ranks: int) -> Tensor:
     return torch.cat(pieces[rank::ranks], parameter.partition_dim)
 
 
-def in_rank(rank: int, said: Namespace, seed: int, input_ids: Tensor, place: Path) -> None:
-    """Build the part of one rank, compute, and leave in `place` its weights and the logits of all.
+def in_rank(rank: int, said: Namespace, seed: int, input_ids: Tensor, place: Path, also: Saver | None) -> None:
+    """Build the part of one rank, compute, and leave in `place` its weights and the logits of all, and what `also` saves.
 
     The only rank seeds the weights; ranks of several cut those that the only rank left there.
     """
@@ -257,6 +258,8 @@ def in_rank(rank: int, said: Namespace, seed: int, input_ids: Tensor, place: Pat
         torch.save(logits, place / f"logits_{ranks}.pt")
     state = model.half().state_dict_for_save_checkpoint()
     torch.save(state, place / f"weights_{rank}_of_{ranks}.pt")
+    if also:
+        also(model, said, place)
     distributed.destroy_process_group()
 
 
@@ -312,19 +315,34 @@ def target(state: Mapping[str, Tensor], said: Namespace, groups: int) -> dict[st
     return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
-def record(out: Path, case: str, family: Family, seed: int) -> None:
+def recorded(family: Family, seed: int, place: Path, also: Saver | None = None) -> dict[str, Any]:
+    """Run a family's model in its ranks: what a case records of it, but the source. `place` then holds the weights of
+    each rank, and what `also` saves there."""
     said = family.said
     ranks = said.tensor_model_parallel_size
     input_ids = recording.ids(LENGTH, seed)
+    for size in sorted({1, ranks}):
+        alone = Namespace(**(vars(said) | {"tensor_model_parallel_size": size}))
+        given = (alone, seed, input_ids, place, also if size == ranks else None)
+        multiprocessing.start_processes(in_rank, given, nprocs=size, start_method="fork")
+    whole = torch.load(place / "weights_0_of_1.pt")
+    groups = said.num_query_groups if said.group_query_attention else said.num_attention_heads
+    return {
+        "target": target(whole, said, groups),
+        "model_class": family.model_class,
+        "config": {**STANDARD, **family.standard},
+        "input_ids": input_ids,
+        "logits": torch.load(place / f"logits_{ranks}.pt")[..., : recording.VOCABULARY].contiguous(),
+        "notes": {"megatron-core": version("megatron-core"), "ranks": ranks, "names": said.transformer_impl},
+    }
+
+
+def record(out: Path, case: str, family: Family, seed: int) -> None:
+    said = family.said
+    ranks = said.tensor_model_parallel_size
     with tempfile.TemporaryDirectory() as text:
-        place = Path(text)
-        for size in sorted({1, ranks}):
-            alone = Namespace(**(vars(said) | {"tensor_model_parallel_size": size}))
-            given = (alone, seed, input_ids, place)
-            multiprocessing.start_processes(in_rank, given, nprocs=size, start_method="fork")
-        logits = torch.load(place / f"logits_{ranks}.pt")[..., : recording.VOCABULARY].contiguous()
-        whole = torch.load(place / "weights_0_of_1.pt")
-        parts = [torch.load(place / f"weights_{rank}_of_{ranks}.pt") for rank in range(ranks)]
+        found = recorded(family, seed, Path(text))
+        parts = [torch.load(Path(text) / f"weights_{rank}_of_{ranks}.pt") for rank in range(ranks)]
 
     def save(source: Path) -> None:
         for rank, state in enumerate(parts):
@@ -342,12 +360,7 @@ def record(out: Path, case: str, family: Family, seed: int) -> None:
         out / "megatron_mcore" / case,
         {"spec": family.spec, "weights": ".", "tolerance": 2e-5, **family.case},
         save=save,
-        target=target(whole, said, said.num_query_groups if said.group_query_attention else said.num_attention_heads),
-        model_class=family.model_class,
-        config={**STANDARD, **family.standard},
-        input_ids=input_ids,
-        logits=logits,
-        notes={"megatron-core": version("megatron-core"), "ranks": ranks, "names": said.transformer_impl},
+        **found,
     )
 
 
