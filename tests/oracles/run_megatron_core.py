@@ -189,7 +189,7 @@ FAMILIES = {
         "Qwen3MoeForCausalLM",
         MOE,
         {**QWEN3_MOE, "norm_topk_prob": True},
-        {"set": {"fused_norms": False, "grouped_experts": False}},
+        {"set": {"fused_norms": False, "expert_layout": "local"}},
     ),
     "qwen3_moe_tp2": Family(
         "mcore_qwen3_moe",
