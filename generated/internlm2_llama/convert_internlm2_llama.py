@@ -30,7 +30,6 @@ ARGUMENTS = {
     "eos_token_id": 2,
     "pad_token_id": 2,
     "tie_word_embeddings": False,
-    "bias": False,
 }
 # What must be given.
 REQUIRED = {
@@ -50,6 +49,11 @@ STATE_DICT_MAPPING = {
     r"model\.layers\.(?P<i>\d+)\.feed_forward\.w3\.weight": r"model.layers.\g<i>.mlp.up_proj.weight",
 }
 # fmt: on
+
+# Source name -> why it is left behind
+IGNORED = {
+    r"model\.layers\.(?P<i>\d+)\.attention\.rotary_emb\.inv_freq": "recomputed from rope_theta",
+}
 
 
 def files_of(paths: list[Path]) -> list[Path]:
@@ -157,10 +161,13 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if f.bias:
-        raise SystemExit("the biases of InternLM2 have no rule here")
-    if not (f.rope_scaling is None or ("rope_type" in f.rope_scaling and f.rope_scaling["rope_type"] == "dynamic")):
-        raise SystemExit("a rope_scaling of another kind than dynamic has no rule here")
+    if not (
+        f.rope_scaling is None
+        or ("rope_type" in f.rope_scaling and f.rope_scaling["rope_type"] in ["linear", "dynamic"])
+    ):
+        raise SystemExit(
+            "InternLM2 scales its rotary embeddings by a linear or a dynamic rule; another kind has no rule here"
+        )
     f.vocab_size = shapes["model.tok_embeddings.weight"][0]
     f.hidden_size = shapes["model.tok_embeddings.weight"][1]
     f.intermediate_size = shapes["model.layers.0.feed_forward.w1.weight"][0]
@@ -169,6 +176,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.num_key_value_heads = (
         shapes["model.layers.0.attention.wqkv.weight"][0] // f.head_dim - f.num_attention_heads
     ) // 2
+    f.bias = "model.layers.0.attention.wqkv.bias" in shapes
     f.queries = f.num_attention_heads // f.num_key_value_heads
     if f.num_attention_heads % f.num_key_value_heads != 0:
         raise SystemExit("the number of key and value heads does not divide num_attention_heads")
@@ -198,7 +206,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
         "pad_token_id": f.pad_token_id,
-        "attention_bias": False,
+        "attention_bias": f.bias,
         "mlp_bias": False,
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
@@ -211,8 +219,19 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
 
 
 def qkv(wqkv: Tensor, num_key_value_heads: int, size_2: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    # (group row) d -> group row d
-    # group row d -> (group row) d
+    # (group row) ... -> group row ...
+    # group row ... -> (group row) ...
+    wqkv = wqkv.unflatten(0, (num_key_value_heads, -1))
+    q_proj, k_proj, v_proj = wqkv.split([size_2, head_dim, head_dim], dim=1)
+    q_proj = q_proj.flatten(0, 1)
+    k_proj = k_proj.flatten(0, 1)
+    v_proj = v_proj.flatten(0, 1)
+    return q_proj, k_proj, v_proj
+
+
+def qkv_bias(wqkv: Tensor, num_key_value_heads: int, size_2: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    # (group row) ... -> group row ...
+    # group row ... -> (group row) ...
     wqkv = wqkv.unflatten(0, (num_key_value_heads, -1))
     q_proj, k_proj, v_proj = wqkv.split([size_2, head_dim, head_dim], dim=1)
     q_proj = q_proj.flatten(0, 1)
@@ -226,6 +245,8 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     claimed: set[str] = set()
     indexed: list[re.Match[str]] = []
     mapping = dict(STATE_DICT_MAPPING)
+    if f.bias:
+        mapping[r"model\.layers\.(?P<i>\d+)\.attention\.wo\.bias"] = r"model.layers.\g<i>.self_attn.o_proj.bias"
     if not f.tie_word_embeddings:
         mapping[r"output\.weight"] = "lm_head.weight"
     for pattern, target in mapping.items():
@@ -248,6 +269,21 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         yield f"model.layers.{match['i']}.self_attn.k_proj.weight", k_proj
         yield f"model.layers.{match['i']}.self_attn.v_proj.weight", v_proj
 
+    if f.bias:
+        found = list(matches(source, r"model\.layers\.(?P<i>\d+)\.attention\.wqkv\.bias"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for qkv_bias")
+        for match in found:
+            # qkv_bias
+            indexed.append(match)
+            claimed.add(match[0])
+            q_proj, k_proj, v_proj = qkv_bias(
+                source[match[0]], f.num_key_value_heads, f.queries * f.head_dim, f.head_dim
+            )
+            yield f"model.layers.{match['i']}.self_attn.q_proj.bias", q_proj
+            yield f"model.layers.{match['i']}.self_attn.k_proj.bias", k_proj
+            yield f"model.layers.{match['i']}.self_attn.v_proj.bias", v_proj
+
     if f.tie_word_embeddings:
         for match in matches(source, r"output\.weight"):
             claimed.add(match[0])
@@ -258,6 +294,7 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
             if not torch.equal(alias, owned):
                 raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
+    claimed |= {match[0] for pattern in IGNORED for match in matches(source, pattern)}
     if unclaimed := [name for name in source if name not in claimed]:
         raise SystemExit(f"no rule claims {', '.join(unclaimed)}")
     if lost := missing(source, indexed):

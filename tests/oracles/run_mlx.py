@@ -1,4 +1,4 @@
-"""Record a small seeded InternLM2 as mlx-lm has it, on the CPU in float32; the original is remote code.
+"""Record small seeded InternLM2s as mlx-lm has them, on the CPU in float32; the original is remote code.
 
 Of the grouped rows of wqkv the target takes, by their numbers, those that the package's own attention slices.
 
@@ -61,48 +61,57 @@ def weights(model: internlm2.Model, seed: int) -> dict[str, Tensor]:
 def llama(state: dict[str, Tensor]) -> dict[str, Tensor]:
     target = {}
     for name, tensor in state.items():
-        word = name.removesuffix(".weight")
-        base = ""
+        base, word = "", name
         if word.startswith("model.layers."):
             base, word = ".".join(word.split(".")[:3]) + ".", ".".join(word.split(".")[3:])
+        word, _, kind = word.rpartition(".")
         if word != "attention.wqkv":
-            target[f"{base}{NAMES[word]}.weight"] = tensor
+            target[f"{base}{NAMES[word]}.{kind}"] = tensor
             continue
         heads = tensor.split(SIZE)  # for each group its queries, its key, its value
         each = HEADS // GROUPS + 2
-        kinds = {"q": range(each - 2), "k": [each - 2], "v": [each - 1]}
-        for kind, places in kinds.items():
+        parts = {"q": range(each - 2), "k": [each - 2], "v": [each - 1]}
+        for part, places in parts.items():
             rows = [heads[group * each + place] for group in range(GROUPS) for place in places]
-            target[f"{base}self_attn.{kind}_proj.weight"] = torch.cat(rows)
+            target[f"{base}self_attn.{part}_proj.{kind}"] = torch.cat(rows)
     return target
 
 
-def main() -> None:
-    options = recording.arguments(__doc__ or "")
-    mx.set_default_device(mx.cpu)
-    model = internlm2.Model(internlm2.ModelArgs.from_dict({**CONFIG, "model_type": "internlm2", "bias": False}))
-    state = weights(model, options.seed)
+def record(out: Path, case: str, bias: bool, factor: float | None, seed: int) -> None:
+    """`factor`: of a linear scaling of the rotary embeddings."""
+    scaling = {"type": "linear", "factor": factor} if factor else None
+    said = {**CONFIG, "model_type": "internlm2", "bias": bias, "rope_scaling": scaling}
+    standard = {"rope_type": "linear", "factor": factor} if factor else None
+    model = internlm2.Model(internlm2.ModelArgs.from_dict(said))
+    state = weights(model, seed)
     model.load_weights([(name, mx.array(tensor.float().numpy())) for name, tensor in state.items()])
-    input_ids = recording.ids(40, options.seed)
+    input_ids = recording.ids(40, seed)
     made = model(mx.array(input_ids.numpy()))
     logits = torch.tensor(made.tolist(), dtype=torch.float32)
 
     def save(source: Path) -> None:
         save_file(state, source / "model.safetensors", {"format": "pt"})
-        written = {**CONFIG, "model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "bias": False}
+        written = {**said, "architectures": ["InternLM2ForCausalLM"]}
         (source / "config.json").write_text(json.dumps(written, indent=1) + "\n")
 
     recording.record(
-        options.out / "internlm2" / "grouped",
+        out / "internlm2" / case,
         {"spec": "internlm2_llama", "config": "config.json", "tolerance": 2e-5},
         save=save,
         target=llama(state),
         model_class="LlamaForCausalLM",
-        config={**CONFIG, "head_dim": SIZE},
+        config={**CONFIG, "head_dim": SIZE, "attention_bias": bias, "rope_scaling": standard},
         input_ids=input_ids,
         logits=logits,
         notes={"original": "mlx-lm 0.32.2, models/internlm2.py"},
     )
+
+
+def main() -> None:
+    options = recording.arguments(__doc__ or "")
+    mx.set_default_device(mx.cpu)
+    record(options.out, "grouped", False, None, options.seed)
+    record(options.out, "biased_linear", True, 4.0, options.seed)
 
 
 if __name__ == "__main__":
