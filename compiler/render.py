@@ -15,6 +15,7 @@ from typing import Any
 from compiler import dialects, functions, loops
 from compiler.diagnostics import listed, refuse
 from compiler.environment import Environment, Given
+from compiler.exprs import Expr
 from compiler.functions import Function
 from compiler.inversion import SourceShapes
 from compiler.parts import in_parts
@@ -98,9 +99,9 @@ class _Context:
         # A fact that falls back on its own name reads it like an argument.
         own = [spec.fields[n] for n, e in spec.facts.items() if n in e.names and n in spec.fields]
         defaults |= {f.name: f.constant for f in own if f.expr is None}
-        derived = [(f.name, f.expr) for f in own if f.expr is not None]
+        derived = {f.name: f.expr for f in own if f.expr is not None}
         required = [a for a in spec.arguments.values() if a.required]
-        known = ["*ARGUMENTS"] * bool(defaults) + ["*REQUIRED"] * bool(required) + [quoted(n) for n, _ in derived]
+        known = ["*ARGUMENTS"] * bool(defaults) + ["*REQUIRED"] * bool(required) + [quoted(n) for n in derived]
         suffix = ".gguf" if spec.weights.endswith(".gguf") else ".pth"
         plain = not in_parts(spec.weights) and suffix != ".gguf"
         weights = ["*.safetensors", "pytorch_model*.bin"] if plain else [spec.weights]
@@ -122,11 +123,13 @@ class _Context:
             "arguments": [(quoted(name), literal(value)) for name, value in defaults.items()],
             "required": [(quoted(a.name), quoted(a.help)) for a in required],
             "known": known[0][1:] if len(known) == 1 else f"({', '.join(known)})",
-            "derived": [(name, self.printer(expr)) for name, expr in derived],
             "mapping": _aligned([(raw(r.sources[0].regex), self.expanded(r)) for r in listed if not r.when]),
             "guarded": [(self.printer(r.when), raw(r.sources[0].regex), self.expanded(r)) for r in listed if r.when],
             "ignored": [(raw(p.regex), quoted(reason)) for p, reason in self.program.ignored],
-            "facts": [(name, self.printer(spec.facts[name])) for name in self.ordered_facts()],
+            "facts": [
+                (name, self.printer(spec.facts[name]), self.printer(derived[name]) if name in derived else "")
+                for name in self.ordered_facts(derived)
+            ],
             "scaled": "rope_scaling" in spec.arguments,
             "indices": [(quoted(name), self.guard(name)) for name in spec.indices],
             "early": early,
@@ -162,12 +165,13 @@ class _Context:
         """The condition on a number `n` of an index."""
         return ExprPrinter("f", self.printer.helpers, index)(self.spec.indices[index])
 
-    def ordered_facts(self) -> list[str]:
-        """Facts in an order in which each stands after those that it reads."""
+    def ordered_facts(self, derived: Mapping[str, Expr]) -> list[str]:
+        """Facts in an order in which each stands after those that it, or its default in `derived`, reads."""
         facts, done = self.spec.facts, []
 
         def visit(name: str) -> None:
-            for other in sorted((facts[name].names & facts.keys()) - {name}):
+            read = facts[name].names | (derived[name].names if name in derived else frozenset())
+            for other in sorted((read & facts.keys()) - {name}):
                 if other not in done:
                     visit(other)
             if name not in done:

@@ -167,10 +167,12 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("these are the names of the first generation; use specs/minimind1_llama.yaml")
     if f.use_moe:
         raise SystemExit("the config speaks of a mixture of experts, which has no Llama form; use specs/minimind2.yaml")
-    if not (f.num_attention_heads > 0 and f.num_key_value_heads > 0):
-        raise SystemExit("the numbers of heads must be positive")
-    if f.num_attention_heads % f.num_key_value_heads != 0:
-        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
+    if not (
+        not f.inference_rope_scaling
+        or f.rope_scaling is None
+        or ("beta_fast" in f.rope_scaling and f.rope_scaling["beta_fast"] != 4)
+    ):
+        raise SystemExit("the first releases with YaRN, whose beta_fast is 4, scale by a formula of their own")
     if f.attention_bias or f.mlp_bias:
         raise SystemExit("this generation of MiniMind has no biases")
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
@@ -178,11 +180,16 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.intermediate_size = shapes["model.layers.0.mlp.gate_proj.weight"][0]
     f.num_hidden_layers = count(shapes, r"model\.layers\.(?P<i>\d+)\.input_layernorm\.weight")
     f.head_dim = shapes["model.layers.0.self_attn.q_proj.weight"][0] // f.num_attention_heads
+    f.kv_heads = f.num_attention_heads if f.num_key_value_heads is None else f.num_key_value_heads
     if f.hidden_size % f.num_attention_heads != 0:
         raise SystemExit("num_attention_heads does not divide hidden_size")
+    if not (f.num_attention_heads > 0 and f.kv_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
+    if f.num_attention_heads % f.kv_heads != 0:
+        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     if shapes["model.layers.0.self_attn.q_proj.weight"][0] != f.num_attention_heads * f.head_dim:
         raise SystemExit("num_attention_heads does not fit q_proj")
-    if shapes["model.layers.0.self_attn.k_proj.weight"][0] != f.num_key_value_heads * f.head_dim:
+    if shapes["model.layers.0.self_attn.k_proj.weight"][0] != f.kv_heads * f.head_dim:
         raise SystemExit("num_key_value_heads does not fit k_proj")
     if f.head_dim % 2 != 0:
         raise SystemExit("rotary embeddings need an even head_dim")
@@ -197,7 +204,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "intermediate_size": f.intermediate_size,
         "num_hidden_layers": f.num_hidden_layers,
         "num_attention_heads": f.num_attention_heads,
-        "num_key_value_heads": f.num_key_value_heads,
         "head_dim": f.head_dim,
         "max_position_embeddings": f.max_position_embeddings,
         "rms_norm_eps": f.rms_norm_eps,
@@ -208,16 +214,20 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "eos_token_id": f.eos_token_id,
         "attention_bias": f.attention_bias,
         "mlp_bias": f.mlp_bias,
-        "rope_scaling": {
+        "num_key_value_heads": f.kv_heads,
+        "rope_scaling": f.rope_scaling
+        if not f.inference_rope_scaling
+        else None
+        if f.max_position_embeddings <= 2048
+        else f.rope_scaling
+        or {
             "rope_type": "yarn",
             "factor": 16.0,
             "original_max_position_embeddings": 2048,
             "beta_fast": 32.0,
             "beta_slow": 1.0,
             "attention_factor": 1.0,
-        }
-        if f.inference_rope_scaling
-        else f.rope_scaling,
+        },
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
     config["rope_parameters"] = {

@@ -173,24 +173,25 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         )
     if f.scoring_func != "softmax":
         raise SystemExit("the router of GraniteMoeShared is a softmax")
-    if not (f.n_heads > 0 and f.n_kv_heads > 0):
-        raise SystemExit("the numbers of heads must be positive")
-    if f.n_heads % f.n_kv_heads != 0:
-        raise SystemExit("n_kv_heads does not divide n_heads")
     f.vocab_size = shapes["tok_embeddings.weight"][0]
     f.dim_ = shapes["tok_embeddings.weight"][1]
     f.n_layers = count(shapes, r"layers\.(?P<i>\d+)\.attention_norm\.weight")
     f.head_dim = f.dim_ // f.n_heads
+    f.kv_heads = f.n_heads if f.n_kv_heads is None else f.n_kv_heads
     f.n_routed_experts = shapes["layers.0.feed_forward.gate.weight"][0]
     f.hidden_dim = shapes["layers.0.feed_forward.experts.0.w1.weight"][0]
     f.shared_dim = shapes["layers.0.feed_forward.shared_experts.w1.weight"][0]
     if f.num_experts_per_tok > f.n_routed_experts:
         raise SystemExit("num_experts_per_tok exceeds the number of experts")
+    if not (f.n_heads > 0 and f.kv_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
     if f.dim_ % f.n_heads != 0:
         raise SystemExit("n_heads does not divide the model's width")
+    if f.n_heads % f.kv_heads != 0:
+        raise SystemExit("n_kv_heads does not divide n_heads")
     if shapes["layers.0.attention.wq.weight"][0] != f.n_heads * f.head_dim:
         raise SystemExit("n_heads does not fit wq")
-    if shapes["layers.0.attention.wk.weight"][0] != f.n_kv_heads * f.head_dim:
+    if shapes["layers.0.attention.wk.weight"][0] != f.kv_heads * f.head_dim:
         raise SystemExit("n_kv_heads does not fit wk")
     if f.head_dim % 2 != 0:
         raise SystemExit("rotary embeddings need an even head_dim")
@@ -212,7 +213,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "router_aux_loss_coef": f.aux_loss_alpha,
         "num_hidden_layers": f.n_layers,
         "num_attention_heads": f.n_heads,
-        "num_key_value_heads": f.n_kv_heads,
+        "num_key_value_heads": f.kv_heads,
         "max_position_embeddings": f.max_seq_len,
         "rms_norm_eps": f.norm_eps,
         "attention_multiplier": f.head_dim ** (-0.5),
@@ -235,9 +236,9 @@ def rope_q(wq: Tensor, n_heads: int) -> Tensor:
     return wq.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def rope_k(wk: Tensor, n_kv_heads: int) -> Tensor:
+def rope_k(wk: Tensor, kv_heads: int) -> Tensor:
     # (head pair two) ... -> (head two pair) ...
-    return wk.unflatten(0, (n_kv_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return wk.unflatten(0, (kv_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def experts_in(w1: list[Tensor], w3: list[Tensor]) -> Tensor:
@@ -282,7 +283,7 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         # rope_k
         indexed.append(match)
         claimed.add(match[0])
-        yield f"model.layers.{match['i']}.self_attn.k_proj.weight", rope_k(source[match[0]], f.n_kv_heads)
+        yield f"model.layers.{match['i']}.self_attn.k_proj.weight", rope_k(source[match[0]], f.kv_heads)
 
     found = list(matches(source, r"layers\.(?P<i>\d+)\.feed_forward\.experts\.0\.w1\.weight"))
     if not found:

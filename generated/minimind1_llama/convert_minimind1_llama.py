@@ -162,20 +162,21 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("these are the names of a later generation; use specs/llama.yaml or specs/qwen3.yaml")
     if f.use_moe:
         raise SystemExit("the config speaks of a mixture of experts, which has no Llama form")
-    if not (f.n_heads > 0 and f.n_kv_heads > 0):
-        raise SystemExit("the numbers of heads must be positive")
-    if f.n_heads % f.n_kv_heads != 0:
-        raise SystemExit("n_kv_heads does not divide n_heads")
     f.vocab_size = shapes["tok_embeddings.weight"][0]
     f.dim_ = shapes["tok_embeddings.weight"][1]
     f.hidden_dim = shapes["layers.0.feed_forward.w1.weight"][0]
     f.n_layers = count(shapes, r"layers\.(?P<i>\d+)\.attention_norm\.weight")
     f.head_dim = f.dim_ // f.n_heads
+    f.kv_heads = f.n_heads if f.n_kv_heads is None else f.n_kv_heads
     if f.dim_ % f.n_heads != 0:
         raise SystemExit("n_heads does not divide the model's width")
+    if not (f.n_heads > 0 and f.kv_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
+    if f.n_heads % f.kv_heads != 0:
+        raise SystemExit("n_kv_heads does not divide n_heads")
     if shapes["layers.0.attention.wq.weight"][0] != f.n_heads * f.head_dim:
         raise SystemExit("n_heads does not fit wq")
-    if shapes["layers.0.attention.wk.weight"][0] != f.n_kv_heads * f.head_dim:
+    if shapes["layers.0.attention.wk.weight"][0] != f.kv_heads * f.head_dim:
         raise SystemExit("n_kv_heads does not fit wk")
     if f.head_dim % 2 != 0:
         raise SystemExit("rotary embeddings need an even head_dim")
@@ -194,7 +195,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "intermediate_size": f.hidden_dim,
         "num_hidden_layers": f.n_layers,
         "num_attention_heads": f.n_heads,
-        "num_key_value_heads": f.n_kv_heads,
+        "num_key_value_heads": f.kv_heads,
         "max_position_embeddings": f.max_seq_len,
         "rms_norm_eps": f.norm_eps,
         "hidden_act": "silu",
@@ -213,9 +214,9 @@ def rope_q(wq: Tensor, n_heads: int) -> Tensor:
     return wq.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def rope_k(wk: Tensor, n_kv_heads: int) -> Tensor:
+def rope_k(wk: Tensor, kv_heads: int) -> Tensor:
     # (head pair two) ... -> (head two pair) ...
-    return wk.unflatten(0, (n_kv_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return wk.unflatten(0, (kv_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str, Tensor]]:
@@ -246,7 +247,7 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         # rope_k
         indexed.append(match)
         claimed.add(match[0])
-        yield f"model.layers.{match['i']}.self_attn.k_proj.weight", rope_k(source[match[0]], f.n_kv_heads)
+        yield f"model.layers.{match['i']}.self_attn.k_proj.weight", rope_k(source[match[0]], f.kv_heads)
 
     for match in matches(source, r"output\.weight"):
         claimed.add(match[0])

@@ -23,8 +23,8 @@ from torch import Tensor
 ARGUMENTS = {
     "aux_loss_alpha": 0.1,
     "scoring_func": "softmax",
-    "num_attention_heads": 8,
     "num_key_value_heads": 2,
+    "num_attention_heads": 8,
     "hidden_act": "silu",
     "dropout": 0.0,
     "max_position_embeddings": 32768,
@@ -159,20 +159,16 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("these are the names of the first generation; use specs/minimind1_llama.yaml")
     if f.scoring_func != "softmax":
         raise SystemExit("the router scores by softmax only")
-    if not (f.num_attention_heads > 0 and f.num_key_value_heads > 0):
-        raise SystemExit("the numbers of heads must be positive")
-    if f.num_attention_heads % f.num_key_value_heads != 0:
-        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
-    if not hasattr(f, "intermediate_size"):
-        f.intermediate_size = (int(f.hidden_size * 8 / 3) + 63) // 64 * 64
-    if not hasattr(f, "moe_intermediate_size"):
-        f.moe_intermediate_size = f.intermediate_size
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
     f.hidden_size = shapes["model.embed_tokens.weight"][1]
     f.num_hidden_layers = count(shapes, r"model\.layers\.(?P<i>\d+)\.input_layernorm\.weight")
     f.head_dim = shapes["model.layers.0.self_attn.q_proj.weight"][0] // f.num_attention_heads
     f.use_moe = "model.layers.0.mlp.gate.weight" in shapes
+    if not hasattr(f, "intermediate_size"):
+        f.intermediate_size = (int(f.hidden_size * 8 / 3) + 63) // 64 * 64
     f.intermediate_size = f.intermediate_size if f.use_moe else shapes["model.layers.0.mlp.gate_proj.weight"][0]
+    if not hasattr(f, "moe_intermediate_size"):
+        f.moe_intermediate_size = f.intermediate_size
     f.moe_intermediate_size = (
         shapes["model.layers.0.mlp.experts.0.gate_proj.weight"][0] if f.use_moe else f.moe_intermediate_size
     )
@@ -182,6 +178,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         if f.use_moe
         else f.n_shared_experts
     )
+    f.kv_heads = f.num_attention_heads if f.num_key_value_heads is None else f.num_key_value_heads
     f.rope_scaling = (
         {
             "rope_type": "yarn",
@@ -194,6 +191,10 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         if f.inference_rope_scaling
         else None
     )
+    if not (f.num_attention_heads > 0 and f.kv_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
+    if f.num_attention_heads % f.kv_heads != 0:
+        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     return f
 
 
@@ -201,11 +202,11 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
     """The fields of config.json."""
     config = {
         "router_aux_loss_coef": f.aux_loss_alpha,
+        "num_key_value_heads": f.kv_heads,
         "vocab_size": f.vocab_size,
         "hidden_size": f.hidden_size,
         "num_hidden_layers": f.num_hidden_layers,
         "num_attention_heads": f.num_attention_heads,
-        "num_key_value_heads": f.num_key_value_heads,
         "head_dim": f.head_dim,
         "intermediate_size": f.intermediate_size,
         "hidden_act": f.hidden_act,

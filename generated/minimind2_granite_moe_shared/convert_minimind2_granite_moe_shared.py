@@ -175,8 +175,6 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("the router of GraniteMoeShared is a softmax")
     if f.inference_rope_scaling:
         raise SystemExit("GraniteMoeShared reads no attention factor beside its own multiplier")
-    if f.num_attention_heads % f.num_key_value_heads != 0:
-        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
     f.hidden_size = shapes["model.embed_tokens.weight"][1]
     f.num_hidden_layers = count(shapes, r"model\.layers\.(?P<i>\d+)\.input_layernorm\.weight")
@@ -185,11 +183,14 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.width = shapes["model.layers.0.mlp.experts.0.gate_proj.weight"][0]
     f.shared_width = count(shapes, r"model\.layers\.0\.mlp\.shared_experts\.(?P<s>\d+)\.gate_proj\.weight") * f.width
     f.n_shared_experts = f.shared_width // f.width
+    f.kv_heads = f.num_attention_heads if f.num_key_value_heads is None else f.num_key_value_heads
     if f.num_experts_per_tok > f.n_routed_experts:
         raise SystemExit("num_experts_per_tok exceeds the number of experts")
+    if f.num_attention_heads % f.kv_heads != 0:
+        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     if f.hidden_size != f.num_attention_heads * f.head_dim:
         raise SystemExit("num_attention_heads does not fit hidden_size, and the class has no head_dim of its own")
-    if shapes["model.layers.0.self_attn.k_proj.weight"][0] != f.num_key_value_heads * f.head_dim:
+    if shapes["model.layers.0.self_attn.k_proj.weight"][0] != f.kv_heads * f.head_dim:
         raise SystemExit("num_key_value_heads does not fit k_proj")
     return f
 
@@ -201,7 +202,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "hidden_size": f.hidden_size,
         "num_hidden_layers": f.num_hidden_layers,
         "num_attention_heads": f.num_attention_heads,
-        "num_key_value_heads": f.num_key_value_heads,
         "num_experts_per_tok": f.num_experts_per_tok,
         "rope_theta": f.rope_theta,
         "max_position_embeddings": f.max_position_embeddings,
@@ -209,6 +209,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "hidden_act": f.hidden_act,
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
+        "num_key_value_heads": f.kv_heads,
         "intermediate_size": f.width,
         "num_local_experts": f.n_routed_experts,
         "shared_intermediate_size": f.shared_width,

@@ -164,18 +164,19 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("a mixture of experts; use specs/qwen3_moe.yaml")
     if f.use_moe:
         raise SystemExit("the config speaks of a mixture of experts; use specs/qwen3_moe.yaml")
-    if not (f.num_attention_heads > 0 and f.num_key_value_heads > 0):
-        raise SystemExit("the numbers of heads must be positive")
-    if f.num_attention_heads % f.num_key_value_heads != 0:
-        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
     f.hidden_size = shapes["model.embed_tokens.weight"][1]
     f.intermediate_size = shapes["model.layers.0.mlp.gate_proj.weight"][0]
     f.num_hidden_layers = count(shapes, r"model\.layers\.(?P<i>\d+)\.input_layernorm\.weight")
     f.head_dim = shapes["model.layers.0.self_attn.q_norm.weight"][0]
+    f.kv_heads = f.num_attention_heads if f.num_key_value_heads is None else f.num_key_value_heads
+    if not (f.num_attention_heads > 0 and f.kv_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
+    if f.num_attention_heads % f.kv_heads != 0:
+        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     if shapes["model.layers.0.self_attn.q_proj.weight"][0] != f.num_attention_heads * f.head_dim:
         raise SystemExit("num_attention_heads does not fit q_proj")
-    if shapes["model.layers.0.self_attn.k_proj.weight"][0] != f.num_key_value_heads * f.head_dim:
+    if shapes["model.layers.0.self_attn.k_proj.weight"][0] != f.kv_heads * f.head_dim:
         raise SystemExit("num_key_value_heads does not fit k_proj")
     return f
 
@@ -188,7 +189,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "intermediate_size": f.intermediate_size,
         "num_hidden_layers": f.num_hidden_layers,
         "num_attention_heads": f.num_attention_heads,
-        "num_key_value_heads": f.num_key_value_heads,
         "head_dim": f.head_dim,
         "max_position_embeddings": f.max_position_embeddings,
         "rms_norm_eps": f.rms_norm_eps,
@@ -197,16 +197,20 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "tie_word_embeddings": f.tie_word_embeddings,
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
-        "rope_scaling": {
+        "num_key_value_heads": f.kv_heads,
+        "rope_scaling": f.rope_scaling
+        if not f.inference_rope_scaling
+        else None
+        if f.max_position_embeddings <= 2048
+        else f.rope_scaling
+        or {
             "rope_type": "yarn",
             "factor": 16.0,
             "original_max_position_embeddings": 2048,
             "beta_fast": 32.0,
             "beta_slow": 1.0,
             "attention_factor": 1.0,
-        }
-        if f.inference_rope_scaling
-        else f.rope_scaling,
+        },
         "attention_bias": False,
         "use_sliding_window": False,
         "sliding_window": None,

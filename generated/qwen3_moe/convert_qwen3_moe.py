@@ -170,19 +170,20 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("shared experts have no Qwen3-MoE form")
     if not f.use_moe:
         raise SystemExit("the config says that there are no experts; use specs/qwen3.yaml")
-    if not (f.num_attention_heads > 0 and f.num_key_value_heads > 0):
-        raise SystemExit("the numbers of heads must be positive")
-    if f.num_attention_heads % f.num_key_value_heads != 0:
-        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
     f.hidden_size = shapes["model.embed_tokens.weight"][1]
     f.moe_intermediate_size = shapes["model.layers.0.mlp.experts.0.gate_proj.weight"][0]
     f.num_experts = shapes["model.layers.0.mlp.gate.weight"][0]
     f.num_hidden_layers = count(shapes, r"model\.layers\.(?P<i>\d+)\.input_layernorm\.weight")
     f.head_dim = shapes["model.layers.0.self_attn.q_norm.weight"][0]
+    f.kv_heads = f.num_attention_heads if f.num_key_value_heads is None else f.num_key_value_heads
+    if not (f.num_attention_heads > 0 and f.kv_heads > 0):
+        raise SystemExit("the numbers of heads must be positive")
+    if f.num_attention_heads % f.kv_heads != 0:
+        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
     if shapes["model.layers.0.self_attn.q_proj.weight"][0] != f.num_attention_heads * f.head_dim:
         raise SystemExit("num_attention_heads does not fit q_proj")
-    if shapes["model.layers.0.self_attn.k_proj.weight"][0] != f.num_key_value_heads * f.head_dim:
+    if shapes["model.layers.0.self_attn.k_proj.weight"][0] != f.kv_heads * f.head_dim:
         raise SystemExit("num_key_value_heads does not fit k_proj")
     if f.num_experts_per_tok > f.num_experts:
         raise SystemExit("num_experts_per_tok exceeds the number of experts")
@@ -197,7 +198,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "moe_intermediate_size": f.moe_intermediate_size,
         "num_hidden_layers": f.num_hidden_layers,
         "num_attention_heads": f.num_attention_heads,
-        "num_key_value_heads": f.num_key_value_heads,
         "head_dim": f.head_dim,
         "num_experts": f.num_experts,
         "num_experts_per_tok": f.num_experts_per_tok,
@@ -210,17 +210,21 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "tie_word_embeddings": f.tie_word_embeddings,
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
+        "num_key_value_heads": f.kv_heads,
         "intermediate_size": f.moe_intermediate_size,
-        "rope_scaling": {
+        "rope_scaling": f.rope_scaling
+        if not f.inference_rope_scaling
+        else None
+        if f.max_position_embeddings <= 2048
+        else f.rope_scaling
+        or {
             "rope_type": "yarn",
             "factor": 16.0,
             "original_max_position_embeddings": 2048,
             "beta_fast": 32.0,
             "beta_slow": 1.0,
             "attention_factor": 1.0,
-        }
-        if f.inference_rope_scaling
-        else f.rope_scaling,
+        },
         "attention_bias": False,
         "use_sliding_window": False,
         "sliding_window": None,
