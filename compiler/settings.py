@@ -128,7 +128,8 @@ def gather(
         read = known | BAGGAGE | stated.keys() | {"rope_parameters"}
         read |= set(dialects.EXPERTS) if known & set(dialects.EXPERTS) else set()
         unread = tuple(n for n, v in held.items() if n not in read and v not in (None, [], {}, ""))
-        if config is not None and program.spec.arguments and not (stated or known & fields.keys()):
+        heard = any(fields[n] is not None for n in known & fields.keys())
+        if config is not None and program.spec.arguments and not (stated or heard):
             names = listed(program.spec.arguments, 12)
             refuse(
                 str(path),
@@ -152,14 +153,17 @@ def _of_the_target(program: Program, config: Mapping[str, Any]) -> bool:
     return model is not None and "model_type" in config and config["model_type"] == target.model_type(model.value)
 
 
-def contradictions(stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
+def contradictions(program: Program, stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
     """The fields that a config of the target's own kind states and the conversion would write otherwise."""
+    fixed = {f.name for f in program.spec.config if f.expr is None}
     return [
         Diagnostic(
             Span(value.origin),
             f"{name} is {value.value!r} here, and {written[name]!r} is what would be written",
             "config-mismatch",
-            "an argument of the spec decides it: give it with --set",
+            "the spec writes nothing else: its rules are for models that have it so"
+            if name in fixed
+            else "an argument of the spec decides it: give it with --set",
         )
         for name, value in stated.items()
         if value.value != written[name] and (value.value is not None or isinstance(written[name], dict))
@@ -180,7 +184,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if os.path.isdir(path) and (path / "config.json").is_file():
         path = path / "config.json"
     name = str(path)
-    fields = _fields(path, tuple(path.stat()) if os.path.isfile(path) else None)
+    stamp = path.stat() if os.path.isfile(path) else None
+    fields = _fields(path, stamp and (stamp.st_ino, stamp.st_size, stamp.st_mtime_ns))
     if not isinstance(fields, dict):
         refuse(name, f"a config is a mapping of fields, here is {type(fields).__name__}", "bad-config")
     classes = fields.get("auto_map")
@@ -197,7 +202,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 @lru_cache(8)  # a choice among specs reads one config for each
 def _fields(path: Path, stamp: object) -> Any:
-    """What a file says that has this stamp: its place, its size and its times."""
+    """What a file says that has this stamp: its place, its size and the time of its last change."""
     if path.suffix in (".yaml", ".yml"):
         return document.plain(document.read_document(path))
     return _json(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,33 @@ def test_a_config_of_the_targets_kind_tells_in_its_own_words(tmp_path: Path) -> 
 def test_what_such_a_config_states_is_not_contradicted(tmp_path: Path) -> None:
     source = made("torchtune_llama")
     file = source.save(tmp_path, "*.pt")
-    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 7000.0, "rope_scaling": LLAMA3}
-    with pytest.raises(Refusal, match=r"rope_scaling is .*config-mismatch"):
+    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 7000.0, "hidden_act": "gelu"}
+    with pytest.raises(Refusal, match=r"hidden_act is 'gelu' .*config-mismatch.*\n.*the spec writes nothing else"):
         written(tmp_path, "torchtune_llama", file, told)
     assert not (tmp_path / "out").exists()
-    assert written(tmp_path, "torchtune_llama", file, told, scale_factor=8)["rope_scaling"] == LLAMA3
+
+
+def test_the_scaling_of_such_a_config_counts(server: Server, tmp_path: Path) -> None:
+    source = made("torchtune_llama")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 7000.0, "rope_scaling": LLAMA3}
+    with pytest.raises(Refusal, match="contradict each other"):
+        written(tmp_path, "torchtune_llama", file, told, scale_factor=32)
+    assert written(tmp_path, "torchtune_llama", file, told)["rope_scaling"] == LLAMA3
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json"), "--set", "num_heads=8"]
+    assert server.run("torchtune_llama", *words) == ""
+    assert config_of(tmp_path / "converter")["rope_scaling"] == LLAMA3
+
+
+def test_a_window_that_no_layer_uses_is_none(tmp_path: Path) -> None:
+    """As the published configs of Qwen2 have it."""
+    source = made("torchtune_qwen2")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "qwen2", "num_attention_heads": 8, "sliding_window": 32768, "use_sliding_window": True}
+    with pytest.raises(Refusal, match=r"sliding_window is 32768 .*config-mismatch"):
+        written(tmp_path, "torchtune_qwen2", file, told)
+    config = written(tmp_path, "torchtune_qwen2", file, told | {"use_sliding_window": False})
+    assert config["sliding_window"] is None
 
 
 def test_such_a_config_may_say_that_nothing_is_scaled(tmp_path: Path) -> None:
@@ -126,8 +149,103 @@ def test_the_former_word_for_a_kind_of_scaling_is_understood(tmp_path: Path) -> 
     file = source.save(tmp_path, "*.safetensors")
     told = {**source.arguments, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
     with pytest.raises(Refusal, match="unmet-requirement"):
-        written(tmp_path, "internlm2_llama", file, told | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+        written(tmp_path, "internlm2_llama", file, told | {"rope_scaling": {"type": "yarn", "factor": 2.0}})
     assert written(tmp_path, "internlm2_llama", file, told)["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0}
+
+
+KEY_HEADS = {
+    "llama": "num_key_value_heads",
+    "minimind": "num_key_value_heads",
+    "minimind1_granite_moe_shared": "n_kv_heads",
+    "minimind1_llama": "n_kv_heads",
+    "minimind2": "num_key_value_heads",
+    "minimind2_granite_moe_shared": "num_key_value_heads",
+    "qwen3": "num_key_value_heads",
+    "qwen3_moe": "num_key_value_heads",
+}
+
+
+@pytest.mark.parametrize("spec", KEY_HEADS)
+def test_no_number_of_key_heads_means_as_many_as_of_queries(server: Server, tmp_path: Path, spec: str) -> None:
+    """In every generation of MiniMind; the tensors are those that the words for it make."""
+    program = load_program(spec)
+    heads = "n_heads" if "n_kv_heads" in program.spec.arguments else "num_attention_heads"
+    tensors, told = equal_heads(spec), {heads: 8, KEY_HEADS[spec]: None}
+    torch.save(tensors, tmp_path / "model.pth")
+    config = written(tmp_path, spec, tmp_path / "model.pth", told)
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (8, 8)
+    convert(program, Request([tmp_path / "model.pth"], assigned={heads: 8, KEY_HEADS[spec]: 8}), tmp_path / "said")
+    assert folder_image(tmp_path / "said") == folder_image(tmp_path / "out")
+    words = [str(tmp_path / "model.pth"), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run(spec, *words) == ""
+    assert config_of(tmp_path / "converter") == config
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
+
+
+def equal_heads(spec: str) -> dict[str, torch.Tensor]:
+    """A source of as many key heads as query heads: the matrices of the queries, moved along by one row."""
+    tensors = dict(made({"minimind": "qwen3", "minimind2": "llama"}.get(spec, spec)).tensors)
+    for name in tensors:
+        for letter in "kv":
+            for word, query in ((f"{letter}_proj", "q_proj"), (f"attention.w{letter}", "attention.wq")):
+                if f"{word}.weight" in name:
+                    tensors[name] = tensors[name.replace(word, query)].roll("kv".index(letter) + 1, 0)
+    return tensors
+
+
+@pytest.mark.parametrize("spec", ["llama", "qwen3", "qwen3_moe"])
+def test_yarn_scales_a_model_of_more_positions_than_it_was_trained_on(
+    server: Server, tmp_path: Path, spec: str
+) -> None:
+    """So MiniMind's own code has it, whatever the config asks for."""
+    source = made(spec)
+    file = source.save(tmp_path, "*.pth")
+    told = {"max_position_embeddings": 2048, "inference_rope_scaling": True}
+    assert written(tmp_path, spec, file, told)["rope_scaling"] is None
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run(spec, *words) == ""
+    assert config_of(tmp_path / "converter")["rope_scaling"] is None
+    shutil.rmtree(tmp_path / "out")
+    told["max_position_embeddings"] = 2049
+    assert written(tmp_path, spec, file, told)["rope_scaling"]["factor"] == 16.0
+
+
+def test_the_first_yarn_of_minimind_is_another(tmp_path: Path) -> None:
+    source = made("llama")
+    file = source.save(tmp_path, "*.pth")
+    yarn = {"beta_fast": 4, "beta_slow": 1, "factor": 4, "original_max_position_embeddings": 2048, "type": "yarn"}
+    told = {"inference_rope_scaling": True, "rope_scaling": yarn}
+    with pytest.raises(Refusal, match="a formula of their own"):
+        written(tmp_path, "llama", file, told)
+    told["rope_scaling"] = yarn | {"beta_fast": 32, "factor": 8}
+    assert written(tmp_path, "llama", file, told)["rope_scaling"]["factor"] == 8
+
+
+@pytest.mark.parametrize("spec", ["litgpt_llama", "litgpt_gpt_neox"])
+def test_condensed_positions_are_a_linear_scaling(server: Server, tmp_path: Path, spec: str) -> None:
+    source = made(spec)
+    file = source.save(tmp_path, "*.pth")
+    told = {**source.arguments, "rope_condense_ratio": 8}
+    assert written(tmp_path, spec, file, told)["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run(spec, *words) == ""
+    assert config_of(tmp_path / "converter")["rope_parameters"]["factor"] == 8.0
+
+
+def test_the_last_layer_of_olmo_3_is_a_full_one(tmp_path: Path) -> None:
+    source = made("olmo_core_olmo3")
+    tensors = dict(source.tensors)
+    last = max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    for number, kinds in ((1, "sf"), (4, "sssff"), (5, "sssfsf")):
+        layers = {n: t for n, t in tensors.items() if not n.startswith("blocks.")}
+        for i in range(number + 1):
+            for name, tensor in tensors.items():
+                if name.startswith(f"blocks.{last}."):
+                    layers[name.replace(f".{last}.", f".{i}.", 1)] = tensor
+        torch.save(layers, tmp_path / "model.pt")
+        config = written(tmp_path, "olmo_core_olmo3", tmp_path / "model.pt", None, **source.arguments)
+        assert "".join(kind[0] for kind in config["layer_types"]) == kinds
+        shutil.rmtree(tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,6 +357,7 @@ def test_a_converter_says_what_it_does_not_find(server: Server, tmp_path: Path) 
         ("litgpt_mistral", "rotary_percentage", 0.75),  # LitGPT's Phi-4-mini has every name of Mistral
         ("litgpt_mistral", "sliding_window_indices", [1, 0]),
         ("litgpt_mixtral", "rope_condense_ratio", 8),
+        ("litgpt_gemma2", "sliding_window_indices", [1, 0, 0]),  # which is every third layer
         ("litgpt_qwen2", "parallel_residual", True),
         ("litgpt_qwen3", "rope_interleave", True),
         ("litgpt_llama", "attention_logit_softcapping", 50.0),

@@ -187,7 +187,9 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("two norms a layer, so this is not Gemma 2")
     if "transformer.h.0.attn.norm_q.weight" in shapes:
         raise SystemExit("Gemma 2 has no QK-norm; this is Gemma 3")
-    if not (f.sliding_window_indices[0] == 1 and f.sliding_window_indices[1] == 0):
+    if f.sliding_window_indices != [1, 0] * (len(f.sliding_window_indices) // 2) + [1] * (
+        len(f.sliding_window_indices) % 2
+    ):
         raise SystemExit("every second layer of Gemma 2 slides, the first one first")
     f.padded_vocab_size = shapes["transformer.wte.weight"][0]
     f.n_embd = shapes["transformer.wte.weight"][1]

@@ -179,8 +179,6 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("a norm that attention and MLP share has no GPT-NeoX form; use specs/litgpt_falcon.yaml")
     if "transformer.h.0.attn.qkv.bias" not in shapes:
         raise SystemExit("GPT-NeoX has biases in attention; Falcon has none, use specs/litgpt_falcon.yaml")
-    if f.rope_condense_ratio != 1:
-        raise SystemExit("condensed positions have no rule here")
     f.padded_vocab_size = shapes["transformer.wte.weight"][0]
     f.n_embd = shapes["transformer.wte.weight"][1]
     f.intermediate_size = shapes["transformer.h.0.mlp.fc.weight"][0]
@@ -217,16 +215,19 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "partial_rotary_factor": f.rotary_percentage,
         "rotary_pct": f.rotary_percentage,
         "use_parallel_residual": f.parallel_residual,
+        "rope_scaling": {"rope_type": "linear", "factor": f.rope_condense_ratio * 1.0}
+        if f.rope_condense_ratio != 1
+        else None,
         "hidden_act": "gelu",
         "attention_bias": True,
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
     config["rope_parameters"] = {
         "rope_type": "default",
+        **(config["rope_scaling"] or {}),
         "partial_rotary_factor": config["partial_rotary_factor"],
         "rope_theta": config["rope_theta"],
     }
-    config["rope_scaling"] = None
     return config
 
 

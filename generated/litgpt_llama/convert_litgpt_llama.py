@@ -180,8 +180,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("Llama attends to everything; use specs/litgpt_mistral.yaml")
     if f.rotary_percentage != 1:
         raise SystemExit("Llama rotates the whole head; a partial rotary embedding would be lost")
-    if f.rope_condense_ratio != 1:
-        raise SystemExit("condensed positions have no rule here")
+    if not (f.rope_condense_ratio == 1 or f.rope_adjustments is None):
+        raise SystemExit("condensed positions and rope_adjustments together have no rule here")
     if "transformer.h.0.attn.qkv.bias" in shapes:
         raise SystemExit("Llama's attention has no biases here; use specs/litgpt_qwen2.yaml")
     if "transformer.h.0.attn.norm_q.weight" in shapes:
@@ -239,6 +239,8 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
             "original_max_position_embeddings": f.rope_adjustments["original_max_seq_len"],
         }
         if f.rope_adjustments
+        else {"rope_type": "linear", "factor": f.rope_condense_ratio * 1.0}
+        if f.rope_condense_ratio != 1
         else None,
         "hidden_act": "silu",
         "attention_bias": False,

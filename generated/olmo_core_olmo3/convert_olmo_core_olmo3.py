@@ -199,6 +199,9 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "num_key_value_heads": f.n_kv_heads,
         "max_position_embeddings": f.max_sequence_length,
         "rms_norm_eps": f.layer_norm_eps,
+        "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * (f.n_layers // 4)
+        + ["sliding_attention"] * max(f.n_layers % 4 - 1, 0)
+        + ["full_attention"] * min(f.n_layers % 4, 1),
         "hidden_act": "silu",
         "attention_bias": False,
         "tie_word_embeddings": False,

@@ -25,6 +25,7 @@ ARGUMENTS = {
     "max_seq_len": 8192,
     "norm_eps": 1e-05,
     "scale_factor": None,
+    "rope_scaling": None,
     "bos_token_id": 128000,
     "eos_token_id": 128001,
 }
@@ -156,6 +157,10 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f = SimpleNamespace(**arguments)
     if "layers.0.attn.q_proj.bias" in shapes:
         raise SystemExit("Llama has no biases here; use specs/torchtune_qwen2.yaml")
+    if not (f.rope_scaling is None or ("rope_type" in f.rope_scaling and f.rope_scaling["rope_type"] == "llama3")):
+        raise SystemExit("torchtune's Llama scales its rotary embeddings as Llama 3.1 does, or not at all")
+    if not (f.rope_scaling is None or f.scale_factor in [None, f.rope_scaling["factor"]]):
+        raise SystemExit("scale_factor and rope_scaling contradict each other")
     f.vocab_size = shapes["tok_embeddings.weight"][0]
     f.embed_dim = shapes["tok_embeddings.weight"][1]
     f.intermediate_dim = shapes["layers.0.mlp.w1.weight"][0]
@@ -190,15 +195,18 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "max_position_embeddings": f.max_seq_len,
         "rms_norm_eps": f.norm_eps,
         "rope_theta": f.rope_base,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": f.scale_factor * 1.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        if f.scale_factor
-        else None,
+        "rope_scaling": f.rope_scaling
+        or (
+            {
+                "rope_type": "llama3",
+                "factor": f.scale_factor * 1.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }
+            if f.scale_factor
+            else None
+        ),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -261,6 +269,14 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         raise SystemExit(f"the checkpoint lacks {', '.join(lost)}")
 
 
+def scaling(given: Mapping[str, dict[str, object] | None]) -> dict[str, object] | None:
+    """How a config of either generation of transformers scales rotary embeddings; None where it does not."""
+    said = (given.get("rope_parameters") or {}) | (given.get("rope_scaling") or {})
+    kind = said.get("rope_type") or said.get("type") or "default"
+    rest = {n: v for n, v in said.items() if n not in ("rope_type", "type", "rope_theta", "partial_rotary_factor")}
+    return {"rope_type": kind, **rest} if rest or kind != "default" else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="torchtune's Llama 2, 3, 3.1 and 3.2 (interleaved RoPE) as a standard LlamaForCausalLM"
@@ -294,6 +310,8 @@ def main() -> None:
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
+    if given.keys() & {"rope_parameters", "rope_scaling"}:
+        given["rope_scaling"] = scaling(given)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
     arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
     for name, default in ARGUMENTS.items():

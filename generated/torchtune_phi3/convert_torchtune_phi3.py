@@ -24,6 +24,7 @@ ARGUMENTS = {
     "rope_base": 10000.0,
     "max_seq_len": 4096,
     "norm_eps": 1e-05,
+    "sliding_window": None,
     "bos_token_id": 1,
     "eos_token_id": 32000,
     "pad_token_id": 32000,
@@ -175,6 +176,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
     """The fields of config.json."""
     config = {
         "vocab_size": f.vocab_size,
+        "sliding_window": f.sliding_window,
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
         "pad_token_id": f.pad_token_id,
@@ -189,7 +191,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "original_max_position_embeddings": f.max_seq_len,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
-        "sliding_window": None,
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
