@@ -366,6 +366,7 @@ def test_a_converter_says_what_it_does_not_find(server: Server, tmp_path: Path) 
         ("meta_llama", "sliding_window", 4096),  # Mistral AI's files have every name of Meta's
         ("meta_llama", "_sliding_window", 4096),
         ("mistral_mistral", "use_scaled_rope", True),
+        ("mistral_mistral", "yarn", {"factor": 16, "original_max_position_embeddings": 16384}),
         ("megatron_gpt2", "apply_layernorm_1p", True),
         ("megatron_gpt2", "apply_residual_connection_post_layernorm", True),
         ("mistral_mixtral", "moe", {"num_experts_per_tok": 2, "num_experts": 8}),  # the router has 12
@@ -391,6 +392,23 @@ def test_the_window_has_two_names_in_params_json(server: Server, tmp_path: Path,
     words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
     assert server.run(spec, *words) == ""
     assert config_of(tmp_path / "converter")["sliding_window"] == 9
+
+
+def test_the_embedding_of_mistral_may_be_the_head(tmp_path: Path) -> None:
+    source = made("mistral_mistral", 1)
+    tensors = {name: tensor for name, tensor in source.tensors.items() if name != "output.weight"}
+    torch.save(tensors, tmp_path / "consolidated.00.pth")
+    with pytest.raises(Refusal, match=r"no output\.weight"):
+        written(tmp_path, "mistral_mistral", tmp_path / "consolidated.00.pth", {"n_heads": 4})
+    told = {"n_heads": 4, "tied_embeddings": True}
+    assert written(tmp_path, "mistral_mistral", tmp_path / "consolidated.00.pth", told)["tie_word_embeddings"]
+
+
+def test_frequencies_that_torchtitan_kept_are_left_behind(tmp_path: Path) -> None:
+    source = made("meta_llama")
+    frequencies = torch.ones(8, 4, dtype=torch.complex64)
+    torch.save({"model": {**source.tensors, "freqs_cis": frequencies}}, tmp_path / "checkpoint.pt")
+    assert written(tmp_path, "meta_llama", tmp_path / "checkpoint.pt", None, **source.arguments)
 
 
 def test_no_base_of_the_rotary_embeddings_is_mixtrals(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ STATE_DICT_MAPPING = {
 # Source name -> why it is left behind
 IGNORED = {
     r"rope\.freqs": "recomputed from rope_theta",
+    "freqs_cis": "recomputed from rope_theta, as torchtitan kept them before 0.3",
     r"layers\.(?P<i>\d+)\.attention\.inner_attention\.rope\.freqs": "recomputed from rope_theta",
 }
 

@@ -29,6 +29,9 @@ ARGUMENTS = {
     "sliding_window": None,
     "_sliding_window": None,
     "use_scaled_rope": False,
+    "tied_embeddings": False,
+    "yarn": None,
+    "llama_4_scaling": None,
     "max_position_embeddings": 32768,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -43,7 +46,6 @@ REQUIRED = {
 STATE_DICT_MAPPING = {
     r"tok_embeddings\.weight":                             "model.embed_tokens.weight",
     r"norm\.weight":                                       "model.norm.weight",
-    r"output\.weight":                                     "lm_head.weight",
     r"layers\.(?P<i>\d+)\.attention_norm\.weight":         r"model.layers.\g<i>.input_layernorm.weight",
     r"layers\.(?P<i>\d+)\.ffn_norm\.weight":               r"model.layers.\g<i>.post_attention_layernorm.weight",
     r"layers\.(?P<i>\d+)\.attention\.w(?P<p>v|o)\.weight": r"model.layers.\g<i>.self_attn.\g<p>_proj.weight",
@@ -159,6 +161,8 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if not (f.yarn is None and f.llama_4_scaling is None):
+        raise SystemExit("the scaling of rotary embeddings has no rule here")
     if f.use_scaled_rope:
         raise SystemExit("the rotary embeddings of Llama 3.1 have no rule here; use specs/meta_llama.yaml")
     if "layers.0.feed_forward.experts.0.w1.weight" in shapes:
@@ -202,9 +206,9 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "num_attention_heads": f.n_heads,
         "num_key_value_heads": f.kv_heads,
         "rms_norm_eps": f.norm_eps,
+        "tie_word_embeddings": f.tied_embeddings,
         "sliding_window": None if f.window is None else int(f.window),
         "hidden_act": "silu",
-        "tie_word_embeddings": False,
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
@@ -226,7 +230,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
     """Yield the target's tensors one by one. Refuses a name that nothing claims and a rule that finds nothing."""
     claimed: set[str] = set()
     indexed: list[re.Match[str]] = []
-    for pattern, target in STATE_DICT_MAPPING.items():
+    mapping = dict(STATE_DICT_MAPPING)
+    if not f.tied_embeddings:
+        mapping[r"output\.weight"] = "lm_head.weight"
+    for pattern, target in mapping.items():
         found = list(matches(source, pattern))
         if not found:
             raise SystemExit(f"the checkpoint has nothing like {pattern}")
@@ -251,6 +258,16 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         indexed.append(match)
         claimed.add(match[0])
         yield f"model.layers.{match['i']}.self_attn.k_proj.weight", rope_k(source[match[0]], f.kv_heads)
+
+    if f.tied_embeddings:
+        for match in matches(source, r"output\.weight"):
+            claimed.add(match[0])
+            owner = "tok_embeddings.weight"
+            alias, owned = (
+                source[n].contiguous().view(torch.uint8) for n in (match[0], owner)
+            )  # bits: NaN equals itself
+            if not torch.equal(alias, owned):
+                raise SystemExit(f"{match[0]} should equal {owner} but differs from it")
 
     if unclaimed := [name for name in source if name not in claimed]:
         raise SystemExit(f"no rule claims {', '.join(unclaimed)}")
