@@ -186,7 +186,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     if "transformer.h.0.post_mlp_norm.weight" not in shapes:
         raise SystemExit("two norms a layer, so this is not Gemma 2")
     if "transformer.h.0.attn.norm_q.weight" in shapes:
-        raise SystemExit("Gemma 2 has no QK-norm; this is Gemma 3")
+        raise SystemExit("Gemma 2 has no QK-norm; use specs/litgpt_gemma3.yaml")
     if f.sliding_window_indices != [1, 0] * (len(f.sliding_window_indices) // 2) + [1] * (
         len(f.sliding_window_indices) % 2
     ):

@@ -159,6 +159,24 @@ FAMILIES = {
             "sliding_window_indices": [1, 0],
         },
     ),
+    "gemma3": Family(
+        "litgpt_gemma3",
+        "Gemma-3-4b-it",
+        "copy_weights_gemma_3",
+        "Gemma3ForCausalLM",
+        {
+            "num_hidden_layers": 7,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "head_dim": 8,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 8,
+        },
+        {"n_layer": 7, "attention_scores_scalar": 16, "sliding_window_size": 8},
+        tolerance=1e-4,  # the logits reach 40
+    ),
     "gemma": Family(
         "litgpt_gemma",
         "Gemma-2b",
@@ -185,6 +203,21 @@ FAMILIES = {
         "Olmo2ForCausalLM",
         {"rms_norm_eps": 1e-6, "rope_theta": 500000.0},
         backwards=True,
+    ),
+    "olmo1": Family(
+        "litgpt_olmo",
+        "OLMo-1B-hf",
+        "copy_weights_llama",
+        "OlmoForCausalLM",
+        {"rope_theta": 10000.0, "pad_token_id": None},
+    ),
+    "stablelm": Family(
+        "litgpt_stablelm",
+        "stablelm-3b-4e1t",
+        "copy_weights_llama",
+        "StableLmForCausalLM",
+        {"layer_norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "pad_token_id": None},
+        {"rotary_percentage": 0.5},
     ),
     "phi2": Family(
         "litgpt_phi",
