@@ -57,8 +57,7 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 def read_config(config: Mapping[str, Any]) -> Fields:
     """The flat fields of a config.json of either dialect: `rope_theta`, `rope_scaling` (None where nothing is scaled),
-    `dtype`, and the number of experts under both its names; neither `rope_parameters` nor `torch_dtype`. A window that
-    no layer uses is none.
+    `dtype`, and the number of experts under both its names; neither `rope_parameters` nor `torch_dtype`.
 
     Raises Refusal (`contradictory-field`) where the two dialects of one file differ.
     """
@@ -69,8 +68,6 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     if fields.get(SHARE[0]) is not None:
         for flat, other in (THETA, SHARE):
             fields |= {other: fields[flat]} if flat in fields else {}
-    if fields.get("use_sliding_window") is False:
-        fields["sliding_window"] = None
     return fields
 
 

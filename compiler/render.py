@@ -202,10 +202,14 @@ class _Context:
         for name in [n for n in written if n not in apart]:  # a set has no order from run to run
             match name:
                 case "rope_parameters":
-                    more = '**(config["rope_scaling"] or {}), ' if "rope_scaling" in fields else ""
+                    scaled = '**(config["rope_scaling"] or {}), ' if "rope_scaling" in fields else ""
                     share = dialects.SHARE[0]  # of each head that is rotated
-                    more += f'"{share}": config["{share}"], ' if share in fields else ""
-                    yield quoted(name), f'{{"rope_type": "default", {more}"rope_theta": config["rope_theta"]}}'
+                    shared = f'"{share}": config["{share}"], ' if share in fields else ""
+                    parameters = f'{{"rope_type": "default", {scaled}{shared}"rope_theta": config["rope_theta"]}}'
+                    if (local := dialects.SLIDING_THETA) in fields:
+                        sliding = f'{{"rope_type": "default", {shared}"rope_theta": config["{local}"]}}'
+                        parameters = f'{{"{dialects.FULL}": {parameters}, "{dialects.SLIDING}": {sliding}}}'
+                    yield quoted(name), parameters
                 case "num_local_experts" | "num_experts":
                     yield quoted(name), f"config[{quoted(next(n for n in dialects.EXPERTS if n != name))}]"
                 case "rope_scaling":

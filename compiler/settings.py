@@ -118,6 +118,8 @@ def gather(
         whole = read_config_file(path)
         held = _held(whole, known)
         fields = dialects.read_config(whole | held)
+        if fields.get("use_sliding_window") is False:
+            fields["sliding_window"] = None  # a width that no layer uses
         if config is None:
             notes.append(f"read {path.name} beside the weights")
         if _of_the_target(program, held):

@@ -237,9 +237,12 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
     }
     # transformers 5 reads other names than transformers 4: the file carries both.
     config["rope_parameters"] = {
-        "rope_type": "default",
-        **(config["rope_scaling"] or {}),
-        "rope_theta": config["rope_theta"],
+        "full_attention": {
+            "rope_type": "default",
+            **(config["rope_scaling"] or {}),
+            "rope_theta": config["rope_theta"],
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]},
     }
     return config
 
