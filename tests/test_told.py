@@ -404,6 +404,33 @@ def test_the_embedding_of_mistral_may_be_the_head(tmp_path: Path) -> None:
     assert written(tmp_path, "mistral_mistral", tmp_path / "consolidated.00.pth", told)["tie_word_embeddings"]
 
 
+def test_nanogpt_without_biases_needs_no_word_for_it(tmp_path: Path) -> None:
+    source = made("nanogpt_gpt2", 1)
+    torch.save(dict(source.tensors), tmp_path / "ckpt.pt")
+    written(tmp_path, "nanogpt_gpt2", tmp_path / "ckpt.pt", None, n_head=4)
+    back = Request([tmp_path / "out"], assigned={"bias": False}, reverse=True)
+    convert(load_program("nanogpt_gpt2"), back, tmp_path / "back.pth")
+    assert image(torch.load(tmp_path / "back.pth", weights_only=True)) == image(source.tensors)
+    torch.save({"model": dict(source.tensors), "model_args": {"n_head": 4, "bias": True}}, tmp_path / "ckpt.pt")
+    with pytest.raises(Refusal, match="says bias = True, the checkpoint says False"):
+        convert(load_program("nanogpt_gpt2"), Request([tmp_path / "ckpt.pt"]), tmp_path / "other")
+
+
+def test_projections_of_opt_that_were_never_fused(server: Server, tmp_path: Path) -> None:
+    source = made("opt_opt")
+    apart = {n: t for n, t in source.tensors.items() if "qkv_proj" not in n}
+    for name in source.tensors.keys() - apart.keys():
+        thirds = zip("kvq", source.tensors[name].chunk(3), strict=True)
+        apart |= {name.replace("qkv_proj", f"{letter}_proj"): third.clone() for letter, third in thirds}
+    file = source.save(tmp_path, "*.pt")
+    written(tmp_path, "opt_opt", file, None, decoder_attention_heads=4)
+    torch.save(apart, file)
+    convert(load_program("opt_opt"), Request([file], assigned={"decoder_attention_heads": 4}), tmp_path / "apart")
+    assert folder_image(tmp_path / "apart") == folder_image(tmp_path / "out")
+    assert server.run("opt_opt", str(file), str(tmp_path / "converter"), "--set", "decoder_attention_heads=4") == ""
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
+
+
 def test_frequencies_that_torchtitan_kept_are_left_behind(tmp_path: Path) -> None:
     source = made("meta_llama")
     frequencies = torch.ones(8, 4, dtype=torch.complex64)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "bias": True,
     "dropout": 0.0,
 }
 # What must be given.
@@ -148,12 +147,11 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if ("transformer.h.0.ln_1.bias" in shapes) != f.bias:
-        raise SystemExit("model_args and the checkpoint disagree about biases; without them --set bias=false")
     f.vocab_size = shapes["transformer.wte.weight"][0]
     f.n_embd = shapes["transformer.wte.weight"][1]
     f.block_size = shapes["transformer.wpe.weight"][0]
     f.n_layer = count(shapes, r"transformer\.h\.(?P<i>\d+)\.ln_1\.weight")
+    f.bias = "transformer.h.0.ln_1.bias" in shapes
     f.full = f.vocab_size >= 50257
     if f.n_embd % f.n_head != 0:
         raise SystemExit("n_head does not divide n_embd")

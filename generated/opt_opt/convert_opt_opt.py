@@ -153,8 +153,6 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if "decoder.layers.0.self_attn.q_proj.weight" in shapes:
-        raise SystemExit("the projections are not fused; these are names of fairseq")
     if ("decoder.layer_norm.weight" in shapes) != f.decoder_normalize_before:
         raise SystemExit("decoder_normalize_before and the last norm contradict each other")
     f.vocab_size = shapes["decoder.embed_tokens.weight"][0]
@@ -163,10 +161,11 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.hidden_size = shapes["decoder.embed_positions.weight"][1]
     f.ffn_dim = shapes["decoder.layers.0.fc1.weight"][0]
     f.num_hidden_layers = count(shapes, r"decoder\.layers\.(?P<i>\d+)\.fc1\.weight")
+    f.fused = "decoder.layers.0.self_attn.qkv_proj.weight" in shapes
     f.projected = f.word_embed_proj_dim != f.hidden_size
     if f.hidden_size % f.decoder_attention_heads != 0:
         raise SystemExit("decoder_attention_heads does not divide the model's width")
-    if shapes["decoder.layers.0.self_attn.qkv_proj.weight"][0] != 3 * f.hidden_size:
+    if not (not f.fused or shapes["decoder.layers.0.self_attn.qkv_proj.weight"][0] == 3 * f.hidden_size):
         raise SystemExit("the rows of qkv_proj are not those of keys, values and queries")
     return f
 
@@ -208,6 +207,10 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         mapping[r"decoder\.project_out_dim\.weight"] = "model.decoder.project_out.weight"
     if f.decoder_normalize_before:
         mapping[r"decoder\.layer_norm\.(?P<t>weight|bias)"] = r"model.decoder.final_layer_norm.\g<t>"
+    if not f.fused:
+        mapping[r"decoder\.layers\.(?P<i>\d+)\.self_attn\.(?P<p>q|k|v)_proj\.(?P<t>weight|bias)"] = (
+            r"model.decoder.layers.\g<i>.self_attn.\g<p>_proj.\g<t>"
+        )
     for pattern, target in mapping.items():
         found = list(matches(source, pattern))
         if not found:
@@ -216,17 +219,18 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         for match in found:
             claimed.add(match[0])
             yield match.expand(target), source[match[0]]
-    found = list(matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attn\.qkv_proj\.(?P<t>weight|bias)"))
-    if not found:
-        raise SystemExit("the checkpoint has nothing for kvq")
-    for match in found:
-        # kvq
-        indexed.append(match)
-        claimed.add(match[0])
-        k_proj, v_proj, q_proj = kvq(source[match[0]])
-        yield f"model.decoder.layers.{match['i']}.self_attn.k_proj.{match['t']}", k_proj
-        yield f"model.decoder.layers.{match['i']}.self_attn.v_proj.{match['t']}", v_proj
-        yield f"model.decoder.layers.{match['i']}.self_attn.q_proj.{match['t']}", q_proj
+    if f.fused:
+        found = list(matches(source, r"decoder\.layers\.(?P<i>\d+)\.self_attn\.qkv_proj\.(?P<t>weight|bias)"))
+        if not found:
+            raise SystemExit("the checkpoint has nothing for kvq")
+        for match in found:
+            # kvq
+            indexed.append(match)
+            claimed.add(match[0])
+            k_proj, v_proj, q_proj = kvq(source[match[0]])
+            yield f"model.decoder.layers.{match['i']}.self_attn.k_proj.{match['t']}", k_proj
+            yield f"model.decoder.layers.{match['i']}.self_attn.v_proj.{match['t']}", v_proj
+            yield f"model.decoder.layers.{match['i']}.self_attn.q_proj.{match['t']}", q_proj
 
     for match in matches(source, r"decoder\.output_projection\.weight"):
         claimed.add(match[0])
