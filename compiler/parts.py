@@ -17,6 +17,7 @@ from compiler.checkpoint import Checkpoint, Joined, Tensor, open_checkpoint, ope
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, refuse
 from compiler.environment import NamedShapes
 from compiler.program import Merged, Program
+from compiler.shards import last_step
 
 Opened = dict[object, list[Checkpoint] | tuple[Diagnostic, ...]]
 
@@ -58,6 +59,8 @@ def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
     if not in_parts(weights):
         return list(paths)
     one = paths[0]
+    if len(paths) == 1 and one.is_dir() and (step := last_step(one)) and any(step.glob(weights)):
+        one = step
     if len(paths) == 1 and one.is_dir() and (found := list(one.glob(weights))):
         files = sorted(found, key=_numbers)
         # The one number that differs from name to name counts the parts.

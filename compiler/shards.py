@@ -60,11 +60,12 @@ def find(path: Path) -> Found:
     choices = [n for n in _PREFERRED if n in names] or (indexes if len(indexes) == 1 else weights)
     if not choices and METADATA in names:
         return Found(path / METADATA, [])
-    if not choices and (step := _step(path)) is not None:
+    if not choices and (step := last_step(path)) is not None:
         found = find(step)
         return Found(found.path, [f"the last step is in the folder {step.name}", *found.notes])
     if not choices:
-        hint = f"it holds {listed(names)}" if names else "it is empty"
+        inside = names or sorted(f"{p.name}/" for p in path.iterdir())
+        hint = f"it holds {listed(inside)}" if inside else "it is empty"
         refuse(str(path), f"no checkpoint ({', '.join(_SUFFIXES)}) lies in this folder", "missing-weights", hint)
     if len(choices) > 1 and choices[0] not in _PREFERRED:
         hint = "name one file, or all of them if together they are one checkpoint"
@@ -76,7 +77,7 @@ def find(path: Path) -> Found:
     return Found(path / choices[0], [note])
 
 
-def _step(path: Path) -> Path | None:
+def last_step(path: Path) -> Path | None:
     """The subfolder that a file `latest` names, or the number of a step."""
     file = next((path / name for name in (_LATEST, _ITERATION) if (path / name).is_file()), None)
     if file is None or file.stat().st_size > 255:

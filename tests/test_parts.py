@@ -132,3 +132,16 @@ def test_a_plain_glob_names_no_parts(tmp_path: Path) -> None:
     save(tmp_path, cut(model(2, 2, 3), 2))
     with pytest.raises(Refusal, match="several files in this folder may be meant"):
         open_source(program("'*.pth'"), [tmp_path])
+
+
+def test_the_parts_of_the_last_step(tmp_path: Path) -> None:
+    """As Megatron-LM leaves them: a file that tells the number of the step, beside the folders of all steps."""
+    whole = model(2, 2, 3)
+    for name, tensors in (("iter_0000009", model(2, 2, 3)), ("iter_0000010", whole)):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name, cut(tensors, 2))
+    with pytest.raises(Refusal, match="it holds iter_0000009/, iter_0000010/"):
+        open_source(program(), [tmp_path])
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
+    found = open_source(program(), [tmp_path])
+    assert all(torch.equal(read(found, name), tensor) for name, tensor in whole.items())
