@@ -314,6 +314,10 @@ def test_groups_that_nobody_reads_do_not_count(server: Server, tmp_path: Path) -
         ("apply_layernorm_1p", True),
         ("position_embedding_type", "learned_absolute"),
         ("rotary_seq_len_interpolation_factor", 4),
+        ("layernorm_zero_centered_gamma", True),
+        ("window_size", (127, 0)),
+        ("softmax_type", "learnable"),
+        ("qk_l2_norm", True),
         ("swiglu", False),
     ],
 )
@@ -372,6 +376,7 @@ def test_a_converter_says_what_it_does_not_find(server: Server, tmp_path: Path) 
         ("mistral_mixtral", "moe", {"num_experts_per_tok": 2, "num_experts": 8}),  # the router has 12
         ("olmo1_olmo", "layer_norm_type", "rms"),
         ("olmo1_olmo", "scale_logits", True),
+        ("olmo1_olmo", "embedding_layer_norm", True),
     ],
 )
 def test_a_layer_of_another_kind_is_refused(tmp_path: Path, spec: str, field: str, value: object) -> None:

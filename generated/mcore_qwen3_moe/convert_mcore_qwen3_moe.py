@@ -34,6 +34,13 @@ ARGUMENTS = {
     "swiglu": True,
     "gated_linear_unit": True,
     "apply_layernorm_1p": False,
+    "layernorm_zero_centered_gamma": False,
+    "qk_l2_norm": False,
+    "window_size": None,
+    "softmax_scale": None,
+    "softmax_type": "vanilla",
+    "no_rope_freq": None,
+    "moe_router_num_groups": None,
     "group_query_attention": True,
     "num_query_groups": None,
     "norm_topk_prob": True,
@@ -224,8 +231,14 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("the scaling of rotary embeddings has no rule here")
     if not (f.swiglu and f.gated_linear_unit):
         raise SystemExit("the MLP of this class is gated by SiLU")
-    if f.apply_layernorm_1p:
+    if f.apply_layernorm_1p or f.layernorm_zero_centered_gamma:
         raise SystemExit("norms whose weights lack their one (apply_layernorm_1p) have no rule here")
+    if not (f.window_size is None and f.no_rope_freq is None):
+        raise SystemExit("layers that see a window alone, or no positions, have no rule here")
+    if not (f.softmax_scale is None and f.softmax_type == "vanilla" and (not f.qk_l2_norm)):
+        raise SystemExit("attention of another kind has no rule here")
+    if f.moe_router_num_groups is not None:
+        raise SystemExit("a router that first chooses among groups has no place in this class")
     if "decoder.layers.0.self_attention.linear_qkv.bias" in shapes:
         raise SystemExit("the biases of linear_qkv have no place in this class")
     if "decoder.layers.0.mlp.linear_fc1.weight" in shapes:

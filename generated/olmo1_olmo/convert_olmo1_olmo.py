@@ -36,6 +36,7 @@ ARGUMENTS = {
     "attention_layer_norm": False,
     "layer_norm_type": "default",
     "norm_after": False,
+    "embedding_layer_norm": False,
     "scale_logits": False,
     "eos_token_id": 50256,
     "pad_token_id": -1,
@@ -162,6 +163,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("the norms of the class are LayerNorms; a layer_norm_type of another kind is lost")
     if f.norm_after:
         raise SystemExit("the class norms before attention and MLP")
+    if f.embedding_layer_norm:
+        raise SystemExit("the class does not norm its embeddings")
     if f.scale_logits:
         raise SystemExit("the class does not scale its logits (scale_logits)")
     if f.activation_type != "swiglu":
