@@ -104,7 +104,7 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
     if program.keep_all:
         check_target(plan)
-    if different := settings.contradictions(program, told.stated, plan.config):
+    if different := settings.contradictions(program, told.stated, plan.config) or settings.rowless(plan.config):
         raise Refusal(different)
     if told.unread:
         say(f"not carried over from the config: {listed(told.unread, 40)}")

@@ -172,6 +172,15 @@ def contradictions(program: Program, stated: Mapping[str, Given], written: Mappi
     ]
 
 
+def rowless(written: Mapping[str, Any]) -> list[Diagnostic]:
+    """The padding token, where the embedding has no row for it: the class could not be built."""
+    rows, token = written.get("vocab_size"), written.get("pad_token_id")
+    if not isinstance(rows, int) or not isinstance(token, int) or token < rows:
+        return []
+    text = f"pad_token_id is {token}, and the vocabulary has {rows} rows"
+    return [Diagnostic(Span("config.json"), text, "config-mismatch", "give it with --set pad_token_id=VALUE, or null")]
+
+
 def beside(source: Path, name: str) -> Path | None:
     """The config file that lies in the source's folder under the name that the spec gives."""
     if not name:

@@ -124,6 +124,26 @@ def test_the_scaling_of_such_a_config_counts(server: Server, tmp_path: Path) -> 
     assert config_of(tmp_path / "converter")["rope_scaling"] == LLAMA3
 
 
+def test_a_padding_token_has_a_row(tmp_path: Path) -> None:
+    """Else no class could be built from the config."""
+    file = made("torchtune_phi3").save(tmp_path, "*.pt")
+    with pytest.raises(Refusal, match="pad_token_id is 32000, and the vocabulary has 128 rows"):
+        written(tmp_path, "torchtune_phi3", file, None, num_heads=8)
+    assert written(tmp_path, "torchtune_phi3", file, None, num_heads=8, pad_token_id=None)["pad_token_id"] is None
+
+
+def test_the_way_back_from_experts_narrower_than_dense_layers(tmp_path: Path) -> None:
+    """As in the published Qwen3-MoE, whose config keeps the width of dense layers that it has none of."""
+    source = made("qwen3_moe")
+    file = source.save(tmp_path, "*.pth")
+    assert written(tmp_path, "qwen3_moe", file, {"intermediate_size": 6144})["intermediate_size"] == 6144
+    for spec in ("qwen3_moe", "torchtitan_qwen3_moe", "mcore_qwen3_moe"):
+        given = {"expert_bias_is_zero": True} if spec == "torchtitan_qwen3_moe" else {}
+        back = Request([tmp_path / "out"], assigned=given, reverse=True)
+        convert(load_program(spec), back, tmp_path / f"{spec}.pth")
+    assert image(torch.load(tmp_path / "qwen3_moe.pth", weights_only=True)) == image(source.tensors)
+
+
 def test_a_window_that_no_layer_uses_is_none(tmp_path: Path) -> None:
     """As the published configs of Qwen2 have it."""
     source = made("torchtune_qwen2")

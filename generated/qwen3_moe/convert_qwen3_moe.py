@@ -23,6 +23,7 @@ from torch import Tensor
 ARGUMENTS = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
+    "intermediate_size": None,
     "num_experts_per_tok": 1,
     "norm_topk_prob": True,
     "router_aux_loss_coef": 0.0005,
@@ -211,7 +212,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
         "num_key_value_heads": f.kv_heads,
-        "intermediate_size": f.moe_intermediate_size,
+        "intermediate_size": f.intermediate_size or f.moe_intermediate_size,
         "rope_scaling": f.rope_scaling
         if not f.inference_rope_scaling
         else None
