@@ -3,10 +3,11 @@
     python -m benchmarks [--gib 1 4] [--rounds 5] [--folder DIR] [--out benchmarks/RESULTS.md] [--only WORD ...]
 
 Every run is a process of its own, timed from its start to its end, so that Python's own start counts. The runs of one
-round follow each other, so that a busy machine slows all; medians over the rounds are shown, and ratios of medians.
-Before each run all that is unwritten is synced, and its source is read into the page cache or, for a cold run, dropped
-from it. What a run has written last is compared with what torch says before the next case is timed. Nothing is written outside of a temporary
-folder in DIR (by default beside the repository) and of the table itself, which goes to stdout as well.
+round follow each other, each round in an order of its own, so that a busy machine slows all; medians over the rounds
+are shown, and ratios of medians. Before each run all that is unwritten is synced, and its source is read into the page
+cache or, for a cold run, dropped from it. What a run has written last is compared with what torch says before the next
+case is timed. Nothing is written outside of a temporary folder in DIR (by default beside the repository) and of the
+table itself, which goes to stdout as well.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import random
 import shlex
 import shutil
 import statistics
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import machine, models, scale
@@ -31,7 +33,7 @@ from benchmarks.cases import CASES, CASTS, ELEMENTS, LAYOUT, SHUFFLE, size_of, v
 ROOT = Path(__file__).resolve().parent.parent
 COPIES = {"cp": "cp --reflink=never IN OUT", "cat": "cat IN > OUT", "dd": "dd if=IN of=OUT bs=1M status=none"}
 PARTS = ["layout", "casts", "memory", "whole", "commands", "scale", "gpu"]
-Run = Callable[[], list[str]]
+Timed = tuple[list[str], Path]  # a command, and what it reads
 
 
 class Bench:
@@ -86,6 +88,11 @@ class Bench:
                     self.peak = max(self.peak, next(int(at.split()[1]) for at in lines if at.startswith("VmHWM")))
                 time.sleep(0.02)
 
+    def interleaved(self, runs: dict[str, Timed]) -> Iterator[tuple[str, Timed]]:
+        """All runs once a round, in another order each time: what disturbs a machine may come at regular intervals."""
+        for number in range(self.rounds):
+            yield from random.Random(number).sample(list(runs.items()), len(runs))
+
     def copies(self, source: Path, fsync: bool) -> Iterator[tuple[str, list[str]]]:
         for name, text in COPIES.items():
             out = str(self.folder / "out")
@@ -97,21 +104,19 @@ class Bench:
     def table(self, title: str, cases: list[str], count: int, *, fsync: bool = False, cold: bool = False) -> None:
         """Time the cases that make as many bytes, and the copies of a file of that size, in the same rounds."""
         like = self.folder / f"{CASES[cases[0]].after}.bin"
+        runs = {name: (command, like) for name, command in self.copies(like, fsync)}
+        for name in cases:
+            words = [sys.executable, "-m", "benchmarks.cases", name, str(self.folder), str(count)]
+            runs[name] = (words + ["--fsync"] * fsync, self.folder / f"{CASES[name].before}.bin")
         times: dict[str, list[float]] = {}
-        for _ in range(self.rounds):
-            for name, command in self.copies(like, fsync):
-                times.setdefault(name, []).append(self.run(command, like, cold)[0])
-            for name in cases:
-                source = self.folder / f"{CASES[name].before}.bin"
-                words = [sys.executable, "-m", "benchmarks.cases", name, str(self.folder), str(count)]
-                seconds, _ = self.run(words + ["--fsync"] * fsync, source, cold)
-                times.setdefault(name, []).append(seconds)
-                if len(times[name]) == self.rounds:
-                    verify(CASES[name], self.folder, count)
+        for name, (command, source) in self.interleaved(runs):
+            times.setdefault(name, []).append(self.run(command, source, cold)[0])
+            if name in CASES and len(times[name]) == self.rounds:
+                verify(CASES[name], self.folder, count)
         medians = {name: statistics.median(found) for name, found in times.items()}
         fastest = min(COPIES, key=medians.__getitem__)
         copies = ", ".join(f"{name} {medians[name]:.2f} s" for name in (*COPIES, "floor"))
-        self.say("", f"### {title}", "", f"{copies}; written: {like.stat().st_size / (1 << 30):.0f} GiB.", "")
+        self.say("", f"### {title}", "", f"{copies}; written: {like.stat().st_size / (1 << 30):.3g} GiB.", "")
         self.say(f"| case | seconds | / {fastest} | / floor | best / best copy |", "|---|---|---|---|---|")
         for name in cases:
             best = min(times[name]) / min(min(times[copy]) for copy in COPIES)
@@ -153,23 +158,23 @@ class Bench:
         for file in read.values():
             shutil.rmtree(file.parent)
 
-    def ways(self, ways: dict[str, tuple[list[str], Path]], cold: bool) -> None:
+    def ways(self, ways: dict[str, Timed], cold: bool) -> None:
         times: dict[str, list[float]] = {}
         peaks: dict[str, int] = {}
         digests = set()
-        for _ in range(self.rounds):
-            for name, (command, source) in ways.items():
-                times.setdefault(name, []).append(self.run(command, source, cold)[0])
-                peaks[name] = max(peaks.get(name, 0), self.peak)
-                if source.suffix == ".pth" and name != "cp" and len(times[name]) == self.rounds:
-                    digests.add(self.digest())
+        for name, (command, source) in self.interleaved(ways):
+            times.setdefault(name, []).append(self.run(command, source, cold)[0])
+            peaks[name] = max(peaks.get(name, 0), self.peak)
+            if source.suffix == ".pth" and name != "cp" and len(times[name]) == self.rounds:
+                digests.add(self.digest())
         if len(digests) != 1:
             raise SystemExit("compile run and torch have not written the same tensors")
         medians = {name: statistics.median(found) for name, found in times.items()}
         self.say(
             "| way | seconds | / compile run | / the same --no-checksums | peak RSS, MiB |", "|---|---|---|---|---|"
         )
-        for name, seconds in medians.items():
+        for name in ways:
+            seconds = medians[name]
             ours = [medians["compile run"], medians["compile run --no-checksums"]]
             ratios = " | ".join(f"{seconds / own:.1f}" for own in ours)
             peak = "" if ways[name][0][0] == "sh" else f"{peaks[name] / 1024:.0f}"
