@@ -7,7 +7,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens deepseek_v3 quantized \
-	megatron_core megatron_dist mistral_inference mlx
+	megatron_core megatron_dist mistral_inference mlx gpt_fast
 # What runs under generation 4 alone: copies of remote code.
 ORACLES_4 := baichuan qwen1
 ORIGINALS ?= build/originals
@@ -47,6 +47,7 @@ test: env
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1 mistral-inference==1.6.0 mlx-lm==0.32.2
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-oracles/torchao-0.13 torchao==0.13.0
 	touch $@
 
 .venv-scripts/ready: tests/oracles/requirements-scripts.txt

@@ -4,8 +4,10 @@
 
 Every run is a process of its own, timed from its start to its end, so that Python's own start counts. The runs of one
 round follow each other, each round in an order of its own, so that a busy machine slows all; medians over the rounds
-are shown, and ratios of medians. Before each run all that is unwritten is synced, and its source is read into the page
-cache or, for a cold run, dropped from it. What a run has written last is compared with what torch says before the next
+are shown, and ratios of medians. Each timed run comes after one of the same that is not timed: in a virtual machine a
+page that the host must find first costs ten times one that was just in use, and which pages a run is given depends on
+what ran before. Before each run all that is unwritten is synced, and its source is read into the page cache or, for a
+cold run, dropped from it. What a run has written last is compared with what torch says before the next
 case is timed. Nothing is written outside of a temporary folder in DIR (by default beside the repository) and of the
 table itself, which goes to stdout as well.
 """
@@ -110,6 +112,7 @@ class Bench:
             runs[name] = (words + ["--fsync"] * fsync, self.folder / f"{CASES[name].before}.bin")
         times: dict[str, list[float]] = {}
         for name, (command, source) in self.interleaved(runs):
+            self.run(command, source, cold)
             times.setdefault(name, []).append(self.run(command, source, cold)[0])
             if name in CASES and len(times[name]) == self.rounds:
                 verify(CASES[name], self.folder, count)
@@ -163,6 +166,7 @@ class Bench:
         peaks: dict[str, int] = {}
         digests = set()
         for name, (command, source) in self.interleaved(ways):
+            self.run(command, source, cold)
             times.setdefault(name, []).append(self.run(command, source, cold)[0])
             peaks[name] = max(peaks.get(name, 0), self.peak)
             if source.suffix == ".pth" and name != "cp" and len(times[name]) == self.rounds:

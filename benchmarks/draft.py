@@ -1,9 +1,10 @@
 """How much of a spec `compile draft` finds by itself: each spec of the library is hidden and drafted anew.
 
 Given are the names, shapes and types of the spec's example checkpoint, the target class, and the fields of the target's
-config; with --bare only what the source's own config says, so that sizes must be told from shapes. A rule is counted once for each folded name of the target; it is identical where the
-same bytes of the same source tensors land in the same places of every such tensor, compared as layouts. Wrong rules
-must be marked as undecided. Targets with code of their own have no class to draft for and are left out.
+config; with --bare only what the source's own config says, so that sizes must be told from shapes. A rule is counted
+once for each folded name of the target; it is identical where the same bytes of the same source tensors land in the
+same places of every such tensor, compared as layouts. Wrong rules must be marked as undecided. Targets with code of
+their own have no class to draft for and are left out.
 
     python -m benchmarks.draft [--bare] [SPEC ...]        # prints the table; --wrong lists the rules that differ
 """

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -43,8 +43,11 @@ class Bundle(Generic[T]):
     slots: tuple[Mapping[Key, T], ...]
     holes: tuple[str, ...] = ()
 
-    def map(self, function: Callable[[T], T]) -> Bundle[T]:
-        return replace(self, slots=tuple({k: function(t) for k, t in slot.items()} for slot in self.slots))
+    def map(self, function: Callable[[T], T], only: Container[int] = ()) -> Bundle[T]:
+        """`function` of every tensor, or of those in the slots `only`."""
+        chosen = (not only or n in only for n in range(len(self.slots)))
+        slots = zip(self.slots, chosen, strict=True)
+        return replace(self, slots=tuple({k: function(t) for k, t in s.items()} if c else s for s, c in slots))
 
 
 @dataclass(frozen=True)

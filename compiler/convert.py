@@ -154,9 +154,9 @@ def convert(
     say: Say = _nothing,
     progress: execute.Progress = lambda size: None,
 ) -> Plan:
-    """Do all of it: `out` is a folder, or with `reverse` a file unless it is cut into parts. Raises Refusal; then nothing is left behind.
+    """Do all of it: `out` is a folder, or with `reverse` a file unless it is cut into parts.
 
-    Raises Interrupted, which says whether something is left to resume.
+    Raises Refusal; then nothing is left behind. Raises Interrupted, which says whether something is left to resume.
     """
     from compiler import values
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from compiler import notation
 from compiler.companions import united
 from compiler.fusing import Fused, cut, join
 from compiler.likeness import label, likeness, slug, square
@@ -19,6 +20,12 @@ from compiler.roles import Form
 
 SURE, LIKELY, GUESSED = 1.0, 0.9, 0.5
 ROPE = "shapes cannot tell how the rotary pairs lie: as halves, or side by side (then rope_to_half: HEADS)"
+PAIRED: Step = {
+    "rearrange": notation.ROPE_TO_HALF,
+    "sizes": {"pair": "head_dim // 2", "two": 2},
+    "only": [0, 1],
+}
+ALSO = "; nor whether the rotary pairs of queries and keys lie side by side (then, behind the rest, rearrange only: [0, 1])"
 GATE = "shapes cannot tell the gate from the other: exchange the two targets if it is the other way round"
 LOOSE = "only the shape and the order speak for this pair"
 MADE = "the checkpoint has no such tensor; is it zero there?"
@@ -191,9 +198,10 @@ class _Drafter:
             parts = self.parts(source, self.targets)
             found = cut(source, parts, self.sizes) if parts else None
             if found is not None:
+                question = found.question + (ALSO if len(parts) == 3 and "positions" not in self.roles else "")
                 self.add(
                     Guess("transform", label(source), [source.text], [f.text for f in parts], [*found.steps],
-                          target_sizes=[*found.beside], confidence=GUESSED, question=found.question)
+                          target_sizes=[*found.beside], confidence=GUESSED, question=question)
                 )  # fmt: skip
                 self.take([source], parts)
         for target in [*self.targets]:

@@ -2,8 +2,8 @@
 
 Run as `python -m compiler.forward FOLDER`. FOLDER holds `job` (a pickled Job of the process that made the folder, and
 of nobody else) and afterwards `results.safetensors`: `logits.N` of trial N, float32 (batch, length, vocabulary), and
-`output.M` and `input.M` of the Mth module that finished in trial 0, float32, whose name stands in the metadata. What the model or its
-code refuses is a line on standard error and status 1.
+`output.M` and `input.M` of the Mth module that finished in trial 0, float32, whose name stands in the metadata. What
+the model or its code refuses is a line on standard error and status 1.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ class _RulePrinter:
     def __init__(self, rule: Rule, printer: ExprPrinter) -> None:
         self.rule, self.printer = rule, printer
         self.passed: dict[str, str] = {}
+        self.comments: list[str] = []
         self.body: list[str] = []
         self.reals: set[str] = set()
         self.kernels: set[str] = set()
@@ -55,7 +56,6 @@ class _RulePrinter:
         names = short_names(rule.sources)
         many = bool(rule.folded)
         parameters = tuple((name, "list[Tensor]" if many else "Tensor") for name in names)
-        comments = tuple(f"# {op}" for op, _ in rule.steps if isinstance(op, ops.Rearrange))
         slots = list(names)
         for op, _ in rule.steps:
             slots, many = self.step(op, slots, many)
@@ -67,7 +67,7 @@ class _RulePrinter:
             rule.name,
             parameters,
             tuple(self.passed.items()),
-            comments,
+            tuple(self.comments),
             tuple(self.body),
             tuple(slots),
             returns,
@@ -91,7 +91,9 @@ class _RulePrinter:
         match op:
             case ops.Rearrange():
                 code = self.rearranged(op)
-                for slot in slots:
+                chosen = [slots[n] for n in op.only] or slots
+                self.comments.append(f"# {', '.join(chosen)}: {op}" if op.only else f"# {op}")
+                for slot in chosen:
                     self.body.append(f"{slot} = [t{code} for t in {slot}]" if many else f"{slot} = {slot}{code}")
                 return slots, many
             case ops.Cast(dtype=dtype):

@@ -1,9 +1,10 @@
 """The header of a GGUF file: every tensor, where its bytes lie, and the values that describe the model.
 
 Takes a path; returns the tensors, in torch's order of axes, and a table of plain values: a key that begins with the
-architecture's name loses that, and dots become underscores (`NAME.attention.head_count` is `attention_head_count`).
-A float32 is the shortest decimal that means it. Long lists, such as a tokenizer's words, are passed over. Refuses quantised blocks, and a header that claims what the
-file cannot hold. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and `ggml_type` in ggml.h.
+architecture's name loses that, and dots become underscores (`NAME.attention.head_count` is `attention_head_count`). A
+float32 is the shortest decimal that means it. Long lists, such as a tokenizer's words, are passed over. Refuses
+quantised blocks, and a header that claims what the file cannot hold. Source:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and `ggml_type` in ggml.h.
 """
 
 from __future__ import annotations

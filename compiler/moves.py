@@ -1,9 +1,9 @@
 """An `Array` as what has to be moved: contiguous byte ranges of the target, each with the pieces that fill it.
 
 A `Move` describes its range compactly, whatever its size: a transpose is one move of one piece. Where its runs are
-long, `extents` spells it out as plain byte copies, and `strip` as columns of a matrix; where they are short, `tiles` cuts it into blocks that fit in
-memory, chosen so that both the reads and the writes of a block are as long as they can be.
-Takes arrays, returns moves; reads no file.
+long, `extents` spells it out as plain byte copies, and `strip` as columns of a matrix; where they are short, `tiles`
+cuts it into blocks that fit in memory, chosen so that both the reads and the writes of a block are as long as they can
+be. Takes arrays, returns moves; reads no file.
 """
 
 from __future__ import annotations

@@ -177,13 +177,15 @@ class Unstack(Op):
 
 @dataclass(frozen=True)
 class Rearrange(Op):
-    """A permutation of elements in einops' notation; `...` at the end stands for all further axes on both sides."""
+    """A permutation of elements in einops' notation; `...` at the end stands for all further axes on both sides. `only`
+    names the slots that it changes, where not all."""
 
     word: ClassVar[str] = "rearrange"
     left: tuple[tuple[str, ...], ...]
     right: tuple[tuple[str, ...], ...]
     rest: bool
     sizes: tuple[tuple[str, Size], ...] = ()
+    only: tuple[int, ...] = ()
 
     def sizes_used(self) -> Iterable[Size]:
         return [size for _, size in self.sizes]
@@ -191,8 +193,14 @@ class Rearrange(Op):
     def bind(self, number: Callable[..., Any]) -> Rearrange:
         return replace(self, sizes=tuple((name, number(size)) for name, size in self.sizes))
 
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        if self.only and max(self.only) >= slots:
+            here = f"here {'is' if slots == 1 else 'are'} {slots}"
+            raise OpError(f"rearrange is to change only number {max(self.only)}, counted from 0; {here}")
+        return slots, holes
+
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
-        return bundle.map(lambda tensor: algebra.rearrange(tensor, *self.recipe(algebra.shape(tensor))))
+        return bundle.map(lambda tensor: algebra.rearrange(tensor, *self.recipe(algebra.shape(tensor))), self.only)
 
     def recipe(self, shape: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
         """(inner, order, outer) for a tensor of this shape. Raises OpError."""

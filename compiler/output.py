@@ -37,8 +37,9 @@ _LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems witho
 class Output:
     """Context manager around the hidden sibling of `path`; `place` is where to write, a folder or one file.
 
-    `fingerprint` tells one run from another; `weights` are globs of weights beyond the usual ones. With `resume`, a run of the same one is continued: `journal` knows what
-    need not be written again, and `done` is true where all that was left was to give the output its name.
+    `fingerprint` tells one run from another; `weights` are globs of weights beyond the usual ones. With `resume`, a
+    run of the same one is continued: `journal` knows what need not be written again, and `done` is true where all
+    that was left was to give the output its name.
     """
 
     def __init__(

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from compiler import arithmetic, document, lossy, notation, ops
 from compiler.algebra import Op, Size
 from compiler.diagnostics import listed, nearest, refuse
 from compiler.exprs import parse_expr
 from compiler.spec import Named, Step, Transform
+
+_SUGAR = ("rope_to_half", "rope_to_interleaved", "transpose", "interleave", "deinterleave")
 
 
 def op_of(step: Step, transform: Transform, slots: int) -> Op:
@@ -24,9 +27,10 @@ def op_of(step: Step, transform: Transform, slots: int) -> Op:
         "concat": ("sizes",),
         "stack": ("axis",),
         "unstack": ("axis",),
-        "rearrange": ("sizes",),
+        "rearrange": ("sizes", "only"),
+        **dict.fromkeys(_SUGAR, ("only",)),
     }
-    for word in ("sizes", "parts", "axis"):
+    for word in ("sizes", "parts", "axis", "only"):
         if word in values and word not in extra.get(step.word, ()):
             refuse(values[word].span, f"{step.word} takes no {word!r}", "unknown-key")
     axis = document.plain(values["axis"]) if "axis" in values else 0
@@ -50,31 +54,45 @@ def op_of(step: Step, transform: Transform, slots: int) -> Op:
             return ops.Stack(hole, axis)  # type: ignore[arg-type]
         case "unstack", str(hole):
             return ops.Unstack(hole, axis)  # type: ignore[arg-type]
-        case "rearrange", str(text):
-            node = values.get("sizes")
-            named = {k.text: size_of(v) for k, v in node.entries} if isinstance(node, document.Mapping) else {}
-            axes = set(re.findall(r"[A-Za-z_]\w*", text))
-            for key, _ in node.entries if isinstance(node, document.Mapping) else ():
-                if key.text not in axes:
-                    hint = nearest(key.text, axes) or f"the axes are {listed(sorted(axes))}"
-                    refuse(key.span, f"{key.text!r} is no axis of {text}", "rearrange-syntax", hint)
-            return notation.parse_rearrange(text, named, values["rearrange"].span)
         case "cast", str(dtype):
             return ops.Cast(dtype)
-        case "rope_to_half", _:
-            return _rope(notation.ROPE_TO_HALF, values["rope_to_half"])
-        case "rope_to_interleaved", _:
-            return _rope(notation.ROPE_TO_INTERLEAVED, values["rope_to_interleaved"])
-        case ("interleave" | "deinterleave") as word, _:
-            text = notation.INTERLEAVE if word == "interleave" else notation.DEINTERLEAVE
-            return notation.parse_rearrange(text, {"part": size_of(values[word])}, step.span)
         case "normalize", int(along):
             return lossy.Normalize(along)
         case "pad" | "crop" | "affine" | "dequantize" | "lora", _:
             return _computed(step)
-        case "transpose", True:
-            return notation.parse_rearrange(notation.TRANSPOSE, {}, step.span)
-    raise AssertionError(f"the schema lets {step.word}: {value!r} through")
+    return _rearrangement(step)
+
+
+def _rearrangement(step: Step) -> Op:
+    """A rearrangement as it is written, or by the friendly name of one."""
+    node = step.values[step.word]
+    assert isinstance(node, document.Scalar)
+    match step.word:
+        case "rearrange":
+            found = notation.parse_rearrange(text := str(node.value), _axes(text, step.values.get("sizes")), node.span)
+        case "rope_to_half" | "rope_to_interleaved":
+            text = notation.ROPE_TO_HALF if step.word == "rope_to_half" else notation.ROPE_TO_INTERLEAVED
+            found = notation.parse_rearrange(text, {"head": size_of(node), "two": 2}, node.span)
+        case "interleave" | "deinterleave":
+            text = notation.INTERLEAVE if step.word == "interleave" else notation.DEINTERLEAVE
+            found = notation.parse_rearrange(text, {"part": size_of(node)}, step.span)
+        case "transpose":
+            found = notation.parse_rearrange(notation.TRANSPOSE, {}, step.span)
+        case _:
+            raise AssertionError(f"the schema lets {step.word} through")
+    only = step.values.get("only")
+    return replace(found, only=tuple(document.plain(only))) if only else found  # type: ignore[arg-type]
+
+
+def _axes(text: str, sizes: document.Node | None) -> dict[str, Size]:
+    """The sizes of axes by name. Refuses one of an axis that the text lacks."""
+    entries = sizes.entries if isinstance(sizes, document.Mapping) else ()
+    axes = set(re.findall(r"[A-Za-z_]\w*", text))
+    for key, _ in entries:
+        if key.text not in axes:
+            hint = nearest(key.text, axes) or f"the axes are {listed(sorted(axes))}"
+            refuse(key.span, f"{key.text!r} is no axis of {text}", "rearrange-syntax", hint)
+    return {key.text: size_of(value) for key, value in entries}
 
 
 def _computed(step: Step) -> Op:
@@ -108,10 +126,6 @@ def _real(node: document.Node | None, default: float) -> arithmetic.Real:
         return default
     assert isinstance(node, document.Scalar)
     return float(node.value) if isinstance(node.value, int | float) else parse_expr(node.text.strip(), node.span)
-
-
-def _rope(text: str, heads: document.Node) -> Op:
-    return notation.parse_rearrange(text, {"head": size_of(heads), "two": 2}, heads.span)
 
 
 def size_of(node: document.Node) -> Size:

@@ -79,7 +79,9 @@ def transfer(
     progress: Callable[[int], None] | None = None,
     ledger: Ledger | None = None,
 ) -> None:
-    """Write all outputs; `others` write what the outputs leave. `opener` opens a source, `progress` is told of bytes written, from any thread.
+    """Write all outputs; `others` write what the outputs leave.
+
+    `opener` opens a source, `progress` is told of bytes written, from any thread.
 
     Raises Refusal (`disk-full`, `file-truncated`), OSError with the file's name, what a task or an interrupt raises;
     ValueError where the moves of an output and what it leaves do not cover it.

@@ -13,7 +13,7 @@ from itertools import combinations, permutations
 from compiler.build import compile_spec
 from compiler.checkpoint import Checkpoint, read_bytes
 from compiler.diagnostics import Refusal
-from compiler.draft import GATE, SURE, Draft, Guess
+from compiler.draft import GATE, PAIRED, SURE, Draft, Guess
 from compiler.drafted import Proposal
 from compiler.environment import Environment, NamedShapes
 from compiler.execute import arrange_group
@@ -86,17 +86,9 @@ def _others(guess: Guess) -> Iterator[Guess]:
                 targets=[guess.targets[n] for n in order],
                 target_sizes=[guess.target_sizes[n] for n in order] if guess.target_sizes else [],
             )
-        if len(guess.targets) == 3:
-            rows = ["num_attention_heads * head_dim", *["num_key_value_heads * head_dim"] * 2]
-            yield replace(guess, steps=[{"split": 0}], target_sizes=rows)
-            groups = {"group": "num_key_value_heads"}
-            sizes = ["num_attention_heads // num_key_value_heads * head_dim", "head_dim", "head_dim"]
-            steps = [
-                {"rearrange": "(group row) ... -> group row ...", "sizes": groups},
-                {"split": 1, "sizes": sizes},
-                {"rearrange": "group row ... -> (group row) ...", "sizes": groups},
-            ]
-            yield replace(guess, steps=steps, target_sizes=[])
+        for steps, rows in _layouts(guess) if len(guess.targets) == 3 else ():
+            yield replace(guess, steps=steps, target_sizes=rows)
+            yield replace(guess, steps=[*steps, PAIRED], target_sizes=rows)
     elif guess.kind == "transform" and len(guess.sources) > 1:
         for order in list(permutations(range(len(guess.sources))))[1:]:
             yield replace(
@@ -104,6 +96,20 @@ def _others(guess: Guess) -> Iterator[Guess]:
                 sources=[guess.sources[n] for n in order],
                 source_sizes=[guess.source_sizes[n] for n in order] if guess.source_sizes else [],
             )
+
+
+def _layouts(guess: Guess) -> Iterator[tuple[list[Step], list[str]]]:
+    """How queries, keys and values may lie in one matrix: steps, and sizes beside the names."""
+    yield guess.steps, guess.target_sizes
+    yield [{"split": 0}], ["num_attention_heads * head_dim", *["num_key_value_heads * head_dim"] * 2]
+    groups = {"group": "num_key_value_heads"}
+    sizes = ["num_attention_heads // num_key_value_heads * head_dim", "head_dim", "head_dim"]
+    steps: list[Step] = [
+        {"rearrange": "(group row) ... -> group row ...", "sizes": groups},
+        {"split": 1, "sizes": sizes},
+        {"rearrange": "group row ... -> (group row) ...", "sizes": groups},
+    ]
+    yield steps, []
 
 
 def _fits(proposal: Proposal, number: int, guess: Guess, checkpoint: Checkpoint, answer: Checkpoint) -> bool:

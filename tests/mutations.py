@@ -118,6 +118,11 @@ def _other_ops(ops: Sequence[Op]) -> Iterator[tuple[str, tuple[Op, ...]]]:
         yield f"without step {n}", (*before, *after)
         if isinstance(op, Rearrange):
             yield f"step {n} backwards", (*before, op.inverse(), *after)
+            for one in op.only:
+                rest = tuple(slot for slot in op.only if slot != one)
+                yield f"step {n} not on {one}", (*before, *([replace(op, only=rest)] if rest else []), *after)
+            if op.only:
+                yield f"step {n} on all", (*before, replace(op, only=()), *after)
         if isinstance(op, (Split, Concat)):
             rows = Rearrange((("block", "row"),), (("row", "block"),), True, (("block", op.parts),))
             yield f"rows dealt out before step {n}", (*before, rows, *ops[n:])

@@ -338,6 +338,11 @@ RULES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         "rearrange: (a b) c (d e) ... -> e (c a) d b ..., sizes: {a: n, e: 3}}]",
         {"h.0.w": (4, 5, 6), "h.1.w": (6, 1, 3, 2)},
     ),
+    "rearrange some": (
+        "transform: [{name: qkv, from: 'h.{i}.w', to: {'l.{i}.q': 2 * n, 'l.{i}.k': 4, 'l.{i}.v': n},"
+        " steps: [{split: 0}, {rearrange: (head pair two) ... -> (head two pair) ..., sizes: {pair: 2, two: 2}, only: [0, 1]}]}]",
+        {"h.0.w": (10, 3), "h.1.w": (10, 1)},
+    ),
     "rope and back": (
         "transform:\n  - {name: half, from: 'h.{i}.q', to: 'l.{i}.q', rope_to_half: n}\n"
         "  - {name: pairs, from: 'h.{i}.k', to: 'l.{i}.k', rope_to_interleaved: n}",

@@ -110,7 +110,7 @@ def test_what_is_undecided_does_not_compile(tmp_path: Path, capsys: pytest.Captu
     assert "[output-exists]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["torchtune_qwen2", "qwen1_llama", "opt_opt", "meta_llama"])
+@pytest.mark.parametrize("name", ["torchtune_qwen2", "qwen1_llama", "opt_opt", "meta_llama", "gpt_fast_llama"])
 def test_a_second_checkpoint_decides(name: str, tmp_path: Path) -> None:
     """Where the first guess is wrong, trying finds the right one: the draft then does what the hidden spec does."""
     program = load_program(name)

@@ -8,6 +8,7 @@ import ast
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -525,7 +526,10 @@ def applications(draw: st.DrawFn, word: str) -> tuple[Op, Bundle[torch.Tensor]]:
             return ops.Unstack("e", axis), Bundle(({(): tensor(shape)},), ())
         case "rearrange":
             op, shape = draw(rearrangements())
-            return op, Bundle(tuple({k: tensor(shape) for k in keys} for _ in range(draw(st.integers(1, 2)))), holes)
+            slots = draw(st.integers(1, 3))
+            only = draw(st.sets(st.integers(0, slots - 1)))
+            bundle = Bundle(tuple({k: tensor(shape) for k in keys} for _ in range(slots)), holes)
+            return replace(op, only=tuple(sorted(only))), bundle
         case "cast":
             return ops.Cast("bfloat16"), Bundle(({k: tensor(shape) for k in keys},), holes)
     raise AssertionError(f"say here how tensors for {word!r} are made")
@@ -604,6 +608,14 @@ def test_an_op_that_does_not_fit_says_so(word: str, data: st.DataObject, shape: 
     except OpError:
         return
     assert shapes_of(op.apply(wrong, TorchAlgebra())) == wanted
+
+
+def test_a_rearrangement_of_some_leaves_the_others() -> None:
+    op = replace(notation.parse_rearrange(notation.TRANSPOSE, {}, HERE), only=(0, 2))
+    made = op.apply(Bundle(tuple({(): tensor((2, 3))} for _ in range(3))), TorchAlgebra())
+    assert [tuple(slot[()].shape) for slot in made.slots] == [(3, 2), (2, 3), (3, 2)]
+    with pytest.raises(OpError, match="only number 2, counted from 0; here are 2"):
+        op.arity(2, ())
 
 
 @quick

@@ -1,7 +1,7 @@
 """Record what the Foundation Model Stack's LLaMA makes of a small seeded checkpoint that its own adapter brought over.
 
-FMS has an importer from Hugging Face's names and no exporter, so the case is asked from the standard class's side.
-`fused_weights=False` keeps its projections apart, which is what the spec reads.
+FMS has an importer from Hugging Face's names and no exporter, so the cases are asked from the standard class's side.
+Its projections are fused unless it is told `fused_weights=False`.
 
 Usage: python run_fms.py OUT [--seed N], with ibm-fms installed; writes OUT/fms/CASE.
 """
@@ -40,36 +40,38 @@ OWN = {
     "hidden_grow_factor": 1.5,
     "multiple_of": 1,
     "max_expected_seq_len": 64,
-    "fused_weights": False,
 }
 
 
 def main() -> None:
     options = recording.arguments(__doc__ or "")
-    config = LLaMAConfig(**OWN)
-    target = recording.halves(recording.seeded_class("LlamaForCausalLM", STANDARD, options.seed).state_dict())
-    adapted = serialization.get_adapted("llama", "hf", dict(target), {"model_config": config})
-    state = {n: t for n, t in recording.halves(adapted).items() if "rotary" not in n}
-    model = LLaMA(config)
-    model.load_state_dict({n: t.float() for n, t in state.items()})
-    input_ids = recording.ids(40, options.seed)
-    with torch.no_grad():
-        logits = model.eval()(input_ids)
+    for name, fused, seed in (("llama_unfused", False, options.seed), ("llama_fused", True, options.seed + 1)):
+        config = LLaMAConfig(**OWN, fused_weights=fused)
+        target = recording.halves(recording.seeded_class("LlamaForCausalLM", STANDARD, seed).state_dict())
+        adapted = serialization.get_adapted("llama", "hf", dict(target), {"model_config": config})
+        state = {n: t for n, t in recording.halves(adapted).items() if "rotary" not in n}
+        model = LLaMA(config)
+        model.load_state_dict({n: t.float() for n, t in state.items()})
+        input_ids = recording.ids(40, seed)
+        with torch.no_grad():
+            logits = model.eval()(input_ids)
 
-    def save(source: Path, state: dict[str, Tensor] = state) -> None:
-        torch.save(state, source / "model.pth")
+        said = {} if fused else {"fused_weights": False}  # so that the way back knows
 
-    recording.record(
-        options.out / "fms" / "llama_unfused",
-        {"spec": "fms_llama", "set": {"nheads": 4, "max_expected_seq_len": 64}, "tolerance": 2e-5},
-        save=save,
-        target=target,
-        model_class="LlamaForCausalLM",
-        config=STANDARD,
-        input_ids=input_ids,
-        logits=logits,
-        notes={"ibm-fms": version("ibm-fms"), "adapter": "serialization.get_adapted('llama', 'hf')"},
-    )
+        def save(source: Path, state: dict[str, Tensor] = state) -> None:
+            torch.save(state, source / "model.pth")
+
+        recording.record(
+            options.out / "fms" / name,
+            {"spec": "fms_llama", "set": {**said, "nheads": 4, "max_expected_seq_len": 64}, "tolerance": 2e-5},
+            save=save,
+            target=target,
+            model_class="LlamaForCausalLM",
+            config=STANDARD,
+            input_ids=input_ids,
+            logits=logits,
+            notes={"ibm-fms": version("ibm-fms"), "adapter": "serialization.get_adapted('llama', 'hf')"},
+        )
 
 
 if __name__ == "__main__":
