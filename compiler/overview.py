@@ -258,7 +258,8 @@ def op_text(op: Op) -> str:
     given = {name: value for name, value in vars(op).items() if value is not None}
     if "left" in given:
         sizes = ", ".join(f"{name}: {_number(size)}" for name, size in given["sizes"])
-        return f"{op.word} {op}" + (f" {{{sizes}}}" if sizes else "")
+        some = f" only {list(given['only'])}" if given["only"] else ""
+        return f"{op.word} {op}" + (f" {{{sizes}}}" if sizes else "") + some
     parts = [
         f"[{', '.join(map(_number, value))}]" if isinstance(value, tuple) else f"{name} {_number(value)}"
         for name, value in given.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from error_runs import SHAPES, weights  # noqa: E402
 
 from compiler import api, tensors  # noqa: E402
 from compiler.cli import main  # noqa: E402
+from compiler.diagnostics import Span  # noqa: E402
+from compiler.notation import TRANSPOSE, parse_rearrange  # noqa: E402
+from compiler.overview import op_text  # noqa: E402
 
 SPEC = str(Path(__file__).parent / "errors" / "runs" / "small.yaml")
 CHROMIUM = browser.find()
@@ -191,3 +195,9 @@ def test_a_browser_complains_of_a_broken_page(page: browser.Browser, tmp_path: P
     page.open(tmp_path / "broken.html")
     assert page.complaints != []
     page.complaints.clear()
+
+
+def test_a_step_says_which_tensors_it_changes() -> None:
+    turned = parse_rearrange(TRANSPOSE, {}, Span(""))
+    assert op_text(turned) == "rearrange a b -> b a"
+    assert op_text(replace(turned, only=(0, 1))) == "rearrange a b -> b a only [0, 1]"
