@@ -7,9 +7,9 @@ round follow each other, each round in an order of its own, so that a busy machi
 are shown, and ratios of medians. Each timed run comes after one of the same that is not timed: in a virtual machine a
 page that the host must find first costs ten times one that was just in use, and which pages a run is given depends on
 what ran before. Before each run all that is unwritten is synced, and its source is read into the page cache or, for a
-cold run, dropped from it. What a run has written last is compared with what torch says before the next
-case is timed. Nothing is written outside of a temporary folder in DIR (by default beside the repository) and of the
-table itself, which goes to stdout as well.
+cold run, dropped from it. What a run has written last is compared with what torch says before the next case is timed.
+Nothing is written outside of a temporary folder in DIR (by default beside the repository) and of the table itself,
+which goes to stdout as well.
 """
 
 from __future__ import annotations
@@ -90,10 +90,13 @@ class Bench:
                     self.peak = max(self.peak, next(int(at.split()[1]) for at in lines if at.startswith("VmHWM")))
                 time.sleep(0.02)
 
-    def interleaved(self, runs: dict[str, Timed]) -> Iterator[tuple[str, Timed]]:
-        """All runs once a round, in another order each time: what disturbs a machine may come at regular intervals."""
+    def interleaved(self, runs: dict[str, Timed], cold: bool) -> Iterator[tuple[str, float]]:
+        """Seconds of all runs once a round, in another order each time: what disturbs a machine may come at regular
+        intervals. What a run has written is there when it is yielded."""
         for number in range(self.rounds):
-            yield from random.Random(number).sample(list(runs.items()), len(runs))
+            for name, (command, source) in random.Random(number).sample(list(runs.items()), len(runs)):
+                self.run(command, source, cold)
+                yield name, self.run(command, source, cold)[0]
 
     def copies(self, source: Path, fsync: bool) -> Iterator[tuple[str, list[str]]]:
         for name, text in COPIES.items():
@@ -111,9 +114,8 @@ class Bench:
             words = [sys.executable, "-m", "benchmarks.cases", name, str(self.folder), str(count)]
             runs[name] = (words + ["--fsync"] * fsync, self.folder / f"{CASES[name].before}.bin")
         times: dict[str, list[float]] = {}
-        for name, (command, source) in self.interleaved(runs):
-            self.run(command, source, cold)
-            times.setdefault(name, []).append(self.run(command, source, cold)[0])
+        for name, seconds in self.interleaved(runs, cold):
+            times.setdefault(name, []).append(seconds)
             if name in CASES and len(times[name]) == self.rounds:
                 verify(CASES[name], self.folder, count)
         medians = {name: statistics.median(found) for name, found in times.items()}
@@ -165,11 +167,10 @@ class Bench:
         times: dict[str, list[float]] = {}
         peaks: dict[str, int] = {}
         digests = set()
-        for name, (command, source) in self.interleaved(ways):
-            self.run(command, source, cold)
-            times.setdefault(name, []).append(self.run(command, source, cold)[0])
+        for name, seconds in self.interleaved(ways, cold):
+            times.setdefault(name, []).append(seconds)
             peaks[name] = max(peaks.get(name, 0), self.peak)
-            if source.suffix == ".pth" and name != "cp" and len(times[name]) == self.rounds:
+            if ways[name][1].suffix == ".pth" and name != "cp" and len(times[name]) == self.rounds:
                 digests.add(self.digest())
         if len(digests) != 1:
             raise SystemExit("compile run and torch have not written the same tensors")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -43,11 +43,13 @@ class Bundle(Generic[T]):
     slots: tuple[Mapping[Key, T], ...]
     holes: tuple[str, ...] = ()
 
-    def map(self, function: Callable[[T], T], only: Container[int] = ()) -> Bundle[T]:
+    def map(self, function: Callable[[T], T], only: Collection[int] = ()) -> Bundle[T]:
         """`function` of every tensor, or of those in the slots `only`."""
-        chosen = (not only or n in only for n in range(len(self.slots)))
-        slots = zip(self.slots, chosen, strict=True)
-        return replace(self, slots=tuple({k: function(t) for k, t in s.items()} if c else s for s, c in slots))
+        slots = (
+            {key: function(tensor) for key, tensor in slot.items()} if not only or n in only else slot
+            for n, slot in enumerate(self.slots)
+        )
+        return replace(self, slots=tuple(slots))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from compiler import notation
 from compiler.companions import united
 from compiler.fusing import Fused, cut, join
 from compiler.likeness import label, likeness, slug, square
@@ -20,11 +19,6 @@ from compiler.roles import Form
 
 SURE, LIKELY, GUESSED = 1.0, 0.9, 0.5
 ROPE = "shapes cannot tell how the rotary pairs lie: as halves, or side by side (then rope_to_half: HEADS)"
-PAIRED: Step = {
-    "rearrange": notation.ROPE_TO_HALF,
-    "sizes": {"pair": "head_dim // 2", "two": 2},
-    "only": [0, 1],
-}
 ALSO = "; nor whether the rotary pairs of queries and keys lie side by side (then, behind the rest, rearrange only: [0, 1])"
 GATE = "shapes cannot tell the gate from the other: exchange the two targets if it is the other way round"
 LOOSE = "only the shape and the order speak for this pair"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compiler.measures import Measures
+from compiler.notation import ROPE_TO_HALF
 from compiler.reshaping import TRANSPOSE, Step, way
 from compiler.roles import Form
 
@@ -19,6 +20,12 @@ BLOCKS = (
 )
 GROUPS = "shapes cannot tell whether queries, keys and values are interleaved by groups (as here) or lie one behind the other"
 ORDER = "shapes cannot tell which half comes first"
+IN_GROUPS: tuple[Step, ...] = (
+    {"rearrange": "(group row) ... -> group row ...", "sizes": {"group": "num_key_value_heads"}},
+    {"split": 1, "sizes": ["num_attention_heads // num_key_value_heads * head_dim", "head_dim", "head_dim"]},
+    {"rearrange": "group row ... -> (group row) ...", "sizes": {"group": "num_key_value_heads"}},
+)
+PAIRED: Step = {"rearrange": ROPE_TO_HALF, "sizes": {"pair": "head_dim // 2", "two": 2}, "only": [0, 1]}
 _INTERLEAVED = re.compile(r"wqkv|linear_qkv|query_key_value")
 
 
@@ -76,13 +83,7 @@ def _cut_attention(whole: Form, rows: Sequence[int], before: tuple[Step, ...], s
         return Fused((*before, {"split": 0}), question=BLOCKS)
     if not _INTERLEAVED.search(whole.text):
         return Fused((*before, {"split": 0}), ("q_rows", "kv_rows", "kv_rows"), BLOCKS)
-    groups = {"group": "num_key_value_heads"}
-    steps: tuple[Step, ...] = (
-        {"rearrange": "(group row) ... -> group row ...", "sizes": groups},
-        {"split": 1, "sizes": ["num_attention_heads // num_key_value_heads * head_dim", "head_dim", "head_dim"]},
-        {"rearrange": "group row ... -> (group row) ...", "sizes": groups},
-    )
-    return Fused((*before, *steps), question=GROUPS)
+    return Fused((*before, *IN_GROUPS), question=GROUPS)
 
 
 def _relaid(whole: Form, target: Form) -> Fused | None:

@@ -69,7 +69,8 @@ def _rearrangement(step: Step) -> Op:
     assert isinstance(node, document.Scalar)
     match step.word:
         case "rearrange":
-            found = notation.parse_rearrange(text := str(node.value), _axes(text, step.values.get("sizes")), node.span)
+            text = str(node.value)
+            found = notation.parse_rearrange(text, _axes(text, step.values.get("sizes")), node.span)
         case "rope_to_half" | "rope_to_interleaved":
             text = notation.ROPE_TO_HALF if step.word == "rope_to_half" else notation.ROPE_TO_INTERLEAVED
             found = notation.parse_rearrange(text, {"head": size_of(node), "two": 2}, node.span)

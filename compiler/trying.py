@@ -13,10 +13,11 @@ from itertools import combinations, permutations
 from compiler.build import compile_spec
 from compiler.checkpoint import Checkpoint, read_bytes
 from compiler.diagnostics import Refusal
-from compiler.draft import GATE, PAIRED, SURE, Draft, Guess
+from compiler.draft import GATE, SURE, Draft, Guess
 from compiler.drafted import Proposal
 from compiler.environment import Environment, NamedShapes
 from compiler.execute import arrange_group
+from compiler.fusing import IN_GROUPS, PAIRED
 from compiler.moves import extents, lower
 from compiler.plan import Group, Plan, bind
 from compiler.reading import load_spec
@@ -102,14 +103,7 @@ def _layouts(guess: Guess) -> Iterator[tuple[list[Step], list[str]]]:
     """How queries, keys and values may lie in one matrix: steps, and sizes beside the names."""
     yield guess.steps, guess.target_sizes
     yield [{"split": 0}], ["num_attention_heads * head_dim", *["num_key_value_heads * head_dim"] * 2]
-    groups = {"group": "num_key_value_heads"}
-    sizes = ["num_attention_heads // num_key_value_heads * head_dim", "head_dim", "head_dim"]
-    steps: list[Step] = [
-        {"rearrange": "(group row) ... -> group row ...", "sizes": groups},
-        {"split": 1, "sizes": sizes},
-        {"rearrange": "group row ... -> (group row) ...", "sizes": groups},
-    ]
-    yield steps, []
+    yield [*IN_GROUPS], []
 
 
 def _fits(proposal: Proposal, number: int, guess: Guess, checkpoint: Checkpoint, answer: Checkpoint) -> bool:
