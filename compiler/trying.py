@@ -102,7 +102,8 @@ def _others(guess: Guess) -> Iterator[Guess]:
 def _layouts(guess: Guess) -> Iterator[tuple[list[Step], list[str]]]:
     """How queries, keys and values may lie in one matrix: steps, and sizes beside the names."""
     yield guess.steps, guess.target_sizes
-    yield [{"split": 0}], ["num_attention_heads * head_dim", *["num_key_value_heads * head_dim"] * 2]
+    if guess.steps != [{"split": 0}]:  # the same in other words, and of two right answers neither would be taken
+        yield [{"split": 0}], ["num_attention_heads * head_dim", *["num_key_value_heads * head_dim"] * 2]
     yield [*IN_GROUPS], []
 
 

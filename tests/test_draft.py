@@ -110,7 +110,10 @@ def test_what_is_undecided_does_not_compile(tmp_path: Path, capsys: pytest.Captu
     assert "[output-exists]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["torchtune_qwen2", "qwen1_llama", "opt_opt", "meta_llama", "gpt_fast_llama"])
+@pytest.mark.parametrize(
+    "name",
+    ["torchtune_qwen2", "qwen1_llama", "opt_opt", "meta_llama", "gpt_fast_llama", "litgpt_llama", "baichuan_llama"],
+)
 def test_a_second_checkpoint_decides(name: str, tmp_path: Path) -> None:
     """Where the first guess is wrong, trying finds the right one: the draft then does what the hidden spec does."""
     program = load_program(name)
@@ -123,6 +126,7 @@ def test_a_second_checkpoint_decides(name: str, tmp_path: Path) -> None:
     asked = len(proposal.questions)
     proposal = decide(proposal, open_checkpoint(tmp_path / "in"), open_checkpoint(tmp_path / "out"))
     assert len(proposal.questions) < asked
+    assert "qkv" not in proposal.questions
     proposal = dataclasses.replace(proposal, name="x_draft")
     drafted = benchmark.compile_spec(benchmark.load_spec("x_draft.yaml", proposal.text(True)))
     env = benchmark.Environment(drafted, benchmark.NamedShapes(source), {})
