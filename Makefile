@@ -42,18 +42,18 @@ test: env
 	$(BIN)/python -m pytest -n 2
 
 # Other projects' converters and models, run side by side with the specs on checkpoints of a seed of their own.
-.venv-oracles/ready: tests/oracles/requirements.txt
+.venv-oracles/ready: tests/recorders/requirements.txt
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r tests/recorders/requirements.txt
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1 mistral-inference==1.6.0 mlx-lm==0.32.2
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-oracles/torchao-0.13 torchao==0.13.0
 	touch $@
 
-.venv-scripts/ready: tests/oracles/requirements-scripts.txt
+.venv-scripts/ready: tests/recorders/requirements-scripts.txt
 	$(PYTHON) -m venv .venv-scripts
 	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements-scripts.txt
+	.venv-scripts/bin/python -m pip install --quiet --disable-pip-version-check -r tests/recorders/requirements-scripts.txt
 	touch $@
 
 # Models that are files of other people's repositories; ORIGINALS=DIR where they are there already. Without them their
@@ -69,12 +69,12 @@ originals:
 
 test-oracles: originals env .venv-oracles/ready .venv-scripts/ready .venv-4/oracles
 	rm -rf build/oracles
-	for name in $(ORACLES); do .venv-oracles/bin/python tests/oracles/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
+	for name in $(ORACLES); do .venv-oracles/bin/python tests/recorders/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
 	test ! -e $(ORIGINALS)/minimind1/model/LMConfig.py || test ! -e $(ORIGINALS)/llama2c/model.py || \
-	  .venv-oracles/bin/python tests/oracles/run_originals.py build/oracles --seed $(SEED) --originals $(ORIGINALS)
-	for name in $(ORACLES_4); do .venv-4/bin/python tests/oracles/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
-	.venv-scripts/bin/python tests/oracles/run_transformers_scripts.py build/oracles --seed $(SEED)
-	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/test_oracles.py tests/test_mutations.py
+	  .venv-oracles/bin/python tests/recorders/run_originals.py build/oracles --seed $(SEED) --originals $(ORIGINALS)
+	for name in $(ORACLES_4); do .venv-4/bin/python tests/recorders/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
+	.venv-scripts/bin/python tests/recorders/run_transformers_scripts.py build/oracles --seed $(SEED)
+	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/specs/test_oracles.py tests/specs/test_mutations.py
 
 # Other programs on a converted folder; what they need goes beside the packages of .venv, not among them.
 PROGRAMS := torchao==0.18.0 ctranslate2==4.8.5 gguf==0.19.0 trl==1.16.0 \
@@ -92,7 +92,7 @@ check: env
 regen: env
 	$(BIN)/ruff format --quiet compiler tests benchmarks docs
 	$(BIN)/compile specs/*.yaml
-	$(BIN)/python tests/test_errors.py
+	$(BIN)/python tests/cli/test_errors.py
 	$(BIN)/python docs/make_specs.py
 	$(BIN)/python docs/make_ops.py
 

@@ -189,7 +189,8 @@ class Bench:
         """Of all tensors of the output, by name."""
         import hashlib
 
-        from compiler.checkpoint import open_checkpoint, read_bytes
+        from compiler.checkpoints.checkpoint import open_checkpoint
+        from compiler.checkpoints.formats.stored_tensor import read_bytes
 
         found = hashlib.sha256()
         tensors = open_checkpoint(self.folder / "out").tensors

@@ -49,9 +49,9 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def block_of(options: argparse.Namespace) -> Any:
-    from custom_models import MINIMIND
+    from support.custom_models import MINIMIND
 
-    from compiler.custom import render_custom
+    from compiler.render.remote_code.render import render_custom
 
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "rendered_for_benchmark")

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler import layout, transfer
-from compiler.moves import lower
+from compiler.layout import array as layout
+from compiler.layout.moves import lower
+from compiler.transfer import engine
 
 if TYPE_CHECKING:
     import torch
@@ -129,8 +130,8 @@ def run(case: Case, folder: Path, count: int, fsync: bool) -> None:
     for array in case.make(layout, tensors):
         moves += (these := lower(array, end))
         end += sum(m.length for m in these)
-    output = transfer.Output(folder / "out", end, b"", moves)
-    transfer.transfer([output], {"s": folder / f"{case.before}.bin"}, fsync=fsync)
+    output = engine.TransferFile(folder / "out", end, b"", moves)
+    engine.transfer([output], {"s": folder / f"{case.before}.bin"}, fsync=fsync)
 
 
 def verify(case: Case, folder: Path, count: int) -> None:

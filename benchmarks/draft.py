@@ -17,18 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compiler import layout
-from compiler.build import compile_spec, load_program
 from compiler.diagnostics import Refusal
-from compiler.drafted import Proposal, propose
-from compiler.environment import Environment, Given, NamedShapes
-from compiler.inversion import Form, SourceShapes, invert
-from compiler.moves import lower
-from compiler.plan import Group, Plan, bind
-from compiler.program import Program
-from compiler.proof import prove, target_signature
-from compiler.reading import load_spec
-from compiler.roles import fold
+from compiler.draft.proposal import Proposal, propose
+from compiler.draft.tensor_roles import fold
+from compiler.language.parser import load_spec
+from compiler.layout import array as layout
+from compiler.layout.moves import lower
+from compiler.plan.bind import bind
+from compiler.plan.plan import Group, Plan
+from compiler.program.environment import Environment, Given, NamedShapes
+from compiler.program.inverse import SourceShapes, TensorShape, invert
+from compiler.program.loading import compile_spec, load_program
+from compiler.program.program import Program
+from compiler.proof.proof import prove, target_signature
 
 SPECS = sorted((Path(__file__).parent.parent / "specs").glob("*.yaml"))
 
@@ -48,7 +49,7 @@ class Result:
     wrong: tuple[str, ...] = ()
 
 
-def example(program: Program) -> tuple[dict[str, Form], dict[str, Any], Plan]:
+def example(program: Program) -> tuple[dict[str, TensorShape], dict[str, Any], Plan]:
     """The source of a spec's first example, the target's config, and the plan of the spec for it."""
     spec = program.spec
     given = {name: Given(value, "the example") for name, (value, _) in spec.examples[0].items()}
@@ -61,18 +62,18 @@ def example(program: Program) -> tuple[dict[str, Form], dict[str, Any], Plan]:
     return source, config, bind(program, source, Environment(program, NamedShapes(source), arguments))
 
 
-def draft(program: Program, source: Mapping[str, Form], config: Mapping[str, Any]) -> Proposal:
+def draft(program: Program, source: Mapping[str, TensorShape], config: Mapping[str, Any]) -> Proposal:
     spec = program.spec
     shapes = {name: (tuple(form.shape), form.dtype) for name, form in source.items()}
     return propose(f"{spec.name.value}_draft", shapes, spec.target.class_name, config)
 
 
-def meaning(plan: Plan, source: Mapping[str, Form]) -> dict[str, object]:
+def meaning(plan: Plan, source: Mapping[str, TensorShape]) -> dict[str, object]:
     """Target name -> what fills it, comparable between plans."""
     return {name: what for group in plan.groups for name, what in _filled(group, source).items()}
 
 
-def _filled(group: Group, source: Mapping[str, Form]) -> dict[str, object]:
+def _filled(group: Group, source: Mapping[str, TensorShape]) -> dict[str, object]:
     bundle: Any = group.sources.map(lambda name: _array(name, source[name]))  # type: ignore[arg-type,return-value]
     try:
         for op in group.ops:
@@ -84,7 +85,7 @@ def _filled(group: Group, source: Mapping[str, Form]) -> dict[str, object]:
     return {target.name: (target.shape, tuple(lower(array))) for target, array in pairs}
 
 
-def _array(name: str, form: Form) -> layout.Array:
+def _array(name: str, form: TensorShape) -> layout.Array:
     return layout.source(name, form.dtype, tuple(form.shape))
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import COLUMNS, ELEMENTS, LAYOUT, ROWS, SHUFFLE, Torch
-from compiler import layout
-from compiler.arranging import arranged, stored
-from compiler.device import Pipeline, engine_of
-from compiler.files import Source
-from compiler.worker import Worker
+from compiler.executor.gpu_pipeline import Pipeline, engine_of
+from compiler.executor.torch_layout import arranged, stored
+from compiler.layout import array as layout
+from compiler.transfer.files import InputFile
+from compiler.transfer.worker import Worker
 
 CASES = {name: case for name, case in (LAYOUT | SHUFFLE).items() if name not in ("rename", "split rows")}
 NBYTES = 2  # of a bfloat16
@@ -95,7 +95,7 @@ def end_to_end(folder: Path, device: str, count: int, clock: Clock) -> Iterator[
         for _ in range(count):
             target.copy_(origin, non_blocking=True)
 
-    with Source(path) as opened:
+    with InputFile(path) as opened:
         pipeline, worker = Pipeline(engine), Worker({"s": opened})
 
         def through(case: str) -> None:

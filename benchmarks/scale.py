@@ -22,14 +22,15 @@ CHILD = """
 import sys, time
 start = time.perf_counter()
 from pathlib import Path
-from compiler import execute, outfiles
-from compiler.build import load_program
-from compiler.convert import Request, prepare
+from compiler.executor import execute
+from compiler.jobs.prepare import Request, prepare
+from compiler.output import safetensors_layout
+from compiler.program.loading import load_program
 source = Path(sys.argv[1])
 given = {"num_attention_heads": 64, "num_key_value_heads": 8, "num_experts_per_tok": 8, "tie_word_embeddings": False}
 plan, checkpoint = prepare(load_program("qwen3_moe"), Request([source], assigned=given))
 planned = time.perf_counter()
-files = outfiles.lay_out(plan.targets, outfiles.parse_size("5GB"))
+files = safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size("5GB"))
 outputs, others = execute.outputs(plan, checkpoint, files, Path("out"))
 done = time.perf_counter()
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))

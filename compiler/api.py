@@ -21,9 +21,9 @@ from compiler.diagnostics import Diagnostic, Refusal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compiler.convert import Request
-    from compiler.plan import Plan
-    from compiler.program import Program
+    from compiler.jobs.prepare import Request
+    from compiler.plan.plan import Plan
+    from compiler.program.program import Program
 
 __all__ = ["Diagnostic", "Refusal", "compile_spec", "convert", "iter_tensors", "load_spec", "plan"]
 
@@ -32,14 +32,14 @@ Source = str | Path | Sequence[str | Path]
 
 def load_spec(spec: str | Path) -> Program:
     """A spec, read and checked; not yet proven against its target class."""
-    from compiler.build import load_program
+    from compiler.program.loading import load_program
 
     return load_program(str(spec))
 
 
 def compile_spec(spec: str | Path, *, prove: bool = True) -> dict[str, str]:
     """The files that `compile SPEC` writes below `generated/`: {path: text}. Proving imports Transformers."""
-    from compiler.build import build
+    from compiler.jobs.compile import build
 
     return build(str(spec), prove=prove)
 
@@ -49,7 +49,7 @@ def plan(spec: str | Path, source: Source, **settings: Any) -> Plan:
 
     `compare=True` reads the tensors that are tied, and refuses those that differ, as a conversion does.
     """
-    from compiler.convert import prepare
+    from compiler.jobs.prepare import prepare
 
     return prepare(load_spec(spec), _request(source, {"checksums": False, "compare": False} | settings))[0]
 
@@ -63,7 +63,7 @@ def convert(
     **settings: Any,
 ) -> Plan:
     """Convert into the folder `out` (with `reverse=True`: into that file). `progress` is told of bytes, from any thread."""
-    from compiler.convert import convert as run
+    from compiler.jobs.convert import convert as run
 
     return run(load_spec(spec), _request(source, settings), Path(out), progress=progress)
 
@@ -77,15 +77,15 @@ def iter_tensors(
     the work that makes them is queued; they may be used in the current stream like any other. Tied names are yielded
     once. The source is checked, the plan made and the device opened before the first tensor is asked for.
     """
-    from compiler.convert import prepare
-    from compiler.execute import tensors
+    from compiler.executor.execute import tensors
+    from compiler.jobs.prepare import prepare
 
     found, checkpoint = prepare(load_spec(spec), _request(source, settings))
     return tensors(found, checkpoint, device)
 
 
 def _request(source: Source, settings: dict[str, Any]) -> Request:
-    from compiler.convert import Request
+    from compiler.jobs.prepare import Request
 
     paths = [source] if isinstance(source, str | Path) else source
     if isinstance(settings.get("config"), str):

@@ -33,11 +33,11 @@ class Span:
         return f"{self.path}:{self.line}:{self.column}" if self.line else self.path
 
 
-MOST_TOLD = 50  # problems that people are shown
+MAX_SHOWN = 50  # problems that people are shown
 _LONGEST, _WIDEST = 2000, 240  # of a message, and of a line of a source that is shown
 
 
-def told(text: str) -> str:
+def printable(text: str) -> str:
     """A text as a terminal may have it: short, on one line, and what it would obey or hide as Python writes it, for a
     name out of a file may hold anything."""
     if len(text) > _LONGEST:
@@ -67,7 +67,7 @@ class Diagnostic:
             lines += ["  " + text, "  " + indent + "^" + "~" * (min(self.span.length, room) - 1)]
         if self.hint:
             lines.append(f"  hint: {self.hint}")
-        return "\n".join(map(told, lines))
+        return "\n".join(map(printable, lines))
 
     def as_json(self) -> dict[str, Any]:
         """The same facts for tools."""
@@ -88,7 +88,7 @@ class Refusal(Exception):
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
         self.diagnostics = tuple(sorted(set(diagnostics)))
-        super().__init__("\n".join(str(d) for d in self.diagnostics[:MOST_TOLD]))
+        super().__init__("\n".join(str(d) for d in self.diagnostics[:MAX_SHOWN]))
 
 
 def refuse(span: Span | str, message: str, kind: str, hint: str = "") -> NoReturn:

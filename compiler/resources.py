@@ -7,6 +7,16 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parent
 
 
+def package_root() -> Path:
+    """The folder that holds the package, for the PYTHONPATH of a child process."""
+    return _PACKAGE.parent
+
+
+def schema_path() -> Path:
+    """The JSON Schema of the spec language."""
+    return _PACKAGE / "schema.json"
+
+
 def folder(name: str) -> Path:
     """The folder of shipped `specs` or `templates`."""
     inside = _PACKAGE / name

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from compiler import arithmetic, lossy, ops
-from compiler.algebra import Op
-from compiler.grammar import schema
+from compiler.language.schema import schema
+from compiler.ops import arithmetic, lossy, structural
+from compiler.ops.algebra import Op
 
 PAGE = Path(__file__).parent / "ops.md"
 
@@ -37,7 +37,7 @@ WORDS = """
 
 def declared() -> Iterator[type[Op]]:
     """Every op that a spec can name, in the order of its module."""
-    for module in (ops, arithmetic, lossy):
+    for module in (structural, arithmetic, lossy):
         for found in vars(module).values():
             own = isinstance(found, type) and issubclass(found, Op) and found.__module__ == module.__name__
             if own and found.apply is not Op.apply and getattr(found, "word", "origin") != "origin":

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from compiler.build import load_program
-from compiler.program import Program
+from compiler.program.loading import load_program
+from compiler.program.program import Program
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "specs.md"

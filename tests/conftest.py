@@ -1,5 +1,19 @@
-"""Every test asks the installed classes themselves, not what an earlier run was told."""
+"""Every test asks the installed classes themselves, not the cache of an earlier run."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+
+import pytest
+from support.converter_process import ConverterProcess
 
 os.environ["MAPSPEC_CACHE"] = ""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConverterProcess]:
+    """Runs converters; torch is imported once for all of a module's."""
+    started = ConverterProcess(tmp_path_factory.mktemp("elsewhere"))
+    yield started
+    started.close()

@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compiler.build import load_program
-from compiler.convert import Request, convert
+from compiler.jobs.convert import convert
+from compiler.jobs.prepare import Request
+from compiler.program.loading import load_program
 
 DATA = Path(__file__).parent.parent / "data"
 CASE = DATA / "oracles" / "minimind" / "dense_trained"

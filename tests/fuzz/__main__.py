@@ -25,10 +25,11 @@ KILLS = [
 
 def main() -> int:
     """Run everything; 1 where something is wrong."""
-    from synthetic import synthetic
+    from support.synthetic import synthetic
 
-    from compiler.build import load_program
-    from compiler.convert import Request, convert
+    from compiler.jobs.convert import convert
+    from compiler.jobs.prepare import Request
+    from compiler.program.loading import load_program
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     failed = False

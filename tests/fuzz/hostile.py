@@ -28,10 +28,15 @@ from typing import Any, NoReturn
 
 from cases import CASES, Case
 
-from compiler import build, checkpoint, convert, detect, execute, gather, grammar, overview, values
-from compiler.cli import main
+from compiler.checkpoints import checkpoint
+from compiler.cli.main import main
+from compiler.executor import execute, nonfinite_values
+from compiler.jobs import compile, convert, detect
+from compiler.language import schema
+from compiler.plan_report import overview
+from compiler.transfer import strided_copy
 
-PRELOADED = (build, checkpoint, convert, execute, gather, grammar, overview, values)
+PRELOADED = (compile, checkpoint, convert, execute, strided_copy, schema, overview, nonfinite_values)
 SECONDS, PATIENCE, MEMORY, LONGEST = 10, 120, 1_000_000_000, 12_000  # PATIENCE: by the clock, for a busy machine
 HEAVY = re.compile(r"\d,000|\d [MG]B|doubled")
 COMMANDS = ("run", "bare", "plan", "detect", "auto")

@@ -27,9 +27,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from compiler import build, convert, custom, document, render
-from compiler.checkpoint import open_checkpoint, read_bytes
+from compiler import templating
+from compiler.checkpoints.checkpoint import open_checkpoint
+from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.diagnostics import Refusal
+from compiler.jobs import compile, convert, prepare
+from compiler.language import document
+from compiler.program import loading
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {
@@ -221,14 +225,14 @@ def content(path: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def convert_damaged(kind: str, folder: Path, rounds: int, rng: random.Random) -> Guard:
-    guard, program = Guard(), build.load_program("llama")
+    guard, program = Guard(), loading.load_program("llama")
     path, out = folder / f"model.{kind}", folder / "out"
     data = checkpoint(path)
-    convert.convert(program, convert.Request([path], assigned=WORDS), out)
+    convert.convert(program, prepare.Request([path], assigned=WORDS), out)
     expected = content(out)
 
     def action(checked: bool) -> str:
-        convert.convert(program, convert.Request([path], assigned=WORDS), out)
+        convert.convert(program, prepare.Request([path], assigned=WORDS), out)
         same = content(out) == expected
         if not same and checked:
             raise AssertionError("a tensor has changed although the file has checksums")
@@ -299,12 +303,12 @@ def quick_layout() -> None:
         ast.parse(text)
         return text
 
-    render.formatted = custom.formatted = formatted  # type: ignore[attr-defined]
+    templating.formatted = templating.formatted = formatted  # type: ignore[attr-defined]
 
 
 def compiled(path: Path, guard: Guard) -> str:
     """Compile a spec, and look at every word of its code."""
-    for name, text in build.build(str(path), prove=False).items():
+    for name, text in compile.build(str(path), prove=False).items():
         if not re.fullmatch(r"\w+/\w+\.py", name, re.ASCII):
             guard.wrong.append(f"{path.name}: it would write {name!r}")
         tree = ast.parse(text)

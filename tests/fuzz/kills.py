@@ -23,14 +23,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compiler import build, convert, gather, grammar, journal, transfer, values, worker
-from compiler.cli import main
+from compiler.cli.main import main
+from compiler.executor import nonfinite_values
+from compiler.jobs import compile, convert
+from compiler.language import schema
+from compiler.output import journal
+from compiler.transfer import engine, strided_copy, worker
 
 # Small enough that a small checkpoint is written in hundreds of steps and noted dozens of times.
 journal.EVERY = 0.004
-transfer.TASK = transfer.BLOCK = worker.WINDOW = worker.BLOCK = 1 << 10
+engine.TASK = worker.BLOCK = worker.WINDOW = worker.BLOCK = 1 << 10
 PAUSE = 2e-4  # seconds after each write
-PRELOADED = (build, convert, gather, grammar, values)  # so that a child need not
+PRELOADED = (compile, convert, strided_copy, schema, nonfinite_values)  # so that a child need not
 KINDS = ("pwrite", "fsync", "ftruncate", "posix_fallocate", "rename", "replace", "mkdir", "rmdir", "unlink", "open")
 
 

@@ -1,0 +1,233 @@
+"""Open a checkpoint from its metadata alone: every tensor's name, type, shape, and where its bytes lie.
+
+Takes a file, a folder, an index of shards, or several files; returns a `Checkpoint`. Nothing in a file is executed and
+torch is not imported. `verify` reads the stored bytes and compares their checksums where the format has them.
+Refuses what cannot be read safely or understood in one way, with the way out.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from compiler.checkpoints.file_format import sniff
+from compiler.checkpoints.folder import COMMON, METADATA, find, read_index
+from compiler.checkpoints.formats.gguf_header import open_gguf
+from compiler.checkpoints.formats.pickle_plain import shown
+from compiler.checkpoints.formats.safetensors_header import open_safetensors
+from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
+from compiler.checkpoints.formats.torch_distributed import Distributed
+from compiler.checkpoints.formats.torch_save import open_legacy, open_zip
+from compiler.checkpoints.state_dict_search import Contents, unwrapped
+from compiler.diagnostics import Refusal, Report, Span, listed, refuse
+from compiler.process import uncollected
+
+__all__ = ["Checkpoint", "Joined", "Tensor", "open_checkpoint", "open_parts", "read_bytes", "verify"]
+
+LONGEST_NAME = 20_000
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds. `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them."""
+
+    path: Path
+    tensors: Mapping[str, Tensor | Joined]
+    objects: Mapping[str, object]
+    notes: tuple[str, ...]
+    files: tuple[Path, ...]
+    checksums: Mapping[tuple[Path, int, int], int] = field(default_factory=dict, repr=False)
+
+
+@dataclass
+class _Opened:
+    """The contents of one or more files before wrappers' prefixes are taken off."""
+
+    tensors: dict[str, Tensor | Joined] = field(default_factory=dict)
+    objects: dict[str, object] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    checksums: dict[tuple[Path, int, int], int] = field(default_factory=dict)
+
+    def absorb(self, other: _Opened) -> None:
+        self.tensors |= other.tensors
+        self.objects = other.objects | self.objects
+        self.notes += [note for note in other.notes if note not in self.notes]
+        self.files += other.files
+        self.checksums |= other.checksums
+
+
+@uncollected()
+def open_checkpoint(path: Path | Sequence[Path], root: str | None = None, nested: bool = False) -> Checkpoint:
+    """Open one checkpoint. `root` is the dotted path of the weights inside a torch file, where that is not plain;
+    `nested` says that they are dictionaries in dictionaries.
+
+    Several files are united; they may share no name. Raises Refusal.
+    """
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+    if not paths:
+        refuse("", "no checkpoint was given", "missing-weights")
+    opened = [_open(p, root, nested) for p in paths]
+    _refuse_shared_names(opened, str(paths[0]))
+    whole = _Opened()
+    for part in opened:
+        whole.absorb(part)
+    return _unwrap(paths[0], whole)
+
+
+def open_parts(paths: Iterable[Path], root: str | None = None, nested: bool = False) -> list[Checkpoint]:
+    """Open each file on its own: the shards of a tensor-parallel model, which share their names."""
+    return [open_checkpoint(p, root, nested) for p in paths]
+
+
+def verify(checkpoint: Checkpoint) -> int:
+    """Read every checked byte range that holds a tensor; the number of bytes checked. Raises Refusal."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    report, total, kept = Report(), 0, threading.local()
+
+    def checksum(place: tuple[Path, int, int]) -> int | None:
+        path, start, end = place
+        buffer = kept.__dict__.setdefault("buffer", memoryview(bytearray(_CHUNK)))
+        crc, left = 0, end - start
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while left and (got := file.readinto(buffer[: min(left, _CHUNK)])):
+                crc, left = zlib.crc32(buffer[:got], crc), left - got
+        return None if left else crc
+
+    places = sorted(checkpoint.checksums)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(checksum, places))
+    for (path, start, end), crc in zip(places, found, strict=True):
+        total += end - start
+        if crc != checkpoint.checksums[path, start, end]:
+            held = [
+                t.name
+                for tensor in checkpoint.tensors.values()
+                for t in tensor.parts
+                if t.path == path and t.extent[0] >= start and t.extent[1] <= end
+            ]
+            message = f"the bytes of {listed(map(shown, held))} do not match their checksum"
+            report.add(Span(str(path)), message, "damaged-file", "download or copy it again")
+    report.settle()
+    return total
+
+
+def _open(path: Path, root: str | None, nested: bool) -> _Opened:
+    try:
+        file = find(path)
+        if file.path.name == METADATA:
+            opened = _open_distributed(file.path, root, nested)
+        else:
+            kind = sniff(file.path)
+            opened = _open_index(file.path) if kind == "index" else _open_file(file.path, kind, root, nested)
+        opened.notes[:0] = file.notes
+        return opened
+    except OSError as error:
+        refuse(str(path), f"cannot be read: {error.strerror or error}", "unreadable-file")
+
+
+def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = False) -> _Opened:
+    if kind == "safetensors":
+        header, _ = open_safetensors(path)
+        if not header:
+            refuse(str(path), "a safetensors file without tensors", "missing-weights")
+        return _Opened(dict(header), files=[path])
+    if kind == "gguf":
+        stored, values = open_gguf(path)
+        if not stored:
+            refuse(str(path), "a GGUF file without tensors", "missing-weights", "it may hold a vocabulary alone")
+        return _Opened(dict(stored), {"config": values}, files=[path])
+    found: list[Contents] = []
+
+    def contents(tree: object) -> Iterable[object]:
+        found.append(Contents(tree, str(path), root, nested))
+        return found[0].named.values()
+
+    if kind == "zip":
+        _, places = open_zip(path, contents)
+    else:
+        tree, places = open_legacy(path)
+        contents(tree)
+    inside = found[0]
+    tensors: dict[str, Tensor | Joined] = {n: places.locate(n, view) for n, view in inside.named.items()}
+    return _Opened(tensors, inside.objects, inside.notes, [path], places.checksums)
+
+
+def _open_distributed(path: Path, root: str | None, nested: bool) -> _Opened:
+    source, common = Distributed(path), path.with_name(COMMON)
+    shared = open_zip(common, lambda tree: ())[0] if common.is_file() and sniff(common) == "zip" else None
+    tree = (shared if isinstance(shared, dict) else {}) | source.tree
+    inside = Contents(tree, str(path), root, nested)
+    tensors = {name: source.locate(name, view) for name, view in inside.named.items()}
+    return _Opened(tensors, inside.objects, inside.notes, source.files, source.checksums)
+
+
+def _open_index(path: Path) -> _Opened:
+    """Open every shard that an index names. All that is wrong with their names is reported at once."""
+    whole, report, span = _Opened(), Report(), Span(str(path))
+    claimed = read_index(path)
+    shards: dict[Path, set[str]] = {}
+    for name, shard in claimed.items():
+        shards.setdefault(shard, set()).add(name)
+    for shard, wanted in sorted(shards.items()):
+        try:
+            part = _open_file(shard, sniff(shard))
+        except Refusal as refusal:
+            report.absorb(refusal)
+            continue
+        if missing := sorted(wanted - part.tensors.keys()):
+            report.add(span, f"it looks in {shard.name} for {listed(map(shown, missing))}, in vain", "bad-index")
+        if twice := sorted(part.tensors.keys() & whole.tensors.keys()):
+            report.add(span, f"{shard.name} and another shard both hold {listed(map(shown, twice))}", "bad-index")
+        if unknown := sorted(n for n in part.tensors if n not in claimed):
+            report.add(span, f"it does not name what {shard.name} holds: {listed(map(shown, unknown))}", "bad-index")
+        whole.absorb(part)
+    report.settle()
+    return whole
+
+
+def _refuse_shared_names(parts: Sequence[_Opened], path: str) -> None:
+    seen: set[str] = set()
+    for part in parts:
+        if twice := sorted(part.tensors.keys() & seen):
+            message = f"{part.files[0]} and another of the files both hold {listed(map(shown, twice), 3)}"
+            hint = "parts of a tensor-parallel model need a spec that merges them"
+            refuse(path, message, "colliding-names", hint)
+        seen |= part.tensors.keys()
+
+
+def _unwrap(path: Path, whole: _Opened) -> Checkpoint:
+    """Take off wrappers' prefixes. Two names may become one only where they are one region of a file."""
+    if odd := [name for name in whole.tensors if not name or not name.isprintable()]:
+        message = f"tensors with empty or unprintable names: {listed(map(ascii, odd))}"
+        refuse(str(path), message, "damaged-file", "download or copy it again; if they are real, rename them first")
+    if long := next((name for name in whole.tensors if len(name) > LONGEST_NAME), None):
+        refuse(
+            str(path), f"a tensor's name has {len(long):,} letters: {long[:60]}...", "damaged-file", "rename it first"
+        )
+    names, notes = unwrapped(list(whole.tensors), str(path))
+    tensors: dict[str, Tensor | Joined] = {}
+    for name, bare in names.items():
+        tensor = whole.tensors[name]
+        if bare in tensors and tensors[bare].region != tensor.region:
+            other = next(n for n, b in names.items() if b == bare)
+            message = f"{other!r} and {name!r} both become {bare!r} without their wrappers' prefixes"
+            refuse(str(path), message, "colliding-names", "their tensors differ; remove the wrong one")
+        if name != bare:
+            tensor = replace(tensor, name=bare)
+        tensors[bare] = tensor
+    return Checkpoint(
+        path,
+        MappingProxyType(tensors),
+        MappingProxyType(whole.objects),
+        (*whole.notes, *notes),
+        tuple(whole.files),
+        MappingProxyType(whole.checksums),
+    )

@@ -1,0 +1,113 @@
+"""Config files beside a checkpoint and `--set` assignments, as plain mappings.
+
+Reads JSON (Transformers' config.json, Meta's params.json) and YAML. Rejects duplicate keys, numbers that JSON does not
+have, deep nesting, and an `auto_map` that points outside its folder. Raises Refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from compiler.diagnostics import Span, refuse
+from compiler.language import document
+
+MOST_BYTES = 16 << 20  # of a config; the largest known have a few hundred thousand
+
+
+def beside(source: Path, name: str) -> Path | None:
+    """The config file that lies in the source's folder under the name that the spec gives."""
+    if not name:
+        return None
+    folder = source if source.is_dir() else source.parent
+    found = sorted(folder.glob(name))
+    return found[0] if found else None
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The fields of a config: JSON (Transformers' config.json, Meta's params.json) or YAML. Raises Refusal."""
+    if os.path.isdir(path) and (path / "config.json").is_file():
+        path = path / "config.json"
+    name = str(path)
+    stamp = path.stat() if os.path.isfile(path) else None
+    fields = _fields(path, stamp and (stamp.st_ino, stamp.st_size, stamp.st_mtime_ns))
+    if not isinstance(fields, dict):
+        refuse(name, f"a config is a mapping of fields, here is {type(fields).__name__}", "bad-config")
+    classes = fields.get("auto_map")
+    for value in classes.values() if isinstance(classes, dict) else [classes]:
+        if any(part in str(value) for part in ("/", "\\", "..", "--")):  # -- stands after another repository's name
+            refuse(
+                name,
+                f"auto_map points outside the folder: {value!r}",
+                "bad-config",
+                "this config is an attack or damaged",
+            )
+    return dict(fields)
+
+
+@lru_cache(8)  # a choice among specs reads one config for each
+def _fields(path: Path, stamp: object) -> Any:
+    """What a file says that has this stamp: its place, its size and the time of its last change."""
+    if path.suffix in (".yaml", ".yml"):
+        return document.plain(document.read_document(path))
+    return _json(path)
+
+
+def _json(path: Path) -> Any:
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for key, value in found:
+            if key in fields:
+                refuse(str(path), f"the key {key!r} stands twice", "duplicate-key")
+            fields[key] = value
+        return fields
+
+    def constant(text: str) -> NoReturn:
+        refuse(str(path), f"{text} is not a number that JSON has", "not-finite")
+
+    def number(text: str) -> float:
+        return float(text) if math.isfinite(float(text)) else constant(text)
+
+    try:
+        if not path.is_file() and path.exists():
+            refuse(str(path), "it is no file", "unreadable-file")
+        if path.stat().st_size > MOST_BYTES:
+            refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "this is some other file")
+        text = path.read_text(encoding="utf-8-sig")
+        fields = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
+        if not _shallow(fields):
+            refuse(str(path), f"nested deeper than {document.MAX_DEPTH} levels", "bad-config")
+        return fields
+    except json.JSONDecodeError as error:
+        line = text.splitlines()[error.lineno - 1] if error.lineno <= len(text.splitlines()) else ""
+        refuse(Span(str(path), error.lineno, error.colno, 1, line), f"not JSON: {error.msg}", "json-syntax")
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        refuse(str(path), f"not JSON: {error}", "json-syntax")
+    except OSError as error:
+        refuse(str(path), f"cannot be read: {error.strerror}", "unreadable-file")
+
+
+def _shallow(value: Any) -> bool:
+    """Whether a value is nested no deeper than a document may be, so that whoever shows it comes to an end."""
+    level = [value]
+    for _ in range(document.MAX_DEPTH):
+        level = [item for held in level if isinstance(held, dict | list) for item in
+                 (held.values() if isinstance(held, dict) else held)]  # fmt: skip
+    return not level
+
+
+def parse_assignments(texts: list[str]) -> dict[str, Any]:
+    """`--set NAME=VALUE`: the value is read as YAML 1.2 or JSON. Raises Refusal."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            refuse("--set", f"{text!r} assigns nothing", "wrong-usage", "write NAME=VALUE")
+        if name.strip() in found:
+            refuse("--set", f"{name.strip()!r} is set twice", "wrong-usage")
+        found[name.strip()] = document.plain(document.read_document("--set", value)) if value.strip() else None
+    return found

@@ -1,0 +1,120 @@
+"""Find the file to open in a folder, and read the index that spreads a checkpoint over several files.
+
+Takes a path; returns a file or, for an index, the shard of every name. Refuses a folder without weights or with several
+files that might be meant, and an index that is malformed or that points out of its folder.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler import strict_json
+from compiler.checkpoints.formats.pickle_plain import shown
+from compiler.checkpoints.formats.shard_path import shard_fault
+from compiler.diagnostics import Report, Span, listed, refuse
+
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf")
+_PREFERRED = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_NO_WEIGHTS = re.compile(
+    r"training_args\.bin|optimizer.*|scheduler.*|scaler.*|rng_state.*|random_states.*|.*optim_states\.pt"
+)
+_LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
+_ITERATION = "latest_checkpointed_iteration.txt"  # NVIDIA: the number of the last step, in the subfolder iter_0000010
+METADATA = ".metadata"  # the index of a distributed checkpoint
+COMMON = "common.pt"  # beside it, what all ranks share (NVIDIA: core/dist_checkpointing/strategies/common.py)
+_MOST_INDEX_BYTES = 200_000_000
+_MOST_APART = 8  # shards with the same trouble, each with its own message
+
+
+@dataclass
+class Found:
+    """The file to open, and what was passed over."""
+
+    path: Path
+    notes: list[str]
+
+
+def find(path: Path) -> Found:
+    """The file that a path means: itself, or the one checkpoint of a folder."""
+    if path.is_file() and path.suffix == ".distcp":
+        hint = f"give the folder: {path.parent}"
+        refuse(str(path), "one of the files of a distributed checkpoint", "missing-part", hint)
+    if path.is_file():
+        return Found(path, [])
+    if not path.exists():
+        near = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        hint = f"in {path.parent} there is: {listed(near)}" if near else "check the path"
+        refuse(str(path), "there is no such file", "unreadable-file", hint)
+    if not path.is_dir():
+        refuse(str(path), "neither a file nor a folder", "unreadable-file")
+    names = sorted(p.name for p in path.iterdir() if p.is_file())
+    indexes = [n for n in names if n.endswith(".index.json")]
+    weights = [n for n in names if n.endswith(_SUFFIXES) and not _NO_WEIGHTS.fullmatch(n)]
+    weights = [n for n in weights if n != COMMON or METADATA not in names]
+    choices = [n for n in _PREFERRED if n in names] or (indexes if len(indexes) == 1 else weights)
+    if not choices and METADATA in names:
+        return Found(path / METADATA, [])
+    if not choices and (step := last_step(path)) is not None:
+        found = find(step)
+        return Found(found.path, [f"the last step is in the folder {step.name}", *found.notes])
+    if not choices:
+        inside = names or sorted(f"{p.name}/" for p in path.iterdir())
+        hint = f"it holds {listed(inside)}" if inside else "it is empty"
+        refuse(str(path), f"no checkpoint ({', '.join(_SUFFIXES)}) lies in this folder", "missing-weights", hint)
+    if len(choices) > 1 and choices[0] not in _PREFERRED:
+        hint = "name one file, or all of them if together they are one checkpoint"
+        if all(re.search(r"\d+\.\w+$", n) for n in choices):
+            hint = "parts of a tensor-parallel model need a spec that merges them; else name one file"
+        refuse(str(path), f"several files in this folder may be meant: {listed(choices)}", "ambiguous-container", hint)
+    rest = choices[1:] if choices[0].endswith(".index.json") else [n for n in (*indexes, *weights) if n != choices[0]]
+    note = f"took {choices[0]} of this folder" + (f" (beside: {listed(rest)})" if rest else "")
+    return Found(path / choices[0], [note])
+
+
+def last_step(path: Path) -> Path | None:
+    """The subfolder that a file `latest` names, or the number of a step."""
+    file = next((path / name for name in (_LATEST, _ITERATION) if (path / name).is_file()), None)
+    if file is None or file.stat().st_size > 255:
+        return None
+    name = file.read_text(encoding="utf-8", errors="replace").strip()
+    if file.name == _ITERATION:
+        name = f"iter_{name:>07}"
+    return path / name if name and Path(name).name == name and (path / name).is_dir() else None
+
+
+def read_index(path: Path) -> dict[str, Path]:
+    """The shard that each name lies in. Shards must lie beside the index."""
+    if path.stat().st_size > _MOST_INDEX_BYTES:
+        refuse(str(path), "an index of more than 200 MB", "bad-index")
+    try:
+        index = strict_json.parse(path.read_bytes())
+    except ValueError as error:
+        refuse(str(path), f"no valid JSON: {str(error)[:120]}", "bad-index")
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if weight_map is None and not path.name.endswith(".index.json"):
+        hint = "a checkpoint is .pth, .pt, .bin, .ckpt, .safetensors or an index of shards"
+        refuse(str(path), "not a checkpoint but a JSON file", "unknown-format", hint)
+    if not isinstance(weight_map, dict) or not weight_map:
+        what = "missing" if weight_map is None else "empty" if weight_map == {} else f"a {type(weight_map).__name__}"
+        refuse(str(path), f"its weight_map is {what}; it must name a file for every tensor", "bad-index")
+    report, shards = Report(), dict[str, Path]()
+    if wrong := [name for name, file in weight_map.items() if not isinstance(file, str)]:
+        refuse(str(path), f"its weight_map names no file for {listed(map(shown, wrong))}", "bad-index")
+    problems: dict[str, list[str]] = {}
+    for file in dict.fromkeys(weight_map.values()):
+        if problem := shard_fault(path.parent, file):
+            problems.setdefault(problem, []).append(repr(file[:200]))
+        shards[file] = path.parent / file
+    for problem, files in problems.items():
+        each = [f"its shard {file}" for file in files]
+        for those in each if len(files) <= _MOST_APART else [f"each of its shards {listed(files)}"]:
+            report.add(Span(str(path)), f"{those} {problem}", "bad-index")
+    report.settle()
+    return {name: shards[file] for name, file in weight_map.items()}

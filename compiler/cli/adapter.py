@@ -1,0 +1,50 @@
+"""`compile adapter SPEC BASE ADAPTER OUT`: a LoRA of the source's layout as a PEFT adapter of the converted model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from compiler.cli.options import Parser, notes, print_json, program_of, request
+
+
+def adapter_parser() -> Parser:
+    parser = Parser("adapter", "Convert a LoRA for the model that its base model becomes; --reverse for the way back.")
+    parser.add_spec()
+    parser.add_argument(
+        "base", type=Path, metavar="BASE", help="the base model: the source of SPEC (--reverse: its folder)"
+    )
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="a file, or the folder of a PEFT adapter")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the PEFT folder to write (--reverse: a .pth)")
+    parser.add_settings()
+    parser.add_argument("--reverse", action="store_true", help="from a PEFT adapter of the converted model to a .pth")
+    parser.add_argument("--force", action="store_true", help="write over what is there")
+    parser.add_json()
+    parser.set_defaults(dtype=None)
+    return parser
+
+
+def adapter(options: argparse.Namespace) -> int:
+    from compiler.checkpoints import config_file
+    from compiler.jobs.adapter import carry, read_adapter, turned, write_peft, write_plain
+    from compiler.jobs.prepare import prepare
+    from compiler.output.atomic_output import AtomicOutput
+
+    kept, say = notes(options)
+    options.source = [options.base]
+    program = program_of(options, say)
+    output = AtomicOutput(options.out, options.force, folder=not options.reverse)
+    output.check()
+    plan, base = prepare(program, request(options), say)
+    beside = options.config or config_file.beside(options.base, "config.json") if plan.reverse else None
+    over = turned(program.spec.target, config_file.read_config_file(beside) if beside else plan.config)
+    pairs = carry(plan, base.tensors, read_adapter(options.adapter, over if plan.reverse else ()), str(options.adapter))
+    with output:
+        write_plain(pairs, output.place) if plan.reverse else write_peft(pairs, plan, output.place, over)
+        output.finish()
+    ranks = sorted({pair.a.shape[0] for pair in pairs.values()})
+    if options.json:
+        print_json({"out": str(options.out), "weights": len(pairs), "ranks": ranks, "notes": kept})
+    else:
+        print(f"{options.out}: adapters of {len(pairs)} weights, of rank {', '.join(map(str, ranks))}")
+    return 0

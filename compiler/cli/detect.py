@@ -1,0 +1,61 @@
+"""`compile detect SOURCE`: which specs fit a checkpoint, and why the others do not."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+
+from compiler.cli.options import Parser, print_json
+from compiler.diagnostics import printable
+
+NEAREST = 4  # specs that do not fit and are shown
+REASONS = 3  # for each of them
+_HEADS = {
+    "fits": "fits",
+    "asks": "fits, but asks for what no shape tells",
+    "near": "nearly fits",
+}
+
+
+def detect_parser() -> Parser:
+    parser = Parser(
+        "detect", "Say which specs fit a checkpoint: by names, shapes and container, not by what it is called."
+    )
+    parser.add_source()
+    parser.add_settings()
+    parser.add_argument(
+        "--specs", type=Path, action="append", default=[], metavar="DIR", help="a folder of more specs (repeatable)"
+    )
+    parser.add_argument("--all", action="store_true", help="list every spec with every reason")
+    parser.add_json()
+    return parser
+
+
+def detect(options: argparse.Namespace) -> int:
+    """Status 0 where a spec fits, 1 where none does."""
+    from compiler.checkpoints.config_file import parse_assignments
+    from compiler.jobs.detect import detect as fits_of
+    from compiler.jobs.detect import known_specs
+
+    fits = fits_of(options.source, known_specs(options.specs), options.config, parse_assignments(options.set))
+    good = [fit for fit in fits if fit.status in ("fits", "asks")]
+    near = [fit for fit in fits if fit.status == "near"]
+    shown = fits if options.all else [*good, *near[: NEAREST - min(len(good), 2)]]
+    if options.json:
+        print_json({"fits": [fit.as_json() for fit in shown]})
+    for fit in shown if not options.json else ():
+        print(f"{fit.spec}: {_HEADS.get(fit.status, 'does not fit')} ({fit.share:.0%} of the names)")
+        print(f"    {fit.summary}")
+        if fit.asks:
+            print("    give " + ", ".join(f"--set {name}=VALUE" for name in fit.asks) + ", or --config FILE")
+        reasons = fit.reasons if options.all else fit.reasons[:REASONS]
+        for reason in reasons:
+            print("\n".join(textwrap.wrap(printable(reason), 96, initial_indent="    - ", subsequent_indent="      ")))
+        if len(reasons) < len(fit.reasons):
+            print(f"    - and {len(fit.reasons) - len(reasons)} more")
+        if not fit.container:
+            print("    the file is not called as that spec expects")
+    if not options.json and not good:
+        print("no spec fits; compile draft proposes a new one")
+    return 0 if good else 1

@@ -1,0 +1,92 @@
+"""`compile draft SOURCE --target CLASS`: proposes a spec for a checkpoint that no spec fits."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from compiler.cli.options import Parser, notes, print_json
+
+
+def draft_parser() -> Parser:
+    parser = Parser("draft", "Propose a spec for a checkpoint: by names, and by what shapes allow.")
+    parser.add_source()
+    parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")
+    parser.add_settings()
+    parser.add_argument(
+        "--like", type=Path, metavar="DIR", help="the same model, converted by someone: decides by trying"
+    )
+    parser.add_argument(
+        "--reference", metavar="MODULE:CLASS", help="the source's own model, importable from here: decides by running"
+    )
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where the spec goes (default: stdout)")
+    parser.add_json()
+    return parser
+
+
+def draft(options: argparse.Namespace) -> int:
+    from compiler.checkpoints.checkpoint import open_checkpoint
+    from compiler.diagnostics import refuse
+    from compiler.draft.decide_by_example import decide
+    from compiler.draft.proposal import propose
+
+    if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
+        what = "the file exists" if options.out.exists() else "a spec is a file called NAME.yaml"
+        refuse(
+            str(options.out), what, "output-exists" if options.out.exists() else "wrong-usage", "choose another name"
+        )
+    if options.reference and options.reference.count(":") != 1:
+        refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
+    checkpoint = open_checkpoint(options.source[0] if len(options.source) == 1 else options.source, options.weights)
+    name = options.out.stem if options.out is not None else "draft"
+    shapes = {n: (tuple(t.shape), t.dtype) for n, t in checkpoint.tensors.items()}
+    proposal = propose(
+        name, shapes, options.target, _given(options, checkpoint.objects), f"*{options.source[0].suffix}"
+    )
+    if options.like is not None:
+        proposal = decide(proposal, checkpoint, open_checkpoint(options.like))
+    kept, say = notes(options)
+    if options.reference:
+        from compiler.checkpoints.config_file import parse_assignments
+        from compiler.draft.decide_by_model import consult
+        from compiler.jobs.prepare import Request
+        from compiler.verify.compare import SourceModel
+
+        request = Request(options.source, options.config, parse_assignments(options.set), weights=options.weights)
+        proposal, came_of_it = consult(proposal, checkpoint, request, SourceModel(entry=options.reference))
+        say(came_of_it)
+    text = proposal.text()
+    if options.out is not None:
+        try:
+            options.out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            refuse(str(options.out), f"cannot be written: {error.strerror}", "output-unwritable")
+    if options.json:
+        print_json({"spec": text, "undecided": proposal.questions, "notes": kept})
+    elif options.out is None:
+        print(text, end="")
+    else:
+        print(f"wrote {options.out}")
+    asked = len(proposal.questions)
+    if asked and not options.json:
+        say(f"{asked} question{'s' * (asked != 1)} to decide, under 'undecided'")
+    return 0
+
+
+def _given(options: argparse.Namespace, objects: Any) -> dict[str, Any]:
+    """What is said of the model: in the checkpoint itself, in a config, by `--set`."""
+    from compiler.checkpoints import config_file
+    from compiler.plan import arguments
+    from compiler.target import config_dialects
+
+    found: dict[str, Any] = {}
+    for key in reversed(arguments.OBJECTS):
+        if isinstance(objects.get(key), dict):
+            found |= config_dialects.read_config(objects[key])
+    beside = (config_file.beside(options.source[0], name) for name in ("config.json", "params.json"))
+    path = options.config or next(filter(None, beside), None)
+    if path is not None:
+        found |= config_dialects.read_config(config_file.read_config_file(path))
+    found |= config_file.parse_assignments(options.set)
+    return {name: value for name, value in found.items() if name not in arguments.BAGGAGE - {"dtype"}}

@@ -1,0 +1,64 @@
+"""`compile explain` and `compile schema`: what a kind of problem means, and the JSON Schema of the language."""
+
+from __future__ import annotations
+
+import argparse
+from functools import cache
+
+from compiler.cli.options import Parser, print_json
+from compiler.diagnostics import nearest, refuse
+from compiler.resources import folder
+
+
+def schema_parser() -> Parser:
+    parser = Parser("schema", "Print the JSON Schema of the spec language.")
+    parser.add_json("print problems as JSON; the schema is JSON anyway")
+    return parser
+
+
+def schema(options: argparse.Namespace) -> int:
+    from compiler.language.schema import schema as read
+
+    print_json(read())
+    return 0
+
+
+def explain_parser() -> Parser:
+    parser = Parser("explain", "Tell what a kind of problem means, what causes it and how it is mended.")
+    parser.add_argument("kind", metavar="KIND", nargs="?", help="the word in brackets; without it, all are listed")
+    parser.add_json()
+    return parser
+
+
+def explain(options: argparse.Namespace) -> int:
+
+    if options.kind is None:
+        print_json(sorted(sections())) if options.json else print("\n".join(sorted(sections())))
+        return 0
+    text = section(options.kind.strip("[]"))
+    print_json({"kind": options.kind.strip("[]"), "text": text}) if options.json else print(text, end="")
+    return 0
+
+
+_HEADING = "### "
+
+
+@cache
+def sections() -> dict[str, str]:
+    """Kind -> the text below its heading, as written. Raises Refusal where the page is not there."""
+    path = folder("docs") / "errors.md"
+    if not path.is_file():
+        refuse(str(path), "the page of the kinds is missing", "unreadable-file", "python docs/make_errors.py makes it")
+    found: dict[str, str] = {}
+    for part in path.read_text(encoding="utf-8").split(f"\n{_HEADING}")[1:]:
+        kind, _, text = part.partition("\n")
+        found[kind] = text.split("\n## ")[0].strip() + "\n"
+    return found
+
+
+def section(kind: str) -> str:
+    """The page's section about a kind. Raises Refusal: `unknown-kind`."""
+    if kind not in sections():
+        hint = nearest(kind, sections()) or "compile explain, without a word, lists all"
+        refuse("explain", f"there is no kind {kind!r}", "unknown-kind", hint)
+    return f"{kind}\n\n{sections()[kind]}"

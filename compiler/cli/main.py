@@ -1,0 +1,70 @@
+"""The command line: finds the command, hands it the words, turns a refusal into text and an exit status.
+
+Each command is a module of this package with a `parser` and a `run` for each of its words, imported when it is asked for.
+Exit status: 0 done; 1 the spec, the checkpoint or the check failed, with diagnostics; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from importlib import import_module
+
+from compiler.cli.options import report
+from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
+from compiler.resources import find_spec
+
+# The word -> the module, and the functions `<word>_parser` and `<word>` in it. A first word that is none is a spec.
+COMMANDS = {
+    "compile": "compile",
+    "run": "run",
+    "plan": "plan",
+    "verify": "verify",
+    "adapter": "adapter",
+    "detect": "detect",
+    "draft": "draft",
+    "schema": "explain",
+    "explain": "explain",
+    "new": "new",
+    "completion": "completion",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script; ends the process with the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
+    try:
+        sys.exit(dispatch(words))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted; {interrupt or 'nothing was written under the final name'}", file=sys.stderr)
+        sys.exit(getattr(interrupt, "status", 130))
+
+
+def dispatch(words: list[str]) -> int:
+    """Run one command; the exit status. Whatever a command refuses is printed here and nowhere else."""
+    command = words[0] if words and words[0] in COMMANDS else "compile"
+    meant = nearest(words[0], COMMANDS) if command == "compile" and len(words) > 1 else ""
+    if meant and not find_spec(words[0]).exists():
+        found = Diagnostic(Span(words[0]), "there is no such command, and no such spec", "wrong-usage", meant)
+        report([found], "--json" in words)
+        return 2
+    module = import_module(f"compiler.cli.{COMMANDS[command]}")
+    try:
+        options = getattr(module, f"{command}_parser")().parse(words[words[:1] == [command] :])
+        status: int = getattr(module, command)(options)
+        return status
+    except Refusal as refusal:
+        report(refusal.diagnostics, "--json" in words)
+        return 2 if all(d.kind == "wrong-usage" for d in refusal.diagnostics) else 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of a file that nobody looked at more closely
+        span = Span(str(error.filename or command))
+        report([Diagnostic(span, f"the system says: {error.strerror or error}", "unreadable-file")], "--json" in words)
+        return 1

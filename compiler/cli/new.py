@@ -1,0 +1,45 @@
+"""`compile new NAME`: a spec to begin with, every part of it with a remark."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from compiler.cli.options import Parser, print_json
+
+
+def new_parser() -> Parser:
+    parser = Parser("new", "Start a spec: a file with every part of the language and a remark at each.")
+    parser.add_argument("name", metavar="NAME", help="a small word; the file is called NAME.yaml")
+    parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")
+    parser.add_argument("--out", type=Path, default=Path("specs"), metavar="DIR", help="where it goes (default: specs)")
+    parser.add_json()
+    return parser
+
+
+def new(options: argparse.Namespace) -> int:
+    import os
+
+    from compiler.diagnostics import refuse
+    from compiler.resources import schema_path
+    from compiler.templating import environment
+
+    if not options.name.isidentifier() or not options.name.islower() or not options.target.isidentifier():
+        word = options.target if options.name.isidentifier() and options.name.islower() else options.name
+        refuse("compile new", f"{word!r} is not a name that fits here", "bad-name", "lower-case letters, digits and _")
+    path = options.out / f"{options.name}.yaml"
+    if path.exists():
+        refuse(str(path), "the spec exists", "output-exists", "choose another name")
+    schema = os.path.relpath(schema_path(), options.out)
+    text = (
+        environment()
+        .get_template("spec.yaml.jinja")
+        .render(name=options.name, summary=options.name.replace("_", " "), target=options.target, schema=schema)
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        refuse(str(path), f"cannot be written: {error.strerror}", "output-unwritable")
+    print_json({"wrote": str(path)}) if options.json else print(f"wrote {path}; compile it to see what is left to say")
+    return 0

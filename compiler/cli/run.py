@@ -1,0 +1,87 @@
+"""`compile run SPEC SOURCE OUT`: converts a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from compiler.cli.options import Meter, Parser, notes, print_json, program_of, request
+from compiler.cli.verify import add_source_model, verified
+from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
+
+
+def run_parser() -> Parser:
+    parser = Parser("run", "Convert a checkpoint into a folder that Transformers loads.")
+    parser.add_spec()
+    parser.add_source()
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write (with --reverse: the file)")
+    parser.add_conversion()
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="PLACE", help="a folder, or a file such as tokenizer.json, that travels along"
+    )
+    parser.add_argument("--device", default="cpu", help="where the tensors are computed: cpu or cuda")
+    parser.add_argument("--no-checksums", action="store_true", help="do not compare a .pth with its own checksums")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many threads move bytes (default: 2)")
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="the size of one file of weights (default: 5GB)"
+    )
+    parser.add_argument(
+        "--parts", type=int, default=1, metavar="N", help="with --reverse: a folder of N tensor-parallel parts"
+    )
+    parser.add_argument("--force", action="store_true", help="write into a folder that is not empty")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was killed or interrupted")
+    parser.add_argument(
+        "--check-values", action="store_true", help="count NaN and infinity in every tensor, not in samples"
+    )
+    parser.add_argument(
+        "--digests", action="store_true", help="put the SHA-256 of every source file and tensor into mapspec.json"
+    )
+    parser.add_argument(
+        "--readback", action="store_true", help="then read config and tokenizer back with Transformers alone"
+    )
+    parser.add_argument("--verify", action="store_true", help="then hold the folder to the source, as `verify` does")
+    add_source_model(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    from compiler.jobs.convert import convert
+    from compiler.output.ranks import from_environment
+
+    kept, say = notes(options)
+    if options.reverse and options.verify:
+        refuse("compile run", "--verify holds a folder to its source; the way back makes no folder", "wrong-usage")
+    if options.parts != 1 and not options.reverse:
+        refuse("compile run", "--parts cuts what --reverse makes", "wrong-usage", "add --reverse")
+    program = program_of(options, say)
+    with Meter() as meter:
+        plan = convert(program, request(options), options.out, say, meter)
+    if not from_environment(options.out).leads:  # the leader says and does the rest
+        return 0
+    if options.readback and not options.reverse:
+        read_back(options.out)
+    proof = verified(options, program, request(options), options.out) if options.verify else None
+    if proof:
+        from compiler.model_folder.card import record
+
+        record(options.out, proof)
+    total = sum(target.nbytes for target in plan.targets)
+    if options.json:
+        spec = program.spec.name.value
+        tensors = len(plan.targets)
+        result = {"out": str(options.out), "spec": spec, "tensors": tensors, "bytes": total, "notes": kept}
+        print_json(result | ({"verified": proof} if proof else {}))
+    else:
+        print(f"{options.out}: {len(plan.targets)} tensors, {total:,} bytes")
+        if proof:
+            print(f"{options.out}: {proof['text']}")
+    return 0
+
+
+def read_back(out: Path) -> None:
+    """Raises Refusal where Transformers understands something else than what was written."""
+    from compiler.verify.read_back import misread
+
+    if found := misread(out):
+        hint = "the folder is written and not to be trusted: what is misread counts as the class's default"
+        raise Refusal(Diagnostic(Span(str(out)), line, "misread-field", hint) for line in found)

@@ -1,0 +1,1 @@
+"""A spec proposed for a checkpoint that none fits."""

@@ -1,0 +1,197 @@
+"""What a tensor is for, told from its name: the vocabulary of transformers, whoever wrote them.
+
+`fold` makes forms of names, `layers.{i}.attention.wq.weight` of every layer's; `roles` tells what each is: the queries'
+matrix of a layer. Names lie, so that a role is a guess; `Form.plain` says whether the words leave a doubt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+Shape = tuple[int, ...]
+_PARTS = re.compile(r"(?<![^.])\d+(?![^.])|(?<=\.weight)\d+$|(?<=\.bias)\d+$")
+_LEAVES = frozenset(["weight", "bias", "w", "b", "scale", "kernel", "gamma", "beta"])
+HOLES = "ie"
+
+# A role -> how its module may be called, all of it, lower case.
+_ATTENTION = {
+    "q": r"(linear_|w_?)?q(uery)?(_proj|_lin|_linear)?",
+    "k": r"(linear_|w_?)?k(ey)?(_proj|_lin|_linear)?",
+    "v": r"(linear_|w_?)?v(alue)?(_proj|_lin|_linear)?",
+    "qkv": r".*(qkv|query_key_value|w_pack|c_attn|in_proj).*|att_proj",
+    "o": r"w_?o|o_proj|out_proj|output_proj|output|proj|dense|c_proj|linear_proj|out|w_out|to_out|attn_out",
+}
+_FEEDING = {
+    "gate_up": r"gate_up(_proj)?|w13|up_gate|ff_proj|input_linear|.*fused.*",
+    "gate": r"gate(_proj)?|wg|w_?1|fc_1|wi_0",
+    "up": r"up(_proj)?|w_?3|fc_2|inner_proj|wi_1",
+    "down": r"2|down(_proj)?|w_?2|proj|output_proj|c_proj|fc2|linear_fc2|dense_4h_to_h|w_out|out|output|wo|ff_out|output_linear",
+    "in": r"0|fc|fc1|c_fc|dense_h_to_4h|w_in|linear_fc1|up_proj",
+}
+_CLEAR = frozenset(["gate", "up", "down", "gate_proj", "up_proj", "down_proj", "gate_up_proj"])
+_NORMS = (
+    ("q_norm", r"(norm_q|q_?(layer_?)?norm|q_ln|query_(layer_?)?norm)$"),
+    ("k_norm", r"(norm_k|k_?(layer_?)?norm|k_ln|key_(layer_?)?norm)$"),
+    ("norm_after_mlp", r"post_(feed_?forward|mlp|ffn)"),
+    ("norm_2", r"pre_(feed_?forward|mlp|ffn)"),
+    ("norm_after_attention", r"post_(self_)?att"),
+    ("norm_2", r"feed_?forward|ffn|ff_|mlp|norm_?2|ln_?2|linear_fc1|final|after$"),
+    ("norm_1", r"input|att|sa_|norm_?1|ln_?1|linear_qkv|(^|\.)ln$|pre_norm|before$"),
+)
+
+
+@dataclass(frozen=True)
+class NameFamily:
+    """Tensors that differ in their indices only. `numbers` holds the values of each index, `names` all of them."""
+
+    text: str
+    shape: Shape
+    dtype: str
+    numbers: tuple[frozenset[int], ...]
+    names: tuple[str, ...]
+    role: str = "other"
+    part: str = "weight"
+    plain: bool = True
+
+    @property
+    def level(self) -> int:
+        return len(self.numbers)
+
+    def first(self) -> str:
+        """The name of the first of them."""
+        return self.names[0]
+
+
+@dataclass
+class _Row:
+    numbers: list[set[int]]
+    names: list[str] = field(default_factory=list)
+
+
+def fold(shapes: Mapping[str, tuple[Shape, str]]) -> list[NameFamily]:
+    """The forms of names with shape and element type. An index is one where it counts from 0 like its neighbours'."""
+    longest: dict[str, set[int]] = {}
+    for name in shapes:
+        for prefix, number in _indices(name):
+            longest.setdefault(prefix, set()).add(number)
+    rows: dict[tuple[str, Shape, str], _Row] = {}
+    alone: dict[str, set[int]] = {}
+    for name in shapes:
+        for prefix, number in _indices(name):
+            alone.setdefault(_PARTS.sub("#", name) + prefix, set()).add(number)
+    for name, (shape, dtype) in shapes.items():
+        text, last, prefix = "", 0, ""
+        numbers: list[int] = []
+        for found in _PARTS.finditer(name):
+            piece = name[last : found.start()]
+            prefix += piece
+            full = alone[_PARTS.sub("#", name) + prefix] == longest[prefix] == set(range(len(longest[prefix])))
+            index = full and len(numbers) < len(HOLES) and len(longest[prefix]) > 1
+            text += piece + (f"{{{HOLES[len(numbers)]}}}" if index else found[0])
+            if index:
+                numbers.append(int(found[0]))
+            prefix += "#"
+            last = found.end()
+        text += name[last:]
+        row = rows.setdefault((text, shape, dtype), _Row([set() for _ in numbers]))
+        row.names.append(name)
+        for values, number in zip(row.numbers, numbers, strict=True):
+            values.add(number)
+    found_forms = [
+        NameFamily(text, shape, dtype, tuple(map(frozenset, row.numbers)), tuple(row.names))
+        for (text, shape, dtype), row in rows.items()
+    ]
+    return roles(found_forms)
+
+
+def _indices(name: str) -> Iterable[tuple[str, int]]:
+    prefix, last = "", 0
+    for found in _PARTS.finditer(name):
+        prefix += name[last : found.start()]
+        yield prefix, int(found[0])
+        prefix += "#"
+        last = found.end()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def roles(forms: Iterable[NameFamily]) -> list[NameFamily]:
+    """The same forms with what each is for."""
+    forms = list(forms)
+    experts = any(re.search(r"expert|moe|_exps", form.text) or form.level > 1 for form in forms)
+    found = [_judged(form, experts) for form in forms]
+    present = {form.role for form in found}
+    after = {"norm_after_mlp"} <= present or ("norm_2" in present and "norm_after_attention" in present)
+    if not after:  # the norm behind attention is then that before the MLP
+        found = [replace(f, role="norm_2") if f.role == "norm_after_attention" else f for f in found]
+    explicit = {f.text.rsplit(".", 2)[0] for f in found if f.role == "gate" and "g" in _stem(f.text)[-1]}
+    downs = {
+        f.text.rsplit(".", 2)[0] for f in found if f.role == "down" and not re.fullmatch(r"w_?2", _stem(f.text)[-1])
+    }
+    for n, form in enumerate(found):
+        where, leaf = form.text.rsplit(".", 2)[0], _stem(form.text)[-1]
+        second = re.fullmatch(r"w_?2", leaf) and where in downs
+        if (re.fullmatch(r"w_?1", leaf) and where in explicit) or second:
+            found[n] = replace(form, role="up", plain=False)
+        elif form.role == "in" and "gate" in present and leaf == "up_proj":
+            found[n] = replace(form, role="up")
+    return found
+
+
+def _stem(text: str) -> list[str]:
+    parts = [part for part in re.sub(r"\{.\}", "", text.lower()).split(".") if part]
+    return parts[:-1] if parts[-1] in _LEAVES and len(parts) > 1 else parts
+
+
+def _judged(form: NameFamily, experts: bool) -> NameFamily:
+    parts = _stem(form.text)
+    last = form.text.lower().rsplit(".", 1)[-1]
+    part = "bias" if last in ("bias", "b", "beta") or last.startswith("b_") or last.endswith("_bias") else "weight"
+    leaf, path = re.sub(r"_e[fd]+$|^b_", lambda m: "w_" if m[0] == "b_" else "", parts[-1]), ".".join(parts)
+    leaf = re.sub(
+        r"^(?:attn|ffn)_(?=(?:q|k|v|qkv|output|gate|up|down)$|(?:gate|up|down)_exps$)", "", leaf
+    ).removesuffix("_exps")
+    if form.level == 0:
+        return replace(form, role=_outer(path, leaf), part=part)
+    shared = "shared_" if "shared" in path else ""
+    router = (
+        experts
+        and form.level < 2
+        and (leaf in ("gate", "ffn_gate_inp") or "router" in path)
+        and not re.search(r"experts?\.|_exps", path)
+    )
+    expert = "expert_" if (form.level > 1 or re.search(r"expert|moe|_exps", path)) and not shared else ""
+    if re.search(r"norm|(^|[._])ln", leaf) and not re.search(r"(proj|dense)$", leaf):
+        label = path if leaf.startswith("layer_norm") or leaf in ("norm", "ln") else leaf
+        role = next((role for role, words in _NORMS if re.search(words, label)), "norm_other")
+        return replace(form, role=role, part=part)
+    if router:
+        return replace(form, role="router", part=part)
+    feeding = bool(re.search(r"mlp|ffn|feed_?forward|(^|\.)ff|moe|expert", path))
+    attending = not feeding or bool(re.search(r"att", path))
+    for table, prefix in ((_ATTENTION, ""), (_FEEDING, shared or expert)):
+        if (table is _ATTENTION) != attending:
+            continue
+        for role, words in table.items():
+            if re.fullmatch(words, leaf):
+                clear = role not in ("gate", "up", "gate_up") or leaf in _CLEAR
+                return replace(form, role=prefix + role, part=part, plain=clear)
+    for role in ("gate_up", "in", "down") if not feeding else ():  # an MLP that lies in the block itself
+        if re.fullmatch(_FEEDING[role], leaf):
+            return replace(form, role=role, part=part, plain=role != "gate_up")
+    return replace(form, part=part)
+
+
+def _outer(path: str, leaf: str) -> str:
+    if re.search(r"norm|(^|[._])ln", leaf):
+        return "embedding_norm" if "emb" in path else "final_norm"
+    if re.search(r"(^|[._])(pos|wpe|w_pos)|position", path):
+        return "positions"
+    if re.search(r"head|unembed|embed_out", path) or leaf in ("output", "output_layer", "final_proj", "w_out"):
+        return "head"
+    if re.search(r"emb|wte|(^|\.)tok", path):
+        return "embedding"
+    return "other"

@@ -1,0 +1,27 @@
+"""One application of a rule on tensors of torch: for checks, which need no speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
+from compiler.plan.plan import Group
+
+
+def loaded(tensor: Tensor | Joined) -> Any:
+    """A tensor of a checkpoint, of its own element type."""
+    from compiler.ops.kernels import tensor_of
+
+    return tensor_of(read_bytes(tensor), tensor.dtype, tuple(tensor.shape))
+
+
+def applied(group: Group, load: Callable[[str], Any]) -> dict[str, Any]:
+    """Target name -> tensor, made of what `load` gives for the names of the sources."""
+    from compiler.ops.kernels import TorchAlgebra
+
+    bundle: Any = group.sources.map(load)
+    for op in group.ops:
+        bundle = op.apply(bundle, TorchAlgebra())
+    slots = zip(bundle.slots, group.targets.slots, strict=True)
+    return {target.name: slot[key].contiguous() for slot, targets in slots for key, target in targets.items()}

@@ -1,0 +1,124 @@
+"""Targets that have to be computed, as tasks of a transfer.
+
+Where rows can be computed apart, a task computes some of them and holds one block at a time; where they cannot, one
+task computes the whole group, and few such tasks run at once. Takes arrays and the nodes that they refer to; torch is
+imported by the first task that runs. A kernel that fails is a Refusal, which `failure` words.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from compiler.diagnostics import Diagnostic, Refusal
+from compiler.dtypes import ITEM_SIZES
+from compiler.layout.array import Array, narrow
+from compiler.layout.computed import Node, block_rows
+from compiler.transfer.engine import Portion, Targets, Task
+from compiler.transfer.worker import Worker
+
+TASK = 16 << 20  # bytes of target that one task computes, block by block
+AT_ONCE = 256 << 20  # bytes of whole groups that are computed at the same time; a larger group is computed alone
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a target is written: `offset` bytes into the output at `path`."""
+
+    path: Path
+    offset: int
+    array: Array
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.array.shape) * ITEM_SIZES[self.array.dtype]
+
+
+class Room:
+    """Lets whole groups in as long as they fit together, and any group where no other is."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.changed = threading.Condition()
+
+    def enter(self, size: int) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + size <= AT_ONCE)
+            self.used += size
+
+    def leave(self, size: int) -> None:
+        with self.changed:
+            self.used -= size
+            self.changed.notify_all()
+
+
+def tasks_of(
+    places: Sequence[Place], nodes: Mapping[str, Node], failure: Callable[[str], Diagnostic], room: Room
+) -> Iterator[Task]:
+    """The tasks that write the targets of one group."""
+    heights = [block_rows(place.array, nodes) for place in places]
+    if not all(heights):
+        portions = tuple(Portion(p.path, p.offset, p.offset + p.nbytes) for p in places)
+        yield Task(partial(_write_whole, places, nodes, failure, room), portions)
+        return
+    for place, height in zip(places, heights, strict=True):
+        rows = place.array.shape[0]
+        row = place.nbytes // rows
+        step = max(1, TASK // (height * row)) * height
+        for start in range(0, rows, step):
+            stop = min(rows, start + step)
+            portion = Portion(place.path, place.offset + start * row, place.offset + stop * row)
+            yield Task(partial(_write_rows, place, nodes, failure, (start, stop, height)), (portion,))
+
+
+def _write_rows(
+    place: Place,
+    nodes: Mapping[str, Node],
+    failure: Callable[[str], Diagnostic],
+    rows: tuple[int, int, int],
+    worker: Worker,
+    targets: Targets,
+) -> Iterator[int]:
+    from compiler.executor.evaluator import ArrayEvaluator
+
+    evaluator = ArrayEvaluator(nodes, worker.fill)
+    start, stop, height = rows
+    row = place.nbytes // place.array.shape[0]
+    for first in range(start, stop, height):
+        array = narrow(place.array, 0, first, min(stop, first + height) - first)
+        data = _guarded(lambda array=array: evaluator.bytes(array), failure)  # type: ignore[misc]
+        targets[place.path].write(data, place.offset + first * row)
+        yield len(data)
+
+
+def _write_whole(
+    places: Sequence[Place],
+    nodes: Mapping[str, Node],
+    failure: Callable[[str], Diagnostic],
+    room: Room,
+    worker: Worker,
+    targets: Targets,
+) -> Iterator[int]:
+    from compiler.executor.evaluator import ArrayEvaluator
+
+    size = sum(place.nbytes for place in places)
+    room.enter(size)
+    try:
+        evaluator = ArrayEvaluator(nodes, worker.fill, keep=True)
+        for place in places:
+            data = _guarded(lambda place=place: evaluator.bytes(place.array), failure)  # type: ignore[misc]
+            targets[place.path].write(data, place.offset)
+            yield len(data)
+    finally:
+        room.leave(size)
+
+
+def _guarded(call: Callable[[], memoryview], failure: Callable[[str], Diagnostic]) -> memoryview:
+    try:
+        return call()
+    except (RuntimeError, MemoryError, ValueError) as error:
+        raise Refusal([failure(str(error))]) from error

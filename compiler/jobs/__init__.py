@@ -1,0 +1,1 @@
+"""The jobs behind the commands: compile, prepare, convert, detect, adapter. Prints nothing."""

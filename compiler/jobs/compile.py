@@ -1,0 +1,38 @@
+"""One spec to the files that are generated from it, proven against its target class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from compiler.diagnostics import Diagnostic, Refusal, located
+from compiler.program.loading import load_program
+
+
+def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda found: None) -> dict[str, str]:
+    """`{path below generated/: content}` of one spec, proven against its target class; `warn` hears what is probably
+    not meant. Raises Refusal."""
+    from compiler.program.lint import lint
+    from compiler.proof.proof import prove as prove_program
+    from compiler.render.converter import render
+    from compiler.render.remote_code.from_spec import custom_model
+    from compiler.render.remote_code.render import auto_map, render_custom
+    from compiler.target import model_class
+
+    program = load_program(text)
+    found = lint(program)
+    if errors := [d for d in found if not d.warning]:
+        raise Refusal(errors)
+    for warning in found:
+        warn(warning)
+    if prove:
+        for warning in prove_program(program):
+            warn(warning)
+    spec = program.spec
+    if spec.target.model is not None:
+        with located(spec.target.model.span):
+            model_type = model_class.model_type(spec.target.model.value)
+        files = render(program, model_type)
+    else:
+        model = custom_model(spec)
+        files = render_custom(model) | render(program, model.module, auto_map(model))
+    return {f"{program.spec.name}/{name}": content for name, content in files.items()}

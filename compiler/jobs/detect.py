@@ -1,0 +1,192 @@
+"""Which specs fit a checkpoint: told from its names, shapes and container, never from what a config calls it.
+
+Takes the paths of a checkpoint and the programs to try; returns one `Fit` for each, the best first. A spec `fits` when
+its plan binds; it `asks` when all that keeps it from binding is a value that no shape can tell; it is `near` when most
+names are its own. `unique` picks the one that fits and refuses an ambiguous choice.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from compiler.checkpoints import config_file
+from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
+from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
+from compiler.plan import arguments
+from compiler.plan.bind import bind
+from compiler.plan.source_files import Opened, open_source
+from compiler.program.environment import Environment, NamedShapes
+from compiler.program.loading import load_program
+from compiler.program.program import Program
+from compiler.proof.proof import check_target
+from compiler.resources import folder
+
+ORDER = ("fits", "asks", "near", "no")
+NEAR = 0.6  # of the names and patterns
+_MOST_FILES = 10_000  # of a folder that are looked at
+_MOST_NAMES = 2000  # that are looked at; two layers of a model have some hundred
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one spec fits: `share` of names and patterns that find each other, `asks` the arguments it needs, `reasons`
+    what stands against it, `container` whether the file is called as the spec expects."""
+
+    spec: str
+    summary: str
+    path: str
+    status: str
+    share: float
+    container: bool
+    asks: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def known_specs(more: Sequence[Path] = ()) -> list[Program]:
+    """The shipped specs, and those of other folders. Raises Refusal for one that does not compile."""
+    paths = sorted(folder("specs").glob("*.yaml"))
+    for place in more:
+        if not place.is_dir():
+            refuse(str(place), "there is no such folder of specs", "unreadable-file")
+        paths += sorted(place.glob("*.yaml"))
+    return [load_program(str(path)) for path in paths]
+
+
+def detect(
+    paths: Sequence[Path],
+    programs: Iterable[Program],
+    config: Path | None = None,
+    assigned: Mapping[str, Any] | None = None,
+) -> list[Fit]:
+    """A Fit for each program, the best first. Raises Refusal where the checkpoint cannot be opened in any way."""
+    opened: dict[object, Checkpoint | Refusal] = {}
+    files: Opened = {}
+    names = [name for path in paths for name in _called(path)]
+    if config is not None:
+        config_file.read_config_file(config)
+    found = []
+    for program in programs:
+        key = (
+            program.spec.weights if program.merged or not program.spec.weights.startswith("*") else "",
+            program.merged,
+            program.spec.nested,
+        )
+        if key not in opened:
+            try:
+                opened[key] = open_source(program, paths, opened=files)
+            except Refusal as refusal:
+                opened[key] = Refusal(refusal.diagnostics)  # without what it was raised from
+        found.append(_fit(program, paths, names, opened[key], config, assigned or {}))
+    if opened and all(isinstance(one, Refusal) for one in opened.values()):
+        raise next(one for one in opened.values() if isinstance(one, Refusal))
+    return sorted(found, key=lambda fit: (ORDER.index(fit.status), -fit.share, not fit.container, fit.spec))
+
+
+def unique(fits: Sequence[Fit], path: Path) -> Fit:
+    """The one that fits. Raises Refusal: `ambiguous-spec`, `no-fitting-spec`."""
+    good = [fit for fit in fits if fit.status == "fits"] or [fit for fit in fits if fit.status == "asks"]
+    if len(good) > 1:
+        names = listed((fit.spec for fit in good), 12)
+        refuse(str(path), f"{len(good)} specs fit: {names}", "ambiguous-spec", "name the one that is meant")
+    if not good:
+        near = [fit for fit in fits if fit.status == "near"]
+        hint = f"the nearest is {near[0].spec}: {near[0].reasons[0]}" if near else "compile draft proposes a new one"
+        refuse(str(path), "no spec fits", "no-fitting-spec", hint)
+    return good[0]
+
+
+def _called(path: Path) -> Iterable[str]:
+    """The name of a file, and in a folder those of its files."""
+    yield path.name
+    if os.path.isdir(path):
+        yield from (str(file.relative_to(path)) for file in islice(path.rglob("*"), _MOST_FILES))
+
+
+def _fit(
+    program: Program,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    checkpoint: Checkpoint | Refusal,
+    config: Path | None,
+    assigned: Mapping[str, Any],
+) -> Fit:
+    spec = program.spec
+
+    def fit(status: str, share: float, reasons: Iterable[str] = (), asks: Iterable[str] = ()) -> Fit:
+        container = any(fnmatch(name, spec.weights) for name in names)
+        return Fit(spec.name.value, spec.summary, spec.path, status, share, container, tuple(asks), tuple(reasons))
+
+    if isinstance(checkpoint, Refusal):
+        return fit("no", 0.0, [d.message for d in checkpoint.diagnostics])
+    share, reasons = _names(program, checkpoint.tensors)
+    if share < NEAR or (program.keep_all and not _looked_for(program, checkpoint.tensors)):
+        return fit("no", share, reasons)
+    problems = _bound(program, paths, checkpoint, config, assigned)
+    if not problems:
+        return fit("fits", share)
+    asks = [d.message.partition(" ")[0] for d in problems if d.kind == "missing-argument"]
+    if len(asks) == len(problems) and not reasons:
+        return fit("asks", share, asks=asks)
+    others = [d.message for d in problems if d.kind not in ("missing-argument", "unclaimed-tensor", "missing-tensor")]
+    return fit("near", share, list(dict.fromkeys([*reasons, *others])) or [d.message for d in problems], asks)
+
+
+def _bound(
+    program: Program, paths: Sequence[Path], checkpoint: Checkpoint, config: Path | None, assigned: Mapping[str, Any]
+) -> tuple[Diagnostic, ...]:
+    """What keeps the program from binding to this checkpoint."""
+    known = {*program.spec.arguments, *program.spec.facts}
+    try:
+        told = arguments.gather(
+            program, paths[0], checkpoint.objects, config, {n: v for n, v in assigned.items() if n in known}
+        )
+        env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
+        env.check()
+        plan = bind(program, checkpoint.tensors, env)
+        if program.keep_all:
+            check_target(plan)
+    except Refusal as refusal:
+        return refusal.diagnostics
+    return ()
+
+
+def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[float, list[str]]:
+    """The share of names that a rule reads and of unguarded patterns that find a name; what finds none."""
+    # The first two of each row of layers or experts stand for all.
+    few = list(
+        islice((name for name in tensors if all(len(n) < 9 and int(n) < 2 for n in _NUMBER.findall(name))), _MOST_NAMES)
+    )
+    needed = [p for rule in program.rules if not rule.when for p in rule.sources]
+    others = [p for rule in program.rules if rule.when for p in rule.sources]
+    guarded = program.spec.indices.keys()  # their numbers may begin anywhere
+    others += [tie.alias for tie in program.ties] + [p for p, _ in program.ignored if not p.holes.keys() & guarded]
+    unread = [n for n in few if not any(p.match(n) is not None for p in (*needed, *others))]
+    many = {p: tensors if p.holes.keys() & guarded else few for p in needed}
+    absent = [str(p) for p, names in many.items() if not any(p.match(n) is not None for n in names)]
+    if program.keep_all:
+        return 1.0, []
+    reasons = [f"the checkpoint lacks {listed(absent, 4)}"] if absent else []
+    reasons += [f"no rule reads {listed(unread, 4)}"] if unread else []
+    total = len(few) + len(needed)
+    return (1 - (len(unread) + len(absent)) / total if total else 0.0), reasons
+
+
+def _looked_for(program: Program, tensors: Mapping[str, Tensor | Joined]) -> bool:
+    """Whether the checkpoint has the names that the facts measure: all that a spec which keeps everything tells."""
+    facts = program.spec.facts.values()
+    plain = [fact for fact in facts if " if " not in fact.text]
+    asked = [(function, text) for fact in plain for function, text, _ in fact.asked if function != "exists"]
+    shapes = NamedShapes(tensors)
+    return bool(asked) and all(shapes.exists(text) for _, text in asked)

@@ -1,0 +1,317 @@
+"""Document to Spec: every text with its place, what a schema cannot say checked.
+
+`grammar` has judged the form before; here the parts are taken out one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from compiler.diagnostics import Refusal, Report, Span, listed, nearest, refuse
+from compiler.language import document
+from compiler.language.document import Node, Scalar
+from compiler.language.expression import Expr, parse_expr
+from compiler.language.schema import validate
+from compiler.language.spec import (
+    OP_WORDS,
+    Argument,
+    Create,
+    Entry,
+    Field,
+    Merge,
+    Named,
+    Spec,
+    Step,
+    TargetModel,
+    Text,
+    TiktokenSection,
+    Transform,
+)
+
+
+def load_spec(path: str | Path, text: str | None = None) -> Spec:
+    """Read and check the YAML spec at `path` (or `text`, reported under that path). Raises Refusal."""
+    return read_spec(document.read_document(path, text))
+
+
+def read_spec(root: Node) -> Spec:
+    """The Spec of a Document. Raises Refusal with everything that the schema has against it."""
+    if not isinstance(root, document.Mapping):
+        refuse(root.span, "a spec is a mapping of keys", "wrong-type", "it begins with 'spec: 1'")
+    report = Report()
+    validate(root, report)
+    report.settle()
+    target = _target(root, report)
+    arguments = {key.text: _argument(key, node) for key, node in _entries(root, "arguments")}
+    facts = {key.text: _expr(node) for key, node in _entries(root, "facts")}
+    config = tuple(_config(root, report))
+    fields = {field.name: field for field in _fields(root, report)}
+    config += tuple(_completed(fields, arguments, facts, {field.name for field in config}))
+    spec = Spec(
+        path=root.span.path,
+        name=_text(root, "name"),
+        summary=_text(root, "summary").value,
+        weights=_string(root.get("source"), "weights"),
+        source_config=_string(root.get("source"), "config"),
+        nested=_string(root.get("source"), "nested") == "true",
+        target=target,
+        arguments=arguments,
+        facts=facts,
+        indices={key.text: _expr(node) for key, node in _entries(root, "indices")},
+        require=tuple((_expr(key), document.plain(node)) for key, node in _entries(root, "require")),  # type: ignore[misc]
+        config=config,
+        fields=fields,
+        keep_all=isinstance(root.get("keep"), Scalar),
+        keep=tuple(_keep(root)),
+        rename=tuple(_entry(key, node) for key, node in _entries(root, "rename")),
+        transform=tuple(_transform(node, report) for node in _items(root, "transform")),
+        tie=tuple(_entry(key, node) for key, node in _entries(root, "tie")),
+        ignore=tuple((Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "ignore")),
+        create=tuple(_create(key, node) for key, node in _entries(root, "create")),
+        merge=tuple(_merge(key, node) for key, node in _entries(root.get("source"), "merge")),
+        tokenizer=read_special(root.get("tokenizer")),
+        examples=tuple(_examples(root)),
+        undecided=tuple(
+            (Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "undecided")
+        ),
+        root=root,
+    )
+    stem = Path(spec.path).stem
+    if spec.path.endswith((".yaml", ".yml")) and spec.name.value != stem:
+        report.add(
+            spec.name.span,
+            f"the spec is called {spec.name.value!r} but its file {stem!r}",
+            "name-mismatch",
+            "name and file name are one",
+        )
+    report.settle()
+    return spec
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Its parts
+
+
+def _entries(node: Node | None, key: str) -> tuple[tuple[Scalar, Node], ...]:
+    found = node.get(key) if isinstance(node, document.Mapping) else None
+    return found.entries if isinstance(found, document.Mapping) else ()
+
+
+def _items(node: document.Mapping, key: str) -> tuple[Node, ...]:
+    found = node.get(key)
+    return found.items if isinstance(found, document.Sequence) else ()
+
+
+def _text(node: Node | None, key: str) -> Text:
+    found = node.get(key) if isinstance(node, document.Mapping) else None
+    return Text(found.text, found.span) if isinstance(found, Scalar) else Text("", node.span if node else Span(""))
+
+
+def _string(node: Node | None, key: str) -> str:
+    return _text(node, key).value
+
+
+def _expr(node: Node) -> Expr:
+    assert isinstance(node, Scalar)
+    # YAML's words for truth and nothing are not Python's.
+    words = {True: "True", False: "False", None: "None"}
+    text = words[node.value] if node.value is None or isinstance(node.value, bool) else node.text.strip()
+    return Expr(text, node.span)
+
+
+def _argument(key: Scalar, node: Node) -> Argument:
+    if isinstance(node, document.Mapping):
+        default = node.get("default")
+        return Argument(
+            key.text, document.plain(default) if default else None, default is None, _string(node, "help"), key.span
+        )
+    return Argument(key.text, document.plain(node), False, "", key.span)
+
+
+def _target(root: document.Mapping, report: Report) -> TargetModel:
+    node = root.get("target")
+    assert isinstance(node, document.Mapping)
+    optional = {k: _text(node, k) if node.get(k) else None for k in ("model", "remote_code")}
+    classes = node.get("classes")
+    if (optional["model"] is None) == (optional["remote_code"] is None):
+        report.add(
+            node.span, "the target is either a 'model' of Transformers or 'remote_code' of its own", "missing-key"
+        )
+    if optional["remote_code"] and (classes is None or node.get("blocks") is None):
+        report.add(node.span, "a target of remote code needs 'classes' and 'blocks'", "missing-key")
+    if optional["model"] and (extra := node.key("classes") or node.key("blocks")):
+        report.add(
+            extra.span,
+            f"{extra.text!r} belongs to remote code; the target here is a class of Transformers",
+            "unknown-key",
+        )
+    return TargetModel(
+        model=optional["model"],
+        remote_code=optional["remote_code"],
+        config_class=_text(classes, "config") if classes else None,
+        model_class=_text(classes, "model") if classes else None,
+        blocks=node.get("blocks"),
+        span=node.span,
+    )
+
+
+def _config(root: document.Mapping, report: Report) -> Iterator[Field]:
+    table = root.get("config")
+    seen: dict[str, Span] = {}
+
+    def field_(name: Scalar, expr: Expr | None, constant: Any = None) -> Field:
+        if name.text in seen:
+            report.add(
+                name.span,
+                f"the config field {name.text!r} is given twice",
+                "duplicate-field",
+                f"it was first given at line {seen[name.text].line}",
+            )
+        seen.setdefault(name.text, name.span)
+        return Field(name.text, expr, constant, name.span)
+
+    if isinstance(table, document.Mapping) and isinstance(copied := table.get("copy"), document.Sequence):
+        for item in copied.items:
+            assert isinstance(item, Scalar)
+            yield field_(item, Expr(item.text, item.span))
+    for key, node in _entries(table, "rename"):
+        yield field_(key, Expr(str(document.plain(node)), node.span))
+    for key, node in _entries(table, "derive"):
+        yield field_(key, _expr(node))
+    for key, node in _entries(table, "set"):
+        yield field_(key, None, document.plain(node))
+
+
+def _fields(root: document.Mapping, report: Report) -> Iterator[Field]:
+    """The fields of a configuration class. A text over other fields is an expression, any other a constant."""
+    entries = _entries(root.get("config"), "fields")
+    names = {key.text for key, _ in entries}
+    for key, node in entries:
+        value = document.plain(node)
+        if isinstance(node, Scalar) and isinstance(value, str) and (value in names or not value.isidentifier()):
+            expr = Expr(node.text.strip(), node.span)
+            try:
+                parse_expr(expr.text, expr.span)
+            except Refusal as refusal:
+                report.absorb(refusal)
+                continue
+            for name in sorted(expr.names - names):
+                report.add(expr.name_span(name), f"no field is called {name!r}", "unknown-name", nearest(name, names))
+            yield Field(key.text, expr, None, key.span)
+        else:
+            yield Field(key.text, None, value, key.span)
+
+
+def _completed(
+    fields: Mapping[str, Field], arguments: dict[str, Argument], facts: dict[str, Expr], given: set[str]
+) -> Iterator[Field]:
+    """A field that nothing else fills carries the argument or fact of its name; where there is none, it makes one."""
+    for name, field in fields.items():
+        if name in given:
+            continue
+        if name not in arguments and name not in facts:
+            if field.expr is not None:
+                facts[name] = field.expr
+            else:
+                arguments[name] = Argument(name, field.constant, False, "", field.span)
+        yield Field(name, Expr(name, field.span), None, field.span)
+
+
+def _when(node: Node) -> Expr | None:
+    found = node.get("when") if isinstance(node, document.Mapping) else None
+    return _expr(found) if found else None
+
+
+def _entry(key: Scalar, node: Node) -> Entry:
+    target = _text(node, "to") if isinstance(node, document.Mapping) else Text(str(document.plain(node)), node.span)
+    return Entry(Text(key.text, key.span), target, _when(node))
+
+
+def _keep(root: document.Mapping) -> Iterator[Entry]:
+    for item in _items(root, "keep"):
+        name = _text(item, "name") if isinstance(item, document.Mapping) else Text(str(document.plain(item)), item.span)
+        yield Entry(name, name, _when(item))
+
+
+def _merge(key: Scalar, node: Node) -> Merge:
+    axis, blocks = node, 1
+    if isinstance(node, document.Mapping):
+        axis = node.get("axis") or node
+        blocks = document.plain(given) if (given := node.get("blocks")) else 1  # type: ignore[assignment]
+    return Merge(Text(key.text, key.span), _expr(axis), blocks)
+
+
+def _create(key: Scalar, node: Node) -> Create:
+    assert isinstance(node, document.Mapping)
+    shape, fill = node.get("shape"), document.plain(node.get("fill"))  # type: ignore[arg-type]
+    sizes = shape.items if isinstance(shape, document.Sequence) else None
+    value = {"zeros": 0.0, "ones": 1.0}.get(fill, fill) if isinstance(fill, str) else float(fill)  # type: ignore[arg-type]
+    return Create(Text(key.text, key.span), _text(node, "like"), sizes, value, _when(node))  # type: ignore[arg-type]
+
+
+def _names(node: Node) -> tuple[Named, ...]:
+    match node:
+        case Scalar():
+            return (Named(Text(node.text, node.span), None),)
+        case document.Sequence():
+            return tuple(Named(Text(i.text, i.span), None) for i in node.items if isinstance(i, Scalar))
+    return tuple(Named(Text(key.text, key.span), _expr(value)) for key, value in node.entries)
+
+
+def _transform(node: Node, report: Report) -> Transform:
+    assert isinstance(node, document.Mapping)
+    source, target = node.get("from"), node.get("to")
+    assert source is not None
+    assert target is not None
+    steps = node.get("steps")
+    if isinstance(steps, document.Sequence):
+        if extra := next((k for k, _ in node.entries if k.text in OP_WORDS), None):
+            report.add(extra.span, f"{extra.text!r} beside 'steps'", "ambiguous-step", "put it into the list")
+        found = tuple(_step(step, report) for step in steps.items)
+    else:
+        found = (_step(node, report),)
+    return Transform(_text(node, "name"), _names(source), _names(target), found, _when(node), node.span)
+
+
+def _step(node: Node, report: Report) -> Step:
+    assert isinstance(node, document.Mapping)
+    values = {key.text: value for key, value in node.entries}
+    words = [key for key, _ in node.entries if key.text in OP_WORDS]
+    if len(words) != 1:
+        report.add(
+            words[1].span if words else node.span,
+            f"a step is one op, here {'are ' + listed(w.text for w in words) if words else 'is none'}",
+            "ambiguous-step",
+            f"the ops are {', '.join(OP_WORDS)}; a chain of them is a list under 'steps'",
+        )
+        return Step("", values, node.span)
+    return Step(words[0].text, values, words[0].span)
+
+
+def _examples(root: document.Mapping) -> Iterator[Mapping[str, tuple[Any, Span]]]:
+    node = root.get("example")
+    for one in node.items if isinstance(node, document.Sequence) else (node,):
+        if isinstance(one, document.Mapping):
+            yield {key.text: (document.plain(value), key.span) for key, value in one.entries}
+
+
+def read_special(node: Node | None) -> TiktokenSection | None:
+    """What stands under `tokenizer`."""
+    if not isinstance(node, document.Mapping):
+        return None
+    said, special = document.plain(node), node.get("special")
+    assert isinstance(said, dict)
+    assert isinstance(special, document.Mapping)
+    named = special.get("named")
+    places = named.entries if isinstance(named, document.Mapping) else ()
+    return TiktokenSection(
+        pattern=said["pattern"],
+        normalize=said.get("normalize", ""),
+        begins=said.get("begins", False),
+        count=said["special"]["count"],
+        named={key.text: Expr(place.text.strip(), place.span) for key, place in places if isinstance(place, Scalar)},
+        others=said["special"]["others"],
+        span=node.span,
+    )

@@ -1,0 +1,105 @@
+"""The schema of the language, and what it has against a Document, in words.
+
+This room alone knows jsonschema. Its findings are translated: an unknown key is shown where it stands, with the
+nearest key that the language has.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from compiler.diagnostics import Report, listed, nearest
+from compiler.language import document
+from compiler.language.document import Node, Scalar
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the language."""
+    loaded: dict[str, Any] = json.loads(resources.files("compiler").joinpath("schema.json").read_text())
+    return loaded
+
+
+def validate(root: document.Mapping, report: Report) -> None:
+    """Add to the report what the schema has against a document, each at its place and in words."""
+    from jsonschema import Draft202012Validator
+
+    for error in Draft202012Validator(schema()).iter_errors(document.plain(root)):
+        _translate(root, _meant(error), report)
+
+
+def _meant(error: Any) -> Any:
+    """Of alternatives none of which fits, what is wrong with the one that comes nearest: that fails deepest inside."""
+    while error.context:
+        error = max(error.context, key=lambda e: (len(e.absolute_path), e.validator not in ("type", "enum", "const")))
+    return error
+
+
+def _translate(root: document.Mapping, error: Any, report: Report) -> None:
+    node = _find(root, error.absolute_path)
+    where = ".".join(str(p) for p in error.absolute_path if isinstance(p, str)) or "the spec"
+    allowed = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
+    about = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
+    match error.validator:
+        case "additionalProperties" if isinstance(node, document.Mapping):
+            for key, _ in node.entries:
+                if key.text not in allowed:
+                    hint = nearest(key.text, allowed) or f"the keys here are {listed(allowed, 20)}"
+                    report.add(key.span, f"{where} has no key {key.text!r}", "unknown-key", hint)
+        case "required" if isinstance(node, document.Mapping):
+            for name in error.validator_value:
+                if node.get(name) is None:
+                    hint = allowed.get(name, {}).get("description", "")
+                    report.add(node.span, f"{where} lacks the key {name!r}", "missing-key", hint)
+        case "type":
+            wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+            kinds = " or ".join(_TYPE_WORDS[t] for t in wanted)
+            report.add(node.span, f"{where} must be {kinds}", "wrong-type", about)
+        case "enum" | "const":
+            words = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+            shown = [word if isinstance(word, str) else json.dumps(word) for word in words]
+            hint = nearest(str(error.instance), shown) or f"it is {'one of ' * (len(shown) > 1)}{listed(shown)}"
+            report.add(node.span, f"{where} cannot be {error.instance!r}", "unknown-word", hint)
+        case "pattern":
+            span = node.span
+            if (error.parent is not None and error.parent.validator == "propertyNames") or not isinstance(node, Scalar):
+                span = next((k.span for k, _ in getattr(node, "entries", ()) if k.text == error.instance), span)
+            message = f"{error.instance!r} is not a name that fits here"
+            report.add(span, message, "bad-name", f"it must match {error.validator_value}")
+        case word if word in _BOUND_WORDS:
+            report.add(node.span, f"{where} {_BOUND_WORDS[word].format(error.validator_value)}", "wrong-value", about)
+        case _:
+            report.add(node.span, f"{where}: {error.message}", "wrong-value", about)
+
+
+_BOUND_WORDS = {
+    "minLength": "must not be empty",
+    "minItems": "must hold {} or more",
+    "minProperties": "must hold {} or more",
+    "maxItems": "must hold {} at most",
+    "maxProperties": "must hold {} at most",
+    "minimum": "must be {} or more",
+    "exclusiveMinimum": "must be more than {}",
+    "uniqueItems": "must not hold the same twice",
+}
+_TYPE_WORDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+}
+
+
+def _find(node: Node, path: Any) -> Node:
+    for step in path:
+        if isinstance(node, document.Mapping):
+            node = node.get(step) or node
+        elif isinstance(node, document.Sequence):
+            node = node.items[step]
+    return node

@@ -1,0 +1,148 @@
+"""Tensors as arrangements of stored bytes and of computed ones: what the layout algebra cannot do is noted down.
+
+`Formulas` is the layout algebra with one difference: a `compute` becomes a `Node`, and its result an array whose source
+is that node. So the ops of a group leave every target as one array, whatever they do, and a target may be asked for row
+by row: `rows` narrows a node to some of its rows, where its kernel allows that. Reads nothing and computes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compiler.dtypes import ITEM_SIZES
+from compiler.layout import array as layout
+from compiler.layout.array import Array, Piece, narrow
+
+BLOCK = 2 << 20  # bytes of a target that are computed at a time: with all operands in float32, ten times as many
+WASTE = 4  # computing in blocks may compute this many times the bytes that it needs
+SUMS = frozenset(("add_low_rank", "normalize"))  # a sum has other bits where it is cut, or on another device
+_CASTS = frozenset(("float16", "bfloat16", "float32", "float64"))  # those that the bytes go through as they move
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """The function `kernel` of its operands and values; the result has this element type and shape."""
+
+    kernel: str
+    operands: tuple[Array, ...]
+    values: tuple[Any, ...]
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * ITEM_SIZES[self.dtype]
+
+    @property
+    def height(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def grain(self) -> int:
+        """How many rows have to be computed together."""
+        match self.kernel:
+            case _ if not self.shape:
+                return 1
+            case "dequantize_blocks" if len(self.shape) == 2:
+                return int(self.values[0])
+            case "affine" | "cast" | "pad" | "full" | "dequantize_blocks":
+                return 1
+            case "dequantize_mxfp4" if len(self.shape) > 1:
+                return 1
+            case "normalize" if self.values[0] % len(self.shape):
+                return 1
+        return max(1, self.height)
+
+    def rows(self, start: int, stop: int) -> Node:
+        """The node of the rows from `start`, a multiple of the grain, to `stop`, another or the end."""
+        if (start, stop) == (0, self.height):
+            return self
+        count, values, operands = stop - start, self.values, self.operands
+        shape = (count, *self.shape[1:])
+        match self.kernel:
+            case "full":
+                values = (shape, *values[1:])
+            case "pad" if values[0] % len(self.shape) == 0:
+                held = operands[0].shape[0]
+                first = min(start, held)
+                operands = (narrow(operands[0], 0, first, min(stop, held) - first),)
+                values = (0, count, values[2])
+            case "dequantize_blocks" if len(self.shape) == 2:
+                weight, scale = operands
+                high = values[0]
+                operands = (narrow(weight, 0, start, count), narrow(scale, 0, start // high, -(-count // high)))
+            case _:
+                operands = tuple(narrow(operand, 0, start, count) for operand in operands)
+        return replace(self, operands=operands, values=values, shape=shape)
+
+
+class Formulas(layout.LayoutAlgebra):
+    """The layout algebra, and the nodes that it met, by the name that is their source in arrays."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+
+    def cast(self, tensor: Array, dtype: str) -> Array:
+        if tensor.dtype == dtype or {tensor.dtype, dtype} <= _CASTS:
+            return layout.cast(tensor, dtype)
+        return self._noted(Node("cast", (tensor,), (dtype,), dtype, tensor.shape))
+
+    def compute(self, kernel: str, tensors: Sequence[Array], values: Sequence[object], shape: tuple[int, ...]) -> Array:
+        # A kernel whose last value is a text makes that element type, the others keep their first tensor's.
+        dtype = values[-1] if values and isinstance(values[-1], str) else tensors[0].dtype
+        return self._noted(Node(kernel, tuple(tensors), tuple(values), dtype, shape))
+
+    def _noted(self, node: Node) -> Array:
+        name = f"\0{len(self.nodes)}"  # no path holds this character
+        self.nodes[name] = node
+        return layout.source(name, node.dtype, node.shape)
+
+    def computed(self, array: Array) -> bool:
+        """Whether some of its elements have to be computed."""
+        return any(piece.source in self.nodes for piece in array.pieces)
+
+
+def block_rows(array: Array, nodes: Mapping[str, Node]) -> int:
+    """How many rows of an array to compute at a time; 0 where only computing all its nodes whole makes sense."""
+    if not array.shape or not math.prod(array.shape):
+        return 0
+    row = math.prod(array.shape[1:]) * ITEM_SIZES[array.dtype]
+    grain = max((nodes[p.source].grain for p in array.pieces if p.source in nodes), default=1)
+    rows = min(array.shape[0], max(1, BLOCK // row // grain) * grain)
+    if rows * row > WASTE * BLOCK:
+        return 0
+    for start in {0, array.shape[0] // rows // 2 * rows, (array.shape[0] - 1) // rows * rows}:
+        count = min(rows, array.shape[0] - start)
+        if _cost(narrow(array, 0, start, count), nodes) > WASTE * max(count * row, BLOCK):
+            return 0
+    return rows
+
+
+def _cost(array: Array, nodes: Mapping[str, Node]) -> int:
+    """How many bytes of nodes have to be computed for an array."""
+    total = 0
+    for name, (start, stop) in touched(array, nodes).items():
+        node = nodes[name].rows(start, stop)
+        total += (stop - start) * node.row_bytes + sum(_cost(operand, nodes) for operand in node.operands)
+    return total
+
+
+def touched(array: Array, nodes: Mapping[str, Node]) -> dict[str, tuple[int, int]]:
+    """The rows of each node that an array needs: from the first to the last, rounded to whole grains."""
+    found: dict[str, tuple[int, int]] = {}
+    for piece in array.pieces:
+        if (node := nodes.get(piece.source)) is not None:
+            start, stop = _rows_of(piece, node)
+            before = found.get(piece.source, (start, stop))
+            found[piece.source] = min(start, before[0]), max(stop, before[1])
+    return found
+
+
+def _rows_of(piece: Piece, node: Node) -> tuple[int, int]:
+    reach = sum((a.length - 1) * a.stride for axis in piece.axes for a in axis.atoms)
+    first, last = piece.offset // node.row_bytes, (piece.offset + reach) // node.row_bytes
+    grain = node.grain
+    return first // grain * grain, min(node.height, (last // grain + 1) * grain)

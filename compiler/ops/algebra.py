@@ -1,0 +1,135 @@
+"""The eight things that can be done to a tensor, what a rule's tensors travel as, and the base of all ops.
+
+`ops` writes every op once over an `Algebra`; shapes, torch tensors and byte layouts each are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from compiler.language.expression import Expr
+
+T = TypeVar("T")
+Size = Expr | int
+Key = tuple[int, ...]
+
+
+class OpError(ValueError):
+    """An op that does not fit its tensors; the message names op and shapes."""
+
+
+class Algebra(Protocol[T]):
+    """What can be done to a tensor. `rearrange` is reshape to `inner`, permute by `order`, reshape to `outer`; `compute`
+    is the function of that name in `kernels`, which takes `tensors` and `values` and returns a tensor of `shape`. An
+    algebra that cannot compute raises NotImplementedError.
+    """
+
+    def shape(self, tensor: T) -> tuple[int, ...]: ...
+    def split(self, tensor: T, axis: int, sizes: Sequence[int]) -> Sequence[T]: ...
+    def concat(self, tensors: Sequence[T], axis: int) -> T: ...
+    def stack(self, tensors: Sequence[T], axis: int) -> T: ...
+    def unstack(self, tensor: T, axis: int) -> Sequence[T]: ...
+    def rearrange(self, tensor: T, inner: Sequence[int], order: Sequence[int], outer: Sequence[int]) -> T: ...
+    def cast(self, tensor: T, dtype: str) -> T: ...
+    def compute(self, kernel: str, tensors: Sequence[T], values: Sequence[Any], shape: tuple[int, ...]) -> T: ...
+
+
+@dataclass(frozen=True)
+class Bundle(Generic[T]):
+    """The tensors of one rule: `slots[k][key]`, where `key` holds one number for each name in `holes`."""
+
+    slots: tuple[Mapping[Key, T], ...]
+    holes: tuple[str, ...] = ()
+
+    def map(self, function: Callable[[T], T], only: Collection[int] = ()) -> Bundle[T]:
+        """`function` of every tensor, or of those in the slots `only`."""
+        slots = (
+            {key: function(tensor) for key, tensor in slot.items()} if not only or n in only else slot
+            for n, slot in enumerate(self.slots)
+        )
+        return replace(self, slots=tuple(slots))
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all ops."""
+
+    word: ClassVar[str]
+    undo: ClassVar[str] = "exact"  # what the derived inverse restores: exact, tolerance, none
+    loss: ClassVar[str] = ""  # why there is no inverse
+
+    def sizes_used(self) -> Iterable[Size]:
+        """The sizes that `bind` will evaluate."""
+        return ()
+
+    def bind(self, number: Callable[..., Any]) -> Op:
+        """The same op with numbers for expressions: `number(size)` counts, `number(size, whole=False)` need not."""
+        return self
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        """How many slots and which open indices come out. Raises OpError where the op cannot follow."""
+        return slots, holes
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        """The element types of the slots that come out. Raises OpError where those that go in must not mix."""
+        return dtypes
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        """The effect. The op must be bound. Raises OpError."""
+        raise NotImplementedError(self.word)
+
+    def inverse(self) -> Op:
+        """The op that undoes this one (for a lossy op: that undoes its shapes)."""
+        raise NotImplementedError(self.word)
+
+
+class ShapeAlgebra:
+    """The ops on shapes alone: the shape rule of each."""
+
+    def shape(self, tensor: tuple[int, ...]) -> tuple[int, ...]:
+        return tensor
+
+    def split(self, tensor: tuple[int, ...], axis: int, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+        return [(*tensor[:axis], size, *tensor[axis + 1 :]) for size in sizes]
+
+    def concat(self, tensors: Sequence[tuple[int, ...]], axis: int) -> tuple[int, ...]:
+        return (*tensors[0][:axis], sum(t[axis] for t in tensors), *tensors[0][axis + 1 :])
+
+    def stack(self, tensors: Sequence[tuple[int, ...]], axis: int) -> tuple[int, ...]:
+        return (*tensors[0][:axis], len(tensors), *tensors[0][axis:])
+
+    def unstack(self, tensor: tuple[int, ...], axis: int) -> list[tuple[int, ...]]:
+        return [tensor[:axis] + tensor[axis + 1 :]] * tensor[axis]
+
+    def rearrange(
+        self, tensor: tuple[int, ...], inner: Sequence[int], order: Sequence[int], outer: Sequence[int]
+    ) -> tuple[int, ...]:
+        return tuple(outer)
+
+    def cast(self, tensor: tuple[int, ...], dtype: str) -> tuple[int, ...]:
+        return tensor
+
+    def compute(
+        self, kernel: str, tensors: Sequence[tuple[int, ...]], values: Sequence[Any], shape: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        return shape
+
+
+def axis_of(axis: int, rank: int, word: str, shape: tuple[int, ...]) -> int:
+    if not -rank <= axis < rank:
+        raise OpError(f"{word} along axis {axis} of {shown(shape)}, which has {rank} axes")
+    return axis % rank
+
+
+def integers(sizes: Sequence[Size]) -> list[int]:
+    return [size for size in sizes if isinstance(size, int)]
+
+
+def shown(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def plus(sizes: Sequence[int]) -> str:
+    return " + ".join(map(str, sizes))

@@ -1,0 +1,181 @@
+"""The ops that make numbers: `pad`, `affine`, the constants of `create`; and `crop`, the way back of `pad`.
+
+Each but `crop` is one function of `kernels`, which a generated converter holds as text, and states here what is derived
+elsewhere: its shape rule, its element type and its way back. `lossy` has those that have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+from compiler.ops.algebra import Algebra, Bundle, Op, OpError, Size, T, axis_of, shown
+
+Shape = tuple[int, ...]
+Real = Size | float
+
+
+@dataclass(frozen=True)
+class Computed(Op):
+    """An op that the function `kernel` computes from `takes` tensors; one that takes one tensor maps over all slots.
+
+    `counts` name its fields that are sizes, `reals` those that are any number.
+    """
+
+    kernel: ClassVar[str]
+    takes: ClassVar[int] = 1
+    counts: ClassVar[tuple[str, ...]] = ()
+    reals: ClassVar[tuple[str, ...]] = ()
+
+    def sizes_used(self) -> Iterable[Size]:
+        return [getattr(self, name) for name in (*self.counts, *self.reals)]
+
+    def bind(self, number: Callable[..., Any]) -> Self:
+        bound = {name: number(getattr(self, name)) for name in self.counts}
+        return replace(self, **bound, **{name: number(getattr(self, name), whole=False) for name in self.reals})
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """What the kernel takes after its tensors."""
+        return ()
+
+    def result(self, *shapes: Shape) -> Shape:
+        """The shape rule. Raises OpError."""
+        return shapes[0]
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        if self.takes == 1:
+            return slots, holes
+        if slots != self.takes:
+            raise OpError(f"{self.word} takes {self.takes} tensors, here {'is' if slots == 1 else 'are'} {slots}")
+        return 1, holes
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        def call(*tensors: T) -> T:
+            shape = self.result(*map(algebra.shape, tensors))
+            return algebra.compute(self.kernel, tensors, self.values, shape)
+
+        if self.takes == 1:
+            return bundle.map(call)
+        keys = bundle.slots[0] if bundle.slots else [()]
+        return replace(bundle, slots=({key: call(*(slot[key] for slot in bundle.slots)) for key in keys},))
+
+
+@dataclass(frozen=True)
+class Pad(Computed):
+    """Make an axis of `of` positions `to` long, with positions of `fill` at its end."""
+
+    word: ClassVar[str] = "pad"
+    kernel: ClassVar[str] = "pad"
+    counts: ClassVar[tuple[str, ...]] = ("of", "to")
+    axis: int
+    of: Size
+    to: Size
+    fill: float
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return self.axis, self.to, self.fill
+
+    def result(self, *shapes: Shape) -> Shape:
+        return _resized(self, shapes[0])
+
+    def inverse(self) -> Op:
+        return Crop(self.axis, self.to, self.of)
+
+
+@dataclass(frozen=True)
+class Crop(Op):
+    """Keep the first `to` of the `of` positions of an axis."""
+
+    word: ClassVar[str] = "crop"
+    undo: ClassVar[str] = "none"
+    loss: ClassVar[str] = "what is cropped is lost"
+    axis: int
+    of: Size
+    to: Size
+
+    def sizes_used(self) -> Iterable[Size]:
+        return self.of, self.to
+
+    def bind(self, number: Callable[..., Any]) -> Crop:
+        return replace(self, of=number(self.of), to=number(self.to))
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        def cut(tensor: T) -> T:
+            shape = algebra.shape(tensor)
+            axis = axis_of(self.axis, len(shape), self.word, shape)
+            length = _resized(self, shape)[axis]
+            return algebra.split(tensor, axis, [length, shape[axis] - length])[0]
+
+        return bundle.map(cut)
+
+    def inverse(self) -> Op:
+        return Pad(self.axis, self.to, self.of, 0.0)
+
+
+def _resized(op: Pad | Crop, shape: Shape) -> Shape:
+    axis = axis_of(op.axis, len(shape), op.word, shape)
+    if not isinstance(op.of, int) or not isinstance(op.to, int) or shape[axis] != op.of:
+        raise OpError(f"{op.word} of {op.of} positions meets axis {axis} of {shown(shape)}")
+    if (op.to < op.of and isinstance(op, Pad)) or (op.to > op.of and isinstance(op, Crop)):
+        raise OpError(f"{op.word} cannot make {op.to} positions of {op.of}")
+    return (*shape[:axis], op.to, *shape[axis + 1 :])
+
+
+@dataclass(frozen=True)
+class Affine(Computed):
+    """`scale` times every element, plus `shift`; `back` undoes that, up to rounding."""
+
+    word: ClassVar[str] = "affine"
+    undo: ClassVar[str] = "tolerance"
+    kernel: ClassVar[str] = "affine"
+    reals: ClassVar[tuple[str, ...]] = ("scale", "shift")
+    scale: Real
+    shift: Real
+    back: bool = False
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        if not self.back:
+            return self.scale, self.shift
+        assert isinstance(self.scale, int | float)
+        assert isinstance(self.shift, int | float)
+        if self.scale == 0:
+            raise OpError("affine by a scale of 0 has no way back")
+        return 1 / self.scale, -self.shift / self.scale
+
+    def inverse(self) -> Op:
+        return replace(self, back=not self.back)
+
+
+@dataclass(frozen=True)
+class Full(Computed):
+    """A tensor of one value, of the shape and element type that a plan gives it: what `create` does."""
+
+    word: ClassVar[str] = "create"
+    kernel: ClassVar[str] = "full"
+    takes: ClassVar[int] = 0
+    fill: float
+    shape: tuple[Size, ...] | None = None
+    dtype: str = "float32"
+
+    def sizes_used(self) -> Iterable[Size]:
+        return self.shape or ()
+
+    def bind(self, number: Callable[..., Any]) -> Full:
+        return replace(self, shape=tuple(map(number, self.shape)) if self.shape is not None else None)
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.dtype,)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return self.result(), self.fill, self.dtype
+
+    def result(self, *shapes: Shape) -> Shape:
+        return tuple(n for n in self.shape or () if isinstance(n, int))
+
+    def inverse(self) -> Op:
+        raise OpError("what create made is compared with its value and left behind, not undone")

@@ -1,0 +1,181 @@
+"""The ops without a way back: `normalize`, `dequantize` and `lora`.
+
+A plan that would have to undo one is refused with the reason. Their `inverse` tells the shapes that they came from and
+no more, which is what proving a spec needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from compiler.ops.algebra import Algebra, Bundle, Op, OpError, Size, T, axis_of, shown
+from compiler.ops.arithmetic import Computed, Real, Shape
+
+
+@dataclass(frozen=True)
+class Normalize(Computed):
+    """What stands along `axis` divided by its Euclidean length, as `torch.nn.functional.normalize` with its eps of 1e-12
+    does it in float32; what is zero stays zero."""
+
+    word: ClassVar[str] = "normalize"
+    undo: ClassVar[str] = "none"
+    loss: ClassVar[str] = "the lengths that were divided by are lost"
+    kernel: ClassVar[str] = "normalize"
+    axis: int
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return (self.axis,)
+
+    def result(self, *shapes: Shape) -> Shape:
+        axis_of(self.axis, len(shapes[0]), self.word, shapes[0])
+        return shapes[0]
+
+    def inverse(self) -> Op:
+        return self
+
+
+@dataclass(frozen=True)
+class Lossy(Computed):
+    """A `Computed` op that knows the shapes and element types that it came from."""
+
+    undo: ClassVar[str] = "none"
+    from_dtypes: ClassVar[tuple[str, ...]]
+
+    def origins(self, shape: Shape) -> tuple[Shape, ...]:
+        """The shapes that a result of this shape came from. Raises OpError."""
+        raise NotImplementedError(self.word)
+
+    def inverse(self) -> Op:
+        return Origin(self)
+
+
+@dataclass(frozen=True)
+class Origin(Op):
+    """The tensors that a lossy op came from, without their values."""
+
+    word: ClassVar[str] = "origin"
+    undo: ClassVar[str] = "none"
+    loss: ClassVar[str] = "it knows shapes only"
+    of: Lossy
+
+    def bind(self, number: Callable[..., Any]) -> Origin:
+        return Origin(self.of.bind(number))
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        return self.of.takes, holes
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dtype or dtypes[0] for dtype in self.of.from_dtypes)
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        def made(shape: Shape) -> T:
+            return algebra.compute("full", (), (shape, 0.0, "float32"), shape)
+
+        origins = {key: self.of.origins(algebra.shape(tensor)) for key, tensor in bundle.slots[0].items()}
+        slots = tuple({key: made(shapes[n]) for key, shapes in origins.items()} for n in range(self.of.takes))
+        return replace(bundle, slots=slots)
+
+    def inverse(self) -> Op:
+        return self.of
+
+
+@dataclass(frozen=True)
+class DequantizeBlocks(Lossy):
+    """A matrix and the scales of its blocks to a matrix of `dtype`: FP8 with `weight_scale_inv`, as `Fp8Dequantize` of
+    transformers' finegrained_fp8 integration computes it; blocks at the edges may be smaller."""
+
+    word: ClassVar[str] = "dequantize"
+    loss: ClassVar[str] = "quantizing anew would not restore the bits"
+    kernel: ClassVar[str] = "dequantize_blocks"
+    takes: ClassVar[int] = 2
+    counts: ClassVar[tuple[str, ...]] = ("rows", "columns")
+    from_dtypes: ClassVar[tuple[str, ...]] = ("float8_e4m3fn", "float32")
+    rows: Size
+    columns: Size
+    dtype: str
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.dtype,)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return self.rows, self.columns, self.dtype
+
+    def result(self, *shapes: Shape) -> Shape:
+        weight, scale = shapes
+        if len(weight) < 2 or scale != self.origins(weight)[1]:
+            raise OpError(f"dequantize by blocks of [{self.rows}, {self.columns}]: {shown(weight)} and {shown(scale)}")
+        return weight
+
+    def origins(self, shape: Shape) -> tuple[Shape, ...]:
+        assert isinstance(self.rows, int)
+        assert isinstance(self.columns, int)
+        *outer, height, width = shape
+        return shape, (*outer, -(-height // self.rows), -(-width // self.columns))
+
+
+@dataclass(frozen=True)
+class DequantizeMxfp4(Lossy):
+    """Blocks [..., group, 16] of packed FP4 and their scales [..., group], both bytes, to [..., 32 * group] of `dtype`.
+    Source: OCP Microscaling Formats (MX) 1.0, sections 5.3.3 and 6."""
+
+    word: ClassVar[str] = "dequantize"
+    loss: ClassVar[str] = DequantizeBlocks.loss
+    kernel: ClassVar[str] = "dequantize_mxfp4"
+    takes: ClassVar[int] = 2
+    from_dtypes: ClassVar[tuple[str, ...]] = ("uint8", "uint8")
+    dtype: str
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.dtype,)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return (self.dtype,)
+
+    def result(self, *shapes: Shape) -> Shape:
+        blocks, scales = shapes
+        if len(blocks) < 2 or blocks[-1] != 16 or scales != blocks[:-1]:
+            raise OpError(f"dequantize takes blocks [..., group, 16] and scales: {shown(blocks)} and {shown(scales)}")
+        return (*scales[:-1], 32 * scales[-1])
+
+    def origins(self, shape: Shape) -> tuple[Shape, ...]:
+        if not shape or shape[-1] % 32:
+            raise OpError(f"dequantize makes groups of 32, not {shown(shape)}")
+        scales = (*shape[:-1], shape[-1] // 32)
+        return (*scales, 16), scales
+
+
+@dataclass(frozen=True)
+class Lora(Lossy):
+    """A matrix plus `scale` times the product of its adapter: W [out, in], A [rank, in], B [out, rank]."""
+
+    word: ClassVar[str] = "lora"
+    loss: ClassVar[str] = "a merged adapter cannot be told from the matrix that it was added to"
+    kernel: ClassVar[str] = "add_low_rank"
+    takes: ClassVar[int] = 3
+    counts: ClassVar[tuple[str, ...]] = ("rank",)
+    reals: ClassVar[tuple[str, ...]] = ("scale",)
+    from_dtypes: ClassVar[tuple[str, ...]] = ("", "", "")
+    rank: Size
+    scale: Real
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return dtypes[:1]
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return (self.scale,)
+
+    def result(self, *shapes: Shape) -> Shape:
+        if len(shapes[0]) != 2 or shapes != self.origins(shapes[0]):
+            added = " and ".join(map(shown, shapes[1:]))
+            raise OpError(f"lora of rank {self.rank} cannot add {added} to {shown(shapes[0])}")
+        return shapes[0]
+
+    def origins(self, shape: Shape) -> tuple[Shape, ...]:
+        assert isinstance(self.rank, int)
+        return shape, (self.rank, shape[1]), (shape[0], self.rank)

@@ -1,0 +1,99 @@
+"""Ops as a spec writes them: `rearrange: (head pair two) ... -> (head two pair) ...` to a `Rearrange`.
+
+Friendly names (`rope_to_half`, `transpose`) are sugar that lowers to the algebra of `ops`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from compiler.diagnostics import Span, refuse
+from compiler.ops.algebra import Size
+from compiler.ops.structural import Rearrange
+
+# The pairs of a rotary embedding, from neighbours (x0 y0 x1 y1 ...) to halves (x0 x1 ... y0 y1 ...), within each head.
+ROPE_TO_HALF = "(head pair two) ... -> (head two pair) ..."
+ROPE_TO_INTERLEAVED = "(head two pair) ... -> (head pair two) ..."
+TRANSPOSE = "a b -> b a"
+INTERLEAVE = "(part row) ... -> (row part) ..."
+DEINTERLEAVE = "(row part) ... -> (part row) ..."
+
+_TOKEN = re.compile(r"\s*(?:(\.\.\.)|([A-Za-z_]\w*)|([()])|(1)(?!\w))")
+
+
+def parse_rearrange(text: str, sizes: Mapping[str, Size], span: Span) -> Rearrange:
+    """Read einops' notation (https://einops.rocks/api/rearrange). Raises Refusal with the place of the mistake."""
+    left_text, arrow, right_text = text.partition("->")
+    if not arrow:
+        refuse(span, "a rearrangement has two sides with '->' between", "rearrange-syntax", "as in: a b -> b a")
+    left, left_rest = _side(left_text, span)
+    right, right_rest = _side(right_text, span.within(len(left_text) + 2, max(1, len(right_text))))
+    left_names = [name for group in left for name in group]
+    right_names = [name for group in right for name in group]
+    for names in (left_names, right_names):
+        for name in names:
+            if names.count(name) > 1:
+                refuse(span, f"the axis {name!r} stands twice on one side", "rearrange-syntax")
+    if only := sorted(set(left_names) ^ set(right_names)):
+        refuse(
+            span,
+            f"the axis {only[0]!r} stands on one side only",
+            "rearrange-syntax",
+            "a rearrangement neither makes nor loses axes",
+        )
+    if left_rest != right_rest:
+        refuse(span, "'...' stands on one side only", "rearrange-syntax")
+    if strange := sorted(set(sizes) - set(left_names)):
+        refuse(
+            span,
+            f"a size for {strange[0]!r}, which is no axis here",
+            "rearrange-syntax",
+            f"the axes are {', '.join(left_names)}",
+        )
+    for side, groups in (("left", left), ("right", right)):
+        for group in groups:
+            unknown = [name for name in group if name not in sizes]
+            if len(unknown) > 1:
+                refuse(
+                    span,
+                    f"the {side} side needs the size of {unknown[0]!r} or of {unknown[1]!r}",
+                    "missing-size",
+                    "both sides must be countable, so that the step can be reversed",
+                )
+    return Rearrange(left, right, left_rest, tuple(sizes.items()))
+
+
+def _side(text: str, span: Span) -> tuple[tuple[tuple[str, ...], ...], bool]:
+    groups: list[tuple[str, ...]] = []
+    inside: list[str] | None = None
+    rest, at = False, 0
+    while at < len(text.rstrip()):
+        token = _TOKEN.match(text, at)
+        if token is None:
+            refuse(
+                span.within(at),
+                f"{text[at:].strip()[:10]!r} is not expected here",
+                "rearrange-syntax",
+                "axes are words, grouped by ( )",
+            )
+        at = token.end()
+        dots, name, bracket, one = token.groups()
+        if rest:
+            refuse(span, "'...' must stand last", "rearrange-syntax", "name the axes that follow it")
+        if dots and inside is None:
+            rest = True
+        elif name:
+            groups.append((name,)) if inside is None else inside.append(name)
+        elif one and inside is None:
+            groups.append(())
+        elif bracket == "(" and inside is None:
+            inside = []
+        elif bracket == ")" and inside is not None:
+            groups.append(tuple(inside))
+            inside = None
+        else:
+            refuse(span, f"{token[0].strip()!r} is not expected here", "rearrange-syntax")
+    if inside is not None:
+        refuse(span, "'(' is not closed", "rearrange-syntax")
+    return tuple(groups), rest

@@ -1,0 +1,254 @@
+"""The closed algebra: what a spec can do to tensors.
+
+An op is a frozen value whose sizes are expressions; `bind` turns them into integers. It is written once over an
+`Algebra`, the eight things that can be done to a tensor, and so means the same on shapes (the shape rule), on torch
+tensors (the kernel) and on byte ranges (the layout). Its inverse is derived: every op knows the op that undoes it.
+
+A rule's tensors travel as a `Bundle`: one slot for each name pattern of the rule, and within a slot one tensor for
+each value of the indices that `stack` will fold or `unstack` has unfolded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from compiler.ops.algebra import Algebra, Bundle, Key, Op, OpError, Size, T, axis_of, integers, plus, shown
+
+
+@dataclass(frozen=True)
+class Split(Op):
+    """Cut one tensor along `axis` into pieces of the given sizes, or into `parts` equal ones."""
+
+    word: ClassVar[str] = "split"
+    axis: int
+    parts: int
+    sizes: tuple[Size, ...] | None = None
+
+    def sizes_used(self) -> Iterable[Size]:
+        return self.sizes or ()
+
+    def bind(self, number: Callable[..., Any]) -> Split:
+        return replace(self, sizes=tuple(map(number, self.sizes)) if self.sizes else None)
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        if slots != 1:
+            raise OpError(f"split takes one tensor, here are {slots}")
+        return self.parts, holes
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return dtypes * self.parts
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        pieces = {key: self.cut(tensor, algebra) for key, tensor in bundle.slots[0].items()}
+        return replace(bundle, slots=tuple({k: p[n] for k, p in pieces.items()} for n in range(self.parts)))
+
+    def cut(self, tensor: T, algebra: Algebra[T]) -> Sequence[T]:
+        shape = algebra.shape(tensor)
+        axis = axis_of(self.axis, len(shape), self.word, shape)
+        length = shape[axis]
+        if self.sizes is None:
+            if length % self.parts:
+                raise OpError(f"split into {self.parts} equal parts does not divide axis {axis} of {shown(shape)}")
+            return algebra.split(tensor, axis, [length // self.parts] * self.parts)
+        sizes = integers(self.sizes)
+        if sum(sizes) != length:
+            raise OpError(f"split sizes {plus(sizes)} = {sum(sizes)} do not sum up to axis {axis} of {shown(shape)}")
+        return algebra.split(tensor, axis, sizes)
+
+    def inverse(self) -> Op:
+        return Concat(self.axis, self.parts, self.sizes)
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """Join the slots along `axis`. `sizes` states what each contributes; without it, reversing needs equal parts."""
+
+    word: ClassVar[str] = "concat"
+    axis: int
+    parts: int
+    sizes: tuple[Size, ...] | None = None
+
+    def sizes_used(self) -> Iterable[Size]:
+        return self.sizes or ()
+
+    def bind(self, number: Callable[..., Any]) -> Concat:
+        return replace(self, sizes=tuple(map(number, self.sizes)) if self.sizes else None)
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        if slots != self.parts:
+            raise OpError(f"concat takes {self.parts} tensors, here {'is' if slots == 1 else 'are'} {slots}")
+        return 1, holes
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(dtypes)) > 1:
+            raise OpError(f"concat of the types {', '.join(sorted(set(dtypes)))}")
+        return dtypes[:1]
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        return replace(
+            bundle, slots=({key: self.join([s[key] for s in bundle.slots], algebra) for key in bundle.slots[0]},)
+        )
+
+    def join(self, tensors: Sequence[T], algebra: Algebra[T]) -> T:
+        shapes = [algebra.shape(t) for t in tensors]
+        axis = axis_of(self.axis, len(shapes[0]), self.word, shapes[0])
+        rest = {s[:axis] + s[axis + 1 :] for s in shapes}
+        if len(rest) != 1 or len({len(s) for s in shapes}) != 1:
+            raise OpError(f"concat along axis {axis} of shapes that differ elsewhere: {', '.join(map(shown, shapes))}")
+        lengths = [s[axis] for s in shapes]
+        if self.sizes is not None and list(self.sizes) != lengths:
+            raise OpError(f"concat of sizes {plus(integers(self.sizes))} along axis {axis} got {plus(lengths)}")
+        if self.sizes is None and len(set(lengths)) != 1:
+            raise OpError(f"concat of unequal parts {plus(lengths)} must state its sizes, or it could not be reversed")
+        return algebra.concat(tensors, axis)
+
+    def inverse(self) -> Op:
+        return Split(self.axis, self.parts, self.sizes)
+
+
+@dataclass(frozen=True)
+class Stack(Op):
+    """Fold an index of the names into a new axis: its tensors, in numeric order from 0, without a gap."""
+
+    word: ClassVar[str] = "stack"
+    hole: str
+    axis: int = 0
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        if self.hole not in holes:
+            raise OpError(f"stack folds {{{self.hole}}}, which no source name has open here")
+        return slots, tuple(h for h in holes if h != self.hole)
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        at = bundle.holes.index(self.hole)
+        slots = []
+        for slot in bundle.slots:
+            groups: dict[Key, dict[int, T]] = {}
+            for key, tensor in slot.items():
+                groups.setdefault(key[:at] + key[at + 1 :], {})[key[at]] = tensor
+            slots.append({key: self.fold(group, algebra) for key, group in groups.items()})
+        return Bundle(tuple(slots), bundle.holes[:at] + bundle.holes[at + 1 :])
+
+    def fold(self, group: Mapping[int, T], algebra: Algebra[T]) -> T:
+        if missing := sorted(set(range(max(group) + 1)) - set(group)):
+            raise OpError(f"stack over {{{self.hole}}} misses number {', '.join(map(str, missing[:8]))}")
+        tensors = [group[n] for n in range(len(group))]
+        shapes = [algebra.shape(t) for t in tensors]
+        if len(set(shapes)) != 1:
+            raise OpError(
+                f"stack over {{{self.hole}}} of shapes that differ: {', '.join(map(shown, sorted(set(shapes))))}"
+            )
+        return algebra.stack(tensors, axis_of(self.axis, len(shapes[0]) + 1, self.word, shapes[0]))
+
+    def inverse(self) -> Op:
+        return Unstack(self.hole, self.axis)
+
+
+@dataclass(frozen=True)
+class Unstack(Op):
+    """Unfold an axis into an index of the names."""
+
+    word: ClassVar[str] = "unstack"
+    hole: str
+    axis: int = 0
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        if self.hole in holes:
+            raise OpError(f"unstack opens {{{self.hole}}}, which is open already")
+        return slots, (*holes, self.hole)
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        slots = []
+        for slot in bundle.slots:
+            unfolded: dict[Key, T] = {}
+            for key, tensor in slot.items():
+                shape = algebra.shape(tensor)
+                axis = axis_of(self.axis, len(shape), self.word, shape)
+                unfolded |= {(*key, n): t for n, t in enumerate(algebra.unstack(tensor, axis))}
+            slots.append(unfolded)
+        return Bundle(tuple(slots), (*bundle.holes, self.hole))
+
+    def inverse(self) -> Op:
+        return Stack(self.hole, self.axis)
+
+
+@dataclass(frozen=True)
+class Rearrange(Op):
+    """A permutation of elements in einops' notation; `...` at the end stands for all further axes on both sides. `only`
+    names the slots that it changes, where not all."""
+
+    word: ClassVar[str] = "rearrange"
+    left: tuple[tuple[str, ...], ...]
+    right: tuple[tuple[str, ...], ...]
+    rest: bool
+    sizes: tuple[tuple[str, Size], ...] = ()
+    only: tuple[int, ...] = ()
+
+    def sizes_used(self) -> Iterable[Size]:
+        return [size for _, size in self.sizes]
+
+    def bind(self, number: Callable[..., Any]) -> Rearrange:
+        return replace(self, sizes=tuple((name, number(size)) for name, size in self.sizes))
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        if self.only and max(self.only) >= slots:
+            here = f"here {'is' if slots == 1 else 'are'} {slots}"
+            raise OpError(f"rearrange is to change only number {max(self.only)}, counted from 0; {here}")
+        return slots, holes
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        return bundle.map(lambda tensor: algebra.rearrange(tensor, *self.recipe(algebra.shape(tensor))), self.only)
+
+    def recipe(self, shape: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+        """(inner, order, outer) for a tensor of this shape. Raises OpError."""
+        if len(shape) < len(self.left) or (len(shape) > len(self.left) and not self.rest):
+            raise OpError(f"rearrange {self} does not fit the {len(shape)} axes of {shown(shape)}")
+        known: dict[str, int] = {name: size for name, size in self.sizes if isinstance(size, int)}
+        lengths: dict[str, int] = {}
+        for group, length in zip(self.left, shape, strict=False):
+            product = math.prod(known.get(name, 1) for name in group)
+            unknown = [name for name in group if name not in known]
+            if len(unknown) > 1:
+                raise OpError(f"rearrange {self} needs the size of {unknown[0]} or {unknown[1]}")
+            if product == 0 or length % product or (not unknown and length != product):
+                raise OpError(f"rearrange {self} cannot cut {length} of {shown(shape)} into parts of {product}")
+            lengths |= {name: known.get(name, length // product) for name in group}
+        extra = list(shape[len(self.left) :])
+        names = [name for group in self.left for name in group]
+        inner = [lengths[name] for name in names] + extra
+        order = [names.index(name) for group in self.right for name in group]
+        order += range(len(names), len(inner))
+        outer = [math.prod(lengths[name] for name in group) for group in self.right] + extra
+        return inner, order, outer
+
+    def inverse(self) -> Op:
+        return replace(self, left=self.right, right=self.left)
+
+    def __str__(self) -> str:
+        def side(groups: tuple[tuple[str, ...], ...]) -> str:
+            words = [g[0] if len(g) == 1 else f"({' '.join(g)})" for g in groups]
+            return " ".join(words + ["..."] * self.rest)
+
+        return f"{side(self.left)} -> {side(self.right)}"
+
+
+@dataclass(frozen=True)
+class Cast(Op):
+    """Another element type, rounded to nearest even."""
+
+    word: ClassVar[str] = "cast"
+    undo: ClassVar[str] = "none"
+    loss: ClassVar[str] = "a cast forgets the element type that it came from"
+    dtype: str
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.dtype,) * len(dtypes)
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        return bundle.map(lambda tensor: algebra.cast(tensor, self.dtype))
+
+    def inverse(self) -> Op:
+        return self

@@ -1,0 +1,1 @@
+"""What is written, all or nothing: file layouts, the journal of a run, and ranks that share one output."""

@@ -1,0 +1,286 @@
+"""A folder or file that appears whole or not at all.
+
+Everything is written into a hidden sibling, which is locked against a second run. Once all of it has reached the disk,
+a mark says so; then it takes its name. A run that is killed before the mark can be continued from its journal; one
+that is killed after it is completed by the next run. What a user already keeps in a folder that is written again
+(`force`) stays, except weights that would contradict the new ones. Raises Refusal and OSError.
+
+    .NAME.mapspec-partial/   lock, journal, finished (the mark), new/NAME, old (what NAME was before)
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import filecmp
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from types import TracebackType
+
+from compiler.diagnostics import refuse
+from compiler.output.journal import Journal, sync
+
+_WEIGHTS = (
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+)
+_LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems without locks
+
+
+class AtomicOutput:
+    """Context manager around the hidden sibling of `path`; `place` is where to write, a folder or one file.
+
+    `fingerprint` tells one run from another; `weights` are globs of weights beyond the usual ones. With `resume`, a
+    run of the same one is continued: `journal` knows what need not be written again, and `done` is true where all
+    that was left was to give the output its name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        force: bool,
+        resume: bool = False,
+        fingerprint: str = "",
+        folder: bool = True,
+        weights: Sequence[str] = (),
+    ) -> None:
+        self.given = path
+        self.path = Path(os.path.realpath(path))
+        self.force, self.resume, self.fingerprint, self.folder = force, resume, fingerprint, folder
+        self.weights = (*_WEIGHTS, *weights)
+        self.hidden = self.path.parent / f".{self.path.name}.mapspec-partial"
+        self.place = self.hidden / "new" / self.path.name
+        self.old = self.hidden / "old"
+        self.mark = self.hidden / "finished"
+        self.draft = self.hidden / "finishing"  # the mark while it is written
+        self.lock = self.hidden / "lock"
+        self.journal = Journal(self.hidden / "journal", self.place)
+        self.held = -1
+        self.ours = False  # whether what lies in the hidden place is this run's to remove
+        self.done = False
+        self.made: list[Path] = []  # parents that were not there, innermost first
+
+    def check(self) -> None:
+        """Refuse, before any work, what could not be finished. Raises Refusal."""
+        try:
+            self._check()
+        except OSError as error:  # a name that no file may have
+            refuse(str(self.given), f"cannot be written: {error.strerror}", "output-unwritable", "choose another")
+
+    def _check(self) -> None:
+        name = str(self.given)
+        if self.path.is_symlink():  # what is left of one once it was followed
+            refuse(name, "it is a link that leads nowhere", "output-unwritable", "remove it")
+        longest = os.pathconf(next(p for p in (*self.path.parents, self.path) if p.is_dir()), "PC_NAME_MAX")
+        if len(os.fsencode(self.hidden.name)) > longest:
+            room = longest - len(os.fsencode(self.hidden.name)) + len(os.fsencode(self.path.name))
+            refuse(
+                name, f"its name is too long: at most {room} bytes, so that a name beside it fits", "output-unwritable"
+            )
+        if self.hidden.is_symlink():
+            refuse(
+                name,
+                f"{self.hidden} is a link; a run writes there what its output will be",
+                "output-unwritable",
+                "remove it",
+            )
+        if _is_full(self.path) and not self.force and not self.resume:
+            what = "output folder is not empty" if self.path.is_dir() else "output file exists"
+            refuse(name, f"the {what}", "output-exists", "choose another, or --force to write it anew")
+        if self.path.exists() and not (self.path.is_dir() if self.folder else self.path.is_file()):
+            what = "a folder is made, and this is none" if self.folder else "one file is made, and this is none"
+            hint = f"name it: {self.given / 'x.pth'}" if self.path.is_dir() else "choose another"
+            refuse(name, what, "output-exists", hint)
+        if os.path.ismount(self.path):
+            hint = f"choose a folder in it, such as {self.given / 'model'}"
+            refuse(
+                name, "another file system is mounted here, which cannot be replaced whole", "output-unwritable", hint
+            )
+        parent = self.path.parent
+        existing = next(p for p in (parent, *parent.parents) if p.exists())
+        if not existing.is_dir():
+            refuse(name, f"{existing} is a file, not a folder", "output-unwritable")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            refuse(name, f"nothing may be written in {existing}", "output-unwritable", "check its permissions")
+
+    def check_room(self, size: int) -> None:
+        """Refuse `size` bytes where the disk has no room for them beside what is already there. Raises Refusal."""
+        files = self.place.iterdir() if self.place.is_dir() else ()
+        there = sum(file.stat().st_blocks * 512 for file in files)
+        free = shutil.disk_usage(next(p for p in (self.hidden, *self.hidden.parents) if p.exists())).free
+        if size - there > free:
+            message = f"it needs {size - there:,} bytes, the disk has {free:,} free"
+            refuse(str(self.given), message, "disk-full", "free some space or write to another disk")
+
+    def replaces(self, file: Path) -> bool:
+        """Whether `finish` would put something else in the place of this file or folder."""
+        found = Path(os.path.realpath(file))
+        inside = found.parent == self.path and any(fnmatch(file.name, p) for p in self.weights)
+        return inside or found == self.path
+
+    def holds(self, place: Path) -> bool:
+        """Whether it is a part of what is written, or a folder above it."""
+        return place.is_relative_to(self.hidden) or self.path.is_relative_to(place)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> AtomicOutput:
+        self.check()
+        parent = self.path.parent
+        self.made = [p for p in (parent, *parent.parents) if not p.exists()]
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            if self.mark.exists():
+                self.done = self.resume and self.mark.read_text(encoding="utf-8") == self.fingerprint
+                self.settle()
+            self.check()  # again: another run may have finished while this one waited
+            if not self.done:
+                self._take_over()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.held >= 0:
+            if self.ours and not self.resumable(error):
+                self.discard()
+            if [p.name for p in self.hidden.iterdir()] == [self.lock.name]:
+                self.lock.unlink()
+                with suppress(OSError):  # another run has come in
+                    self.hidden.rmdir()
+            os.close(self.held)
+            self.held = -1
+        for folder in self.made:
+            with suppress(OSError):  # something lies in it
+                folder.rmdir()
+
+    def resumable(self, error: BaseException | None) -> bool:
+        """Whether what is there is kept after this error: a refusal ends a run for good, an interrupt does not."""
+        if error is None or self.mark.exists():
+            return error is not None
+        return isinstance(error, KeyboardInterrupt | OSError) and (self.journal.total > 0 or len(self._journals()) > 1)
+
+    def _acquire(self) -> None:
+        """Hold the lock, which the kernel frees however this process ends. Raises Refusal where another holds it."""
+        while True:
+            self.hidden.mkdir(exist_ok=True)
+            try:
+                handle = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            except FileNotFoundError:  # a run that ended took the folder away
+                continue
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                os.close(handle)
+                refuse(str(self.lock), "it is no file", "output-unwritable", "remove it")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _LOCKLESS:
+                    holder = os.read(handle, 32).decode("ascii", "replace").strip()
+                    os.close(handle)
+                    hint = "wait for it, or choose another output"
+                    refuse(str(self.given), f"another run (process {holder}) is writing it", "output-busy", hint)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(self.lock)):
+                    self.held = handle
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+                    return
+            os.close(handle)  # a lock that nobody will see again
+
+    def _take_over(self) -> None:
+        """Continue the unfinished run that is there, or clear it away. Raises Refusal."""
+        fingerprint = self.journal.recall()
+        hint = "repeat its command with --resume to continue it, or give --force without --resume to begin anew"
+        if self.journal.total and fingerprint != self.fingerprint and self.resume:
+            message = "the unfinished run had another source, spec or setting"
+            refuse(str(self.given), message, "resume-mismatch", hint)
+        if self.journal.total and not self.resume and not self.force:
+            message = f"an unfinished run has left {self.journal.total:,} bytes that can be used"
+            refuse(str(self.given), message, "unfinished-output", hint)
+        self.ours = True
+        if not self.journal.total or not self.resume:
+            self.journal.safe = {}
+            self.discard()
+            self.journal.begin(self.fingerprint)
+        self.place.parent.mkdir(exist_ok=True)
+
+    def _journals(self) -> list[Path]:
+        """This process's, and those of the others that wrote with it."""
+        return [self.journal.path, *self.hidden.glob(f"{self.journal.path.name}.*")]
+
+    def discard(self) -> None:
+        """Remove all but the lock; the journal first, so that it never speaks of what is gone."""
+        for path in (*self._journals(), self.draft, self.mark, self.place.parent, self.old):
+            _remove(path)
+
+    def left(self) -> str:
+        """What a run that did not come to its end has left."""
+        if self.mark.exists():
+            return "all was written; the same command with --resume gives it its name"
+        if self.ours and self.journal.path.exists():
+            others = " of this process and more of the others" if len(self._journals()) > 1 else ""
+            return f"{self.journal.total:,} bytes{others} are kept; the same command with --resume goes on from there"
+        return "nothing was written under the final name"
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Make what was written durable and give it its name. Raises Refusal and OSError."""
+        if self.resume and not self.force and _is_full(self.path):
+            if not self._same():
+                refuse(str(self.given), "it holds something else than this run makes", "output-exists", "use --force")
+            return
+        for path in (*self.place.rglob("*"), self.place, self.place.parent):
+            sync(path)
+        self.draft.write_text(self.fingerprint, encoding="utf-8")
+        sync(self.draft)
+        self.draft.rename(self.mark)
+        sync(self.hidden)
+        self.settle()
+
+    def settle(self) -> None:
+        """What follows the mark; however often it is cut off, doing it again completes it."""
+        if self.place.exists():
+            if self.place.is_dir() and _is_full(self.path):
+                self.path.rename(self.old)
+            self.place.replace(self.path)
+            sync(self.path.parent)
+        if self.old.is_dir():
+            stale = {p.relative_to(self.old).parts[0] for pattern in self.weights for p in self.old.glob(pattern)}
+            for old in self.old.iterdir():
+                if old.name not in stale and not (self.path / old.name).exists():
+                    old.rename(self.path / old.name)
+            sync(self.path)
+        for path in (self.old, self.place.parent, *self._journals(), self.mark):
+            _remove(path)
+
+    def _same(self) -> bool:
+        """Whether the output already is what was written into the hidden place."""
+        if self.place.is_file() or self.path.is_file():
+            return self.place.is_file() and self.path.is_file() and filecmp.cmp(self.place, self.path, shallow=False)
+        names = [str(p.relative_to(self.place)) for p in self.place.rglob("*") if p.is_file()]
+        weights = {str(p.relative_to(self.path)) for pattern in self.weights for p in self.path.glob(pattern)}
+        return weights <= set(names) and not any(filecmp.cmpfiles(self.place, self.path, names, shallow=False)[1:])
+
+
+def _is_full(path: Path) -> bool:
+    """Whether there is a file, or a folder with something in it."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

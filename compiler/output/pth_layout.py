@@ -1,0 +1,172 @@
+"""Lays a `.pth` out as torch.save writes it, before a byte of its tensors is there; torch is not imported.
+
+Format: a zip without compression that holds `data.pkl` (a pickled OrderedDict whose tensors refer to storages by key)
+and one record per storage under `data/`, each aligned to 64 bytes (torch/serialization.py, `_save`). The order of
+the records is free, so that the tensors come first. Takes targets; returns where the bytes of each belong; `finish`
+adds the rest once they are written.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from compiler.checkpoints.formats.pickle_globals import STORAGE_TYPES
+from compiler.checkpoints.formats.stored_tensor import dense_strides
+from compiler.plan.plan import TargetTensor
+
+ALIGNMENT = 64
+_CHUNK = 1 << 20
+_LOCAL = struct.Struct("<4s5H3I2H")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_LOCATOR64 = struct.Struct("<4sIQI")
+_VERSION, _EPOCH = 45, (0, 0x21)  # zip64; midnight of 1 January 1980
+_FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
+_STORAGES = {dtype: name for name, dtype in STORAGE_TYPES.items() if name != "UntypedStorage"}
+
+
+@dataclass(frozen=True)
+class PthRecord:
+    """One record of the zip: its header lies at `header`, its `size` bytes at `start`."""
+
+    name: bytes
+    header: int
+    start: int
+    size: int
+    content: bytes | None = None  # of a record that is no tensor
+
+    def local(self, crc: int) -> bytes:
+        """The header, padded so that it ends where the bytes begin."""
+        extra = struct.pack("<2H2Q", 1, 16, self.size, self.size)
+        room = self.start - self.header - _LOCAL.size - len(self.name) - len(extra)
+        extra += b"FB" + (room - 4).to_bytes(2, "little") + b"Z" * (room - 4)  # a field that readers pass over
+        values = (b"PK\3\4", _VERSION, 0, 0, *_EPOCH, crc, _FULL32, _FULL32, len(self.name), len(extra))
+        return _LOCAL.pack(*values) + self.name + extra
+
+    def central(self, crc: int) -> bytes:
+        """The entry in the table of contents."""
+        extra = struct.pack("<2H3Q", 1, 24, self.size, self.size, self.header)
+        sizes = (crc, _FULL32, _FULL32, len(self.name), len(extra))
+        return (
+            _CENTRAL.pack(b"PK\1\2", _VERSION, _VERSION, 0, 0, *_EPOCH, *sizes, 0, 0, 0, 0, _FULL32) + self.name + extra
+        )
+
+
+@dataclass(frozen=True)
+class PthFile:
+    """A file to be: `offsets` says where the bytes of each target go; what lies between is `finish`'s."""
+
+    records: tuple[PthRecord, ...]
+    offsets: dict[str, int]
+    size: int
+
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        """(start, length) of all that is no tensor."""
+        tensors = [record for record in self.records if record.content is None]
+        ends = [0, *(record.start + record.size for record in tensors)]
+        starts = [*(record.start for record in tensors), self.size]
+        return [(end, start - end) for end, start in zip(ends, starts, strict=True)]
+
+    def finish(self, path: Path) -> None:
+        """Write the headers with the checksums of what was written, and the table of contents. Raises OSError."""
+        with path.open("r+b") as file:
+            table = bytearray()
+            for record in self.records:
+                if record.content is None:
+                    crc = _checksum(file, record.start, record.size)
+                else:
+                    crc = zlib.crc32(record.content)
+                    _put(file, record.start, record.content)
+                _put(file, record.header, record.local(crc))
+                table += record.central(crc)
+            start = self.records[-1].start + self.records[-1].size
+            _put(file, start, bytes(table) + _end(start, len(table), len(self.records)))
+
+
+def lay_out(name: str, targets: Sequence[TargetTensor]) -> PthFile:
+    """The file of that name for these tensors, in their order."""
+    root = name.strip(".").split(".")[0] or "archive"
+    records: list[PthRecord] = []
+    end = 0
+    texts = {"data.pkl": _pickled(targets), "byteorder": b"little", "version": b"3\n"}
+    contents: list[tuple[str, int, bytes | None]] = [(f"data/{n}", t.nbytes, None) for n, t in enumerate(targets)]
+    for short, size, content in [*contents, *((short, len(text), text) for short, text in texts.items())]:
+        full = f"{root}/{short}".encode()
+        least = end + _LOCAL.size + len(full) + 20 + 4
+        start = least + -least % ALIGNMENT
+        records.append(PthRecord(full, end, start, size, content))
+        end = start + size
+    table = sum(len(record.central(0)) for record in records)
+    size = end + table + len(_end(end, table, len(records)))
+    offsets = {target.name: record.start for target, record in zip(targets, records, strict=False)}
+    return PthFile(tuple(records), offsets, size)
+
+
+def _end(start: int, length: int, count: int) -> bytes:
+    """The end of the zip: where the table of contents lies."""
+    wide = _END64.pack(b"PK\6\6", _END64.size - 12, _VERSION, _VERSION, 0, 0, count, count, length, start)
+    locator = _LOCATOR64.pack(b"PK\6\7", 0, start + length, 1)
+    count, length, start = min(count, _FULL16), min(length, _FULL32), min(start, _FULL32)
+    return wide + locator + _END.pack(b"PK\5\6", 0, 0, count, count, length, start, 0)
+
+
+def _checksum(file: BinaryIO, start: int, size: int) -> int:
+    file.seek(start)
+    crc, left = 0, size
+    while left and (chunk := file.read(min(left, _CHUNK))):
+        crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+    return crc
+
+
+def _put(file: BinaryIO, offset: int, data: bytes) -> None:
+    file.seek(offset)
+    file.write(data)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The pickle, in protocol 2 as torch writes it, spelled out because Python's pickler would import what it names
+
+
+def _pickled(targets: Sequence[TargetTensor]) -> bytes:
+    ordered = b"ccollections\nOrderedDict\n)R"
+    items = b"".join(_text(t.name) + _tensor(n, t, ordered) for n, t in enumerate(targets))
+    return b"\x80\x02" + ordered + b"(" + items + b"u."
+
+
+def _tensor(key: int, target: TargetTensor, ordered: bytes) -> bytes:
+    """A call of the function that rebuilds a tensor. One that names the element type serves the newer ones."""
+    count = target.nbytes
+    storage, function, more = (
+        b"ctorch.storage\nUntypedStorage\n",
+        b"_rebuild_tensor_v3",
+        f"ctorch\n{target.dtype}\n".encode(),
+    )
+    if target.dtype in _STORAGES:
+        count = math.prod(target.shape)
+        storage, function, more = f"ctorch\n{_STORAGES[target.dtype]}\n".encode(), b"_rebuild_tensor_v2", b""
+    saved = b"(" + _text("storage") + storage + _text(str(key)) + _text("cpu") + _number(count) + b"tQ"
+    view = saved + _number(0) + _numbers(target.shape) + _numbers(dense_strides(target.shape))
+    return b"ctorch._utils\n" + function + b"\n(" + view + b"\x89" + ordered + more + b"tR"
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogatepass")
+    return b"X" + len(data).to_bytes(4, "little") + data
+
+
+def _number(value: int) -> bytes:
+    if value < 1 << 31:
+        return b"J" + value.to_bytes(4, "little")
+    return b"\x8a\x09" + value.to_bytes(9, "little")
+
+
+def _numbers(values: Sequence[int]) -> bytes:
+    return b"(" + b"".join(map(_number, values)) + b"t"

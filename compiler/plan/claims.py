@@ -1,0 +1,195 @@
+"""Which rule reads which tensor of a checkpoint.
+
+Each name is claimed by the one rule, tie or ignore that matches it. Then the claims are complete: an index runs from 0
+without a gap, and a rule that reads one layer reads all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from compiler.diagnostics import Report, Span, listed, nearest
+from compiler.language.name_pattern import MOST_DIGITS, Hole, Pattern, options
+from compiler.language.name_pattern_overlap import count_components
+from compiler.ops.algebra import Key
+from compiler.program.environment import Environment, TensorTable
+from compiler.program.program import Program, Rule
+
+
+@dataclass
+class Claims:
+    """What one rule has claimed: outer captures -> slot -> inner key -> name."""
+
+    groups: dict[tuple[str, ...], list[dict[Key, str]]] = field(default_factory=dict)
+
+
+class Claimant:
+    """Claims the names of `signature` for `rules` (those whose guard holds, reversed where the plan is)."""
+
+    def __init__(
+        self, program: Program, rules: list[Rule], signature: TensorTable, env: Environment, reverse: bool
+    ) -> None:
+        self.program, self.rules, self.signature, self.env, self.reverse = program, rules, signature, env, reverse
+        self.report = Report()
+        self.claims = [Claims() for _ in rules]
+        self.ties: list[tuple[str, str]] = []
+        self.ignored: list[tuple[str, str]] = []
+        self.kept: list[str] = []
+        self.made: list[tuple[str, float]] = []  # reversed: what `create` wrote, and the value that it must hold
+        self.indices: dict[str, set[int]] = {}  # text before an index -> its values
+        self.least: dict[str, int] = {}  # text before an index -> the number that it counts from
+        self.readers: dict[str, set[tuple[str, int]]] = {}  # text before an index -> its names and their shifts
+        self.seen: dict[tuple[int, int], set[tuple[str, ...]]] = {}  # (rule, slot) -> captures
+
+    def claim(self) -> None:
+        """Every name to the one rule, tie or ignore that it belongs to."""
+        sources = [(n, k, p) for n, rule in enumerate(self.rules) for k, p in enumerate(rule.sources)]
+        ties = [tie for tie in self.program.ties if self.env.holds(tie.when)] if not self.reverse else []
+        ignored = self.program.ignored if not self.reverse else ()
+        created = [rule for rule in self.program.created if self.reverse and self.env.holds(rule.when)]
+        nobody: list[str] = []
+        lengths = [count_components(pattern) for _, _, pattern in sources]
+        fitting: dict[
+            int, list[tuple[int, int, Pattern]]
+        ] = {}  # the patterns that names of so many components may match
+        for name in self.signature:
+            found: list[tuple[str, Span]] = []
+            length = name.count(".") + 1
+            if length not in fitting:
+                fitting[length] = [s for s, n in zip(sources, lengths, strict=True) if n is None or n == length]
+            for n, k, pattern in fitting[length]:
+                captures = self.env.match(pattern, name)
+                if captures is not None:
+                    found.append((self.rules[n].name or self.rules[n].kind, self.rules[n].span))
+                    self.take(n, k, pattern, name, captures)
+            for tie in ties:
+                captures = self.env.match(tie.alias, name)
+                if captures is not None:
+                    found.append(("tie", tie.alias.span))
+                    self.ties.append((name, tie.owner.fill(captures)))
+            for pattern, reason in ignored:
+                if self.env.match(pattern, name) is not None:
+                    found.append(("ignore", pattern.span))
+                    self.ignored.append((name, reason))
+            for rule in created:
+                if self.env.match(rule.targets[0], name) is not None:
+                    found.append(("create", rule.span))
+                    self.made.append((name, rule.steps[0][0].fill))  # type: ignore[attr-defined]
+            if not found and self.program.keep_all:
+                self.kept.append(name)
+            elif not found:
+                nobody.append(name)
+            elif len(found) > 1:
+                lines = listed(f"line {span.line} ({what})" for what, span in found)
+                self.report.add(found[0][1], f"{name} is claimed by more than one rule: {lines}", "claimed-twice")
+        for alias, owner in self.ties:
+            if owner not in self.signature:
+                self.report.add(
+                    Span(self.program.spec.path),
+                    f"{alias} is tied to {owner}, which the checkpoint lacks",
+                    "missing-tensor",
+                    nearest(owner, self.signature),
+                )
+        if nobody:
+            patterns = [p.text for _, _, p in sources]
+            self.report.add(
+                Span(self.program.spec.path),
+                f"{len(nobody)} tensor{'s' * (len(nobody) != 1)} of the checkpoint "
+                f"{'have' if len(nobody) != 1 else 'has'} no rule: {listed(nobody)}",
+                "unclaimed-tensor",
+                nearest(nobody[0], patterns) or "another spec may fit: see compile detect",
+            )
+
+    def take(self, n: int, k: int, pattern: Pattern, name: str, captures: dict[str, str]) -> None:
+        rule, prefix = self.rules[n], ""
+        for part in pattern.parts:
+            if isinstance(part, str):
+                prefix += part
+                continue
+            text = captures[part.name] if isinstance(part, Hole) else ""
+            if isinstance(part, Hole) and part.is_index:
+                number = int(text[:MOST_DIGITS])
+                if text != str(number):
+                    self.report.add(
+                        pattern.span,
+                        f"{name[:200]} holds the index {text[:40]}, which is not how a number is written",
+                        "padded-index",
+                        "rename the tensors, or match the index with a regex of your own",
+                    )
+                self.indices.setdefault(prefix, set()).add(number + part.shift)
+                least = max(0, part.shift)
+                self.least[prefix] = min(least, self.least.get(prefix, least))
+                self.readers.setdefault(prefix, set()).add((part.name, part.shift))
+                prefix += "#"
+            else:
+                prefix += text
+        outer = tuple(captures[hole] for hole in rule.outer)
+        inner = tuple(int(captures[hole]) for hole in rule.folded)
+        slots = self.claims[n].groups.setdefault(outer, [{} for _ in rule.sources])
+        slots[k][inner] = name
+        self.seen.setdefault((n, k), set()).add(tuple(captures[hole] for hole in pattern.holes))
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def check_complete(self) -> None:
+        """Indices run from 0 without a gap, and a rule that reads one layer reads all of them."""
+        for prefix, values in self.indices.items():
+            if (gap := self.gap(prefix)) is not None:
+                self.report.add(
+                    Span(self.program.spec.path),
+                    f"the checkpoint has no {prefix}{gap}, though it has {prefix}{max(values)}",
+                    "index-gap",
+                    "part of the checkpoint is missing",
+                )
+        self.report.settle()
+        missing: list[str] = []
+        for n, rule in enumerate(self.rules):
+            for k, pattern in enumerate(rule.sources):
+                seen = self.seen.get((n, k), set())
+                wanted = self.expected(pattern)
+                absent = [pattern.fill(dict(zip(pattern.holes, c, strict=True))) for c in wanted if c not in seen]
+                if not seen:
+                    self.report.add(
+                        pattern.span,
+                        f"the checkpoint has no {pattern}",
+                        "missing-tensor",
+                        nearest(absent[0], self.signature) if absent else "",
+                    )
+                else:
+                    missing += absent
+        if missing:
+            self.report.add(
+                Span(self.program.spec.path),
+                f"{len(missing)} tensor{'s are' if len(missing) != 1 else ' is'} missing: {listed(missing)}",
+                "missing-tensor",
+            )
+
+    def gap(self, prefix: str) -> int | None:
+        """The first number that is missing behind `prefix`, of those that some rule reads."""
+        number = self.least[prefix]
+        # By what is there, not by what might be: one absurd index shall not cost a billion numbers.
+        for value in sorted(value for value in self.indices[prefix] if value >= number):
+            for missing in range(number, value):
+                if any(missing >= s and self.env.admits(hole, str(missing - s)) for hole, s in self.readers[prefix]):
+                    return missing
+            number = value + 1
+        return None
+
+    def expected(self, pattern: Pattern) -> list[tuple[str, ...]]:
+        """The captures that a complete checkpoint has for a pattern."""
+        found: list[tuple[tuple[str, ...], str]] = [((), "")]
+        for part in pattern.parts:
+            if isinstance(part, str):
+                found = [(c, prefix + part) for c, prefix in found]
+            elif isinstance(part, Hole) and part.is_index:
+                found = [
+                    ((*c, str(v - part.shift)), prefix + "#")
+                    for c, prefix in found
+                    for v in sorted(self.indices.get(prefix, ()))
+                    if v >= part.shift and self.env.admits(part.name, str(v - part.shift))
+                ]
+            elif isinstance(part, Hole) and (words := options(part)) is not None:
+                found = [((*c, word), prefix + word) for c, prefix in found for word in words]
+            else:
+                return []  # an open-ended pattern: nothing tells what else it should have matched
+        return [c for c, _ in found]

@@ -1,0 +1,175 @@
+"""The files of a source as one checkpoint, as its spec says: united, or parts of one model joined along their axes.
+
+Takes a Program and the paths of a user; returns a Checkpoint in which a tensor of several files is a `Joined`. Refuses
+a set of parts with one missing, parts that do not fit, and a tensor that should be the same in each and is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, open_parts
+from compiler.checkpoints.folder import last_step
+from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
+from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, refuse
+from compiler.language.name_pattern import Pattern
+from compiler.language.name_pattern_parser import parse_pattern
+from compiler.language.spec import in_parts
+from compiler.ops.algebra import OpError, axis_of, shown
+from compiler.program.environment import NamedShapes
+from compiler.program.program import Merged, Program
+
+Opened = dict[object, list[Checkpoint] | tuple[Diagnostic, ...]]
+
+
+def open_source(
+    program: Program, paths: Sequence[Path], weights: str | None = None, opened: Opened | None = None
+) -> Checkpoint:
+    """Open what a user named. `weights` is the way to them inside a torch file, where several may be meant; `opened`
+    keeps what was opened, or could not be, for the next program. Raises Refusal."""
+    files = _files(program.spec.weights, paths, bool(program.merged))
+    found = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
+    return merge(program.merged, found) if program.merged else below_an_attribute(program, found[0])
+
+
+def _opened(files: list[Path], apart: bool, nested: bool, weights: str | None, opened: Opened) -> list[Checkpoint]:
+    """The files as one checkpoint each, or all as one."""
+    key = (tuple(files), apart and len(files) > 1, nested, weights)
+    if key not in opened:
+        try:
+            whole = files[0] if len(files) == 1 else files
+            opened[key] = (
+                open_parts(files, weights, nested) if apart else [open_checkpoint(whole, weights, nested=nested)]
+            )
+        except Refusal as refusal:
+            opened[key] = refusal.diagnostics
+    found = opened[key]
+    if isinstance(found, tuple):
+        raise Refusal(found)
+    return found
+
+
+def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
+    """The files of a checkpoint in the order of their numbers."""
+    if not in_parts(weights):
+        return list(paths)
+    one = paths[0]
+    if len(paths) == 1 and one.is_dir() and (step := last_step(one)) and any(step.glob(weights)):
+        one = step
+    if len(paths) == 1 and one.is_dir() and (found := list(one.glob(weights))):
+        files = sorted(found, key=_numbers)
+        # The one number that differs from name to name counts the parts.
+        for values in zip(*map(_numbers, files), strict=False):
+            there = set(values)
+            missing = [n for n in range(len(there)) if n not in there] if len(there) > 1 else []
+            if missing:
+                name = f"{len(files)} parts, {listed(sorted(str(f.relative_to(one)) for f in files), 4)}"
+                refuse(
+                    str(one), f"of {name}, number {missing[0]} is missing", "missing-part", "put it beside the others"
+                )
+        return files
+    if len(paths) == 1 and one.is_file() and shared:
+        whole, depth = one.absolute(), weights.count("/")
+        folder = whole.parents[min(depth, len(whole.parents) - 1)]
+        others = [f for f in folder.glob(weights) if f != whole] if whole in folder.glob(weights) else []
+        if others:
+            hint = f"give the folder: {folder}"
+            refuse(str(one), f"it is one of {len(others) + 1} parts of a model", "missing-part", hint)
+    return sorted(paths, key=_numbers)
+
+
+def _numbers(path: Path) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", "/".join(path.parts[-2:]))]
+
+
+def merge(rules: Sequence[Merged], parts: Sequence[Checkpoint]) -> Checkpoint:
+    """One checkpoint of parts that share their names. Raises Refusal with all that does not fit."""
+    if len(parts) == 1:
+        return parts[0]
+    first, report = parts[0], Report()
+    span = Span(str(first.path))
+    for part in parts[1:]:
+        if differing := sorted(first.tensors.keys() ^ part.tensors.keys()):
+            report.add(span, f"only one of this and {part.path} holds {listed(differing)}", "missing-tensor")
+    report.settle()
+    axes = [(rule, rule.axis.evaluate({}, NamedShapes(first.tensors))) for rule in rules]
+    merged: dict[str, Tensor | Joined] = {}
+    for name in first.tensors:
+        tensors = [tensor for part in parts for tensor in part.tensors[name].parts]
+        rule, axis = next(((r, a) for r, a in axes if r.pattern.match(name) is not None), (None, 0))
+        try:
+            merged[name] = _same(tensors) if rule is None else _joined(tensors, axis, rule.blocks)
+        except OpError as error:
+            report.add(span if rule is None else rule.pattern.span, f"{name}: {error}", "unfit-parts")
+    report.settle()
+    return Checkpoint(
+        first.path,
+        MappingProxyType(merged),
+        first.objects,
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        tuple(file for part in parts for file in part.files),
+        MappingProxyType({place: crc for part in parts for place, crc in part.checksums.items()}),
+    )
+
+
+def _same(tensors: Sequence[Tensor]) -> Tensor:
+    first = tensors[0]
+    bits = read_bytes(first)
+    for other in tensors[1:]:
+        if (other.dtype, other.shape) != (first.dtype, first.shape):
+            raise OpError(f"no axis joins it, yet the parts are {shown(first.shape)} and {shown(other.shape)}")
+        if read_bytes(other) != bits:
+            raise OpError(f"it should be the same in every part, but {other.path} holds another")
+    return first
+
+
+def _joined(tensors: Sequence[Tensor], axis: int, blocks: int) -> Joined:
+    first = tensors[0]
+    axis = axis_of(axis, len(first.shape), "joining", first.shape)
+    for other in tensors:
+        fits = (other.dtype, len(other.shape)) == (first.dtype, len(first.shape))
+        if not fits or any(a != b and n != axis for n, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
+            raise OpError(f"parts of {shown(first.shape)} and {shown(other.shape)} cannot be joined along axis {axis}")
+        if other.shape[axis] % blocks:
+            raise OpError(f"axis {axis} of {shown(other.shape)} does not consist of {blocks} equal blocks")
+    sizes = [t.shape[axis] // blocks for t in tensors]
+    pieces = [t.narrow(axis, n * size, size) for n in range(blocks) for t, size in zip(tensors, sizes, strict=True)]
+    shape = (*first.shape[:axis], blocks * sum(sizes), *first.shape[axis + 1 :])
+    return Joined(first.name, first.dtype, shape, axis, tuple(pieces))
+
+
+DEPTH = 3  # components
+
+
+def below_an_attribute(program: Program, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint by the names that the spec knows; as it is where none or all are known already."""
+    asked = [parse_pattern(text, span) for expr in program.spec.facts.values() for kind, text, span in expr.asked
+             if kind != "exists"]  # fmt: skip
+    names, prefix = list(checkpoint.tensors), ""
+    if len({name.partition(".")[0] for name in names}) > 1:  # what most are, told at once
+        return checkpoint
+    for _ in range(DEPTH):
+        if not asked or _known(asked, names):
+            break
+        first = names[0].partition(".")[0] + "." if names else ""
+        if not all(name.startswith(first) and name != first for name in names):
+            return checkpoint
+        names, prefix = [name.removeprefix(first) for name in names], prefix + first
+    if not prefix or not _known(asked, names):
+        return checkpoint
+    pairs = zip(names, checkpoint.tensors.values(), strict=True)
+    return replace(
+        checkpoint,
+        tensors=MappingProxyType({name: replace(tensor, name=name) for name, tensor in pairs}),
+        notes=(*checkpoint.notes, f"took the attribute {prefix!r} off {len(names)} names"),
+    )
+
+
+def _known(asked: Iterable[Pattern], names: Iterable[str]) -> bool:
+    """Whether some tensor is there that the spec asks for."""
+    found = list(names)
+    return any(pattern.match(name) is not None for pattern in asked for name in found)

@@ -1,0 +1,1 @@
+"""A Plan for people: as text, and as an HTML page."""

@@ -1,0 +1,214 @@
+"""What can be wrong with a Program as a whole: names claimed twice, words that nothing defines, circles.
+
+Takes a Program, adds what it finds to a Report. Everything here is decided on patterns, never on examples.
+"""
+
+from __future__ import annotations
+
+from compiler.diagnostics import Refusal, Report, Span, nearest
+from compiler.language.expression import Expr, parse_expr
+from compiler.language.name_pattern import Pattern
+from compiler.language.name_pattern_overlap import common_name
+from compiler.language.name_pattern_parser import parse_pattern
+from compiler.program.program import Program
+
+
+def check(program: Program) -> None:
+    """Raises Refusal with everything that a Program as a whole has against it."""
+    checker = _Checker(program)
+    for text, question in program.spec.undecided:
+        checker.report.add(text.span, f"undecided: {question}", "undecided", "decide it, then remove this entry")
+    checker.check_claims(program)
+    checker.check_merge(program)
+    checker.check_indices(program)
+    checker.check_names(program)
+    checker.report.settle()
+
+
+class _Checker:
+    def __init__(self, program: Program) -> None:
+        self.spec = program.spec
+        self.report = Report()
+
+    def attempt(self, expr: Expr) -> None:
+        try:
+            parse_expr(expr.text, expr.span)
+        except Refusal as refusal:
+            self.report.absorb(refusal)
+
+    def check_claims(self, program: Program) -> None:
+        """No name is read twice, none is written twice; guarded rules are compared when their guards have values."""
+        free: list[tuple[Pattern, str]] = [
+            (p, r.name or r.kind) for r in program.rules if not r.when for p in r.sources
+        ]
+        free += [(t.alias, "tie") for t in program.ties if not t.when] + [(p, "ignore") for p, _ in program.ignored]
+        self.disjoint(free, "claim", "claimed-twice")
+        self.disjoint(
+            [(p, r.name or r.kind) for r in (*program.rules, *program.created) if not r.when for p in r.targets],
+            "write",
+            "written-twice",
+        )
+
+        self.disjoint([(m.pattern, "merge") for m in program.merged], "join", "claimed-twice")
+
+    def check_merge(self, program: Program) -> None:
+        """The axes along which files are joined are known before any argument is."""
+        for merged in program.merged:
+            self.attempt(merged.axis)
+        self.report.settle()
+        for merged in program.merged:
+            for name in sorted(merged.axis.names):
+                self.report.add(
+                    merged.axis.name_span(name),
+                    f"an axis cannot depend on {name!r}",
+                    "unknown-name",
+                    "it may ask dim, count and exists of the first part",
+                )
+
+    def check_indices(self, program: Program) -> None:
+        """A guard reads its own index; that index is a plain one of the names that a rule reads, and stays one."""
+        for name, guard in self.spec.indices.items():
+            self.attempt(guard)
+            if name in self.spec.arguments or name in self.spec.facts:
+                self.report.add(
+                    guard.span,
+                    f"{name!r} is an index, and an argument or a fact",
+                    "duplicate-name",
+                    "an index is a number of a name; give it another word",
+                )
+        self.report.settle()
+        for name, guard in self.spec.indices.items():
+            for function, text, span in guard.asked:
+                message = f"a guard of an index cannot ask for {function} of {text!r}"
+                self.report.add(span, message, "expression-syntax", "make it a fact, and read that")
+            if name not in guard.names:
+                message = f"the guard of {{{name}}} does not read {name!r}"
+                self.report.add(guard.span, message, "unknown-name", "what depends on no index is a `when` of its rule")
+        for rule in (*program.rules, *program.created):
+            for name in self.spec.indices.keys() & ({*rule.sources[0].holes} ^ {*rule.targets[0].holes}):
+                message = f"{rule.name} folds or opens {{{name}}}, which has a guard"
+                self.report.add(rule.span, message, "op-mismatch", "only an index of both sides may have one")
+        read = [p for rule in (*program.rules, *program.created) for p in rule.sources]
+        for pattern in (*read, *(tie.alias for tie in program.ties), *(p for p, _ in program.ignored)):
+            for hole in pattern.holes.values():
+                if hole.name in self.spec.indices and (hole.shift or not hole.is_index):
+                    at = pattern.span.within(max(0, pattern.text.find("{" + hole.name)), len(hole.name) + 2)
+                    message = f"{{{hole.name}}} has a guard, so that it is a plain index here"
+                    hint = "shift the index of the target instead" if hole.shift else "give it another name"
+                    self.report.add(at, message, "name-syntax", hint)
+
+    def disjoint(self, patterns: list[tuple[Pattern, str]], verb: str, kind: str) -> None:
+        for n, (pattern, what) in enumerate(patterns):
+            for other, whose in patterns[:n]:
+                guards = [pattern.holes.keys() & self.spec.indices, other.holes.keys() & self.spec.indices]
+                if all(guards) and guards[0] != guards[1]:
+                    continue  # other numbers, which are compared when the guards have values
+                name = common_name(pattern, other)
+                if name is not None:
+                    self.report.add(
+                        pattern.span,
+                        f"this rule ({what}) and the one at line {other.span.line} ({whose}) both {verb} {name!r}",
+                        kind,
+                        "every name belongs to one rule; order never decides",
+                    )
+
+    def check_names(self, program: Program) -> None:
+        spec = self.spec
+        known = [*spec.arguments, *spec.facts]
+        for name in spec.facts:
+            if name in spec.arguments:
+                self.report.add(
+                    spec.facts[name].span,
+                    f"{name!r} is an argument and a fact",
+                    "duplicate-name",
+                    "a fact is computed, an argument is given",
+                )
+        claimed = (
+            [p for r in program.rules for p in r.sources]
+            + [t.alias for t in program.ties]
+            + [p for p, _ in program.ignored]
+        )
+        for expr in expressions(program):
+            self.attempt(expr)
+        self.report.settle()
+        for tie in program.ties if not program.keep_all else ():
+            if not any(common_name(tie.owner, pattern) for pattern in claimed):
+                message = f"no rule of this spec reads {tie.owner.text!r}"
+                hint = (
+                    nearest(tie.owner.text, [p.text for p in claimed]) or "both names of a tie are those of the source"
+                )
+                self.report.add(tie.owner.span, message, "unknown-tensor", hint)
+        for expr in expressions(program):
+            for name in sorted(expr.names - {n for n, guard in spec.indices.items() if guard is expr}):
+                if name not in known:
+                    self.report.add(
+                        expr.name_span(name),
+                        f"{name!r} is neither an argument nor a fact",
+                        "unknown-name",
+                        nearest(name, known),
+                    )
+            for function, text, span in expr.asked:
+                self.check_asked(function, text, span, claimed, program.keep_all)
+        self.check_cycles()
+        for example in spec.examples:
+            for name, (_, span) in example.items():
+                if name not in known:
+                    self.report.add(
+                        span, f"{name!r} is neither an argument nor a fact", "unknown-name", nearest(name, known)
+                    )
+
+    def check_asked(self, function: str, text: str, span: Span, claimed: list[Pattern], keep_all: bool) -> None:
+        try:
+            pattern = parse_pattern(text, span)
+        except Refusal as refusal:
+            self.report.absorb(refusal)
+            return
+        if function == "dim" and not pattern.is_name:
+            self.report.add(
+                span,
+                f"dim asks for one tensor, {text} stands for many",
+                "name-syntax",
+                "write an index out, as in layers.0",
+            )
+        elif function != "exists" and not keep_all and not any(common_name(pattern, c) for c in claimed):
+            self.report.add(
+                span, f"no rule of this spec reads {text!r}", "unknown-tensor", nearest(text, [c.text for c in claimed])
+            )
+
+    def check_cycles(self) -> None:
+        facts = self.spec.facts
+        state: dict[str, int] = {}
+
+        def visit(name: str) -> None:
+            state[name] = 1
+            for other in sorted((facts[name].names & facts.keys()) - {name}):  # its own name is what is given
+                if state.get(other) == 1:
+                    self.report.add(
+                        facts[name].name_span(other),
+                        f"the fact {other!r} depends on itself",
+                        "circular-fact",
+                        "measure one of them with dim or count, or make it an argument",
+                    )
+                elif other not in state:
+                    visit(other)
+            state[name] = 2
+
+        for name in facts:
+            if name not in state:
+                visit(name)
+
+
+def expressions(program: Program) -> list[Expr]:
+    """Every expression of a program, in the order of the spec."""
+    spec = program.spec
+    found = [
+        *spec.facts.values(),
+        *spec.indices.values(),
+        *(e for e, _ in spec.require),
+        *(f.expr for f in spec.config if f.expr),
+    ]
+    found += spec.tokenizer.named.values() if spec.tokenizer else []
+    rules = (*program.rules, *program.created)
+    found += [r.when for r in rules if r.when] + [t.when for t in program.ties if t.when]
+    found += [size for r in rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]
+    return found

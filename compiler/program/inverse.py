@@ -1,0 +1,130 @@
+"""What the source must have been, told from the target: names, shapes and element types, by the derived inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compiler.diagnostics import Refusal, Report, Span, listed, nearest
+from compiler.language.name_pattern_overlap import common_name
+from compiler.language.name_pattern_parser import parse_pattern
+from compiler.ops.algebra import Bundle, OpError, ShapeAlgebra
+from compiler.program.environment import Environment, NamedShapes
+from compiler.program.program import Program, Rule
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """A tensor without data."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+class SourceShapes:
+    """What the source must have been, told from the target: all of it that needs no sizes to tell."""
+
+    def __init__(self, program: Program, target: Mapping[str, tuple[int, ...]]) -> None:
+        self.program = program
+        self.known: dict[str, TensorShape] = {}
+        self.names: dict[str, Rule] = {}  # of rules with ops: the name is known, the shape not yet
+        for rule in program.rules:
+            for name, shape in target.items():
+                for pattern in rule.targets:
+                    captures = pattern.match(name)
+                    if captures is None:
+                        continue
+                    for source in rule.sources:
+                        text = source.fill({h: captures.get(h, "0") for h in source.holes})
+                        if rule.steps:
+                            self.names[text] = rule
+                        else:
+                            self.known[text] = TensorShape(shape)
+        if program.keep_all:
+            written = [pattern for rule in program.rules for pattern in rule.targets]
+            self.known |= {
+                n: TensorShape(s) for n, s in target.items() if not any(p.match(n) is not None for p in written)
+            }
+        for tie in program.ties:
+            for name in [*self.known]:
+                captures = tie.owner.match(name)
+                if captures is not None:
+                    self.known.setdefault(tie.alias.fill(captures), self.known[name])
+
+    def dim(self, name: str, axis: int) -> int:
+        if name in self.known:
+            return NamedShapes(self.known).dim(name, axis)
+        if name in self.names:
+            raise LookupError(
+                f"the shape of {name} cannot be told from the target; state the fact among the values given"
+            )
+        raise LookupError(f"no rule makes a tensor called {name}; {nearest(name, self.known) or 'nothing is near'}")
+
+    def count(self, pattern: str) -> int:
+        parsed = parse_pattern(pattern, Span(""))
+        if any(rule.folded and parsed.match(name) is not None for name, rule in self.names.items()):
+            raise LookupError(f"{pattern} cannot be counted from the target; state the fact among the values given")
+        return sum(parsed.match(name) is not None for name in {*self.known, *self.names})
+
+    def exists(self, pattern: str) -> bool:
+        parsed = parse_pattern(pattern, Span(""))
+        if any(parsed.match(name) is not None for name in (*self.known, *self.names)):
+            return True
+        return any(common_name(parsed, source) for rule in self.names.values() for source in rule.sources)
+
+
+def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorShape]:
+    """The names and shapes of the source that a target of these names and shapes comes from. Raises Refusal."""
+    source: dict[str, TensorShape] = {}
+    report = Report()
+    for rule in program.rules:
+        if not env.holds(rule.when):
+            continue
+        back = rule.reversed()
+        applications: dict[tuple[str, ...], list[dict[tuple[int, ...], tuple[int, ...]]]] = {}
+        for name, shape in shapes.items():
+            for k, pattern in enumerate(back.sources):
+                captures = env.match(pattern, name)
+                if captures is not None:
+                    slots = applications.setdefault(tuple(captures[h] for h in back.outer), [{} for _ in back.sources])
+                    slots[k][tuple(int(captures[h]) for h in back.folded)] = shape
+        for outer, slots in applications.items():
+            bundle, span = Bundle(tuple(slots), back.folded), rule.span
+            dtypes: tuple[str, ...] = ("float32",) * len(slots)
+            try:
+                for op, span in back.steps:  # noqa: B007 - the step that fails names its place
+                    bundle = op.bind(env.number).apply(bundle, ShapeAlgebra())
+                    dtypes = op.dtypes(dtypes)
+            except OpError as error:
+                held = [
+                    f"{p} {list(s)}"
+                    for p, slot in zip(back.sources, slots, strict=True)
+                    for s in dict.fromkeys(slot.values())
+                ]
+                report.add(
+                    span,
+                    f"{rule.name}: {error} (seen from the target, where the step runs backwards)",
+                    "shape-mismatch",
+                    f"the target has {listed(held, 4)}",
+                )
+                break
+            except (Refusal, KeyError) as error:
+                if isinstance(error, Refusal):
+                    report.absorb(error)
+                break
+            captures = dict(zip(back.outer, outer, strict=True))
+            for pattern, slot, dtype in zip(back.targets, bundle.slots, dtypes, strict=True):
+                for key, shape in slot.items():
+                    name = pattern.fill(captures | dict(zip(bundle.holes, map(str, key), strict=True)))
+                    source[name] = TensorShape(shape, dtype)
+    report.settle()
+    if program.keep_all:
+        written = [pattern for rule in program.rules if env.holds(rule.when) for pattern in rule.targets]
+        source |= {n: TensorShape(s) for n, s in shapes.items() if not any(p.match(n) is not None for p in written)}
+    for tie in program.ties:
+        if env.holds(tie.when):
+            for name in [*source]:
+                captures = env.match(tie.owner, name)
+                if captures is not None:
+                    source[tie.alias.fill(captures)] = source[name]
+    return source

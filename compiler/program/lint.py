@@ -1,0 +1,160 @@
+"""What is probably, or surely, not meant in a spec that is well formed.
+
+Takes a Program, returns diagnostics. Errors: sizes that nothing uses or that are given twice, an index that can never
+be 0. Warnings, which do not fail a compile: a word nobody reads, a regular expression that looks as if it could match a
+part of a name, parts that no example tells apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import combinations
+
+from compiler.diagnostics import Diagnostic, Refusal, Span
+from compiler.language import document
+from compiler.language.expression import Expr
+from compiler.language.name_pattern import Hole, Pattern, options
+from compiler.language.spec import Transform
+from compiler.ops.algebra import Op, Size
+from compiler.ops.structural import Concat, Split
+from compiler.program.consistency import expressions
+from compiler.program.environment import Environment, Given
+from compiler.program.inverse import SourceShapes
+from compiler.program.program import Program, Rule
+
+
+def lint(program: Program) -> list[Diagnostic]:
+    """Everything found, errors and warnings, sorted."""
+    found = [*_unused(program), *_unanchored(program), *_starts(program), *_untold(program)]
+    for transform in program.spec.transform:
+        found += _sizes(transform)
+    return sorted(set(found))
+
+
+def _warn(span: Span, message: str, kind: str, hint: str = "") -> Diagnostic:
+    return Diagnostic(span, message, kind, hint, warning=True)
+
+
+def _unused(program: Program) -> Iterator[Diagnostic]:
+    spec = program.spec
+    read: set[str] = set()
+    for expr in expressions(program):
+        own = next((name for name, fact in spec.facts.items() if fact is expr), None)
+        read |= expr.names - {own}
+    for name, argument in spec.arguments.items():
+        if name not in read:
+            yield _warn(
+                argument.span, f"nothing reads the argument {name!r}", "unused-name", "remove it, or require it"
+            )
+    for name, fact in spec.facts.items():
+        if name not in read:
+            yield _warn(fact.span, f"nothing reads the fact {name!r}", "unused-name", "remove it")
+    held = {hole for pattern in _patterns(program) for hole in pattern.holes}
+    for name in spec.indices.keys() - held:
+        yield _warn(spec.indices[name].span, f"no name holds the index {{{name}}}", "unused-name", "remove its guard")
+
+
+def _patterns(program: Program) -> Iterator[Pattern]:
+    for rule in (*program.rules, *program.created):
+        yield from (*rule.sources, *rule.targets)
+    for tie in program.ties:
+        yield from (tie.alias, tie.owner)
+    yield from (pattern for pattern, _ in program.ignored)
+    yield from (merged.pattern for merged in program.merged)
+
+
+def _unanchored(program: Program) -> Iterator[Diagnostic]:
+    for pattern in _patterns(program):
+        if pattern.text.startswith("/") and not (pattern.text.startswith("/^") and pattern.text.endswith("$/")):
+            message = f"{pattern} has to match the whole name, and does not look like it"
+            yield _warn(pattern.span, message, "unanchored-regex", f"write it as /^{pattern.text.strip('/^$')}$/")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _starts(program: Program) -> Iterator[Diagnostic]:
+    """Text before an index -> may the number behind it be 0, for the sources of every rule."""
+    first: dict[str, tuple[Pattern, Hole]] = {}
+    able: set[str] = set()
+    for rule in program.rules:
+        for pattern in rule.sources:
+            for prefix, hole in _indices(pattern):
+                first.setdefault(prefix, (pattern, hole))
+                if hole.shift <= 0:
+                    able.add(prefix)
+            text = pattern.parts[0] if isinstance(pattern.parts[0], str) else ""
+            able |= {text[: at.start()] for at in re.finditer(r"(?<![0-9])0(?![0-9])", text)}  # number 0, written out
+    for prefix in first.keys() - able:
+        pattern, hole = first[prefix]
+        yield _warn(
+            pattern.span,
+            f"no rule reads {prefix.replace('#', '0')}0, and an index usually runs from 0",
+            "index-start",
+            f"write {{{hole.name}}} here and shift the index of the target, or read number 0 by another rule",
+        )
+
+
+def _indices(pattern: Pattern) -> Iterator[tuple[str, Hole]]:
+    prefixes = [""]
+    for part in pattern.parts:
+        if isinstance(part, Hole) and part.is_index:
+            yield from ((prefix, part) for prefix in prefixes)
+            prefixes = [prefix + "#" for prefix in prefixes]
+        elif (words := options(part)) is not None:
+            prefixes = [prefix + word for prefix in prefixes for word in words]
+        else:
+            return  # what stands behind an open part cannot be told
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _sizes(transform: Transform) -> Iterator[Diagnostic]:
+    """A size that is written and not read would be a rule that does not hold."""
+    for named, word, side in ((transform.targets, "split", "to"), (transform.sources, "concat", "from")):
+        sizes = [one.size for one in named if one.size is not None]
+        steps = [step for step in transform.steps if step.word == word]
+        if sizes and not steps:
+            message = f"{transform.name}: no {word} uses the sizes beside the names under {side!r}"
+            yield Diagnostic(sizes[0].span, message, "op-mismatch", f"only {word} has sizes there")
+        for step in steps:
+            listed = isinstance(step.values.get("sizes"), document.Sequence)
+            if "parts" in step.values and (listed or sizes):
+                message = f"{transform.name}: both the sizes and the number of parts are given"
+                yield Diagnostic(step.values["parts"].span, message, "op-mismatch", "leave one out")
+            if listed and sizes:
+                message = f"{transform.name}: the sizes are given twice"
+                yield Diagnostic(sizes[0].span, message, "op-mismatch", "leave one out")
+
+
+def _untold(program: Program) -> Iterator[Diagnostic]:
+    """Two parts that are equally long in every example could be exchanged without anyone noticing."""
+    examples = [
+        Environment(
+            program, SourceShapes(program, {}), {n: Given(v, "the example") for n, (v, _) in e.items()}, trusted=True
+        )
+        for e in program.spec.examples
+    ]
+    for rule in program.rules:
+        for op, span in rule.steps:
+            values = [v for env in examples if (v := _values(rule, op, env)) is not None]
+            if not values:
+                continue
+            assert isinstance(op, Split | Concat)
+            texts = [size.text if isinstance(size, Expr) else str(size) for size in op.sizes or ()]
+            for a, b in combinations(range(len(texts)), 2):
+                if texts[a] != texts[b] and all(v[a] == v[b] for v in values):
+                    message = f"{rule.name}: {texts[a]} and {texts[b]} are equal in every example"
+                    hint = "add an example in which they differ, or nothing shows that they stand in the right order"
+                    yield _warn(span, message, "weak-example", hint)
+
+
+def _values(rule: Rule, op: Op, env: Environment) -> list[int] | None:
+    """The sizes of a split or concat in one example; None where they cannot be told without the target."""
+    sizes: tuple[Size, ...] = (op.sizes if isinstance(op, Split | Concat) else None) or ()
+    try:
+        return [env.number(size) for size in sizes] if sizes and env.holds(rule.when) else None
+    except Refusal:
+        return None

@@ -1,0 +1,86 @@
+"""A checked spec, free of sizes: rules of patterns and ops, ties, ignored names, and how files are merged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from compiler.diagnostics import Span
+from compiler.language.expression import Expr
+from compiler.language.name_pattern import Pattern
+from compiler.language.spec import Spec
+from compiler.ops.algebra import Op
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the tensors that `sources` name: `steps` in order, then the names of `targets`.
+
+    The indices in both are free: each value of them is one application. Those only in `sources` are folded by a
+    `stack`, those only in `targets` opened by an `unstack`.
+    """
+
+    kind: str
+    name: str
+    sources: tuple[Pattern, ...]
+    targets: tuple[Pattern, ...]
+    steps: tuple[tuple[Op, Span], ...]
+    when: Expr | None
+    span: Span
+
+    @cached_property
+    def outer(self) -> tuple[str, ...]:
+        """The free indices, in the order of the first source name."""
+        return tuple(hole for hole in self.sources[0].holes if hole in self.targets[0].holes)
+
+    @cached_property
+    def folded(self) -> tuple[str, ...]:
+        """The indices of the sources that the targets lack."""
+        return tuple(hole for hole in self.sources[0].holes if hole not in self.targets[0].holes)
+
+    @cached_property
+    def loss(self) -> str:
+        """Why the rule cannot be reversed exactly; empty when it can."""
+        if op := next((op for op, _ in self.steps if op.loss), None):
+            return op.loss
+        if loose := next((p for p in self.sources if p.free_parts), None):
+            return f"{loose} matches texts that no index captures, so that the name could not be written back"
+        return ""
+
+    def reversed(self) -> Rule:
+        """The rule that undoes this one."""
+        steps = tuple((op.inverse(), span) for op, span in reversed(self.steps))
+        return Rule(self.kind, self.name, self.targets, self.sources, steps, self.when, self.span)
+
+
+@dataclass(frozen=True)
+class Tie:
+    alias: Pattern
+    owner: Pattern
+    when: Expr | None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The tensors of several files that are parts of one: joined along `axis`, an expression over the first file's
+    shapes, block by block."""
+
+    pattern: Pattern
+    axis: Expr
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A checked spec. `keep_all` keeps every name that nothing else claims."""
+
+    spec: Spec
+    rules: tuple[Rule, ...]
+    ties: tuple[Tie, ...]
+    ignored: tuple[tuple[Pattern, str], ...]
+    created: tuple[Rule, ...] = ()  # their sources are looked at, not read; their one step is `arithmetic.Full`
+    merged: tuple[Merged, ...] = ()
+
+    @property
+    def keep_all(self) -> bool:
+        return self.spec.keep_all

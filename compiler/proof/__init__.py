@@ -1,0 +1,1 @@
+"""The compile-time proof: a spec's rules against the target class, on the meta device."""

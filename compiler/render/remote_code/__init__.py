@@ -1,0 +1,1 @@
+"""Path B: the model and config modules of a custom architecture, rendered from blocks."""

@@ -1,0 +1,328 @@
+"""What a class of Transformers expects: its model type, the tensors it writes to disk, the fields its config takes.
+
+The layout of a target is what `save_pretrained` of the class writes, which in generation 5 is not what the model holds
+in memory: experts are fused on loading and come apart again on saving. A class is therefore built on the meta device,
+where it costs no memory, and its names go through the same reverse conversion that saving uses. Unknown classes and
+configs that the class does not accept are refused.
+
+Nothing here imports torch or transformers before it must. What differs between generations stands in the last section,
+and follows `modeling_utils.py`, `configuration_utils.py` and `core_model_loading.py` of transformers 4.57.6, 5.0.0 and
+5.24.0.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from compiler.diagnostics import nearest, refuse
+from compiler.target.config_dialects import EXPERTS, SHARE, THETA, json_text, read_config
+
+# Fields that any config may hold although newer base classes leave them to the model's own.
+COMMON_FIELDS = {
+    "architectures": None, "auto_map": None, "bos_token_id": None, "decoder_start_token_id": None, "dtype": None,
+    "eos_token_id": None, "model_type": None, "pad_token_id": None, "tie_word_embeddings": True, "torch_dtype": None,
+    "num_labels": 2, "transformers_version": None, "use_cache": True,
+}  # fmt: skip
+# A config class may take fields out of its `kwargs`, and a model may look for fields that the config class never names.
+_TAKEN = re.compile(r"""kwargs\.(?:pop|get|setdefault)\(\s*["'](\w+)["']""")
+_LOOKED_FOR = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSignature:
+    """What a folder of the class holds. `shapes`: every tensor of the weights file, parameters and persistent buffers;
+    `ties`: a parameter that is not written, and the written one that it shares."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    ties: Mapping[str, str]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Without importing transformers
+
+
+def model_type(model_class: str) -> str:
+    """The `model_type` of the config that the class `model_class` takes.
+
+    Read from the source of the installed transformers; only a class that the text leaves open is imported.
+    Raises Refusal: `missing-package`, `unknown-class`.
+    """
+    found = _model_types().get(model_class, ())
+    if len(found) > 1:
+        # Other families borrow a class: the type meant is the one whose own folder defines it.
+        homes = tuple(name for name in found if _defines(name.replace("-", "_"), model_class))
+        found = () if any(other.startswith(f"{home}_") for home in homes for other in found) else homes
+    if len(found) == 1:
+        return found[0]
+    declared: str = class_of(model_class).config_class.model_type
+    return declared
+
+
+@cache
+def _package() -> Path:
+    # find_spec finds a top-level package without running it.
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        refuse("transformers", "the package is not installed", "missing-package", "pip install transformers")
+    return Path(spec.origin).parent
+
+
+@cache
+def _model_types() -> Mapping[str, tuple[str, ...]]:
+    """Class name -> the model types that the auto classes map to it."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    tree = ast.parse((_package() / "models/auto/modeling_auto.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=table)], value=ast.Call(args=[ast.List(elts=pairs)])):
+                pass
+            case _:
+                continue
+        for pair in pairs if table.endswith("_MAPPING_NAMES") else ():
+            match pair:
+                case ast.Tuple(elts=[ast.Constant(value=str(kind)), classes]):
+                    items = classes.elts if isinstance(classes, ast.Tuple) else [classes]
+                    for name in [str(item.value) for item in items if isinstance(item, ast.Constant)]:
+                        if kind not in found[name]:
+                            found[name].append(kind)
+    return {name: tuple(kinds) for name, kinds in found.items()}
+
+
+def _defines(folder: str, model_class: str) -> bool:
+    files = (_package() / "models" / folder).glob("modeling_*.py")
+    return any(f"\nclass {model_class}(" in file.read_text(encoding="utf-8") for file in files)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With it
+
+
+def signature(model_class: str, config: Mapping[str, Any]) -> ClassSignature:
+    """Names and shapes of what `save_pretrained` of `model_class` writes when built from `config`, a config.json.
+
+    Raises Refusal: `unknown-class`; `unbuildable-target` where the class does not accept the config.
+    """
+    with _quiet():
+        return signature_of(class_of(model_class), config)
+
+
+def signature_of(found: Any, config: Mapping[str, Any]) -> ClassSignature:
+    """The same for a class at hand."""
+    with _quiet():
+        model = build(found, config)
+        try:
+            return _signature(model)
+        except Exception as error:
+            _unbuildable(found.__name__, error)
+
+
+def config_fields(model_class: str) -> Mapping[str, Any]:
+    """Every field that the config of `model_class` takes, with the default of the class (None where it computes one).
+
+    The words of both dialects are in it: where the class takes `rope_parameters`, also `rope_theta` and `rope_scaling`.
+    Raises Refusal: `unknown-class`.
+    """
+    cls = class_of(model_class)
+    config_class = cls.config_class
+    fields = COMMON_FIELDS | dict.fromkeys(_LOOKED_FOR.findall(inspect.getsource(sys.modules[cls.__module__])))
+    for base in reversed(config_class.__mro__[:-1]):
+        fields |= _declared(base)
+    pairs = [*config_class.attribute_map.items(), *([EXPERTS] if fields.keys() & set(EXPERTS) else [])]
+    for one, other in pairs:
+        value = fields.get(one) if fields.get(one) is not None else fields.get(other)
+        fields |= {one: value, other: value}
+    if fields.keys() & {"rope_parameters", *THETA}:
+        with _quiet():
+            flat = read_config(config_class().to_dict())
+        words = ("rope_parameters", "rope_scaling", THETA[0], SHARE[0])
+        known = {*words, *(fields.keys() & {THETA[1], SHARE[1]})}
+        fields |= {name: flat.get(name) for name in sorted(known) if fields.get(name) is None}
+    return fields
+
+
+def misread_fields(model_class: str, config: Mapping[str, Any]) -> Mapping[str, tuple[Any, Any]]:
+    """Field -> (what `config` says, what the class understands), for those that the installed version reads otherwise.
+
+    Raises Refusal: `unknown-class`, `unbuildable-target`.
+    """
+    with _quiet():
+        return different(_configure(class_of(model_class), config), config)
+
+
+def different(held: Any, config: Mapping[str, Any]) -> Mapping[str, tuple[Any, Any]]:
+    """The same for the config object that a class made of it."""
+    wanted, flat = read_config(config), read_config(held.to_dict())
+    got = {name: flat.get(name, getattr(held, name, None)) for name in wanted if name != "dtype"}
+    return {name: (wanted[name], value) for name, value in got.items() if not _holds(value, wanted[name])}
+
+
+def _holds(value: Any, wanted: Any) -> bool:
+    """Whether `value` is `wanted`, or a nested config that says at least that."""
+    if isinstance(value, Mapping) and isinstance(wanted, Mapping):
+        return all(_holds(value.get(key), item) for key, item in wanted.items())
+    return bool(value == wanted)
+
+
+def class_of(model_class: str) -> Any:
+    _package()
+    import transformers
+
+    found = getattr(transformers, model_class, None)
+    if getattr(found, "config_class", None) is None:
+        hint = nearest(model_class, _model_types()) or "it is the name of a class, as in a config's `architectures`"
+        message = f"transformers {transformers.__version__} has no model class of this name"
+        refuse(model_class, message, "unknown-class", hint)
+    return found
+
+
+def _configure(found: Any, config: Mapping[str, Any]) -> Any:
+    try:
+        # As from a file: some classes edit nested values in place.
+        return found.config_class.from_dict(json.loads(json_text(config)))
+    except Exception as error:
+        _unbuildable(found.__name__, error)
+
+
+def build(found: Any, config: Mapping[str, Any]) -> Any:
+    """A model of the class on the meta device. Raises Refusal."""
+    import torch
+
+    held = _configure(found, config)
+    try:
+        with torch.device("meta"):
+            model = found(held)
+        # Some versions leave a model on the meta device untied.
+        model.tie_weights()
+        return model
+    except Exception as error:
+        _unbuildable(found.__name__, error)
+
+
+def _signature(model: Any) -> ClassSignature:
+    unsaved = model._keys_to_ignore_on_save or ()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in unsaved}
+    ties = _shared(model, state)
+    kept = {name: tensor for name, tensor in state.items() if name not in ties}
+    written = _on_disk(model, kept)
+    # An alias has no tensor to convert; what becomes of its name is what becomes of it alone.
+    names = {name: next(iter(_on_disk(model, {name: state[name]}))) for pair in ties.items() for name in pair}
+    return ClassSignature(
+        shapes={name: tuple(tensor.shape) for name, tensor in sorted(written.items())},
+        ties={names[alias]: names[owner] for alias, owner in sorted(ties.items())},
+    )
+
+
+def _shared(model: Any, state: Mapping[str, Any]) -> dict[str, str]:
+    """Alias -> owner among the names of `state` that are one tensor, where the owner is the one that saving keeps."""
+    groups: defaultdict[int, list[str]] = defaultdict(list)
+    for name in state:
+        groups[id(model.get_parameter_or_buffer(name))].append(name)
+    patterns = list(_tied_patterns(model))
+    ties: dict[str, str] = {}
+    for names in groups.values():
+        bound = [name for name in sorted(names) if any(re.search(pattern, name) for pattern in patterns)]
+        owner = next((name for name in names if name not in bound), bound[-1] if bound else names[0])
+        ties |= {name: owner for name in names if name != owner}
+    return ties
+
+
+def _unbuildable(model_class: str, error: Exception) -> NoReturn:
+    text = " ".join(str(error).split()) or type(error).__name__
+    refuse(model_class, f"the class does not accept this config: {text}", "unbuildable-target",
+           "the message is that of Transformers; compare the fields with those of the class")  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What differs between generations
+
+
+def _tied_patterns(model: Any) -> Iterable[str]:
+    """Patterns of the names that a class declares as aliases: a list in generation 4, the keys of a dict in 5."""
+    from transformers.modeling_utils import _get_tied_weight_keys
+
+    patterns: Iterable[str] = _get_tied_weight_keys(model)
+    return patterns
+
+
+def _on_disk(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` as saving writes it: generation 5 undoes the conversion of loading, generation 4 has none."""
+    renamed: dict[str, Any] = dict(state)
+    if hasattr(model, "_fix_state_dict_keys_on_save"):
+        return dict(model._fix_state_dict_keys_on_save(renamed))
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return dict(revert_weight_conversion(model, renamed))
+
+
+def _declared(config_class: type) -> dict[str, Any]:
+    """The fields that one class of a config's ancestry takes: those of a dataclass in the newest versions, else the
+    arguments of `__init__`; and in either, what it takes out of its `kwargs`."""
+    found: dict[str, Any] = {}
+    if dataclasses.is_dataclass(config_class):
+        found = {f.name: _default(f) for f in dataclasses.fields(config_class) if f.init}
+    elif "__init__" in vars(config_class):
+        arguments = inspect.signature(config_class).parameters.values()
+        named = [a for a in arguments if a.kind is not a.VAR_KEYWORD]
+        found = {a.name: None if a.default is a.empty else a.default for a in named}
+    # The base classes take many words of their own this way, none of them a field of a model.
+    own = inspect.getsource(config_class) if ".models." in config_class.__module__ else ""
+    return dict.fromkeys(_TAKEN.findall(own)) | found
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers says on standard error much that a person who compiles has no use for."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def imported(files: Mapping[str, str], module: str) -> Iterator[Any]:
+    """The module `module` of a package made of `files`; gone again afterwards."""
+    with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
+        place = Path(name)
+        package = f"mapspec_rendered_{place.name.rsplit('_', 1)[-1]}"
+        (place / package).mkdir()
+        for file, text in {"__init__.py": "", **files}.items():
+            (place / package / file).write_text(text, encoding="utf-8")
+        sys.path.insert(0, name)
+        try:
+            yield importlib.import_module(f"{package}.{module}")
+        finally:
+            sys.path.remove(name)
+            for loaded in [m for m in sys.modules if m.split(".")[0] == package]:
+                del sys.modules[loaded]
+
+
+def signature_of_code(
+    files: Mapping[str, str], module: str, model_class: str, config: Mapping[str, Any]
+) -> ClassSignature:
+    """What `save_pretrained` of the rendered class writes when built from `config`, a config.json. Raises Refusal."""
+    with imported(files, module) as found:
+        return signature_of(getattr(found, model_class), config)

@@ -1,0 +1,67 @@
+"""The isolated process that reads a folder back as a user's program does: `python -m compiler.verify.read_back FOLDER`.
+
+Loads the config, the tokenizer and the settings of generation with Transformers alone; prints, as JSON, a list of what
+came back otherwise than it is written. The weights are not loaded. `misread` starts the process and returns the list;
+raises Refusal where the folder cannot be read at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compiler.diagnostics import refuse
+from compiler.resources import package_root
+from compiler.target.model_class import different
+
+
+def misread(folder: Path) -> list[str]:
+    """What Transformers understands otherwise than the files say, one line each. Raises Refusal."""
+    with tempfile.TemporaryDirectory(prefix="mapspec_") as modules:
+        env = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(package_root()), os.environ.get("PYTHONPATH")))),
+            "HF_MODULES_CACHE": modules,
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+        }
+        command = [sys.executable, "-m", "compiler.verify.read_back", str(folder)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        refuse(str(folder), f"Transformers cannot read it: {said[-1] if said else 'no reason given'}", "misread-field")
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def read_back(folder: Path) -> Iterator[str]:
+    """The same in this process."""
+    import transformers
+
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    trust: dict[str, Any] = {"trust_remote_code": True} if "auto_map" in written else {}
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **trust)
+    for name, (said, got) in different(config, written).items():
+        yield f"config.json says {name}={said!r}, and {type(config).__name__} understands {got!r}"
+    if (path := folder / "generation_config.json").is_file():
+        held = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        for name, value in json.loads(path.read_text(encoding="utf-8")).items():
+            if getattr(held, name, None) != value:
+                yield f"generation_config.json says {name}={value!r}, and {getattr(held, name, None)!r} comes back"
+    if (path := folder / "tokenizer_config.json").is_file():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **trust)
+        said = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("bos_token", "eos_token", "pad_token", "chat_template"):
+            value = said.get(name)
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str) and getattr(tokenizer, name) != value:
+                yield f"tokenizer_config.json says {name}={value!r}, and {getattr(tokenizer, name)!r} comes back"
+
+
+if __name__ == "__main__":
+    print(json.dumps(list(read_back(Path(sys.argv[1])))))

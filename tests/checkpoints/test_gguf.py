@@ -1,0 +1,194 @@
+"""GGUF files: what their own package writes is read back; what is damaged, rounded or lies about itself is refused."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from support.parity import ORACLES
+
+from compiler.api import convert
+from compiler.checkpoints.checkpoint import open_checkpoint
+from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.diagnostics import Refusal
+from compiler.jobs.compile import build
+
+CASES = sorted((ORACLES / "gguf").iterdir())
+TYPES = (np.float32, np.float16, np.float64, np.int8, np.int32)
+
+
+def write(path: Path, tensors: dict[str, np.ndarray], alignment: int = 32, **values: object) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
+    for name, value in values.items():
+        writer.add_key_value(name.replace("__", "."), value, gguf.GGUFValueType.get_type(value))
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(Refusal) as caught:
+        open_checkpoint(path)
+    return str(caught.value)
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=5),
+    kinds=st.lists(st.sampled_from(TYPES), min_size=5, max_size=5),
+    alignment=st.sampled_from([8, 32, 64]),
+    value=st.one_of(st.integers(0, 1000), st.text(max_size=9), st.booleans()),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_the_package_writes_is_read(
+    tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], kinds: list[type], alignment: int, value: object
+) -> None:
+    path = tmp_path_factory.mktemp("gguf") / "x"
+    tensors = {
+        f"t{n}": np.arange(np.prod(shape)).reshape(shape).astype(kind)
+        for n, (shape, kind) in enumerate(zip(shapes, kinds, strict=False))
+    }
+    checkpoint = open_checkpoint(write(path, tensors, alignment, llama__some__thing=value, other__key=7))
+    assert list(checkpoint.tensors) == list(tensors)
+    for name, tensor in tensors.items():
+        found = checkpoint.tensors[name]
+        assert (found.shape, found.dtype) == (tensor.shape, tensor.dtype.name)
+        assert read_bytes(found) == tensor.tobytes()
+    values = checkpoint.objects["config"]
+    assert isinstance(values, dict)
+    assert (values["some_thing"], values["other_key"], values["general_architecture"]) == (value, 7, "llama")
+
+
+def test_bfloat16_lists_and_floats(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(5e5)
+    writer.add_rope_dimension_sections([1, 2, 3, 4])
+    writer.add_token_list([f"word {n}" for n in range(100)])
+    writer.add_token_scores([0.5] * 100)
+    stored = torch.randn(3, 4).bfloat16()
+    data = stored.view(torch.uint8).numpy()
+    writer.add_tensor("t", data, raw_shape=data.shape, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    checkpoint = open_checkpoint(path)
+    tensor = checkpoint.tensors["t"]
+    assert (tensor.dtype, tensor.shape) == ("bfloat16", (3, 4))
+    assert read_bytes(tensor) == stored.view(torch.uint8).numpy().tobytes()
+    values = checkpoint.objects["config"]
+    assert isinstance(values, dict)
+    assert values["attention_layer_norm_rms_epsilon"] == 1e-5  # which float32 is not
+    assert values["rope_freq_base"] == 5e5
+    assert values["rope_dimension_sections"] == [1, 2, 3, 4]
+    assert not {"tokenizer_ggml_tokens", "tokenizer_ggml_scores"} & values.keys()  # too long for values of a model
+
+
+def test_rounded_blocks_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    data = gguf.quantize(np.ones((2, 64), np.float32), gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("blk.0.attn_q.weight", data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "Q8_0 ('blk.0.attn_q.weight') [unsupported-tensor]" in refusal(path)
+
+
+def test_damage_is_refused_wherever_it_lies(tmp_path: Path) -> None:
+    whole = write(tmp_path / "x.gguf", {"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float16)}).read_bytes()
+    path = tmp_path / "cut.gguf"
+    for length in range(4, len(whole)):
+        path.write_bytes(whole[:length])
+        padding = length >= len(whole) - (-8 % 32)  # the last tensor has 8 bytes; the rest fills the file up
+        if not padding:
+            assert "[damaged-file]" in refusal(path), length
+    for at in range(4, len(whole) - 64):
+        for flip in (0x01, 0x80, 0xFF):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+            try:
+                found = open_checkpoint(path).tensors.values()
+            except Refusal:
+                continue
+            assert all(t.extent[1] <= len(whole) for t in found)
+
+
+def entry(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
+    sizes = struct.pack(f"<{len(shape)}Q", *shape)
+    return (
+        struct.pack("<Q", len(name)) + name + struct.pack("<I", len(shape)) + sizes + struct.pack("<IQ", kind, offset)
+    )
+
+
+HEAD = b"GGUF" + struct.pack("<I", 3)
+LIES = {
+    "a tensor twice": ((HEAD + struct.pack("<QQ", 2, 0) + 2 * entry(b"a", (2,), 0, 0)), "stands there twice"),
+    "an overlap": (
+        HEAD + struct.pack("<QQ", 2, 0) + entry(b"a", (16,), 0, 0) + entry(b"b", (2,), 0, 32),
+        "'a' and 'b' overlap",
+    ),
+    "no alignment": (HEAD + struct.pack("<QQ", 1, 0) + entry(b"a", (2,), 0, 4), "reaches from byte"),
+    "too far": (HEAD + struct.pack("<QQ", 1, 0) + entry(b"a", (2,), 0, 1 << 40), "reaches from byte"),
+    "too large": (HEAD + struct.pack("<QQ", 1, 0) + entry(b"a", (1 << 40, 1 << 40), 0, 0), "has the sizes"),
+    "five axes": (HEAD + struct.pack("<QQ", 1, 0) + entry(b"a", (1, 1, 1, 1, 1), 0, 0), "has 5 axes"),
+    "a new type": (HEAD + struct.pack("<QQ", 1, 0) + entry(b"a", (32,), 99, 0), "type 99 ('a')"),
+    "many tensors": (HEAD + struct.pack("<QQ", 1 << 60, 0), "claims 1,152,921,504,606,846,976 tensors"),
+    "a long text": (HEAD + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1 << 50), "a text of"),
+    "no tensors": (HEAD + struct.pack("<QQ", 0, 0), "a GGUF file without tensors"),
+    "big-endian": (b"GGUF" + struct.pack(">I", 3) + bytes(16), "big-endian"),
+    "version 1": (b"GGUF" + struct.pack("<I", 1) + bytes(16), "version 1"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lies_are_refused(tmp_path: Path, lie: str) -> None:
+    data, message = LIES[lie]
+    path = tmp_path / "x.gguf"
+    path.write_bytes(data + bytes(400))
+    assert message in refusal(path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.name)
+def test_the_converter_reads_the_same_file(tmp_path: Path, case: Path) -> None:
+    source = case / "source" / "model.gguf"
+    spec = "gguf_" + case.name.split("_tied")[0].split("_grouped")[0]
+    convert(spec, source, tmp_path / "ours")
+    for name, text in build(spec, prove=False).items():
+        script = tmp_path / Path(name).name
+        script.write_text(text)
+        subprocess.run([sys.executable, script, source, tmp_path / "alone"], check=True)
+    ours, alone = (load_file(tmp_path / which / "model.safetensors") for which in ("ours", "alone"))
+    assert ours.keys() == alone.keys()
+    assert all(torch.equal(ours[name], alone[name]) for name in ours)
+    assert (tmp_path / "ours/config.json").read_text() == (tmp_path / "alone/config.json").read_text()
+
+
+def test_scaled_frequencies_need_a_word(tmp_path: Path) -> None:
+    """`rope_freqs.weight` says that there is a scaling; which, only the model's version does."""
+    source = ORACLES / "gguf" / "llama_grouped" / "source" / "model.gguf"
+    reader = gguf.GGUFReader(source)
+    tensors = {t.name: np.array(t.data) for t in reader.tensors} | {"rope_freqs.weight": np.ones(4, np.float32)}
+    kept = ("context_length", "attention.head_count", "attention.layer_norm_rms_epsilon", "rope.freq_base")
+    values = {f"llama.{key}": reader.fields[f"llama.{key}"].contents() for key in kept}
+    scaled = write(tmp_path / "scaled.gguf", tensors, **{key.replace(".", "__"): v for key, v in values.items()})
+    with pytest.raises(Refusal, match="give llama3_factor"):
+        convert("gguf_llama", scaled, tmp_path / "out")
+    convert("gguf_llama", scaled, tmp_path / "out", assigned={"llama3_factor": 32.0})
+    assert '"factor": 32.0' in (tmp_path / "out/config.json").read_text()

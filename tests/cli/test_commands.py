@@ -1,0 +1,159 @@
+"""The small commands, and what all commands have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from compiler.cli.compile import compile_parser
+from compiler.cli.main import COMMANDS, main
+from compiler.diagnostics import Refusal
+from compiler.language import document
+from compiler.language.parser import load_spec
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        main([*map(str, words)])
+    said = capsys.readouterr()
+    assert isinstance(done.value.code, int)
+    return done.value.code, said.out, said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_speaks_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, *([command] if command != "compile" else []), "--help")
+    assert status == 0
+    assert "--json" in out
+    status, out, _ = run(capsys, *([command] if command != "compile" else []), "--json", "--no-such-option")
+    assert status == 2
+    assert json.loads(out)["diagnostics"][0]["kind"] == "wrong-usage"
+
+
+def test_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "new", "mine", "--target", "MistralForCausalLM", "--out", tmp_path)[0] == 0
+    spec = load_spec(tmp_path / "mine.yaml")
+    assert (spec.name.value, spec.target.class_name) == ("mine", "MistralForCausalLM")
+    # Every part of the language stands in it.
+    keys = {key.text for key, _ in document.read_document(tmp_path / "mine.yaml").entries}  # type: ignore[union-attr]
+    schema = json.loads(run(capsys, "schema")[1])
+    assert {"target", "rename", "transform", "tie", "example"} <= keys <= schema["properties"].keys()
+    status, _, err = run(capsys, "new", "mine", "--target", "A", "--out", tmp_path)
+    assert (status, "[output-exists]" in err) == (1, True)
+    status, _, err = run(capsys, "new", "Not-A-Name", "--target", "A", "--out", tmp_path)
+    assert (status, "[bad-name]" in err) == (1, True)
+    # What is left to say is told, not thrown.
+    status, _, err = run(capsys, tmp_path / "mine.yaml", "--out", tmp_path)
+    assert status == 1
+    assert "MistralForCausalLM needs" in err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, script, _ = run(capsys, "completion", shell)
+    assert status == 0
+    assert all(word in script for word in ("detect", "--reverse", "litgpt_llama", "claimed-twice"))
+    program = shutil.which(shell)
+    if program:
+        assert subprocess.run([program, "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_a_word_that_is_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A mistyped command is no spec, and a mistyped spec has a near one; nothing is written meanwhile."""
+    status, out, err = run(capsys, "rnu", "llama", tmp_path / "model.pth", tmp_path / "out")
+    assert (status, out, "did you mean 'run'?" in err) == (2, "", True)
+    status, out, err = run(capsys, "lama", "--out", tmp_path, "--no-proof")
+    assert (status, out, "did you mean 'llama'?" in err) == (1, "", True)
+    status, out, _ = run(capsys, "plam", "llama", "--json")
+    assert (status, json.loads(out)["diagnostics"][0]["kind"]) == (2, "wrong-usage")
+
+
+def test_every_command_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the help and by the README."""
+    for page in (run(capsys, "--help")[1], (ROOT / "README.md").read_text()):
+        named = set(re.findall(r"^compile (\w+) ", page, re.MULTILINE))
+        assert COMMANDS.keys() - {"compile"} <= named
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_completion_knows_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(capsys, *([command] if command != "compile" else []), "--help")[1]
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown.partition("options:")[2]))
+    assert flags - {"--help"} != set()
+    for shell in ("bash", "fish"):
+        script = run(capsys, "completion", shell)[1]
+        lines = [line for line in script.splitlines() if re.search(rf"(\b{command}\)|from {command}')", line)]
+        said = lines[0] if lines else script
+        assert flags <= set(re.findall(r"--[a-z-]+", said)), shell
+
+
+def test_completion_completes() -> None:
+    script = subprocess.run(
+        [sys.executable, "-m", "compiler", "completion", "bash"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    asked = 'COMP_WORDS=(compile run litgpt_q); COMP_CWORD=2; _mapspec; echo "${COMPREPLY[*]}"'
+    done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[:2] == ["litgpt_qwen2", "litgpt_qwen3"]
+
+
+def test_watch(tmp_path: Path) -> None:
+    spec = tmp_path / "llama.yaml"
+    sound = (ROOT / "specs" / "llama.yaml").read_text()
+    spec.write_text(sound)
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "compiler",
+        "--watch",
+        "--no-proof",
+        str(spec),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        watching = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env={**os.environ})
+        try:
+            until(log, "wrote")
+            spec.write_text(sound.replace("keep:", "kept:"))
+            os.utime(spec, (1, 1))
+            until(log, "[unknown-key]")
+            spec.write_text(sound)
+            os.utime(spec, (2, 2))
+            until(log, "unchanged")
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(20) == 0
+        finally:
+            watching.kill()
+
+
+def until(log: Path, word: str) -> None:
+    for _ in range(300):
+        if word in log.read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{word!r} was not said: {log.read_text()}")
+
+
+def test_hooks_name_what_there_is() -> None:
+    hooks = document.plain(document.read_document(ROOT / ".pre-commit-hooks.yaml"))
+    assert isinstance(hooks, list)
+    for hook in hooks:
+        words = hook["entry"].split()
+        assert words[0] == "compile"
+        with pytest.raises(Refusal) as caught:  # its options exist; only the spec is missing
+            compile_parser().parse([*words[1:], "--json"])
+        assert "SPEC" in str(caught.value)

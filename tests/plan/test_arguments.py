@@ -1,0 +1,476 @@
+"""What tells a model's arguments: a mapping inside of a config, a config of the target's kind, the checkpoint itself.
+
+The executor and the generated converter must hear the same, and neither may leave in silence what was said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.converter_process import ConverterProcess
+from support.synthetic import Synthetic, folder_image, image, synthetic
+
+from compiler.diagnostics import Refusal
+from compiler.jobs.convert import convert
+from compiler.jobs.detect import detect
+from compiler.jobs.prepare import Request
+from compiler.program.loading import load_program
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def made(spec: str, example: int = 0) -> Synthetic:
+    return synthetic(load_program(spec), example, "float16", finite=True)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+def written(
+    place: Path, spec: str, file: Path, config: Mapping[str, Any] | None = None, **given: Any
+) -> dict[str, Any]:
+    """The config.json of a conversion into `place/out`."""
+    path = None
+    if config is not None:
+        path = place / "told.json"
+        path.write_text(json.dumps(config))
+    convert(load_program(spec), Request([file], config=path, assigned=given), place / "out")
+    return config_of(place / "out")
+
+
+def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Two levels of dictionaries, as Megatron-LM keeps them."""
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        first, second, rest = name.split(".", 2)
+        tree.setdefault(first, {}).setdefault(second, {})[rest] = tensor
+    return tree
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A config file
+
+
+@pytest.mark.parametrize("holder", ["kwargs", "model", "model_args", "config"])
+def test_a_mapping_in_a_config_holds_the_arguments(server: ConverterProcess, tmp_path: Path, holder: str) -> None:
+    source = made("qwen3")
+    file = source.save(tmp_path, "*.pth")
+    told = {"class": "Config", "seed": 3, holder: {**source.arguments, "rope_theta": 12345.0}}
+    assert written(tmp_path, "qwen3", file, told)["rope_theta"] == 12345.0
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run("qwen3", *words) == ""
+    assert config_of(tmp_path / "converter") == config_of(tmp_path / "out")
+
+
+def test_a_config_of_which_nothing_is_read_is_refused(server: ConverterProcess, tmp_path: Path) -> None:
+    """Else every argument would be left at its default, although the user gave a file that says otherwise."""
+    file = made("qwen3").save(tmp_path, "*.pth")
+    with pytest.raises(Refusal, match="unread-config"):
+        written(tmp_path, "qwen3", file, {"heads": 8, "theta": 3.0})
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert "told.json" in server.run("qwen3", *words)
+    assert not (tmp_path / "converter").exists()
+
+
+def test_a_config_of_the_targets_kind_tells_in_its_own_words(tmp_path: Path) -> None:
+    source = made("torchtune_llama")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 7000.0, "rms_norm_eps": 1e-3}
+    with pytest.raises(Refusal, match="unread-config"):
+        written(tmp_path, "torchtune_llama", file, told | {"model_type": "mistral"})
+    config = written(tmp_path, "torchtune_llama", file, told)
+    assert {name: config[name] for name in told} == told
+
+
+def test_what_such_a_config_states_is_not_contradicted(tmp_path: Path) -> None:
+    source = made("torchtune_llama")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 7000.0, "hidden_act": "gelu"}
+    with pytest.raises(Refusal, match=r"hidden_act is 'gelu' .*config-mismatch.*\n.*the spec writes nothing else"):
+        written(tmp_path, "torchtune_llama", file, told)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_scaling_of_such_a_config_counts(server: ConverterProcess, tmp_path: Path) -> None:
+    source = made("torchtune_llama")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 7000.0, "rope_scaling": LLAMA3}
+    with pytest.raises(Refusal, match="contradict each other"):
+        written(tmp_path, "torchtune_llama", file, told, scale_factor=32)
+    assert written(tmp_path, "torchtune_llama", file, told)["rope_scaling"] == LLAMA3
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json"), "--set", "num_heads=8"]
+    assert server.run("torchtune_llama", *words) == ""
+    assert config_of(tmp_path / "converter")["rope_scaling"] == LLAMA3
+
+
+def test_a_padding_token_has_a_row(tmp_path: Path) -> None:
+    """Else no class could be built from the config."""
+    file = made("torchtune_phi3").save(tmp_path, "*.pt")
+    with pytest.raises(Refusal, match="pad_token_id is 32000, and the vocabulary has 128 rows"):
+        written(tmp_path, "torchtune_phi3", file, None, num_heads=8)
+    assert written(tmp_path, "torchtune_phi3", file, None, num_heads=8, pad_token_id=None)["pad_token_id"] is None
+
+
+def test_the_way_back_from_experts_narrower_than_dense_layers(tmp_path: Path) -> None:
+    """As in the published Qwen3-MoE, whose config keeps the width of dense layers that it has none of."""
+    source = made("qwen3_moe")
+    file = source.save(tmp_path, "*.pth")
+    assert written(tmp_path, "qwen3_moe", file, {"intermediate_size": 6144})["intermediate_size"] == 6144
+    for spec in ("qwen3_moe", "torchtitan_qwen3_moe", "mcore_qwen3_moe"):
+        given = {"expert_bias_is_zero": True} if spec == "torchtitan_qwen3_moe" else {}
+        back = Request([tmp_path / "out"], assigned=given, reverse=True)
+        convert(load_program(spec), back, tmp_path / f"{spec}.pth")
+    assert image(torch.load(tmp_path / "qwen3_moe.pth", weights_only=True)) == image(source.tensors)
+
+
+def test_a_window_that_no_layer_uses_is_none(tmp_path: Path) -> None:
+    """As the published configs of Qwen2 have it."""
+    source = made("torchtune_qwen2")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "qwen2", "num_attention_heads": 8, "sliding_window": 32768, "use_sliding_window": True}
+    with pytest.raises(Refusal, match=r"sliding_window is 32768 .*config-mismatch"):
+        written(tmp_path, "torchtune_qwen2", file, told)
+    config = written(tmp_path, "torchtune_qwen2", file, told | {"use_sliding_window": False})
+    assert config["sliding_window"] is None
+
+
+def test_such_a_config_may_say_that_nothing_is_scaled(tmp_path: Path) -> None:
+    source = made("torchtitan_llama")
+    file = source.save(tmp_path, "*.pt")
+    told = {"model_type": "llama", "num_attention_heads": 8, "rope_theta": 500000.0, "rope_scaling": None}
+    with pytest.raises(Refusal, match=r"rope_scaling is None .*config-mismatch"):
+        written(tmp_path, "torchtitan_llama", file, told)
+    assert written(tmp_path, "torchtitan_llama", file, told, scaling="none")["rope_scaling"] is None
+
+
+def test_the_former_word_for_a_kind_of_scaling_is_understood(tmp_path: Path) -> None:
+    source = made("internlm2_llama")
+    file = source.save(tmp_path, "*.safetensors")
+    told = {**source.arguments, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    with pytest.raises(Refusal, match="unmet-requirement"):
+        written(tmp_path, "internlm2_llama", file, told | {"rope_scaling": {"type": "yarn", "factor": 2.0}})
+    assert written(tmp_path, "internlm2_llama", file, told)["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0}
+
+
+KEY_HEADS = {
+    "llama": "num_key_value_heads",
+    "minimind": "num_key_value_heads",
+    "minimind1_granite_moe_shared": "n_kv_heads",
+    "minimind1_llama": "n_kv_heads",
+    "minimind2": "num_key_value_heads",
+    "minimind2_granite_moe_shared": "num_key_value_heads",
+    "qwen3": "num_key_value_heads",
+    "qwen3_moe": "num_key_value_heads",
+}
+
+
+@pytest.mark.parametrize("spec", KEY_HEADS)
+def test_no_number_of_key_heads_means_as_many_as_of_queries(
+    server: ConverterProcess, tmp_path: Path, spec: str
+) -> None:
+    """In every generation of MiniMind; the tensors are those that the words for it make."""
+    program = load_program(spec)
+    heads = "n_heads" if "n_kv_heads" in program.spec.arguments else "num_attention_heads"
+    tensors, told = equal_heads(spec), {heads: 8, KEY_HEADS[spec]: None}
+    torch.save(tensors, tmp_path / "model.pth")
+    config = written(tmp_path, spec, tmp_path / "model.pth", told)
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (8, 8)
+    convert(program, Request([tmp_path / "model.pth"], assigned={heads: 8, KEY_HEADS[spec]: 8}), tmp_path / "said")
+    assert folder_image(tmp_path / "said") == folder_image(tmp_path / "out")
+    words = [str(tmp_path / "model.pth"), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run(spec, *words) == ""
+    assert config_of(tmp_path / "converter") == config
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
+
+
+def equal_heads(spec: str) -> dict[str, torch.Tensor]:
+    """A source of as many key heads as query heads: the matrices of the queries, moved along by one row."""
+    tensors = dict(made({"minimind": "qwen3", "minimind2": "llama"}.get(spec, spec)).tensors)
+    for name in tensors:
+        for letter in "kv":
+            for word, query in ((f"{letter}_proj", "q_proj"), (f"attention.w{letter}", "attention.wq")):
+                if f"{word}.weight" in name:
+                    tensors[name] = tensors[name.replace(word, query)].roll("kv".index(letter) + 1, 0)
+    return tensors
+
+
+@pytest.mark.parametrize("spec", ["llama", "qwen3", "qwen3_moe"])
+def test_yarn_scales_a_model_of_more_positions_than_it_was_trained_on(
+    server: ConverterProcess, tmp_path: Path, spec: str
+) -> None:
+    """So MiniMind's own code has it, whatever the config asks for."""
+    source = made(spec)
+    file = source.save(tmp_path, "*.pth")
+    told = {"max_position_embeddings": 2048, "inference_rope_scaling": True}
+    assert written(tmp_path, spec, file, told)["rope_scaling"] is None
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run(spec, *words) == ""
+    assert config_of(tmp_path / "converter")["rope_scaling"] is None
+    shutil.rmtree(tmp_path / "out")
+    told["max_position_embeddings"] = 2049
+    assert written(tmp_path, spec, file, told)["rope_scaling"]["factor"] == 16.0
+
+
+def test_the_first_yarn_of_minimind_is_another(tmp_path: Path) -> None:
+    source = made("llama")
+    file = source.save(tmp_path, "*.pth")
+    yarn = {"beta_fast": 4, "beta_slow": 1, "factor": 4, "original_max_position_embeddings": 2048, "type": "yarn"}
+    told = {"inference_rope_scaling": True, "rope_scaling": yarn}
+    with pytest.raises(Refusal, match="a formula of their own"):
+        written(tmp_path, "llama", file, told)
+    told["rope_scaling"] = yarn | {"beta_fast": 32, "factor": 8}
+    assert written(tmp_path, "llama", file, told)["rope_scaling"]["factor"] == 8
+
+
+@pytest.mark.parametrize("spec", ["litgpt_llama", "litgpt_gpt_neox"])
+def test_condensed_positions_are_a_linear_scaling(server: ConverterProcess, tmp_path: Path, spec: str) -> None:
+    source = made(spec)
+    file = source.save(tmp_path, "*.pth")
+    told = {**source.arguments, "rope_condense_ratio": 8}
+    assert written(tmp_path, spec, file, told)["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run(spec, *words) == ""
+    assert config_of(tmp_path / "converter")["rope_parameters"]["factor"] == 8.0
+
+
+def test_the_last_layer_of_olmo_3_is_a_full_one(tmp_path: Path) -> None:
+    source = made("olmo_core_olmo3")
+    tensors = dict(source.tensors)
+    last = max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    for number, kinds in ((1, "sf"), (4, "sssff"), (5, "sssfsf")):
+        layers = {n: t for n, t in tensors.items() if not n.startswith("blocks.")}
+        for i in range(number + 1):
+            for name, tensor in tensors.items():
+                if name.startswith(f"blocks.{last}."):
+                    layers[name.replace(f".{last}.", f".{i}.", 1)] = tensor
+        torch.save(layers, tmp_path / "model.pt")
+        config = written(tmp_path, "olmo_core_olmo3", tmp_path / "model.pt", None, **source.arguments)
+        assert "".join(kind[0] for kind in config["layer_types"]) == kinds
+        shutil.rmtree(tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The checkpoint
+
+
+@pytest.mark.parametrize("example", [2, 5], ids=["encoder", "transformer"])
+def test_a_version_that_the_checkpoint_states_counts(server: ConverterProcess, tmp_path: Path, example: int) -> None:
+    """The order of queries, keys and values follows from it, and no shape shows it."""
+    source = made("megatron_gpt2", example)
+    args = argparse.Namespace(num_attention_heads=4, bias_gelu_fusion=False, padded_vocab_size=128, lr=1e-4)
+    held = {"model": nested(source.tensors), "checkpoint_version": 3.0, "args": args, "iteration": 3}
+    file = tmp_path / "model_optim_rng.pt"
+    torch.save(held, file)
+    config = written(tmp_path, "megatron_gpt2", file)
+    assert (config["n_head"], config["activation_function"]) == (4, "gelu")
+    assert server.run("megatron_gpt2", str(file), str(tmp_path / "converter")) == ""
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
+    assert config_of(tmp_path / "converter") == config
+    # Another version is another order.
+    torch.save(held | {"checkpoint_version": 1.0}, file)
+    convert(load_program("megatron_gpt2"), Request([file]), tmp_path / "other")
+    assert folder_image(tmp_path / "other") != folder_image(tmp_path / "out")
+
+
+def test_a_nested_checkpoint_is_detected(tmp_path: Path) -> None:
+    source = made("megatron_gpt2", 2)
+    held = {
+        "model": nested(source.tensors),
+        "checkpoint_version": 3.0,
+        "args": argparse.Namespace(num_attention_heads=4),
+    }
+    torch.save(held, tmp_path / "model_optim_rng.pt")
+    programs = [load_program(name) for name in ("llama", "nanogpt_gpt2", "megatron_gpt2")]
+    fits = detect([tmp_path / "model_optim_rng.pt"], programs)
+    assert {fit.spec: fit.status for fit in fits} == {"megatron_gpt2": "fits", "llama": "no", "nanogpt_gpt2": "no"}
+
+
+def test_one_of_several_ranks_is_refused(tmp_path: Path) -> None:
+    source = made("megatron_gpt2", 2)
+    half = {n: t[: len(t) // 2] if "query_key_value" in n else t for n, t in source.tensors.items()}
+    torch.save({"model": nested(half), "checkpoint_version": 3.0}, tmp_path / "model_optim_rng.pt")
+    with pytest.raises(Refusal, match="one of several tensor-parallel ranks"):
+        written(tmp_path, "megatron_gpt2", tmp_path / "model_optim_rng.pt", None, num_attention_heads=4)
+
+
+def test_groups_that_nobody_reads_do_not_count(server: ConverterProcess, tmp_path: Path) -> None:
+    """Megatron-LM's `num_query_groups` is 1 unless grouped attention is asked for."""
+    source = made("mcore_llama")
+    file = tmp_path / "model_optim_rng.pt"
+    args = {"num_attention_heads": 8, "num_query_groups": 1}
+    held = {"model": source.tensors, "checkpoint_version": 3.0}
+    torch.save(held | {"args": argparse.Namespace(**args, group_query_attention=True)}, file)
+    with pytest.raises(Refusal, match="num_query_groups does not fit"):
+        written(tmp_path, "mcore_llama", file)
+    torch.save(held | {"args": argparse.Namespace(**args, group_query_attention=False)}, file)
+    assert written(tmp_path, "mcore_llama", file)["num_key_value_heads"] == 2
+    assert server.run("mcore_llama", str(file), str(tmp_path / "converter")) == ""
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rotary_interleaved", True),
+        ("apply_layernorm_1p", True),
+        ("position_embedding_type", "learned_absolute"),
+        ("rotary_seq_len_interpolation_factor", 4),
+        ("layernorm_zero_centered_gamma", True),
+        ("window_size", (127, 0)),
+        ("softmax_type", "learnable"),
+        ("qk_l2_norm", True),
+        ("swiglu", False),
+    ],
+)
+def test_args_that_the_class_cannot_express_are_refused(tmp_path: Path, field: str, value: object) -> None:
+    source = made("mcore_llama")
+    file = tmp_path / "model_optim_rng.pt"
+    args = argparse.Namespace(**{"num_attention_heads": 8, field: value})
+    torch.save({"model": source.tensors, "args": args}, file)
+    with pytest.raises(Refusal, match="unmet-requirement"):
+        written(tmp_path, "mcore_llama", file)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A converter's words
+
+
+def test_a_text_is_no_answer_to_yes_or_no(server: ConverterProcess, tmp_path: Path) -> None:
+    source = made("qwen3")
+    file = source.save(tmp_path, "*.pth")
+    words = [str(file), str(tmp_path / "out"), "--set", "hidden_act=gelu"]
+    assert "tie_word_embeddings is the text 'no'" in server.run("qwen3", *words, "--set", "tie_word_embeddings=no")
+    assert server.run("qwen3", *words, "--set", "tie_word_embeddings=True") == ""
+    assert config_of(tmp_path / "out")["hidden_act"] == "gelu"
+
+
+def test_a_converter_says_what_it_does_not_find(server: ConverterProcess, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "*.safetensors" in server.run("qwen3", str(tmp_path / "empty"), str(tmp_path / "out"))
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
+    words = [str(tmp_path / "other.pth"), str(tmp_path / "out"), "--set", "num_attention_heads=4"]
+    assert "model.tok_embeddings.weight" in server.run("internlm2_llama", *words)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What no name shows
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "value"),
+    [
+        ("litgpt_mistral", "rotary_percentage", 0.75),  # LitGPT's Phi-4-mini has every name of Mistral
+        ("litgpt_mistral", "sliding_window_indices", [1, 0]),
+        ("litgpt_mixtral", "rope_condense_ratio", 8),
+        ("litgpt_gemma2", "sliding_window_indices", [1, 0, 0]),  # which is every third layer
+        ("litgpt_qwen2", "parallel_residual", True),
+        ("litgpt_qwen3", "rope_interleave", True),
+        ("litgpt_llama", "attention_logit_softcapping", 50.0),
+        ("litgpt_phi", "scale_embeddings", True),
+        ("litgpt_gemma", "sliding_window_size", 512),
+        ("meta_llama", "sliding_window", 4096),  # Mistral AI's files have every name of Meta's
+        ("meta_llama", "_sliding_window", 4096),
+        ("mistral_mistral", "use_scaled_rope", True),
+        ("mistral_mistral", "yarn", {"factor": 16, "original_max_position_embeddings": 16384}),
+        ("megatron_gpt2", "apply_layernorm_1p", True),
+        ("megatron_gpt2", "apply_residual_connection_post_layernorm", True),
+        ("mistral_mixtral", "moe", {"num_experts_per_tok": 2, "num_experts": 8}),  # the router has 12
+        ("olmo1_olmo", "layer_norm_type", "rms"),
+        ("olmo1_olmo", "scale_logits", True),
+        ("olmo1_olmo", "embedding_layer_norm", True),
+    ],
+)
+def test_a_layer_of_another_kind_is_refused(tmp_path: Path, spec: str, field: str, value: object) -> None:
+    source = made(spec)
+    file = source.save(tmp_path, "*.pth")
+    given = dict(source.arguments) | ({"sliding_window_size": 8} if field == "sliding_window_indices" else {})
+    with pytest.raises(Refusal, match="unmet-requirement"):
+        written(tmp_path, spec, file, None, **given | {field: value})
+    assert written(tmp_path, spec, file, None, **given)
+
+
+@pytest.mark.parametrize("spec", ["mistral_mistral", "mistral_mixtral"])
+def test_the_window_has_two_names_in_params_json(server: ConverterProcess, tmp_path: Path, spec: str) -> None:
+    source = made(spec)
+    file = source.save(tmp_path, "*.pth")
+    told = dict(source.arguments) | {"sliding_window": None, "_sliding_window": 9}
+    assert written(tmp_path, spec, file, told)["sliding_window"] == 9
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert server.run(spec, *words) == ""
+    assert config_of(tmp_path / "converter")["sliding_window"] == 9
+
+
+def test_the_embedding_of_mistral_may_be_the_head(tmp_path: Path) -> None:
+    source = made("mistral_mistral", 1)
+    tensors = {name: tensor for name, tensor in source.tensors.items() if name != "output.weight"}
+    torch.save(tensors, tmp_path / "consolidated.00.pth")
+    with pytest.raises(Refusal, match=r"no output\.weight"):
+        written(tmp_path, "mistral_mistral", tmp_path / "consolidated.00.pth", {"n_heads": 4})
+    told = {"n_heads": 4, "tied_embeddings": True}
+    assert written(tmp_path, "mistral_mistral", tmp_path / "consolidated.00.pth", told)["tie_word_embeddings"]
+
+
+def test_nanogpt_without_biases_needs_no_word_for_it(tmp_path: Path) -> None:
+    source = made("nanogpt_gpt2", 1)
+    torch.save(dict(source.tensors), tmp_path / "ckpt.pt")
+    written(tmp_path, "nanogpt_gpt2", tmp_path / "ckpt.pt", None, n_head=4)
+    back = Request([tmp_path / "out"], assigned={"bias": False}, reverse=True)
+    convert(load_program("nanogpt_gpt2"), back, tmp_path / "back.pth")
+    assert image(torch.load(tmp_path / "back.pth", weights_only=True)) == image(source.tensors)
+    torch.save({"model": dict(source.tensors), "model_args": {"n_head": 4, "bias": True}}, tmp_path / "ckpt.pt")
+    with pytest.raises(Refusal, match="says bias = True, the checkpoint says False"):
+        convert(load_program("nanogpt_gpt2"), Request([tmp_path / "ckpt.pt"]), tmp_path / "other")
+
+
+def test_projections_of_opt_that_were_never_fused(server: ConverterProcess, tmp_path: Path) -> None:
+    source = made("opt_opt")
+    apart = {n: t for n, t in source.tensors.items() if "qkv_proj" not in n}
+    for name in source.tensors.keys() - apart.keys():
+        thirds = zip("kvq", source.tensors[name].chunk(3), strict=True)
+        apart |= {name.replace("qkv_proj", f"{letter}_proj"): third.clone() for letter, third in thirds}
+    file = source.save(tmp_path, "*.pt")
+    written(tmp_path, "opt_opt", file, None, decoder_attention_heads=4)
+    torch.save(apart, file)
+    convert(load_program("opt_opt"), Request([file], assigned={"decoder_attention_heads": 4}), tmp_path / "apart")
+    assert folder_image(tmp_path / "apart") == folder_image(tmp_path / "out")
+    assert server.run("opt_opt", str(file), str(tmp_path / "converter"), "--set", "decoder_attention_heads=4") == ""
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
+
+
+def test_frequencies_that_torchtitan_kept_are_left_behind(tmp_path: Path) -> None:
+    source = made("meta_llama")
+    frequencies = torch.ones(8, 4, dtype=torch.complex64)
+    torch.save({"model": {**source.tensors, "freqs_cis": frequencies}}, tmp_path / "checkpoint.pt")
+    assert written(tmp_path, "meta_llama", tmp_path / "checkpoint.pt", None, **source.arguments)
+
+
+def test_no_base_of_the_rotary_embeddings_is_mixtrals(tmp_path: Path) -> None:
+    source = made("mistral_mixtral")
+    file = source.save(tmp_path, "*.pth")
+    told = dict(source.arguments) | {"rope_theta": None}
+    assert written(tmp_path, "mistral_mixtral", file, told)["rope_theta"] == 1000000.0
+
+
+@pytest.mark.parametrize("spec", ["timm_vit", "whisper_whisper", "transformer_lens_gpt2", "mcore_llama"])
+def test_the_way_back_asks_for_nothing_that_only_the_way_there_needs(tmp_path: Path, spec: str) -> None:
+    """A fact that followed from an argument stands in the config now; what a requirement asked is answered."""
+    source = made(spec)
+    file = source.save(tmp_path, "*.pt")
+    written(tmp_path, spec, file, None, **source.arguments)
+    convert(load_program(spec), Request([tmp_path / "out"], reverse=True), tmp_path / "back.pth")
+    assert image(torch.load(tmp_path / "back.pth", weights_only=True)) == image(source.tensors)

@@ -1,0 +1,148 @@
+"""Several files as one checkpoint: what a trainer cut for its ranks comes together again, or is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.diagnostics import Refusal
+from compiler.language.parser import load_spec
+from compiler.ops.kernels import tensor_of
+from compiler.plan.source_files import open_source
+from compiler.program.loading import compile_spec
+from compiler.program.program import Program
+
+SPEC = """
+spec: 1
+name: parts
+summary: a model in parts
+source:
+  weights: {weights}
+  merge: {{rows.weight: 0, columns.weight: "1 if dim('columns.weight', 0) == dim('same.weight', 0) else 0", blocks.weight: {{axis: 0, blocks: 2}}}}
+target: {{model: LlamaForCausalLM}}
+keep: [rows.weight, columns.weight, blocks.weight, same.weight]
+"""
+
+
+def program(weights: str = "part.*.pth") -> Program:
+    return compile_spec(load_spec("", SPEC.format(weights=weights)))
+
+
+def save(folder: Path, parts: list[dict[str, Tensor]]) -> list[Path]:
+    files = []
+    for n, part in enumerate(parts):
+        files.append(folder / f"part.{n:02d}.pth")
+        torch.save(part, files[-1])
+    return files
+
+
+def read(checkpoint: Checkpoint, name: str) -> Tensor:
+    tensor = checkpoint.tensors[name]
+    return tensor_of(read_bytes(tensor), tensor.dtype, tensor.shape)
+
+
+def cut(whole: dict[str, Tensor], ranks: int) -> list[dict[str, Tensor]]:
+    """As a trainer does: each rank its share of the rows, of the columns, of both blocks."""
+    gate, up = whole["blocks.weight"].chunk(2)
+    return [
+        {
+            "rows.weight": whole["rows.weight"].chunk(ranks)[r].clone(),
+            "columns.weight": whole["columns.weight"].chunk(ranks, 1)[r].clone(),
+            "blocks.weight": torch.cat([gate.chunk(ranks)[r], up.chunk(ranks)[r]]),
+            "same.weight": whole["same.weight"],
+        }
+        for r in range(ranks)
+    ]
+
+
+def model(ranks: int, rows: int, width: int) -> dict[str, Tensor]:
+    return {
+        "rows.weight": torch.randn(ranks * rows, width),
+        "columns.weight": torch.randn(width, ranks * rows),
+        "blocks.weight": torch.randn(2 * ranks * rows, width),
+        "same.weight": torch.randn(width),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(ranks=st.integers(1, 4), rows=st.integers(1, 3), width=st.integers(2, 5))
+def test_what_was_cut_comes_together(
+    tmp_path_factory: pytest.TempPathFactory, ranks: int, rows: int, width: int
+) -> None:
+    whole, folder = model(ranks, rows, width), tmp_path_factory.mktemp("parts")
+    files = save(folder, cut(whole, ranks))
+    for source in ([folder], files[::-1]):
+        checkpoint = open_source(program(), source)
+        assert {n: read(checkpoint, n).tolist() for n in whole} == {n: t.tolist() for n, t in whole.items()}
+        assert len(checkpoint.files) == ranks
+
+
+def test_a_tensor_without_an_axis_is_the_same_in_each(tmp_path: Path) -> None:
+    parts = cut(model(2, 2, 3), 2)
+    parts[1]["same.weight"] = parts[1]["same.weight"] + 1
+    save(tmp_path, parts)
+    with pytest.raises(Refusal, match=r"same\.weight: it should be the same in every part.*\n.*|unfit-parts"):
+        open_source(program(), [tmp_path])
+
+
+def test_parts_that_do_not_fit(tmp_path: Path) -> None:
+    parts = cut(model(2, 2, 3), 2)
+    parts[1]["rows.weight"] = torch.randn(2, 4)
+    save(tmp_path, parts)
+    with pytest.raises(Refusal, match=r"rows\.weight: parts of \[2, 3\] and \[2, 4\] cannot be joined along axis 0"):
+        open_source(program(), [tmp_path])
+    parts[1]["rows.weight"] = torch.randn(2, 3).half()
+    save(tmp_path, parts)
+    with pytest.raises(Refusal, match="unfit-parts"):
+        open_source(program(), [tmp_path])
+
+
+def test_a_part_lacks_a_tensor(tmp_path: Path) -> None:
+    parts = cut(model(2, 2, 3), 2)
+    del parts[1]["rows.weight"]
+    save(tmp_path, parts)
+    with pytest.raises(Refusal, match=r"only one of this and .*part\.01\.pth holds rows\.weight"):
+        open_source(program(), [tmp_path])
+
+
+def test_a_missing_part_is_noticed(tmp_path: Path) -> None:
+    files = save(tmp_path, cut(model(3, 1, 3), 3))
+    with pytest.raises(Refusal, match="it is one of 3 parts of a model"):
+        open_source(program(), [files[1]])
+    files[1].unlink()
+    with pytest.raises(Refusal, match="number 1 is missing"):
+        open_source(program(), [tmp_path])
+
+
+def test_one_file_of_another_name_is_a_whole_model(tmp_path: Path) -> None:
+    whole = model(1, 2, 3)
+    torch.save(whole, tmp_path / "whole.pth")
+    save(tmp_path, cut(model(2, 2, 3), 2))
+    checkpoint = open_source(program(), [tmp_path / "whole.pth"])
+    assert read(checkpoint, "rows.weight").tolist() == whole["rows.weight"].tolist()
+
+
+def test_a_plain_glob_names_no_parts(tmp_path: Path) -> None:
+    save(tmp_path, cut(model(2, 2, 3), 2))
+    with pytest.raises(Refusal, match="several files in this folder may be meant"):
+        open_source(program("'*.pth'"), [tmp_path])
+
+
+def test_the_parts_of_the_last_step(tmp_path: Path) -> None:
+    """As Megatron-LM leaves them: a file that tells the number of the step, beside the folders of all steps."""
+    whole = model(2, 2, 3)
+    for name, tensors in (("iter_0000009", model(2, 2, 3)), ("iter_0000010", whole)):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name, cut(tensors, 2))
+    with pytest.raises(Refusal, match="it holds iter_0000009/, iter_0000010/"):
+        open_source(program(), [tmp_path])
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
+    found = open_source(program(), [tmp_path])
+    assert all(torch.equal(read(found, name), tensor) for name, tensor in whole.items())

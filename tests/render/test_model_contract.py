@@ -1,0 +1,748 @@
+"""What Transformers expects of a model, asked of every rendered one: see docs/contract.md.
+
+The models are tiny and their weights random. Run it under several releases of transformers: the text under test is the
+same for all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from support.custom_models import MODELS
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
+
+from compiler.render.remote_code.render import auto_map, render_custom
+
+TOKENIZER = Path(__file__).parent.parent / "data" / "tokenizer"
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,  # so large that a wrong mask or position shows in the logits
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GROUPED = {"num_key_value_heads": 2}
+YARN_DIALECT = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "attention_factor": 1.0,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("minimind", GROUPED),
+    "untied": ("minimind", GROUPED | {"tie_word_embeddings": False, "head_dim": 12}),
+    "yarn": ("minimind", GROUPED | {"rope_scaling": YARN_DIALECT}),
+    "moe": ("minimind", GROUPED | {"use_moe": True, "num_experts_per_tok": 2, "moe_intermediate_size": 40}),
+    "dense2": ("minimind2", GROUPED),
+    "moe_shared": ("minimind2", GROUPED | {"use_moe": True, "n_shared_experts": 2}),
+    "gpt": ("nanogpt", {}),
+    "gpt_no_bias": ("nanogpt", {"bias": False}),
+    "always_sparse": ("sparse", {"num_experts_per_tok": 3, "num_experts": 5}),
+    "layered": ("layered", GROUPED),
+}
+SPARSE = ("moe", "moe_shared", "always_sparse")
+
+
+@pytest.fixture(scope="session")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ModuleType]]:
+    """The rendered model modules, each in a package of its own."""
+    root = tmp_path_factory.mktemp("rendered")
+    for name, model in MODELS.items():
+        package = root / f"rendered_{name}"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        for file, text in render_custom(model).items():
+            (package / file).write_text(text)
+    sys.path.insert(0, str(root))
+    yield {name: importlib.import_module(f"rendered_{name}.model_{name}") for name in MODELS}
+    sys.path.remove(str(root))
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make(code: dict[str, ModuleType], variant: str) -> Callable[..., Any]:
+    """Builds the variant's model, in evaluation mode, always with the same weights; keywords are config fields."""
+
+    def build(**changes: Any) -> Any:
+        name, sizes = VARIANTS[variant]
+        attention = changes.pop("attn_implementation", "sdpa")
+        module = code[name]
+        config_class = getattr(module, MODELS[name].config_class)
+        torch.manual_seed(0)
+        config = config_class(**{**SIZES, **sizes, **changes})
+        config._attn_implementation = attention
+        return getattr(module, MODELS[name].model_class)(config).eval()
+
+    return build
+
+
+@pytest.fixture
+def model(make: Callable[..., Any]) -> Any:
+    return make()
+
+
+@pytest.fixture
+def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Transformers keeps the code of folders that it loads."""
+    cache = tmp_path / "modules"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = set(sys.modules)
+    held = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("transformers_modules")}
+    yield cache
+    for name in set(sys.modules) - known:
+        if name.startswith("transformers_modules"):
+            del sys.modules[name]
+    sys.modules.update(held)
+
+
+def ids(batch: int = 2, length: int = 9, seed: int = 0) -> Tensor:
+    return torch.randint(3, SIZES["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: Any, *args: Any, **kwargs: Any) -> Tensor:
+    with torch.no_grad():
+        return model(*args, **kwargs).logits
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 2e-5) -> None:
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def save(model: Any, folder: Path) -> Path:
+    """The folder as a user of the two calls writes it."""
+    type(model.config).register_for_auto_class()
+    type(model).register_for_auto_class("AutoModelForCausalLM")
+    model.save_pretrained(folder)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors and files
+
+
+def test_nothing_but_parameters(model: Any) -> None:
+    """No buffer, so none that loading could leave unset, and the tensors are those of the checkpoint."""
+    assert not list(model.named_buffers())
+    assert model.state_dict().keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
+
+
+def test_round_trip(model: Any, tmp_path: Path) -> None:
+    save(model, tmp_path / "saved")
+    again, info = type(model).from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert again.config.to_diff_dict() == model.config.to_diff_dict()
+    for (name, mine), theirs in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+    assert torch.equal(logits(model, ids()), logits(again, ids()))
+
+
+def test_tied_weights(make: Callable[..., Any], tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    for tied in (True, False):
+        model = make(tie_word_embeddings=tied)
+        assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
+        model.save_pretrained(tmp_path / str(tied))
+        with safe_open(tmp_path / str(tied) / "model.safetensors", "pt") as file:
+            assert ("lm_head.weight" in file.keys()) is not tied  # noqa: SIM118 - the handle is no mapping
+        again = type(model).from_pretrained(tmp_path / str(tied))
+        assert (again.lm_head.weight is again.get_input_embeddings().weight) is tied
+        assert torch.equal(logits(model, ids()), logits(again, ids()))
+
+
+def test_code_travels(model: Any, variant: str, tmp_path: Path, modules_cache: Path) -> None:
+    """A saved folder holds the code and says where it is, and the auto classes load it with nothing else at hand."""
+    folder = save(model, tmp_path / f"folder_{variant}")
+    name, _ = VARIANTS[variant]
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == auto_map(MODELS[name])
+    for file, text in render_custom(MODELS[name]).items():
+        assert (folder / file).read_text() == text
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    again = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert type(again).__module__.startswith("transformers_modules")
+    assert config.to_diff_dict() == again.config.to_diff_dict()
+    close(logits(model, ids()), logits(again, ids()))
+    # and what it saves is again such a folder
+    again.save_pretrained(tmp_path / f"twice_{variant}")
+    assert (tmp_path / f"twice_{variant}" / f"model_{name}.py").read_text() == (folder / f"model_{name}.py").read_text()
+
+
+def test_loading_leaves_nothing_unset(model: Any, tmp_path: Path) -> None:
+    """With NaN in all memory that torch hands out uninitialised, loading gives the same logits."""
+    model.save_pretrained(tmp_path / "saved")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(8).isnan().all(), "memory is not soiled"
+        again = type(model).from_pretrained(tmp_path / "saved", device_map={"": "cpu"})
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(logits(model, ids()), logits(again, ids()))
+
+
+def test_from_meta(model: Any, make: Callable[..., Any]) -> None:
+    """A model made on the meta device becomes whole by its state dict alone."""
+    with torch.device("meta"):
+        empty = make()
+    empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(logits(model, ids()), logits(empty, ids()))
+
+
+def test_offload_to_disk(model: Any, tmp_path: Path) -> None:
+    """`device_map` may put layers elsewhere; a layer is never split."""
+    model.save_pretrained(tmp_path / "saved")
+    base, layers = (
+        model.base_model_prefix,
+        next(n for n, m in model.base_model.named_children() if isinstance(m, torch.nn.ModuleList)),
+    )
+    places = {f"{base}.{name}": "cpu" for name, _ in model.base_model.named_children() if name != layers}
+    places |= {f"{base}.{layers}.0": "cpu", f"{base}.{layers}.1": "disk", "lm_head": "cpu"}
+    again = type(model).from_pretrained(tmp_path / "saved", device_map=places, offload_folder=tmp_path / "offload")
+    close(logits(model, ids()), logits(again, ids()))
+
+
+def test_fresh_weights(make: Callable[..., Any]) -> None:
+    model = make(hidden_size=128, num_attention_heads=4, initializer_range=0.02)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or ".ln_" in name:
+            assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight"))))
+        elif name.endswith("bias"):
+            assert not parameter.any()
+        else:
+            assert 0.01 < parameter.std() < 0.03, name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The forward pass
+
+
+def test_causal(model: Any) -> None:
+    changed = ids()
+    changed[:, 5:] = 3 + (changed[:, 5:] - 3 + 1) % (SIZES["vocab_size"] - 3)
+    before, after = logits(model, ids()), logits(model, changed)
+    close(before[:, :5], after[:, :5])
+    assert (before[:, 5:] - after[:, 5:]).abs().max() > 1e-2
+
+
+def test_order_matters(model: Any) -> None:
+    """The last logits see the order of earlier tokens, hence their positions."""
+    swapped = ids()[:, [1, 0, *range(2, 9)]]
+    assert (logits(model, ids())[:, -1] - logits(model, swapped)[:, -1]).abs().max() > 1e-3
+
+
+def test_cache_in_parts(model: Any) -> None:
+    """The whole sequence at once, or in three parts with a cache."""
+    whole = logits(model, ids())
+    cache, found = None, []
+    for part in ids().split([4, 1, 4], dim=1):
+        with torch.no_grad():
+            output = model(part, past_key_values=cache, use_cache=True)
+        cache = output[1]
+        found.append(output.logits)
+    close(whole, torch.cat(found, dim=1))
+
+
+def test_both_names_of_the_cache(model: Any) -> None:
+    with torch.no_grad():
+        caches = [model(ids()[:, :4], use_cache=True)[1] for _ in range(2)]
+        old = model(ids()[:, 4:], past_key_values=caches[0]).logits
+        new = model(ids()[:, 4:], cache=caches[1]).logits
+    assert torch.equal(old, new)
+    assert model(ids(), use_cache=False, return_dict=False)[0].shape == (2, 9, SIZES["vocab_size"])
+
+
+def test_padding(model: Any) -> None:
+    """Left padding, with the positions that go with it, changes nothing; a mask of ones is no mask."""
+    padded = torch.cat((torch.zeros(2, 3, dtype=torch.long), ids()), dim=1)
+    mask = (torch.arange(12) >= 3).long().expand(2, 12)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    close(logits(model, ids()), logits(model, padded, attention_mask=mask, position_ids=positions)[:, 3:])
+    close(logits(model, ids()), logits(model, ids(), attention_mask=torch.ones_like(ids())))
+
+
+def test_embeddings_as_input(model: Any) -> None:
+    assert torch.equal(logits(model, ids()), logits(model, inputs_embeds=model.get_input_embeddings()(ids())))
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+        model()
+
+
+def test_logits_to_keep(model: Any) -> None:
+    whole = logits(model, ids())
+    close(whole[:, -2:], logits(model, ids(), logits_to_keep=2))
+    close(whole[:, [1, 3]], logits(model, ids(), logits_to_keep=torch.tensor([1, 3])))
+
+
+def test_recorded_outputs(make: Callable[..., Any]) -> None:
+    model = make(attn_implementation="eager")
+    with torch.no_grad():
+        output = model(ids(), output_hidden_states=True, output_attentions=True)
+        plain = model(ids(), return_dict=False)
+    assert [tuple(h.shape) for h in output.hidden_states] == [(2, 9, 32)] * 3
+    assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
+    assert [tuple(a.shape) for a in output.attentions] == [(2, 4, 9, 9)] * 2
+    for weights in output.attentions:
+        close(weights.sum(-1), torch.ones(2, 4, 9))
+        assert not weights.triu(1).any()
+    assert isinstance(plain, tuple)
+    assert torch.equal(plain[0], output.logits)
+    model.config.output_hidden_states = True
+    assert len(model(ids()).hidden_states) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(make: Callable[..., Any], variant: str, dtype: torch.dtype) -> None:
+    """Positions and norms are reckoned in float32 whatever the weights are cast to."""
+    model = make().to(dtype)
+    exact = copy.deepcopy(model).float()
+    # Rotation tells how far two tokens are apart, not where they stand; in bfloat16, 1000 to 1008 are but three numbers.
+    learned = MODELS[VARIANTS[variant][0]].blocks.get("embedding", {}).get("positions") == "learned"
+    positions = torch.arange(9)[None] + (0 if learned else 1000)
+    found, reference = logits(model, ids(), position_ids=positions), logits(exact, ids())
+    assert found.dtype == dtype
+    assert (found.float() - reference).abs().max() < 0.4
+    # The square of 300 is beyond float16.
+    large = (300 * torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))).to(dtype)
+    apart = logits(model, inputs_embeds=large).float() - logits(exact, inputs_embeds=large.float())
+    assert apart.abs().max() < 0.4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def test_eager_and_sdpa_agree(make: Callable[..., Any]) -> None:
+    mask = torch.ones_like(ids())
+    mask[0, :3] = 0
+    for attention_mask in (None, mask):
+        eager, sdpa = (
+            logits(make(attn_implementation=a), ids(), attention_mask=attention_mask) for a in ("eager", "sdpa")
+        )
+        seen = slice(None) if attention_mask is None else mask.bool()
+        close(eager[seen], sdpa[seen])
+
+
+def test_attention_is_dispatched(make: Callable[..., Any]) -> None:
+    """An attention registered with Transformers is called, with what Flash Attention would need."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    calls = []
+
+    def recorded(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        calls.append((query.shape, key.shape, kwargs))
+        assert module.is_causal
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("recorded", recorded)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model = make()
+    assert model._supports_flash_attn
+    expected = logits(model, ids())
+    model.set_attn_implementation("recorded")
+    close(expected, logits(model, ids()))
+    assert len(calls) == 2
+    query, key, kwargs = calls[0]
+    heads = model.config.num_attention_heads
+    assert (query[1], key[1]) == (heads, getattr(model.config, "num_key_value_heads", heads))
+    assert kwargs["scaling"] == pytest.approx(model.config.head_dim**-0.5)
+    assert kwargs.get("dropout", 0.0) == 0.0
+    assert "position_ids" in kwargs
+
+
+def test_attention_weights_need_eager(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys.modules[type(model).__module__].logger, "warning_once", said.append)
+    model(ids(), output_attentions=True)
+    assert "eager" in said[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generation
+
+
+def generate(model: Any, prompt: Tensor, **kwargs: Any) -> Tensor:
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0} | kwargs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.generate(prompt, **options)
+
+
+def test_caches_agree(model: Any) -> None:
+    uncached = generate(model, ids(), use_cache=False)
+    assert uncached.shape == (2, 21)
+    assert torch.equal(uncached, generate(model, ids(), use_cache=True))
+    assert torch.equal(uncached, generate(model, ids(), cache_implementation="static"))
+    cache = StaticCache(config=model.config, max_batch_size=2, max_cache_len=32)
+    assert torch.equal(uncached, generate(model, ids(), past_key_values=cache))
+
+
+def test_batch_of_unequal_prompts(model: Any) -> None:
+    short, long = ids(1, 4, seed=1), ids(1, 9, seed=2)
+    batch = torch.cat((torch.cat((torch.zeros(1, 5, dtype=torch.long), short), dim=1), long))
+    found = generate(model, batch, attention_mask=(batch != 0).long())
+    assert torch.equal(found[0, 5:], generate(model, short)[0])
+    assert torch.equal(found[1], generate(model, long)[0])
+
+
+def test_beams(model: Any) -> None:
+    beams = {"num_beams": 3, "max_new_tokens": 6}
+    assert torch.equal(generate(model, ids(), **beams), generate(model, ids(), use_cache=False, **beams))
+    several = generate(model, ids(), num_return_sequences=2, **beams)
+    assert several.shape == (4, 15)
+
+
+def test_sampling_and_records(make: Callable[..., Any]) -> None:
+    model = make(attn_implementation="eager")
+    torch.manual_seed(0)
+    found = generate(
+        model, ids(), do_sample=True, num_return_sequences=2, max_new_tokens=3, return_dict_in_generate=True,
+        output_scores=True, output_attentions=True, output_hidden_states=True,
+    )  # fmt: skip
+    assert found.sequences.shape == (4, 12)
+    assert len(found.attentions) == len(found.hidden_states) == 3
+    assert found.attentions[1][0].shape == (4, 4, 1, 10)
+
+
+def test_pipeline(make: Callable[..., Any]) -> None:
+    from transformers import AutoTokenizer, pipeline
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    speak = pipeline("text-generation", model=make(vocab_size=len(tokenizer)), tokenizer=tokenizer, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = speak("Once upon a time", max_new_tokens=4, do_sample=False)
+    assert found[0]["generated_text"].startswith("Once upon a time")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def gradients(model: Any, **kwargs: Any) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(ids(), labels=ids(), **kwargs).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_loss(model: Any) -> None:
+    labels = ids().clone()
+    labels[:, :3] = -100
+    output = model(ids(), labels=labels)
+    shifted = output.logits[:, 2:-1].reshape(-1, SIZES["vocab_size"])
+    close(output.loss, torch.nn.functional.cross_entropy(shifted, labels[:, 3:].flatten()))
+    # as Trainer asks it: the sum over the batch, by the number of tokens of several
+    close(model(ids(), labels=labels, num_items_in_batch=24).loss, output.loss * 12 / 24)
+
+
+def test_every_weight_learns(model: Any, variant: str) -> None:
+    model.train()
+    found = gradients(model)
+    for name, parameter in model.named_parameters():
+        if variant in SPARSE and ".experts." in name:
+            continue  # an expert that got no token has no gradient
+        assert name in found, name
+        assert found[name].abs().sum() > 0 or parameter.numel() == 0, name
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(model: Any, reentrant: bool) -> None:
+    model.train()
+    expected = gradients(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    runs: list[Any] = []
+    blocks = [m for m in model.modules() if type(m).__name__.endswith("Attention")]
+    for block in blocks:
+        block.register_forward_hook(lambda *args: runs.append(args))
+    found = gradients(model)
+    assert len(runs) == 2 * len(blocks), "each layer runs again for its gradients"
+    output = model(ids(), use_cache=True)
+    assert output.get(sys.modules[type(model).__module__].CACHE) is None
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        close(gradient, found[name], 1e-4)
+
+
+def test_dropout_acts_in_training_only(make: Callable[..., Any], variant: str) -> None:
+    model = make(dropout=0.5)
+    if not any(isinstance(module, torch.nn.Dropout) for module in model.modules()):
+        assert "dropout" not in MODELS[VARIANTS[variant][0]].fields
+        return
+    assert torch.equal(logits(model, ids()), logits(make(), ids()))
+    model.train()
+    assert not torch.equal(logits(model, ids()), logits(model, ids()))
+
+
+def balance(probabilities: Tensor, chosen: Tensor, experts: int) -> Tensor:
+    """How uneven the load is: the share of choices of each expert times its mean probability, times the experts."""
+    share = torch.stack([(chosen == i).float().mean() for i in range(experts)])
+    return (share * probabilities.mean(0)).sum() * experts
+
+
+def test_load_balancing_loss(make: Callable[..., Any], variant: str) -> None:
+    model = make()
+    output = model(ids(), labels=ids())
+    if variant not in SPARSE:
+        assert getattr(output, "aux_loss", None) is None
+        return
+    assert output.aux_loss is None
+    asked = model(ids(), labels=ids(), output_router_logits=True)
+    model.train()
+    training = model(ids(), labels=ids())
+    close(asked.aux_loss, training.aux_loss)
+    close(training.loss, output.loss + training.aux_loss)
+    experts = model.config.num_experts
+    assert [tuple(r.shape) for r in asked.router_logits] == [(18, experts)] * 2
+
+    config, expected = model.config, torch.zeros(())
+    for router in asked.router_logits:
+        probabilities = router.softmax(-1)
+        chosen = probabilities.topk(config.num_experts_per_tok).indices
+        if variant == "moe_shared":  # a mean over sequences of nine
+            parts = zip(probabilities.split(9), chosen.split(9), strict=True)
+            expected = expected + torch.stack([balance(p, c, experts) for p, c in parts]).mean()
+        else:  # of the batch, and each of a token's choices counts for one
+            expected = expected + balance(probabilities, chosen, experts) * config.num_experts_per_tok
+    close(asked.aux_loss, expected * config.router_aux_loss_coef)
+    if variant == "moe_shared":
+        config.seq_aux = False
+        assert (model(ids()).aux_loss - asked.aux_loss).abs() > 1e-6
+
+
+def test_experts_are_those_of_a_plain_loop(make: Callable[..., Any], variant: str) -> None:
+    """The mixture, against one that asks every expert about every token."""
+    model = make()
+    if variant not in SPARSE:
+        assert not hasattr(next(m for n, m in model.named_modules() if n.endswith(".mlp")), "experts")
+        return
+    block, config = model.model.layers[0].mlp, model.config
+    states = torch.randn(2, 9, 32)
+    probabilities = block.gate(states).softmax(-1)
+    weights, chosen = probabilities.topk(config.num_experts_per_tok)
+    if config.norm_topk_prob:
+        weights = weights / weights.sum(-1, keepdim=True)
+    expected = torch.zeros_like(states)
+    for i, expert in enumerate(block.experts):
+        expected += expert(states) * (weights * (chosen == i)).sum(-1, keepdim=True)
+    for expert in getattr(block, "shared_experts", ()):
+        expected += expert(states)
+    close(block(states)[0], expected)
+
+
+def test_idle_experts_are_not_called(make: Callable[..., Any], variant: str) -> None:
+    model = make()
+    if variant not in SPARSE:
+        return
+    block = model.model.layers[0].mlp
+    called = []
+    for i, expert in enumerate(block.experts):
+        expert.register_forward_hook(lambda *args, i=i: called.append(i))
+    _, router = block(torch.randn(1, 1, 32))
+    assert sorted(called) == sorted(router.topk(model.config.num_experts_per_tok).indices.flatten().tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tools
+
+
+@pytest.mark.parametrize("size", [80, 128])
+def test_resize_token_embeddings(model: Any, size: int, tmp_path: Path) -> None:
+    before = logits(model, ids().clamp(max=79))
+    model.resize_token_embeddings(size, mean_resizing=False)
+    assert model.config.vocab_size == size
+    assert model.get_input_embeddings().weight.shape[0] == model.lm_head.weight.shape[0] == size
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) is model.config.tie_word_embeddings
+    close(logits(model, ids().clamp(max=79))[..., :80], before[..., :80])
+    model.save_pretrained(tmp_path / "resized")
+    again = type(model).from_pretrained(tmp_path / "resized")
+    assert torch.equal(logits(model, ids().clamp(max=79)), logits(again, ids().clamp(max=79)))
+
+
+def test_compile(model: Any, variant: str) -> None:
+    """One graph, unless there are experts: how many tokens each gets is known at run time only."""
+    dense = variant not in SPARSE
+    assert model._can_compile_fullgraph is dense
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=dense, dynamic=False)
+    close(logits(model, ids()), logits(compiled, ids(), use_cache=False))
+
+
+def test_export(make: Callable[..., Any], variant: str) -> None:
+    if variant in SPARSE:
+        return  # as above: not one graph
+    model = make()
+    length = torch.export.Dim("length", min=2, max=64)
+    program = torch.export.export(
+        model,
+        (),
+        {"input_ids": ids(), "use_cache": False},
+        dynamic_shapes={"input_ids": {1: length}, "use_cache": None},
+        strict=False,
+    )
+    longer = ids(2, 13)
+    close(logits(model, longer), program.module()(input_ids=longer, use_cache=False).logits)
+
+
+def test_lora(model: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    expected = logits(model, ids())
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4))
+    names = {name for name, _ in adapted.named_parameters() if "lora_A" in name}
+    assert any(re.search(r"(q_proj|c_attn|qkv_proj)\.lora_A", name) for name in names)
+    close(logits(adapted, ids()), expected)
+    adapted.train()
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        adapted(input_ids=ids(), labels=ids()).loss.backward()
+        optimizer.step()
+    adapted.eval()
+    changed = logits(adapted, ids())
+    assert (changed - expected).abs().max() > 1e-3
+    with adapted.disable_adapter():
+        close(logits(adapted, ids()), expected)
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = adapted.unload()
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    close(logits(again, ids()), changed)
+    close(logits(again.merge_and_unload(), ids()), changed, 1e-4)
+
+
+def test_trainer(model: Any, tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"input_ids": row, "labels": row} for row in ids(4)]
+    before = copy.deepcopy(model.state_dict())
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to=[], use_cpu=True,
+        learning_rate=1e-2, save_strategy="no", disable_tqdm=True, gradient_checkpointing=True,
+    )  # fmt: skip
+    done = Trainer(model=model, args=arguments, train_dataset=rows).train()
+    assert done.training_loss > 0
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value.cpu(), before[name])]
+    assert "lm_head.weight" in changed
+    assert len(changed) > len(before) / 2
+    # and it can be asked for an evaluation and predictions
+    arguments.prediction_loss_only = False
+    predictions = Trainer(model=model, args=arguments, eval_dataset=rows).predict(rows).predictions
+    assert predictions.shape == (4, 9, SIZES["vocab_size"])
+
+
+def test_parallel_plans(model: Any, variant: str) -> None:
+    """Every entry of a plan names modules that there are, and a pipeline's parts come in the order in which they run."""
+    config = model.config
+    modules = dict(model.base_model.named_modules())
+    sparse = variant in SPARSE
+    for pattern, style in config.base_model_tp_plan.items():
+        assert style in ("colwise", "rowwise")
+        regex = re.escape(pattern).replace(r"\*", r"\d+")
+        of_experts, of_dense = "experts" in pattern, re.search(r"mlp\.[a-z_]+$", pattern)
+        if (of_experts and not sparse) or (of_dense and sparse):
+            continue
+        found = [m for name, m in modules.items() if re.fullmatch(regex, name)]
+        assert found, pattern
+        assert all(isinstance(m, torch.nn.Linear) for m in found), pattern
+    assert [name for name, _ in model.base_model.named_children() if name in config.base_model_pp_plan] == list(
+        config.base_model_pp_plan
+    )
+    assert set(config.base_model_pp_plan) | {"dropout", "drop"} >= {
+        name for name, _ in model.base_model.named_children()
+    }
+
+
+def test_copies(model: Any) -> None:
+    assert torch.equal(logits(copy.deepcopy(model), ids()), logits(model, ids()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configurations
+
+
+def rotary(code: dict[str, ModuleType]) -> Any:
+    return code["minimind"].MiniMindConfig
+
+
+def test_dialects_of_rope(code: dict[str, ModuleType]) -> None:
+    """`rope_theta` and `rope_scaling`, or both in `rope_parameters`: the same configuration."""
+    config_class = rotary(code)
+    old = config_class(**SIZES, rope_theta=5e5, rope_scaling=YARN_DIALECT)
+    new = config_class(**SIZES, rope_parameters={**YARN_DIALECT, "rope_theta": 5e5})
+    both = config_class(
+        **SIZES, rope_theta=5e5, rope_scaling=YARN_DIALECT, rope_parameters={**YARN_DIALECT, "rope_theta": 5e5}
+    )
+    assert old.to_dict() == new.to_dict() == both.to_dict()
+    assert old.rope_parameters == {**YARN_DIALECT, "rope_theta": 5e5}
+    plain = config_class(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert plain.to_dict() == config_class(**SIZES, rope_theta=5e5).to_dict()
+
+
+def test_rope_that_the_model_lacks(code: dict[str, ModuleType]) -> None:
+    with pytest.raises(ValueError, match="not 'llama3'"):
+        rotary(code)(rope_scaling={"rope_type": "llama3", "factor": 2.0})
+    with pytest.raises(ValueError, match="lack beta_fast, beta_slow"):
+        rotary(code)(
+            rope_scaling={
+                "rope_type": "yarn",
+                "factor": 2.0,
+                "original_max_position_embeddings": 8,
+                "attention_factor": 1.0,
+            }
+        )
+
+
+def test_scaling_needs_a_longer_context(code: dict[str, ModuleType]) -> None:
+    """YaRN acts where the context is longer than the one trained on, and changes far positions only a little near."""
+    module = code["minimind"]
+    found = {}
+    for longest in (32, 128):
+        config = rotary(code)(
+            **{**SIZES, "max_position_embeddings": longest, "head_dim": 64}, rope_scaling=YARN_DIALECT
+        )
+        found[longest], _ = module.rotary_frequencies(config, torch.device("cpu"))
+    assert torch.equal(found[32], 1 / 1e6 ** (torch.arange(0, 64, 2) / 64))
+    close(found[128][-1], found[32][-1] / 4)
+    assert found[128][0] == found[32][0]
+
+
+def test_computed_defaults(code: dict[str, ModuleType]) -> None:
+    config = rotary(code)(hidden_size=512)
+    assert (config.head_dim, config.intermediate_size, config.moe_intermediate_size) == (64, 1664, 1664)
+    assert rotary(code)(hidden_size=512, intermediate_size=100).moe_intermediate_size == 100
+    assert rotary(code)(inference_rope_scaling=True).rope_parameters["factor"] == 16.0
+
+
+def test_this_release(code: dict[str, ModuleType]) -> None:
+    """The one difference between releases that the text knows of is seen for what it is."""
+    import inspect
+
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    assert code["minimind"].CACHE in inspect.signature(BaseModelOutputWithPast).parameters
+    assert tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 57)

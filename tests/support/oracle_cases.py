@@ -1,0 +1,95 @@
+"""The recorded cases: `tests/data/oracles/FAMILY/CASE/` with a `case.json`, and more where `MAPSPEC_ORACLES` points.
+
+`case.json` says: `spec`; `weights` (a file of `source/`, a list of them, or "." for all; without it the only one there),
+`config` (a file of `source/`), `of` (the case of the family whose files it reads) and `set` (arguments) as a user would give them; `tolerance` of the logits; `also`, specs
+of path B that `test_custom` holds to the same logits; `config_differs`, the fields of config.json that may differ from
+the recorded ones, with the reason; `lossy`, why there is no way back to every bit of the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from support.parity import ORACLES
+
+from compiler.jobs.prepare import Request
+from compiler.program.loading import load_program
+from compiler.program.program import Program
+
+CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf")
+
+
+@dataclass(frozen=True)
+class Case:
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        name = f"{self.folder.parent.name}/{self.folder.name}"
+        return name if ORACLES in self.folder.parents else f"again/{name}"
+
+    @cached_property
+    def said(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "case.json").read_text())
+        return found
+
+    @property
+    def spec(self) -> str:
+        return str(self.said["spec"])
+
+    @cached_property
+    def program(self) -> Program:
+        return load_program(self.spec)
+
+    @cached_property
+    def request(self) -> Request:
+        source = self.files / "source"
+        files = [p for p in sorted(source.iterdir()) if p.suffix in CHECKPOINTS]
+        named = self.said.get("weights", files[0].name if files else ".")
+        weights = [source / name for name in (named if isinstance(named, list) else [named])]
+        config = source / self.said["config"] if self.said.get("config") else None
+        return Request(weights, config=config, assigned=self.said.get("set", {}))
+
+    @property
+    def files(self) -> Path:
+        """The folder of its files: its own, or that of the case whose source another spec reads."""
+        return self.folder.parent / self.said.get("of", self.folder.name)
+
+    @property
+    def golden(self) -> Path | None:
+        """The logits of the original code, where it could run."""
+        path = self.files / "expected" / "golden_logits.safetensors"
+        return path if path.is_file() else None
+
+    @cached_property
+    def manifest(self) -> Mapping[str, tuple[str, tuple[int, ...], str]]:
+        """Target name -> dtype, shape, sha256 of its little-endian bytes."""
+        path = self.folder / "expected" / "manifest.json"
+        entries = json.loads(path.read_text()) if path.is_file() else {}
+        return {n: (e["dtype"], tuple(e["shape"]), e["sha256"]) for n, e in entries.items()}
+
+
+def cases() -> list[Case]:
+    roots = [ORACLES, *(Path(p) for p in os.environ.get("MAPSPEC_ORACLES", "").split(os.pathsep) if p)]
+    return [Case(path.parent) for root in roots for path in sorted(root.glob("*/*/case.json"))]
+
+
+def digests(folder: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
+    """The same of a converted folder."""
+    import torch
+    from safetensors.torch import load_file
+
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            kind = str(tensor.dtype).removeprefix("torch.")
+            found[name] = (kind, tuple(tensor.shape), hashlib.sha256(data).hexdigest())
+    return found

@@ -1,0 +1,89 @@
+"""Answers of target classes that are kept: the same as asked for, and asked for anew whenever they may have changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compiler.diagnostics import Refusal
+from compiler.target import model_class, signature_cache
+
+SMALL = {
+    "hidden_size": 16, "intermediate_size": 24, "model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 1,
+    "num_key_value_heads": 1, "tie_word_embeddings": True, "vocab_size": 32,
+}  # fmt: skip
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The questions that reach a class; the folder of the answers is `tmp_path`."""
+    found: list[str] = []
+    monkeypatch.setenv("MAPSPEC_CACHE", str(tmp_path))
+    for name in ("signature", "config_fields"):
+
+        def ask(*arguments: object, real: object = getattr(model_class, name), name: str = name) -> object:
+            found.append(name)
+            return real(*arguments)  # type: ignore[operator]
+
+        monkeypatch.setattr(model_class, name, ask)
+    return found
+
+
+def test_a_second_question_asks_no_class(asked: list[str]) -> None:
+    first = signature_cache.signature("LlamaForCausalLM", SMALL)
+    assert (
+        signature_cache.signature("LlamaForCausalLM", SMALL)
+        == first
+        == model_class.signature("LlamaForCausalLM", SMALL)
+    )
+    assert first.ties == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert list(signature_cache.config_fields("LlamaForCausalLM")) == list(
+        signature_cache.config_fields("LlamaForCausalLM")
+    )
+    assert asked == ["signature", "signature", "config_fields"]  # the second of the three is this test's own
+
+
+def test_another_question_or_release_is_asked(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tied = signature_cache.signature("LlamaForCausalLM", SMALL)
+    untied = signature_cache.signature("LlamaForCausalLM", SMALL | {"tie_word_embeddings": False})
+    assert untied.shapes.keys() - tied.shapes.keys() == {"lm_head.weight"}
+    monkeypatch.setattr(signature_cache, "_releases", lambda: ("99.0", "2.13.0"))
+    assert signature_cache.signature("LlamaForCausalLM", SMALL) == tied
+    monkeypatch.setattr(signature_cache, "_source", lambda: "another text of target.py")
+    assert signature_cache.signature("LlamaForCausalLM", SMALL) == tied
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"question": "?", "answer": {}}', "[]"])
+def test_a_damaged_answer_is_asked_for_anew(asked: list[str], tmp_path: Path, damage: str) -> None:
+    first = signature_cache.signature("LlamaForCausalLM", SMALL)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(damage)
+    assert signature_cache.signature("LlamaForCausalLM", SMALL) == first
+    assert json.loads(kept.read_text())["answer"]["ties"] == first.ties
+    assert len(asked) == 2
+
+
+def test_nothing_is_kept_of_releases_in_development_or_where_nothing_shall_be(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signature_cache, "_releases", lambda: ("5.0.0.dev0", "2.13.0"))
+    signature_cache.config_fields("LlamaForCausalLM")
+    monkeypatch.undo()
+    monkeypatch.setenv("MAPSPEC_CACHE", "")
+    signature_cache.config_fields("LlamaForCausalLM")
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("MAPSPEC_CACHE", str(blocked / "folder"))  # no folder can be made there
+    signature_cache.config_fields("LlamaForCausalLM")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_refusal_is_not_kept(asked: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(Refusal):
+            signature_cache.signature("LlamaForCausalLM", SMALL | {"num_attention_heads": 0})
+    assert len(asked) == 2
+    assert not list(tmp_path.iterdir())
