@@ -20,6 +20,7 @@ from compiler.draft.submodel_sizes import towers
 from compiler.draft.tensor_roles import Shape, fold
 from compiler.target import config_dialects
 from compiler.target import model_class as target
+from compiler.target.class_signature import ClassSignature
 
 NO_TENSOR = "no tensor of the checkpoint was found for it"
 GUESS = "nothing tells it; the value is a guess"
@@ -79,7 +80,7 @@ def propose(
     return Proposal(name, model_class, weights, draft(forms, theirs, dict(signature.ties), sizes), sizes, config)
 
 
-def _signature(model_class: str, config: dict[str, Any], given: Mapping[str, Any]) -> target.ClassSignature:
+def _signature(model_class: str, config: dict[str, Any], given: Mapping[str, Any]) -> ClassSignature:
     """What the class writes. A class may compute `head_dim`, and then takes none; the config loses it, as it loses a
     value of a type that the class does not take."""
     kind = target.model_type(model_class)

@@ -21,10 +21,11 @@ from compiler.plan.plan import Plan
 from compiler.program.environment import Environment, Given, NamedShapes
 from compiler.program.inverse import SourceShapes, invert
 from compiler.program.program import Program, Rule
+from compiler.proof.class_check import class_question
 from compiler.proof.config_faults import blamed, unwritten
 
 if TYPE_CHECKING:
-    from compiler.target.model_class import ClassSignature
+    from compiler.target.class_signature import ClassSignature
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -86,26 +87,11 @@ def _fields(program: Program) -> Collection[str]:
 
 def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignature:
     """Names and shapes of what the target class writes to disk when built from these fields. Raises Refusal."""
-    from compiler.render.remote_code import from_spec
-    from compiler.target import config_dialects, signature_cache
-    from compiler.target import model_class as target
+    from compiler.target import signature_cache
 
     spec = program.spec
-    if spec.target.model is not None:
-        name = spec.target.model.value
-        with located(spec.target.model.span):
-            kind = target.model_type(name)
-            return signature_cache.signature(
-                name, config_dialects.config_json(config, model_class=name, model_type=kind, dtype="float32")
-            )
-    model = from_spec.custom_model(spec)
-    written = config_dialects.config_json(
-        config, model_class=model.model_class, model_type=model.module, dtype="float32"
-    )
-    with located(spec.target.span):
-        return signature_cache.rendered_signature(
-            from_spec.code(spec), f"model_{model.module}", model.model_class, written
-        )
+    with located(spec.target.model.span if spec.target.model else spec.target.span):
+        return signature_cache.ask(class_question(program, config))
 
 
 def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:

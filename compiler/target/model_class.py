@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from compiler.diagnostics import nearest, refuse
+from compiler.target.class_signature import ClassSignature
 from compiler.target.config_dialects import EXPERTS, SHARE, THETA, json_text, read_config
 
 # Fields that any config may hold although newer base classes leave them to the model's own.
@@ -40,15 +41,6 @@ COMMON_FIELDS = {
 # A config class may take fields out of its `kwargs`, and a model may look for fields that the config class never names.
 _TAKEN = re.compile(r"""kwargs\.(?:pop|get|setdefault)\(\s*["'](\w+)["']""")
 _LOOKED_FOR = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassSignature:
-    """What a folder of the class holds. `shapes`: every tensor of the weights file, parameters and persistent buffers;
-    `ties`: a parameter that is not written, and the written one that it shares."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    ties: Mapping[str, str]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""What target classes said before: asking one costs seconds, as it imports Transformers; an answer is a few kilobytes.
+"""A cache of what target classes answered: asking one imports Transformers, which takes seconds; an answer is a few
+kilobytes.
 
-An answer is kept under a digest of all that it can depend on: the question, the releases of Transformers and torch, and
-the source that asks. Releases in development are always asked, as their source changes under one number. The answers
-lie in `$MAPSPEC_CACHE`, by default `mapspec` in the user's cache folder; an empty value keeps none. One that cannot be
-read is asked for anew, one that cannot be written is not kept: nothing is refused here but what a class refuses.
+The key of an answer is a digest of everything it depends on: the question, the releases of Transformers and torch, and the
+source that asks. Development releases are not cached, because their source changes under one number. The answers are
+stored in `$MAPSPEC_CACHE`, by default `mapspec` in the user's cache folder; an empty value turns the cache off. An entry
+that cannot be read is asked for again, one that cannot be written is skipped.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from compiler.target.model_class import ClassSignature
+from compiler.target.class_signature import ClassSignature
 
 Json = Any
+# Fields of a config.json that change neither the names nor the shapes of its tensors.
+_WITHOUT_EFFECT = frozenset(("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"))
 
 
 def config_fields(model_class: str) -> Collection[str]:
@@ -36,62 +40,94 @@ def config_fields(model_class: str) -> Collection[str]:
     return names
 
 
-def signature(model_class: str, config: Mapping[str, Any]) -> ClassSignature:
-    """`target.signature`. Raises Refusal: `unknown-class`, `unbuildable-target`."""
+@dataclass(frozen=True)
+class ClassQuestion:
+    """What names, shapes and ties does a class have with this `config`, a config.json? `code` holds the texts of a custom
+    class's modules by file name, of which `module` defines it; both are empty for a class of Transformers."""
 
-    def ask() -> ClassSignature:
-        from compiler.target import model_class as target
+    model_class: str
+    config: Mapping[str, Any]
+    code: Mapping[str, str] = field(default_factory=dict)
+    module: str = ""
 
-        return target.signature(model_class, config)
-
-    return _signature(["class", model_class, config], ask)
-
-
-def rendered_signature(
-    code: Mapping[str, str], module: str, model_class: str, config: Mapping[str, Any]
-) -> ClassSignature:
-    """`rendered.signature`. Raises Refusal: `unbuildable-target`."""
-
-    def ask() -> ClassSignature:
-        from compiler.target import model_class as rendered
-
-        return rendered.signature_of_code(code, module, model_class, config)
-
-    return _signature(["code", code, module, model_class, config], ask)
+    @property
+    def key(self) -> list[Json]:
+        """What the answer depends on. Element types and the writing release change neither names nor shapes."""
+        config = {name: value for name, value in self.config.items() if name not in _WITHOUT_EFFECT}
+        return ["signature", self.model_class, config, dict(self.code), self.module]
 
 
-def _signature(question: list[Json], ask: Callable[[], ClassSignature]) -> ClassSignature:
-    from compiler.target.model_class import ClassSignature
+def ask(question: ClassQuestion) -> ClassSignature:
+    """The answer, cached or by building the class on the meta device, which imports Transformers.
 
-    def asked() -> Json:
-        found = ask()
-        return {"shapes": found.shapes, "ties": found.ties}
+    Raises Refusal: `unknown-class`, `unbuildable-target`.
+    """
 
-    answer = _recall(question, asked)
+    def build() -> Json:
+        from compiler.target import model_class
+
+        if question.code:
+            found = model_class.signature_of_code(question.code, question.module, question.model_class, question.config)
+        else:
+            found = model_class.signature(question.model_class, question.config)
+        return as_json(found)
+
+    return from_json(_recall(question.key, build))
+
+
+def cached(question: ClassQuestion) -> ClassSignature | None:
+    """The answer if an earlier run stored it; imports nothing."""
+    answer = _stored(question.key)
+    return None if answer is None else from_json(answer)
+
+
+def as_json(signature: ClassSignature) -> dict[str, Json]:
+    """A signature as plain data."""
+    return {"shapes": {name: list(shape) for name, shape in signature.shapes.items()}, "ties": dict(signature.ties)}
+
+
+def from_json(answer: Mapping[str, Json]) -> ClassSignature:
+    """The inverse of `as_json`."""
     return ClassSignature({name: tuple(shape) for name, shape in answer["shapes"].items()}, answer["ties"])
 
 
 def _recall(question: list[Json], ask: Callable[[], Json]) -> Json:
-    folder, releases = _folder(), _releases()
-    if folder is None or any("dev" in release for release in releases):
-        return ask()
-    text = json.dumps([question, releases, _source()], sort_keys=True)
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    answer = _stored(question)
+    if answer is None:
+        answer = ask()
+        _store(question, answer)
+    return answer
+
+
+def _stored(question: list[Json]) -> Json | None:
+    path, text = _place(question)
+    if path is None:
+        return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["question"] == text:
-            return kept["answer"]
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        return entry["answer"] if entry["question"] == text else None
     except (OSError, ValueError, LookupError, TypeError):
-        pass
-    answer = ask()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
+        return None
+
+
+def _store(question: list[Json], answer: Json) -> None:
+    path, text = _place(question)
+    if path is None:
+        return
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
             json.dump({"question": text, "answer": answer}, file)
         os.replace(file.name, path)
-    except OSError:
-        pass
-    return answer
+
+
+def _place(question: list[Json]) -> tuple[Path | None, str]:
+    """The file of a question, None where nothing is cached, and the question as text."""
+    folder, releases = _folder(), _releases()
+    text = json.dumps([question, releases, _source()], sort_keys=True, default=dict)
+    if folder is None or any("dev" in release for release in releases):
+        return None, text
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json", text
 
 
 def _folder() -> Path | None:

@@ -9,11 +9,17 @@ import pytest
 
 from compiler.diagnostics import Refusal
 from compiler.target import model_class, signature_cache
+from compiler.target.class_signature import ClassSignature
+from compiler.target.signature_cache import ClassQuestion
 
 SMALL = {
     "hidden_size": 16, "intermediate_size": 24, "model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 1,
     "num_key_value_heads": 1, "tie_word_embeddings": True, "vocab_size": 32,
 }  # fmt: skip
+
+
+def ask(config: dict[str, object]) -> ClassSignature:
+    return signature_cache.ask(ClassQuestion("LlamaForCausalLM", config))
 
 
 @pytest.fixture
@@ -23,21 +29,17 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("MAPSPEC_CACHE", str(tmp_path))
     for name in ("signature", "config_fields"):
 
-        def ask(*arguments: object, real: object = getattr(model_class, name), name: str = name) -> object:
+        def noted(*arguments: object, real: object = getattr(model_class, name), name: str = name) -> object:
             found.append(name)
             return real(*arguments)  # type: ignore[operator]
 
-        monkeypatch.setattr(model_class, name, ask)
+        monkeypatch.setattr(model_class, name, noted)
     return found
 
 
 def test_a_second_question_asks_no_class(asked: list[str]) -> None:
-    first = signature_cache.signature("LlamaForCausalLM", SMALL)
-    assert (
-        signature_cache.signature("LlamaForCausalLM", SMALL)
-        == first
-        == model_class.signature("LlamaForCausalLM", SMALL)
-    )
+    first = ask(SMALL)
+    assert ask(SMALL) == first == model_class.signature("LlamaForCausalLM", SMALL)
     assert first.ties == {"lm_head.weight": "model.embed_tokens.weight"}
     assert list(signature_cache.config_fields("LlamaForCausalLM")) == list(
         signature_cache.config_fields("LlamaForCausalLM")
@@ -46,22 +48,22 @@ def test_a_second_question_asks_no_class(asked: list[str]) -> None:
 
 
 def test_another_question_or_release_is_asked(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    tied = signature_cache.signature("LlamaForCausalLM", SMALL)
-    untied = signature_cache.signature("LlamaForCausalLM", SMALL | {"tie_word_embeddings": False})
+    tied = ask(SMALL)
+    untied = ask(SMALL | {"tie_word_embeddings": False})
     assert untied.shapes.keys() - tied.shapes.keys() == {"lm_head.weight"}
     monkeypatch.setattr(signature_cache, "_releases", lambda: ("99.0", "2.13.0"))
-    assert signature_cache.signature("LlamaForCausalLM", SMALL) == tied
+    assert ask(SMALL) == tied
     monkeypatch.setattr(signature_cache, "_source", lambda: "another text of target.py")
-    assert signature_cache.signature("LlamaForCausalLM", SMALL) == tied
+    assert ask(SMALL) == tied
     assert len(asked) == 4
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"question": "?", "answer": {}}', "[]"])
 def test_a_damaged_answer_is_asked_for_anew(asked: list[str], tmp_path: Path, damage: str) -> None:
-    first = signature_cache.signature("LlamaForCausalLM", SMALL)
+    first = ask(SMALL)
     (kept,) = tmp_path.iterdir()
     kept.write_text(damage)
-    assert signature_cache.signature("LlamaForCausalLM", SMALL) == first
+    assert ask(SMALL) == first
     assert json.loads(kept.read_text())["answer"]["ties"] == first.ties
     assert len(asked) == 2
 
@@ -84,6 +86,6 @@ def test_nothing_is_kept_of_releases_in_development_or_where_nothing_shall_be(
 def test_a_refusal_is_not_kept(asked: list[str], tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(Refusal):
-            signature_cache.signature("LlamaForCausalLM", SMALL | {"num_attention_heads": 0})
+            ask(SMALL | {"num_attention_heads": 0})
     assert len(asked) == 2
     assert not list(tmp_path.iterdir())
