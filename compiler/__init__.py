@@ -1,3 +1,3 @@
-"""mapspec: one YAML spec says how one kind of checkpoint becomes another."""
+"""mapspec: a YAML spec describes how one kind of model checkpoint becomes another."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
