@@ -1,8 +1,7 @@
-"""What the compiler says to a person: one line per problem, all problems at once.
+"""Diagnostics: a place, a message, a kind, a hint; all problems of a phase at once.
 
-A phase collects its problems in a `Report` and raises one `Refusal` that carries all of them; only the
-command line catches it. A problem is printed as `path:line:col: message [kind]`, the source line with a
-caret, and at most one hint.
+A phase collects its problems in a `Report` and raises one `Refusal` with all of them; only the command line catches it.
+A diagnostic prints as `path:line:col: message [kind]`, then the source line with a caret, then at most one hint.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, NoReturn
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """A place in a text file. `line` and `column` count from 1; a `line` of 0 means the file as a whole."""
+    """A place in a text file. `line` and `column` count from 1; a `line` of 0 means the complete file."""
 
     path: str
     line: int = 0
@@ -24,7 +23,7 @@ class Span:
     text: str = field(default="", compare=False, repr=False)
 
     def within(self, start: int, length: int = 1) -> Span:
-        """The part of this span that starts `start` characters in; the span itself where that leaves its line."""
+        """The part of this span from character `start`; the span itself if that is beyond its line."""
         if self.line == 0 or self.column + start > len(self.text):
             return self
         return Span(self.path, self.line, self.column + start, max(1, length), self.text)
@@ -33,13 +32,13 @@ class Span:
         return f"{self.path}:{self.line}:{self.column}" if self.line else self.path
 
 
-MAX_SHOWN = 50  # problems that people are shown
-_LONGEST, _WIDEST = 2000, 240  # of a message, and of a line of a source that is shown
+MAX_SHOWN = 50  # diagnostics printed at most
+_LONGEST, _WIDEST = 2000, 240  # characters of a message, and of a source line
 
 
 def printable(text: str) -> str:
-    """A text as a terminal may have it: short, on one line, and what it would obey or hide as Python writes it, for a
-    name out of a file may hold anything."""
+    """Text that is safe to print: short, on one line, with control and invisible characters escaped, because names from
+    files may contain anything."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - 300]} ... {text[-300:]}"
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
@@ -47,7 +46,7 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, order=True)
 class Diagnostic:
-    """One problem. `kind` is a kebab-case noun phrase that `docs/errors.md` explains. A `warning` does not fail."""
+    """One problem. `kind` is a kebab-case noun phrase explained in `docs/errors.md`. A `warning` does not fail the run."""
 
     span: Span
     message: str
@@ -58,10 +57,10 @@ class Diagnostic:
     def __str__(self) -> str:
         lines = [f"{self.span}: {'warning: ' * self.warning}{self.message} [{self.kind}]"]
         if self.span.line and self.span.text:
-            # Of a line that fills the screen, what stands around the place.
+            # Of a long line, the part around the place.
             first = max(0, self.span.column - 1 - _WIDEST // 2) if len(self.span.text) > _WIDEST else 0
             text, before = self.span.text[first : first + _WIDEST], self.span.text[first : self.span.column - 1]
-            # A tab stays a tab, so that the caret stands under its token whatever the terminal's tab width.
+            # A tab stays a tab, so that the caret is under its token at any tab width.
             indent = "".join(c if c == "\t" else " " for c in before)
             room = max(1, len(text) - len(before))
             lines += ["  " + text, "  " + indent + "^" + "~" * (min(self.span.length, room) - 1)]
@@ -70,7 +69,7 @@ class Diagnostic:
         return "\n".join(map(printable, lines))
 
     def as_json(self) -> dict[str, Any]:
-        """The same facts for tools."""
+        """The diagnostic as a JSON object."""
         return {
             "file": self.span.path,
             "line": self.span.line,
@@ -84,7 +83,7 @@ class Diagnostic:
 
 
 class Refusal(Exception):
-    """Raised by a phase that cannot go on; carries every problem that the phase found, sorted."""
+    """Raised by a phase that cannot continue; has every problem that the phase found, sorted."""
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
         self.diagnostics = tuple(sorted(set(diagnostics)))
@@ -92,13 +91,13 @@ class Refusal(Exception):
 
 
 def refuse(span: Span | str, message: str, kind: str, hint: str = "") -> NoReturn:
-    """Raise a Refusal of one problem. A `span` given as text is the path of a whole file."""
+    """Raise a Refusal with one problem. A `span` given as text is the path of a file."""
     raise Refusal([Diagnostic(Span(span) if isinstance(span, str) else span, message, kind, hint)])
 
 
 @contextmanager
 def located(span: Span) -> Iterator[None]:
-    """Problems found inside that know no line are reported at `span`."""
+    """Problems raised inside that have no line get the place `span`."""
     try:
         yield
     except Refusal as refusal:
@@ -118,13 +117,13 @@ class Report:
         self.diagnostics.extend(refusal.diagnostics)
 
     def settle(self) -> None:
-        """Raise everything collected so far; do nothing where nothing was."""
+        """Raise everything collected so far; do nothing if that is nothing."""
         if self.diagnostics:
             raise Refusal(self.diagnostics)
 
 
 def nearest(word: str, words: Iterable[str], count: int = 1) -> str:
-    """A hint that names what was probably meant, or the empty string."""
+    """A hint that names the nearest of `words`, or the empty string."""
     import difflib  # only where something is wrong
 
     found = difflib.get_close_matches(word, list(words), n=count, cutoff=0.6)
@@ -132,7 +131,7 @@ def nearest(word: str, words: Iterable[str], count: int = 1) -> str:
 
 
 def listed(words: Iterable[object], limit: int = 8) -> str:
-    """`a, b, c and 12 more`: a list that stays readable however long it is."""
+    """`a, b, c and 12 more`: at most `limit` of the words."""
     items = [str(w) for w in words]
     if len(items) <= limit:
         return ", ".join(items)

@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The end of an interrupted run: `str` says what is left, `status` is the exit status that shells expect."""
+    """An interrupted run. `str` describes what it left, `status` is the exit status that shells expect."""
 
     def __init__(self, left: str, cause: KeyboardInterrupt) -> None:
         super().__init__(left)
@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Have the signals raise Stopped while inside; without effect in any thread but the main one."""
+    """Inside, the signals raise Stopped; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -51,7 +51,7 @@ def stoppable() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    for other in _SIGNALS:  # the next one shall not cut the cleaning short
+    for other in _SIGNALS:  # a second signal must not interrupt the clean-up
         if signal.getsignal(other) is _stop:
             signal.signal(other, signal.SIG_IGN)
     raise Stopped(number)
@@ -59,7 +59,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Do without the garbage collector inside, or, as a decorator, for the time of a call."""
+    """Inside (or, as a decorator, during a call) the garbage collector is off. For work that makes very many small objects
+    and no garbage, which the collector would search again and again."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -73,7 +74,7 @@ ROOT = Path("/")
 
 
 def available(root: Path = ROOT) -> int | None:
-    """Bytes that can be had; `root` is where `proc` and `sys` lie."""
+    """Bytes of memory that this process may still take, None if the system does not report it. `root` contains `proc` and `sys`."""
     found = [n for n in (_of_machine(root), _of_group(root / "sys" / "fs" / "cgroup")) if n is not None]
     return min(found, default=None)
 
@@ -92,7 +93,7 @@ def _of_group(group: Path) -> int | None:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """Lines of a word and a number."""
+    """A file of `word number` lines as a mapping."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:

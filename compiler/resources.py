@@ -1,4 +1,4 @@
-"""Where the shipped folders lie: beside the package in a checkout, inside it once installed."""
+"""Where shipped files are: beside the package in a checkout, inside it when installed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def schema_path() -> Path:
 
 
 def folder(name: str) -> Path:
-    """The folder of shipped `specs` or `templates`."""
+    """A shipped folder: `specs`, `templates` or `docs`."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 def find_spec(text: str) -> Path:
-    """The spec that a user names: a file, or one of the shipped by its file name or its bare name."""
+    """The path of a spec: a file, or a shipped spec by its file name or bare name."""
     path = Path(text)
     if path.is_file():
         return path

@@ -1,7 +1,7 @@
-"""One page that shows a plan: two trees, the flows between them, each op drawn. No network, no file beside it.
+"""A self-contained HTML page that shows a plan: two trees, the flows between them, and a drawing of each op.
 
-Takes an `Overview`, writes HTML. The page holds the overview as data; `templates/plan.html.jinja` is all of its look
-and behaviour. Refuses a place where nothing can be written.
+Takes an `Overview`, writes HTML. The page contains the overview as JSON; `templates/plan.html.jinja` has its style and
+script. It needs no network and no other file.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from compiler.templating import environment
 
 def page(view: Overview) -> str:
     """The HTML of a plan."""
-    # Inside a script element nothing but its end tag is markup.
+    # In a script element only its end tag is markup.
     data = json.dumps(view.as_json(), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return environment().get_template("plan.html.jinja").render(data=data)
 
 
 def write_page(view: Overview, path: Path) -> None:
-    """Write it. Raises Refusal."""
+    """Write the page to `path`. Raises Refusal: `output-unwritable`."""
     try:
         path.write_text(page(view), encoding="utf-8")
     except OSError as error:

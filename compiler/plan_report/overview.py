@@ -1,7 +1,7 @@
-"""A Plan as a person reads it: one line for all applications of a rule that differ in their indices only.
+"""A Plan for people: one line for all applications of a rule that differ only in their indices.
 
-Takes a plan and its checkpoint; returns an `Overview`, plain values only, from which text, JSON and the page are made.
-Nothing of a tensor is read. What a line costs to move is told from one of its applications, as they are all alike.
+Takes a plan and its checkpoint; returns an `Overview` of plain values, from which text, JSON and the HTML page are made.
+Reads no tensor data. The cost of a line is computed from one of its applications, since they are all alike.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 @dataclass
 class OverviewSide:
-    """Tensors that differ in their indices only. `symbols` names each axis where a name of the spec has its length."""
+    """Tensors that differ only in their indices. `symbols`: for each axis the fact or argument that has its length."""
 
     name: str
     shape: list[int]
@@ -38,7 +38,8 @@ class OverviewSide:
 
 @dataclass
 class Line:
-    """The applications of one rule that are alike. `moves`: ranges that one application copies, -1 where it computes."""
+    """Applications of one rule that are alike. `nbytes`: written by all; `moves`: byte ranges that one application copies, -1 if
+    it computes; `run`: the shortest of them in bytes."""
 
     rule: str
     kind: str
@@ -57,7 +58,7 @@ class Line:
 
 @dataclass
 class Overview:
-    """Everything that `compile plan` tells. `ties`: alias, owner, and how it is known that they are equal."""
+    """Everything that `plan` prints. `ties`: alias, owner, and the evidence that they are equal. `totals` are in bytes."""
 
     spec: str
     summary: str
@@ -78,7 +79,7 @@ class Overview:
 
 @dataclass
 class _Folded:
-    """Names of one form; `numbers` the values of each of their indices."""
+    """Names that are equal except for their indices; `numbers`: the values of each index."""
 
     form: list[str]
     shape: tuple[int, ...]
@@ -102,7 +103,7 @@ def overview(
     full: bool,
     compared: bool,
 ) -> Overview:
-    """What a plan does. With `full`, every application has a line of its own; `compared`: what is tied was read."""
+    """What a plan does. `full`: one line per application; `compared`: tied tensors were read and are equal."""
     spec = plan.program.spec
     symbols = _Symbols(plan)
     lines = [_line(groups, checkpoint, symbols) for groups in _alike(plan, checkpoint, full)]
@@ -134,20 +135,27 @@ def overview(
 
 
 def _equal(checkpoint: Checkpoint, alias: str, owner: str, compared: bool) -> str:
-    """How it is known that an alias equals its owner."""
+    """The evidence that an alias equals its owner."""
     if checkpoint.tensors[alias].region == checkpoint.tensors[owner].region:
         return "both are the same bytes"
-    return "equal bit for bit" if compared else "a run, or --compare, reads both and refuses them where they differ"
+    return (
+        "equal bit for bit"
+        if compared
+        else "not compared yet: a run, or --compare, reads both and rejects them if they differ"
+    )
 
 
 def _made(plan: Plan, compared: bool) -> Iterator[tuple[str, str]]:
-    """Reversed, what the spec made up is left behind."""
+    """Tensors that the spec creates and the reverse drops."""
     for name, fill in plan.made:
-        yield name, f"made up by the spec; {'holds' if compared else 'a run demands that it hold'} {fill} everywhere"
+        yield (
+            name,
+            f"created by the spec; {'every element is' if compared else 'a run requires every element to be'} {fill}",
+        )
 
 
 def _heaviest(plan: Plan, checkpoint: Checkpoint) -> int:
-    """What the largest group holds at once where torch computes: what it reads, and twice what it makes."""
+    """Peak bytes of the largest group when torch computes: what it reads, and twice what it makes."""
     return max(
         (
             sum(t.nbytes for n in group.source_names for t in checkpoint.tensors[n].parts)
@@ -200,13 +208,13 @@ def _line(groups: list[Group], checkpoint: Checkpoint, symbols: _Symbols) -> Lin
 
 
 def _near(path: str) -> str:
-    """A path as seen from here, where that is shorter."""
+    """The path relative to the working directory if that is shorter."""
     seen = os.path.relpath(path)
     return min(path, seen, key=len)
 
 
 def _moves(group: Group, checkpoint: Checkpoint) -> tuple[int, int]:
-    """How many ranges one application copies, and the shortest run of bytes among them; (-1, 0) where it computes."""
+    """How many byte ranges one application copies, and the shortest contiguous run; (-1, 0) if it computes."""
     try:
         arrays = arrange_group(group, checkpoint)
     except NotImplementedError:
@@ -237,7 +245,7 @@ def spread(numbers: set[int]) -> str:
 
 
 def folded_reasons(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Names with one reason, those alike in one."""
+    """(name, reason) pairs, with names that differ only in their indices folded into one."""
     groups: dict[str, list[tuple[str, tuple[int, ...], str]]] = {}
     for name, reason in pairs:
         groups.setdefault(reason, []).append((name, (), ""))
@@ -253,7 +261,7 @@ def _name(folded: _Folded) -> str:
 
 
 def op_text(op: Op) -> str:
-    """An op about as a spec writes it."""
+    """An op, close to how a spec writes it."""
     given = {name: value for name, value in vars(op).items() if value is not None}
     if "left" in given:
         sizes = ", ".join(f"{name}: {_number(size)}" for name, size in given["sizes"])
@@ -272,7 +280,7 @@ def _number(value: object) -> str:
 
 
 class _Symbols:
-    """Names of the spec for lengths of axes. Where several have a length, that of the first fact."""
+    """The fact or argument that has a given length; the first of several."""
 
     def __init__(self, plan: Plan) -> None:
         self.names: dict[int, str] = {}

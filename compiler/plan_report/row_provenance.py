@@ -1,8 +1,8 @@
-"""Where the rows of a target come from, asked of the layout itself: what the page draws an op from.
+"""Where the rows of a target come from, computed from the byte layout: the HTML page draws an op from this.
 
 Takes one application of a rule; returns, for each of its targets, samples of its rows. A row is everything before the
-last axis. Two strips are taken, over the whole tensor and of its first rows, because a cut shows in the one and an
-interleaving in the other.
+last axis. There are two samples, one spread over the complete tensor and one of its first rows, because a split shows in
+the first and an interleaving in the second.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST = 8  # targets of one application that are drawn
 
 @dataclass
 class Sample:
-    """One target: its name, and strips of (source number, source row, source column); `step` rows lie between two."""
+    """One target: `whole` and `first` are lists of [source number, source row, source column], `step` rows apart."""
 
     target: str
     rows: int
@@ -36,14 +36,14 @@ class Sample:
 
 @dataclass
 class Picture:
-    """What one application joins and makes: (name, rows, columns) of each source, samples of the targets."""
+    """(name, rows, columns) of each source of one application, and samples of its targets."""
 
     sources: list[tuple[str, int, int]]
     targets: list[Sample]
 
 
 def picture(group: Group, checkpoint: Checkpoint) -> Picture:
-    """Of one application; a cast moves nothing and is left out. Raises NotImplementedError where the rule computes."""
+    """The picture of one application, without casts, which move nothing. Raises NotImplementedError if the rule computes."""
     arrays = arrange_group(replace(group, ops=tuple(op for op in group.ops if not isinstance(op, Cast))), checkpoint)
     tensors = [part for name in group.source_names for part in checkpoint.tensors[name].parts]
     drawn = Picture([(t.name, *_rows(t.shape)) for t in tensors], [])
@@ -68,7 +68,7 @@ def picture(group: Group, checkpoint: Checkpoint) -> Picture:
 
 
 def _origin(moves: list[Move], offset: int, tensors: list[Tensor]) -> list[int]:
-    """The source element that fills the target's byte `offset`: number of the tensor, row, column."""
+    """The source element at the target's byte `offset`: tensor number, row, column."""
     move = moves[bisect_right(moves, offset, key=lambda m: m.target) - 1]
     start = offset - move.target
     extent = next(extents(move, start, start + ITEM_SIZES[move.dtype]))

@@ -1,4 +1,4 @@
-"""A Plan as text for a terminal: its rows, facts, and what its shapes mean."""
+"""An `Overview` as lines of text for a terminal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ if TYPE_CHECKING:
 WIDTH = 100
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def text(view: Overview, colour: bool) -> list[str]:
-    """The plan in lines of at most 100 columns, but for names that are longer."""
+    """The plan in lines of at most 100 columns; longer names get longer lines."""
 
     def bold(words: str) -> str:
         return f"\033[1m{words}\033[0m" if colour else words
@@ -34,7 +31,7 @@ def text(view: Overview, colour: bool) -> list[str]:
     totals = view.totals
     lines += [""]
     if view.defaults:
-        lines += _wrapped("defaults taken: " + ", ".join(f"{name}={value!r}" for name, value in view.defaults.items()))
+        lines += _wrapped("defaults used: " + ", ".join(f"{name}={value!r}" for name, value in view.defaults.items()))
     lossy = [line.rule for line in view.lines if line.lossy]
     lines += _wrapped("lossy: " + (", ".join(dict.fromkeys(lossy)) if lossy else "nothing"))
     read = f"{totals['source_tensors']:,} tensors, {size(totals['source_bytes'])}"
@@ -52,7 +49,7 @@ def _facts(line: Line) -> list[str]:
 
 
 def _fitted(first: str, words: list[str]) -> str:
-    """Words behind the first, on further lines where they do not fit."""
+    """`words` after `first`, wrapped to the width."""
     lines, room = [""], WIDTH - len(first)
     for word in words:
         if len(lines[-1]) + len(word) + 2 > room and lines[-1].strip():
@@ -80,7 +77,7 @@ def _tensor(lead: str, side: OverviewSide) -> list[str]:
 
 
 def size(count: int) -> str:
-    """Bytes for a person: `1.2 GB`."""
+    """Bytes as text: `1.2 GB`."""
     value, units = float(count), ["bytes", "kB", "MB", "GB", "TB", "PB"]
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]

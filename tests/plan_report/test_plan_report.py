@@ -88,7 +88,7 @@ def test_headers_are_enough(small: Path, capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(
         stored_tensor, "_read", lambda path, offset, length: read.append(length) or plain(path, offset, length)
     )
-    assert "= embed.weight, written once; a run, or --compare" in say(capsys, SPEC, small)
+    assert "= embed.weight, written once; not compared yet: a run, or --compare" in say(capsys, SPEC, small)
     api.plan(SPEC, small)
     assert read == []
     with pytest.raises(SystemExit) as done:
