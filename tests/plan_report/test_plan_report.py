@@ -67,7 +67,7 @@ def test_text(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "layers.{0-1}.mlp.gate_up.weight" in said
     assert "[96, 32] = [2 intermediate_size, hidden_size] float32" in said
     assert "split axis 0" in said
-    assert "defaults taken: num_key_value_heads=2" in said
+    assert "defaults used: num_key_value_heads=2" in said
     assert "lossy: nothing" in said
     assert "\033" not in said
     assert "gate_up" in say(capsys, SPEC, small, "--full")
