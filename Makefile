@@ -14,7 +14,7 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo test test-ecosystem test-oracles originals check regen fuzz bench clean
+.PHONY: env env-4 demo test coverage mutants test-ecosystem test-oracles originals check regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -40,6 +40,18 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -n 2
+
+# Line and branch coverage of compiler/ by the default tests, child processes included.
+coverage: env
+	rm -f .coverage*
+	$(BIN)/python -m coverage run -m pytest -n 2
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+# Random mutants of the modules that decide a result; COUNT and SEED choose them. About half a minute each.
+COUNT ?= 200
+mutants: env
+	$(BIN)/python tests/mutants --count $(COUNT) --seed $(SEED)
 
 # Other projects' converters and models, run side by side with the specs on checkpoints of a seed of their own.
 .venv-oracles/ready: tests/recorders/requirements.txt
