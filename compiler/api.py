@@ -21,7 +21,7 @@ from compiler.diagnostics import Diagnostic, Refusal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compiler.jobs.prepare import Request
+    from compiler.jobs.request import Request
     from compiler.plan.plan import Plan
     from compiler.program.program import Program
 
@@ -51,7 +51,7 @@ def plan(spec: str | Path, source: Source, **settings: Any) -> Plan:
     """
     from compiler.jobs.prepare import prepare
 
-    return prepare(load_spec(spec), _request(source, {"checksums": False, "compare": False} | settings))[0]
+    return prepare(load_spec(spec), _request(source, {"checksums": False, "compare": False} | settings)).plan
 
 
 def convert(
@@ -80,12 +80,12 @@ def iter_tensors(
     from compiler.executor.execute import tensors
     from compiler.jobs.prepare import prepare
 
-    found, checkpoint = prepare(load_spec(spec), _request(source, settings))
-    return tensors(found, checkpoint, device)
+    prepared = prepare(load_spec(spec), _request(source, settings))
+    return tensors(prepared.plan, prepared.checkpoint, device)
 
 
 def _request(source: Source, settings: dict[str, Any]) -> Request:
-    from compiler.jobs.prepare import Request
+    from compiler.jobs.request import Request
 
     paths = [source] if isinstance(source, str | Path) else source
     if isinstance(settings.get("config"), str):

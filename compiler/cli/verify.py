@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.cli.options import Parser, notes, print_json, program_of, request
+from compiler.cli.options import Notes, Parser, print_json, program_of, request
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 
 if TYPE_CHECKING:
+    from compiler.jobs.request import Request
+    from compiler.program.program import Program
     from compiler.verify.compare import SourceModel, Verdict
 
 PROVES_LESS = (
@@ -26,7 +28,7 @@ def verify_parser() -> Parser:
     parser.add_settings()
     add_source_model(parser)
     parser.add_json()
-    parser.set_defaults(dtype=None, reverse=False)
+    parser.set_defaults(checksums=False)
     return parser
 
 
@@ -45,13 +47,13 @@ def add_source_model(parser: argparse.ArgumentParser) -> None:
 
 
 def verify(options: argparse.Namespace) -> int:
-    kept, say = notes(options)
-    result = verified(options, program_of(options, say), request(options), options.out)
-    print_json(result | {"notes": kept}) if options.json else print(f"{options.out}: {result['text']}")
+    notes, asked = Notes(silent=options.json), request(options)
+    result = verified(options, program_of(options.spec, asked, notes), asked, options.out)
+    print_json(result | {"notes": notes.lines()}) if options.json else print(f"{options.out}: {result['text']}")
     return 0
 
 
-def verified(options: argparse.Namespace, program: Any, asked: Any, out: Path) -> dict[str, Any]:
+def verified(options: argparse.Namespace, program: Program, asked: Request, out: Path) -> dict[str, Any]:
     """What was found, where it is good: numbers, and a text for people. Raises Refusal where it is not."""
     model = source_model(options)
     if model is None:
@@ -120,7 +122,7 @@ def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
     return [Diagnostic(rule.span, message, "diverging-model", hint) for rule in found.rules]
 
 
-def _without_model(program: Any, asked: Any, out: Path) -> dict[str, Any]:
+def _without_model(program: Program, asked: Request, out: Path) -> dict[str, Any]:
     from compiler.verify.round_trip import round_trip
 
     back = round_trip(program, asked, out)

@@ -4,14 +4,15 @@ config file, `--set`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compiler.checkpoints.config_file import beside, read_config_file
 from compiler.diagnostics import Diagnostic, Span, listed, refuse
-from compiler.program.environment import Given
+from compiler.plan.notes import ChangedConstants, ConfigBesideWeights, Note
+from compiler.program.environment import Given, Origin
 from compiler.program.program import Program
 from compiler.target import config_dialects, model_class
 
@@ -83,14 +84,14 @@ BAGGAGE = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` to print.
+    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` about where it lay.
 
     `stated`: the fields of a config of the target's own kind, which what is written must not contradict.
     """
 
     given: Mapping[str, Given]
     unread: tuple[str, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     stated: Mapping[str, Given]
 
 
@@ -100,17 +101,12 @@ def gather(
     """Everything that is said about a source's arguments. Raises Refusal for a config that cannot be read."""
     known = {*program.spec.arguments, *program.spec.facts}
     given: dict[str, Given] = {}
-    notes: list[str] = []
+    notes: list[Note] = []
     plain = {n: v for n, v in objects.items() if n in known and isinstance(v, bool | int | float | str)}
-    given |= {n: Given(v, "the checkpoint") for n, v in plain.items()}
-    for key in reversed(OBJECTS):
-        found = objects.get(key)
-        if isinstance(found, Mapping):
-            given |= {
-                n: Given(v, f"the checkpoint's {key!r}")
-                for n, v in config_dialects.read_config(found).items()
-                if n in known
-            }
+    given |= {n: Given(v, "the checkpoint", Origin.CHECKPOINT) for n, v in plain.items()}
+    for key, values in _inside(objects):
+        place = f"the checkpoint's {key!r}"
+        given |= {n: Given(v, place, Origin.CHECKPOINT) for n, v in values.items() if n in known}
     unread: tuple[str, ...] = ()
     stated: dict[str, Given] = {}
     path = config or beside(source, program.spec.source_config)
@@ -121,12 +117,16 @@ def gather(
         if fields.get("use_sliding_window") is False:
             fields["sliding_window"] = None  # a width that no layer uses
         if config is None:
-            notes.append(f"read {path.name} beside the weights")
+            notes.append(ConfigBesideWeights(path))
+
+        def from_file(value: Any) -> Given:
+            return Given(value, path.name, Origin.CONFIG_FILE)
+
         if _of_the_target(program, held):
-            stated = {f.name: Given(fields[f.name], path.name) for f in program.spec.config if f.name in fields}
+            stated = {f.name: from_file(fields[f.name]) for f in program.spec.config if f.name in fields}
             carried = {f.carried: stated[f.name] for f in program.spec.config if f.carried and f.name in stated}
             given |= {n: value for n, value in carried.items() if n not in fields}
-        given |= {n: Given(v, path.name) for n, v in fields.items() if n in known}
+        given |= {n: from_file(v) for n, v in fields.items() if n in known}
         read = known | BAGGAGE | stated.keys() | {"rope_parameters"}
         read |= set(config_dialects.EXPERTS) if known & set(config_dialects.EXPERTS) else set()
         unread = tuple(n for n, v in held.items() if n not in read and v not in (None, [], {}, ""))
@@ -139,14 +139,62 @@ def gather(
                 "unread-config",
                 f"the spec reads {names}",
             )
-    given |= {n: Given(v, "--set") for n, v in assigned.items()}
+    given |= _assigned(assigned)
     return Settings(given, unread, tuple(notes), {n: value for n, value in stated.items() if n not in assigned})
+
+
+def gather_reversed(
+    program: Program, config: Path, assigned: Mapping[str, Any]
+) -> tuple[dict[str, Given], Note | None]:
+    """The arguments that a folder's config.json holds, and those assigned; a note where it differs from the constants
+    that the spec writes. Raises Refusal."""
+    fields = config_dialects.read_config(read_config_file(config))
+    given = {
+        f.carried or "": Given(fields[f.name], config.name, Origin.CONFIG_FILE)
+        for f in program.spec.config
+        if f.carried and f.name in fields
+    }
+    constants = [f for f in program.spec.config if f.expr is None and f.name in fields]
+    changed = tuple((f.name, fields[f.name], f.constant) for f in constants if fields[f.name] != f.constant)
+    return given | _assigned(assigned), ChangedConstants(changed) if changed else None
+
+
+def gather_without_spec(
+    source: Path, objects: Mapping[str, object], config: Path | None, assigned: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All fields that are known of a model that has no spec yet, by name, in the same order of precedence. Where nobody
+    names a config, a `config.json` or `params.json` beside the weights is read. Raises Refusal."""
+    values: dict[str, Any] = {}
+    for _, held in _inside(objects):
+        values |= held
+    path = config or beside(source, "config.json") or beside(source, "params.json")
+    if path is not None:
+        whole = read_config_file(path)
+        for part in (whole, *_holders(whole)):
+            values |= config_dialects.read_config(part)
+    values |= assigned
+    return {name: value for name, value in values.items() if name not in BAGGAGE - {"dtype"}}
+
+
+def _assigned(values: Mapping[str, Any]) -> dict[str, Given]:
+    return {name: Given(value, "--set", Origin.ASSIGNMENT) for name, value in values.items()}
+
+
+def _inside(objects: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mappings of arguments that a checkpoint holds, by their keys, the one that counts most last."""
+    for key in reversed(OBJECTS):
+        if isinstance(values := objects.get(key), Mapping):
+            yield key, config_dialects.read_config(values)
+
+
+def _holders(whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """The mappings within a config that may hold the fields of the model."""
+    return [part for key in HOLDERS if isinstance(part := whole.get(key), dict)]
 
 
 def _held(whole: dict[str, Any], known: set[str]) -> dict[str, Any]:
     """The part of a config that tells most of the model: the whole, or a mapping in it."""
-    parts = [whole, *(part for key in HOLDERS if isinstance(part := whole.get(key), dict))]
-    return max(parts, key=lambda part: len(known & part.keys()))
+    return max([whole, *_holders(whole)], key=lambda part: len(known & part.keys()))
 
 
 def _of_the_target(program: Program, config: Mapping[str, Any]) -> bool:
@@ -160,7 +208,7 @@ def contradictions(program: Program, stated: Mapping[str, Given], written: Mappi
     fixed = {f.name for f in program.spec.config if f.expr is None}
     return [
         Diagnostic(
-            Span(value.origin),
+            Span(value.place),
             f"{name} is {value.value!r} here, and {written[name]!r} is what would be written",
             "config-mismatch",
             "the spec writes nothing else: its rules are for models that have it so"

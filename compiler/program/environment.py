@@ -7,7 +7,8 @@ never dropped in silence. Requirements are judged here, before anything is plann
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Protocol
 
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, nearest
@@ -30,12 +31,23 @@ class Typed(Protocol):
 TensorTable = Mapping[str, Typed]
 
 
+class Origin(Enum):
+    """Where the value of an argument comes from."""
+
+    CHECKPOINT = "checkpoint"
+    CONFIG_FILE = "config file"
+    ASSIGNMENT = "--set"
+    DEFAULT = "default"
+    EXAMPLE = "example"
+
+
 @dataclass(frozen=True)
 class Given:
-    """A value from outside, and where it came from: `--set`, `config.json`, `the checkpoint's model_args`."""
+    """A value and its source; `place` is how a message names it: `--set`, `config.json`, `the checkpoint's 'args'`."""
 
     value: Any
-    origin: str
+    place: str
+    origin: Origin = Origin.EXAMPLE
 
 
 class NamedShapes:
@@ -154,7 +166,7 @@ class Environment(Mapping[str, Any]):
                 [
                     Diagnostic(
                         fact.span,
-                        f"{given.origin} says {name} = {given.value!r}, the checkpoint says {value!r}",
+                        f"{given.place} says {name} = {given.value!r}, the checkpoint says {value!r}",
                         "config-mismatch",
                         hint,
                     )
@@ -198,9 +210,15 @@ class Environment(Mapping[str, Any]):
     # -----------------------------------------------------------------------------------------------------------------
 
     @property
-    def defaulted(self) -> dict[str, Any]:
-        """The arguments that nothing gave, with the defaults that they took."""
-        return {n: a.default for n, a in self.spec.arguments.items() if n not in self.given and not a.required}
+    def arguments(self) -> dict[str, Given]:
+        """The arguments that were evaluated so far, each with its value and where that comes from."""
+        return {
+            name: replace(self.given[name], value=self.found[name])
+            if name in self.given
+            else Given(self.found[name], "the spec's default", Origin.DEFAULT)
+            for name in self.spec.arguments
+            if name in self.found
+        }
 
     def check(self) -> None:
         """Judge the requirements, then evaluate every name. Raises Refusal with all that fails.
@@ -241,7 +259,7 @@ def typed(name: str, default: Any, given: Given, span: Span) -> Any:
         [
             Diagnostic(
                 span,
-                f"{given.origin} says {name} = {value!r}, which is {_TYPES.get(type(value), 'something else')} "
+                f"{given.place} says {name} = {value!r}, which is {_TYPES.get(type(value), 'something else')} "
                 f"and not {_TYPES.get(type(default), 'like the default')}",
                 "wrong-type",
                 f"the default is {default!r}",

@@ -23,7 +23,7 @@ from support.synthetic import Synthetic, folder_image, image, synthetic
 from compiler.diagnostics import Refusal
 from compiler.jobs.compile import build
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.language.document import plain, read_document
 from compiler.language.schema import schema
 from compiler.language.spec import OP_WORDS
