@@ -1,14 +1,24 @@
-"""Every test asks the installed classes themselves, not the cache of an earlier run."""
+"""Tests ask the installed classes, each question once in a session: no answer of an earlier session is used."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 from support.converter_process import ConverterProcess
 
-os.environ["MAPSPEC_CACHE"] = ""
+if "MAPSPEC_TEST_SESSION" not in os.environ:  # the workers of one session share what their parent set
+    os.environ["MAPSPEC_TEST_SESSION"] = tempfile.mkdtemp(prefix="mapspec-classes-")
+    os.environ["MAPSPEC_CACHE"] = os.environ["MAPSPEC_TEST_SESSION"]
+
+
+def pytest_sessionfinish() -> None:
+    import shutil
+
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["MAPSPEC_TEST_SESSION"], ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

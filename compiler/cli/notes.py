@@ -6,6 +6,7 @@ from compiler.diagnostics import listed
 from compiler.plan.notes import (
     ChangedConstants,
     ChosenSpec,
+    ClassAgrees,
     ConfigBesideWeights,
     DefaultArguments,
     IgnoredTensors,
@@ -24,6 +25,8 @@ def sentences(note: Note) -> list[str]:
     match note:
         case Remark(text):
             return [text]
+        case ClassAgrees(model_class):
+            return [f"{model_class} with this config has the same names, shapes and ties"]
         case ChosenSpec(name, summary):
             return [f"took the spec {name}: {summary}"]
         case ConfigBesideWeights(path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compiler.cli.notes import sentences
 from compiler.cli.options import Notes, Parser, print_json, program_of, request
-from compiler.plan.notes import DefaultArguments
+from compiler.plan.notes import ClassAgrees, DefaultArguments
 from compiler.plan_report.text import text
 
 
@@ -25,6 +25,9 @@ def plan_parser() -> Parser:
         action="store_true",
         help="read what a run would compare first: tensors that are tied, or left behind",
     )
+    parser.add_argument(
+        "--check", action="store_true", help="compare the result with the target class built from its config.json"
+    )
     parser.add_field("jobs", "threads, for the estimate of memory", metavar="N")
     parser.set_defaults(checksums=False)
     return parser
@@ -38,6 +41,12 @@ def plan(options: argparse.Namespace) -> int:
     asked = request(options)
     program = program_of(options.spec, asked, notes)
     prepared = prepare(program, asked, notes)
+    if options.check:
+        from compiler.proof.class_check import ClassCheck
+
+        with ClassCheck(prepared.plan, prepared.checkpoint, prepared.folder_config) as check:
+            check.settle()
+        notes(ClassAgrees(program.spec.target.class_name))
     # Defaults have a place of their own in the view, and what was printed already is not repeated.
     others = [note for note in notes.heard if notes.silent and not isinstance(note, DefaultArguments)]
     view = overview(

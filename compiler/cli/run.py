@@ -21,6 +21,7 @@ def run_parser() -> Parser:
     )
     parser.add_field("device", "where the tensors are computed: cpu or cuda")
     parser.add_field("checksums", "do not compare a .pth with its own checksums", flag="--no-checksums")
+    parser.add_field("check", "do not compare the result with the target class", flag="--no-check")
     parser.add_field("jobs", "how many threads move bytes (default: %(default)s)", metavar="N")
     parser.add_field("max_shard_size", "the size of one file of weights (default: %(default)s)", metavar="SIZE")
     parser.add_field("parts", "with --reverse: a folder of N tensor-parallel parts", metavar="N")

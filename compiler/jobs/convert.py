@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from compiler import __version__
 from compiler.checkpoints.checkpoint import Checkpoint
@@ -26,6 +29,7 @@ from compiler.plan.notes import Listener, Remark, ignore_note
 from compiler.plan.plan import Plan
 from compiler.process import Interrupted, stoppable
 from compiler.program.program import Program
+from compiler.proof.class_check import ClassCheck
 from compiler.transfer.engine import Ledger
 from compiler.transfer.files import Unchanged
 
@@ -57,7 +61,7 @@ def convert(
         output.check_room(sum(target.nbytes for target in plan.targets))
         for line in nonfinite_values.brought(checkpoint, plan, request.check_values) if crew.leads else ():
             on_note(Remark(line))
-        write(plan, checkpoint, request, out, on_note, progress, crew)
+        write(plan, checkpoint, request, out, on_note, progress, crew, prepared.folder_config)
     return plan
 
 
@@ -69,8 +73,12 @@ def write(
     on_note: Listener = ignore_note,
     progress: execute.Progress = lambda size: None,
     crew: ranks.Crew | None = None,
+    folder_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Carry a plan out. Raises Refusal; then nothing is left behind but what an I/O error lets --resume continue."""
+    """Carry a plan out. `folder_config`: of the folder that a reverse conversion reads.
+
+    Raises Refusal; then nothing is left behind but what an I/O error lets --resume continue.
+    """
     from compiler.executor import nonfinite_values
 
     crew = crew or ranks.Crew(0, 1, out)
@@ -101,12 +109,13 @@ def write(
             with stoppable():
                 crew.follow(output.fingerprint, weights)
             return
-        with stoppable(), output:
+        with stoppable(), output, ExitStack() as stack:
             if output.done:
                 remark("all was written; it has its name now")
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
+            check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if request.check else None
             if plan.reverse:
                 files_of = state_dicts(plan, output.place, request.parts)
                 execute.write_state_dicts(plan, checkpoint, files_of, request.device, progress)
@@ -120,6 +129,8 @@ def write(
             for line in nonfinite_values.made(checkpoint, plan, output.place):
                 remark(line)
             sources.check()
+            if check:
+                check.settle()
             output.finish()
     except KeyboardInterrupt as interrupt:
         raise Interrupted(output.left(), interrupt) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from compiler.checkpoints import config_file
@@ -35,6 +36,7 @@ class Prepared:
 
     plan: Plan
     checkpoint: Checkpoint
+    folder_config: Mapping[str, Any] | None  # config.json of the folder that a reverse conversion reads
     arguments: Mapping[str, Given]
     notes: tuple[Note, ...]
 
@@ -76,7 +78,8 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
     except Refusal:
         verify(checkpoint)  # damage explains any difference
         raise
-    return Prepared(plan, checkpoint, env.arguments, tuple(notes))
+    folder_config = config_file.read_config_file(_config_of_folder(request)) if request.reverse else None
+    return Prepared(plan, checkpoint, folder_config, env.arguments, tuple(notes))
 
 
 def bind_source(
@@ -103,11 +106,7 @@ def bind_source(
 def _bind_reversed(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener
 ) -> tuple[Plan, Environment]:
-    config = request.config or config_file.beside(request.source[0], "config.json")
-    if config is None:
-        text = "there is no config.json, which tells the sizes of the way back"
-        refuse(str(request.source[0]), text, "missing-config", "give it with --config")
-    given, changed = arguments.gather_reversed(program, config, request.assigned)
+    given, changed = arguments.gather_reversed(program, _config_of_folder(request), request.assigned)
     if changed:
         note(changed)
     shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
@@ -124,6 +123,15 @@ def _bind_reversed(
     for name in given.keys() & program.spec.arguments.keys():
         env[name]  # a value that was given counts, though the plan may do without
     return plan, env
+
+
+def _config_of_folder(request: Request) -> Path:
+    """The config.json of a folder that is converted back. Raises Refusal: `missing-config`."""
+    config = request.config or config_file.beside(request.source[0], "config.json")
+    if config is None:
+        text = "there is no config.json, which tells the sizes of the way back"
+        refuse(str(request.source[0]), text, "missing-config", "give it with --config")
+    return config
 
 
 def _defaults(arguments: Mapping[str, Given]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 class Request:
     """One conversion: a source and how to read it, and how to write the output.
 
-    `assigned` is what `--set` gives. Without `compare` and `checksums` a plan is made from headers alone: no byte of a
+    `check`: compare the result with the target class before it gets its name. `assigned` is what `--set` gives. Without `compare` and `checksums` a plan is made from headers alone: no byte of a
     tensor is read. `parts` is the number of tensor-parallel parts that a reversed conversion writes.
     """
 
@@ -36,6 +36,7 @@ class Request:
     digests: bool = False
     weights: str | None = None
     parts: int = 1
+    check: bool = True
 
 
 # Field -> its default, of those that have a plain one.

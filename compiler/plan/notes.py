@@ -77,8 +77,16 @@ class IgnoredTensors:
     tensors: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class ClassAgrees:
+    """The names, shapes and ties of the target are those of this class with the config that is written."""
+
+    model_class: str
+
+
 Note = (
-    Remark
+    ClassAgrees
+    | Remark
     | ChosenSpec
     | ConfigBesideWeights
     | DefaultArguments

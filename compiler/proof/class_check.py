@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from compiler.diagnostics import Diagnostic, Refusal, Span, listed, nearest
-from compiler.plan.plan import Plan
+from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.diagnostics import Diagnostic, Refusal, Span, listed, located, nearest
+from compiler.plan.plan import Group, Plan
 from compiler.program.program import Program
 from compiler.target.ask_class import PendingAnswer
 from compiler.target.class_signature import ClassSignature
@@ -25,12 +26,18 @@ _SHOWN = 8  # problems of one kind
 
 
 class ClassCheck:
-    """Context manager: the class is asked from the start, `settle` waits for its answer and compares it with the plan."""
+    """Context manager: the class is asked from the start; `settle` waits for the answer and compares."""
 
-    def __init__(self, plan: Plan, config: Mapping[str, Any] | None = None) -> None:
-        """`config`: of the folder that a reverse conversion reads; by default what the plan writes."""
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, folder_config: Mapping[str, Any] | None = None) -> None:
+        """`folder_config`: config.json of the folder that a reverse conversion reads, whose tensors are then compared
+        instead of those that the plan writes. Raises Refusal: `unknown-class`."""
         self.plan = plan
-        self.config = plan.config if config is None else config
+        if plan.reverse:
+            self.config = dict(folder_config or {})
+            self.tensors = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+        else:
+            self.config = config_written(plan.program, plan.config)
+            self.tensors = {target.name: tuple(target.shape) for target in plan.targets}
         self.pending = PendingAnswer(class_question(plan.program, self.config))
 
     def __enter__(self) -> ClassCheck:
@@ -39,71 +46,73 @@ class ClassCheck:
     def __exit__(self, *_: object) -> None:
         self.pending.stop()
 
-    def settle(self, written: Mapping[str, Shape] | None = None) -> None:
-        """Raise a Refusal with every tensor that is missing, unknown to the class, or of another shape.
-
-        `written`: the names and shapes in the folder; by default the targets of the plan.
-        """
+    def settle(self) -> None:
+        """Raise a Refusal with every tensor that is missing, unknown to the class, or of another shape."""
         signature = self.pending.result()
-        tensors = {t.name: tuple(t.shape) for t in self.plan.targets} if written is None else dict(written)
-        if found := list(_differences(self.plan, self.config, tensors, signature)):
+        if found := list(_differences(self.plan, self.config, self.tensors, signature)):
             raise Refusal(found)
 
 
-def class_question(program: Program, config: Mapping[str, Any]) -> ClassQuestion:
-    """What to ask the target class of a program whose folder has these config fields. Raises Refusal: `unknown-class`."""
-    from compiler.diagnostics import located
-    from compiler.render.remote_code import from_spec
+def config_written(program: Program, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that a folder with these fields of the spec's `config` gets. Raises Refusal: `unknown-class`."""
     from compiler.target import config_dialects, model_class
 
-    spec = program.spec
-    if spec.target.model is not None:
-        name = spec.target.model.value
-        with located(spec.target.model.span):
-            kind = model_class.model_type(name)
-        written = config_dialects.config_json(config, model_class=name, model_type=kind, dtype="float32")
-        return ClassQuestion(name, json.loads(config_dialects.json_text(written)))
-    model = from_spec.custom_model(spec)
-    written = config_dialects.config_json(
-        config, model_class=model.model_class, model_type=model.module, dtype="float32"
-    )
-    return ClassQuestion(
-        model.model_class,
-        json.loads(config_dialects.json_text(written)),
-        from_spec.code(spec),
-        f"model_{model.module}",
-    )
+    target = program.spec.target
+    if target.model is not None:
+        with located(target.model.span):
+            kind = model_class.model_type(target.model.value)
+    else:
+        assert target.remote_code is not None
+        kind = target.remote_code.value
+    written = config_dialects.config_json(fields, model_class=target.class_name, model_type=kind, dtype="float32")
+    config: dict[str, Any] = json.loads(config_dialects.json_text(written))
+    return config
+
+
+def class_question(program: Program, config: Mapping[str, Any]) -> ClassQuestion:
+    """What to ask the target class of a program about a folder with this config.json."""
+    from compiler.render.remote_code import from_spec
+
+    target = program.spec.target
+    config = {name: value for name, value in config.items() if name not in ("auto_map", "quantization_config")}
+    if target.model is not None:
+        return ClassQuestion(target.model.value, config)
+    assert target.remote_code is not None
+    return ClassQuestion(target.class_name, config, from_spec.code(program.spec), f"model_{target.remote_code.value}")
 
 
 def _differences(
-    plan: Plan, config: Mapping[str, Any], written: Mapping[str, Shape], signature: ClassSignature
+    plan: Plan, config: Mapping[str, Any], tensors: Mapping[str, Shape], signature: ClassSignature
 ) -> Iterator[Diagnostic]:
     wanted = {name: tuple(shape) for name, shape in signature.shapes.items()}
-    name_of_class = plan.program.spec.target.class_name
-    places = {target.name: group.rule.span for group in plan.groups for target in group.target_list}
+    of_class = f"{plan.program.spec.target.class_name} with this config"
+    places = {name: group.rule.span for group in plan.groups for name in _names(plan, group)}
     spec = Span(plan.program.spec.path)
-    if missing := sorted(wanted.keys() - written.keys()):
-        yield Diagnostic(
-            spec,
-            f"{name_of_class} with this config needs {listed(missing)}, which the conversion does not write",
-            "missing-tensor",
-            _hint_of_missing(missing[0], written, plan),
-        )
-    for name in sorted(written.keys() - wanted.keys())[:_SHOWN]:
-        owner = signature.ties.get(name)
-        tied = f"{name_of_class} with this config shares {name} with {owner} and would ignore the one that is written"
-        unknown = f"{name_of_class} with this config has no tensor {name}"
-        hint = "tie_word_embeddings is true in the config" if owner else nearest(name, wanted.keys() - written.keys())
-        yield Diagnostic(places.get(name, spec), tied if owner else unknown, "unknown-target", hint)
-    apart = [name for name in sorted(wanted.keys() & written.keys()) if wanted[name] != written[name]]
+    where = "the folder lacks" if plan.reverse else "the conversion does not write"
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        hint = _hint_of_missing(missing[0], tensors, plan)
+        yield Diagnostic(spec, f"{of_class} needs {listed(missing)}, which {where}", "missing-tensor", hint)
+    for name in sorted(tensors.keys() - wanted.keys())[:_SHOWN]:
+        if owner := signature.ties.get(name):
+            if plan.reverse:  # an older release wrote both; the plan compares them
+                continue
+            message = f"{of_class} shares {name} with {owner} and would ignore the one that is written"
+            hint = "the config has tie_word_embeddings: true, which is its default in some classes"
+        else:
+            message, hint = f"{of_class} has no tensor {name}", nearest(name, wanted.keys() - tensors.keys())
+        yield Diagnostic(places.get(name, spec), message, "unknown-target", hint)
+    apart = [name for name in sorted(wanted.keys() & tensors.keys()) if wanted[name] != tensors[name]]
     for name in apart[:_SHOWN]:
-        message = (
-            f"{name} comes out as {list(written[name])}, {name_of_class} with this config needs {list(wanted[name])}"
-        )
-        more = f" (and {len(apart) - _SHOWN} more tensors)" if len(apart) > _SHOWN and name == apart[0] else ""
+        message = f"{name} is {list(tensors[name])}, {of_class} needs {list(wanted[name])}"
+        more = f" ({len(apart) - _SHOWN} more tensors differ)" if len(apart) > _SHOWN and name == apart[0] else ""
         yield Diagnostic(
-            places.get(name, spec), message + more, "wrong-shape", _fields(config, written[name], wanted[name])
+            places.get(name, spec), message + more, "wrong-shape", _fields(config, tensors[name], wanted[name])
         )
+
+
+def _names(plan: Plan, group: Group) -> list[str]:
+    """The names of a group on the side of the target class."""
+    return list(group.source_names) if plan.reverse else [target.name for target in group.target_list]
 
 
 def _hint_of_missing(name: str, written: Mapping[str, Shape], plan: Plan) -> str:

@@ -21,7 +21,7 @@ from compiler.plan.plan import Plan
 from compiler.program.environment import Environment, Given, NamedShapes
 from compiler.program.inverse import SourceShapes, invert
 from compiler.program.program import Program, Rule
-from compiler.proof.class_check import class_question
+from compiler.proof.class_check import class_question, config_written
 from compiler.proof.config_faults import blamed, unwritten
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignat
 
     spec = program.spec
     with located(spec.target.model.span if spec.target.model else spec.target.span):
-        return signature_cache.ask(class_question(program, config))
+        return signature_cache.ask(class_question(program, config_written(program, config)))
 
 
 def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
