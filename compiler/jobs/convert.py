@@ -120,11 +120,13 @@ def write(
                 files_of = state_dicts(plan, output.place, request.parts)
                 execute.write_state_dicts(plan, checkpoint, files_of, request.device, progress)
             else:
-                sidecar_files.write(plan, checkpoint, request.tokenizer, request.source[0], files, output, remark)
+                sidecar_files.write(
+                    plan, checkpoint, request.tokenizer, request.source[0], files, output, remark, request.check
+                )
                 with output.journal as journal, crew.leading(journal, output.fingerprint):
                     weights(output.place, journal)
                 if request.digests:
-                    text = card.manifest(plan, checkpoint, output.place)
+                    text = card.manifest(plan, checkpoint, output.place, checked=request.check)
                     (output.place / card.MANIFEST).write_text(text, encoding="utf-8")
             for line in nonfinite_values.made(checkpoint, plan, output.place):
                 remark(line)

@@ -32,10 +32,10 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 _CHUNK = 1 << 20
 
 
-def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None) -> str:
+def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None, *, checked: bool = True) -> str:
     """The text of mapspec.json: tool, spec and its hash, settings, source files, and where each tensor comes from.
 
-    With `digests`, the written folder, also the SHA-256 of every source file and of every tensor's bytes there.
+    `checked`: whether the target class was compared with what is written. With `digests`, the written folder, also the SHA-256 of every source file and of every tensor's bytes there.
     """
     spec = plan.program.spec
     written = open_checkpoint(digests).tensors if digests else {}
@@ -58,6 +58,7 @@ def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None) ->
         "sources": sources,
         "ties": dict(plan.ties),
         "ignored": dict(plan.ignored),
+        "class_check": "passed" if checked else "skipped",
         "verified": None,
         "tensors": tensors,
     }
@@ -116,7 +117,7 @@ def _template() -> Any:
     return env.get_template("card.md.jinja")
 
 
-def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str]) -> str:
+def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked: bool = True) -> str:
     """The text of README.md. `files`: the names of what lies beside the weights."""
     spec = plan.program.spec
     causal = spec.target.class_name.endswith("ForCausalLM")
@@ -140,5 +141,6 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str]) -> str:
         tokenizer=any(name in files for name in ("tokenizer.json", "tokenizer.model", "vocab.json")),
         chat="chat_template.jinja" in files,
         proof=UNVERIFIED,
+        checked=checked,
         ignored={reason: names if len(names) < 5 else [*names[:4], "..."] for reason, names in ignored.items()},
     )

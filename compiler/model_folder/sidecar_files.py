@@ -29,9 +29,10 @@ def write(
     parts: Sequence[safetensors_layout.OutFile],
     output: AtomicOutput,
     say: Callable[[str], None],
+    checked: bool = True,
 ) -> None:
     """Write everything but the weights of `parts` into the folder of `output`, and remove from it what is neither. The
-    tokenizer is the `given` one, or what lies beside the `source`. Raises Refusal, OSError."""
+    tokenizer is the `given` one, or what lies beside the `source`; `checked`: the target class is asked before the output is finished. Raises Refusal, OSError."""
     output.place.mkdir(exist_ok=True)
     if output.journal.total:
         say(f"{output.journal.total:,} bytes of an earlier run are there and as they were written")
@@ -46,9 +47,9 @@ def write(
     found = {**texts(plan, assemble.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
     if len(parts) > 1:
         found[safetensors_layout.INDEX] = safetensors_layout.index_json(parts, plan.targets)
-    found[card.MANIFEST] = card.manifest(plan, checkpoint)
+    found[card.MANIFEST] = card.manifest(plan, checkpoint, checked=checked)
     if not card.own_words(output.path):
-        found[card.CARD] = card.card(plan, checkpoint, [*found, *tokenizer.copies])
+        found[card.CARD] = card.card(plan, checkpoint, [*found, *tokenizer.copies], checked=checked)
     for name, text in found.items():
         (output.place / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be Unicode
     for name, file in tokenizer.copies.items():
