@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.diagnostics import Diagnostic, Refusal, Span, listed, located, nearest
+from compiler.diagnostics import Diagnostic, Refusal, Span, listed, nearest
 from compiler.plan.plan import Group, Plan
 from compiler.program.program import Program
 from compiler.target.ask_class import PendingAnswer
@@ -59,8 +59,7 @@ def config_written(program: Program, fields: Mapping[str, Any]) -> dict[str, Any
 
     target = program.spec.target
     if target.model is not None:
-        with located(target.model.span):
-            kind = model_class.model_type(target.model.value)
+        kind = model_class.model_type(target.model.value)
     else:
         assert target.remote_code is not None
         kind = target.remote_code.value

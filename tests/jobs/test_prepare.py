@@ -107,6 +107,7 @@ def test_without_a_spec_the_same_places_are_read_in_the_same_order(tmp_path: Pat
 def test_every_kind_of_note_has_a_sentence() -> None:
     made: list[notes.Note] = [
         notes.Remark("x"),
+        notes.ClassAgrees("X"),
         notes.ChosenSpec("a", "b"),
         notes.ConfigBesideWeights(Path("p/c.json")),
         notes.DefaultArguments({"n": 1}),
