@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from support.converter_process import ConverterProcess
 
 if "MAPSPEC_TEST_SESSION" not in os.environ:  # the workers of one session share what their parent set
@@ -19,6 +20,10 @@ def pytest_sessionfinish() -> None:
 
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["MAPSPEC_TEST_SESSION"], ignore_errors=True)
+
+
+settings.register_profile("without deadline", deadline=None)  # how long a test takes says nothing on a busy machine
+settings.load_profile("without deadline")
 
 
 @pytest.fixture(scope="module")

@@ -134,8 +134,8 @@ def _config_of_folder(request: Request) -> Path:
     return config
 
 
-def _defaults(arguments: Mapping[str, Given]) -> dict[str, Any]:
-    return {name: argument.value for name, argument in arguments.items() if argument.origin is Origin.DEFAULT}
+def _defaults(values: Mapping[str, Given]) -> dict[str, Any]:
+    return {name: given.value for name, given in values.items() if given.origin is Origin.DEFAULT}
 
 
 def _note_defaults(env: Environment, note: Listener) -> None:
