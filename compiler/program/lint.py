@@ -1,8 +1,7 @@
-"""What is probably, or surely, not meant in a spec that is well formed.
+"""Finds probable mistakes in a well-formed spec.
 
-Takes a Program, returns diagnostics. Errors: sizes that nothing uses or that are given twice, an index that can never
-be 0. Warnings, which do not fail a compile: a word nobody reads, a regular expression that looks as if it could match a
-part of a name, parts that no example tells apart.
+Takes a Program, returns diagnostics. Errors: sizes that are unused or given twice. Warnings, which do not fail a
+compile: unused names, an index that never starts at 0, a regular expression without anchors.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from compiler.program.program import Program, Rule
 
 
 def lint(program: Program) -> list[Diagnostic]:
-    """Everything found, errors and warnings, sorted."""
+    """All errors and warnings, sorted."""
     found = [*_unused(program), *_unanchored(program), *_starts(program), *_untold(program)]
     for transform in program.spec.transform:
         found += _sizes(transform)
@@ -44,15 +43,13 @@ def _unused(program: Program) -> Iterator[Diagnostic]:
         read |= expr.names - {own}
     for name, argument in spec.arguments.items():
         if name not in read:
-            yield _warn(
-                argument.span, f"nothing reads the argument {name!r}", "unused-name", "remove it, or require it"
-            )
+            yield _warn(argument.span, f"the argument {name!r} is not used", "unused-name", "remove it, or require it")
     for name, fact in spec.facts.items():
         if name not in read:
-            yield _warn(fact.span, f"nothing reads the fact {name!r}", "unused-name", "remove it")
+            yield _warn(fact.span, f"the fact {name!r} is not used", "unused-name", "remove it")
     held = {hole for pattern in _patterns(program) for hole in pattern.holes}
     for name in spec.indices.keys() - held:
-        yield _warn(spec.indices[name].span, f"no name holds the index {{{name}}}", "unused-name", "remove its guard")
+        yield _warn(spec.indices[name].span, f"no name uses the index {{{name}}}", "unused-name", "remove its guard")
 
 
 def _patterns(program: Program) -> Iterator[Pattern]:
@@ -67,7 +64,7 @@ def _patterns(program: Program) -> Iterator[Pattern]:
 def _unanchored(program: Program) -> Iterator[Diagnostic]:
     for pattern in _patterns(program):
         if pattern.text.startswith("/") and not (pattern.text.startswith("/^") and pattern.text.endswith("$/")):
-            message = f"{pattern} has to match the whole name, and does not look like it"
+            message = f"{pattern} must match the whole name, but has no ^ and $"
             yield _warn(pattern.span, message, "unanchored-regex", f"write it as /^{pattern.text.strip('/^$')}$/")
 
 
@@ -75,7 +72,7 @@ def _unanchored(program: Program) -> Iterator[Diagnostic]:
 
 
 def _starts(program: Program) -> Iterator[Diagnostic]:
-    """Text before an index -> may the number behind it be 0, for the sources of every rule."""
+    """Warns about an index that no rule can read as 0."""
     first: dict[str, tuple[Pattern, Hole]] = {}
     able: set[str] = set()
     for rule in program.rules:
@@ -90,9 +87,9 @@ def _starts(program: Program) -> Iterator[Diagnostic]:
         pattern, hole = first[prefix]
         yield _warn(
             pattern.span,
-            f"no rule reads {prefix.replace('#', '0')}0, and an index usually runs from 0",
+            f"no rule reads {prefix.replace('#', '0')}0, but an index usually starts at 0",
             "index-start",
-            f"write {{{hole.name}}} here and shift the index of the target, or read number 0 by another rule",
+            f"write {{{hole.name}}} here and shift the index of the target, or add a rule that reads number 0",
         )
 
 
@@ -105,14 +102,14 @@ def _indices(pattern: Pattern) -> Iterator[tuple[str, Hole]]:
         elif (words := options(part)) is not None:
             prefixes = [prefix + word for prefix in prefixes for word in words]
         else:
-            return  # what stands behind an open part cannot be told
+            return  # the texts behind an open part cannot be listed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def _sizes(transform: Transform) -> Iterator[Diagnostic]:
-    """A size that is written and not read would be a rule that does not hold."""
+    """Sizes that no op uses, or that are given twice."""
     for named, word, side in ((transform.targets, "split", "to"), (transform.sources, "concat", "from")):
         sizes = [one.size for one in named if one.size is not None]
         steps = [step for step in transform.steps if step.word == word]

@@ -1,6 +1,6 @@
 """Steps as a spec writes them, `split: 0` with its sizes beside it, to ops.
 
-The schema has judged their form; refused here are sizes that do not parse and words that belong to another op.
+The schema has checked their form. Raises Refusal for sizes that do not parse and keys of another op.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def op_of(step: Step, transform: Transform, slots: int) -> Op:
         case "concat", int(along):
             sizes = _sizes(values, transform.sources)
             if sizes and len(sizes) != slots:
-                refuse(step.span, f"concat joins {slots} tensors, here are {len(sizes)} sizes", "op-mismatch")
+                refuse(step.span, f"concat joins {slots} tensors but has {len(sizes)} sizes", "op-mismatch")
             return structural.Concat(along, slots, sizes)
         case "stack", str(hole):
             return structural.Stack(hole, axis)  # type: ignore[arg-type]
@@ -91,18 +91,18 @@ def _rearrangement(step: Step) -> Op:
 
 
 def _axes(text: str, sizes: document.Node | None) -> dict[str, Size]:
-    """The sizes of axes by name. Refuses one of an axis that the text lacks."""
+    """The sizes of axes by name. Raises Refusal for an axis that the notation lacks."""
     entries = sizes.entries if isinstance(sizes, document.Mapping) else ()
     axes = set(re.findall(r"[A-Za-z_]\w*", text))
     for key, _ in entries:
         if key.text not in axes:
             hint = nearest(key.text, axes) or f"the axes are {listed(sorted(axes))}"
-            refuse(key.span, f"{key.text!r} is no axis of {text}", "rearrange-syntax", hint)
+            refuse(key.span, f"{key.text!r} is not an axis of {text}", "rearrange-syntax", hint)
     return {key.text: size_of(value) for key, value in entries}
 
 
 def _computed(step: Step) -> Op:
-    """An op whose numbers stand in a mapping."""
+    """An op whose numbers are given as a mapping."""
     node = step.values[step.word]
     assert isinstance(node, document.Mapping)
     given = {key.text: value for key, value in node.entries}
@@ -122,7 +122,7 @@ def _computed(step: Step) -> Op:
             return lossy.DequantizeMxfp4(dtype)
     block = given.get("block")
     if not isinstance(block, document.Sequence):
-        refuse(node.span, "dequantize by blocks needs their size", "missing-size", "block: [128, 128]")
+        refuse(node.span, "dequantize by blocks needs the block size", "missing-size", "block: [128, 128]")
     rows, columns = map(size_of, block.items)
     return lossy.DequantizeBlocks(rows, columns, dtype)
 

@@ -1,9 +1,9 @@
-"""What target classes said before: asking one costs seconds, as it imports Transformers; an answer is a few kilobytes.
+"""A cache of class signatures: computing one imports Transformers, which takes seconds; the result is a few kilobytes.
 
-An answer is kept under a digest of all that it can depend on: the question, the releases of Transformers and torch, and
-the source that asks. Releases in development are always asked, as their source changes under one number. The answers
-lie in `$MAPSPEC_CACHE`, by default `mapspec` in the user's cache folder; an empty value keeps none. One that cannot be
-read is asked for anew, one that cannot be written is not kept: nothing is refused here but what a class refuses.
+The key is a digest of everything that a result depends on: the question, the releases of Transformers and torch, and
+the source of this package. Development releases are never cached, because their source changes under one number. The
+folder is `$MAPSPEC_CACHE`, by default `mapspec` in the user's cache folder; an empty value disables the cache. An entry
+that cannot be read is computed again; failing to write one is ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Json = Any
 
 
 def config_fields(model_class: str) -> Collection[str]:
-    """The names of `target.config_fields`. Raises Refusal: `unknown-class`."""
+    """The names of `model_class.config_fields`. Raises Refusal: `unknown-class`."""
 
     def ask() -> Json:
         from compiler.target import model_class as target
@@ -37,7 +37,7 @@ def config_fields(model_class: str) -> Collection[str]:
 
 
 def signature(model_class: str, config: Mapping[str, Any]) -> ClassSignature:
-    """`target.signature`. Raises Refusal: `unknown-class`, `unbuildable-target`."""
+    """`model_class.signature`, cached. Raises Refusal: `unknown-class`, `unbuildable-target`."""
 
     def ask() -> ClassSignature:
         from compiler.target import model_class as target
@@ -50,7 +50,7 @@ def signature(model_class: str, config: Mapping[str, Any]) -> ClassSignature:
 def rendered_signature(
     code: Mapping[str, str], module: str, model_class: str, config: Mapping[str, Any]
 ) -> ClassSignature:
-    """`rendered.signature`. Raises Refusal: `unbuildable-target`."""
+    """`model_class.signature_of_code`, cached. Raises Refusal: `unbuildable-target`."""
 
     def ask() -> ClassSignature:
         from compiler.target import model_class as rendered
@@ -78,9 +78,9 @@ def _recall(question: list[Json], ask: Callable[[], Json]) -> Json:
     text = json.dumps([question, releases, _source()], sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["question"] == text:
-            return kept["answer"]
+        cached = json.loads(path.read_text(encoding="utf-8"))
+        if cached["question"] == text:
+            return cached["answer"]
     except (OSError, ValueError, LookupError, TypeError):
         pass
     answer = ask()
@@ -114,7 +114,7 @@ def _releases() -> tuple[str, ...]:
 
 @cache
 def _source() -> str:
-    """A digest of the modules that turn a class into an answer."""
+    """A digest of the modules that compute signatures."""
     found = hashlib.sha256()
     for name in ("model_class.py", "config_dialects.py", "signature_cache.py"):
         found.update((Path(__file__).parent / name).read_bytes())
