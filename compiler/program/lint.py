@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import combinations
 
-from compiler.diagnostics import Diagnostic, Refusal, Span
+from compiler.diagnostics import Diagnostic, Span
 from compiler.language import document
-from compiler.language.expression import Expr
 from compiler.language.name_pattern import Hole, Pattern, options
 from compiler.language.spec import Transform
-from compiler.ops.algebra import Op, Size
-from compiler.ops.structural import Concat, Split
 from compiler.program.consistency import expressions
-from compiler.program.environment import Environment, Given
-from compiler.program.inverse import SourceShapes
-from compiler.program.program import Program, Rule
+from compiler.program.program import Program
 
 
 def lint(program: Program) -> list[Diagnostic]:
     """All errors and warnings, sorted."""
-    found = [*_unused(program), *_unanchored(program), *_starts(program), *_untold(program)]
+    found = [*_unused(program), *_unanchored(program), *_starts(program)]
     for transform in program.spec.transform:
         found += _sizes(transform)
     return sorted(set(found))
@@ -124,34 +118,3 @@ def _sizes(transform: Transform) -> Iterator[Diagnostic]:
             if listed and sizes:
                 message = f"{transform.name}: the sizes are given twice"
                 yield Diagnostic(sizes[0].span, message, "op-mismatch", "leave one out")
-
-
-def _untold(program: Program) -> Iterator[Diagnostic]:
-    """Two parts that are equally long in every example could be exchanged without anyone noticing."""
-    examples = [
-        Environment(
-            program, SourceShapes(program, {}), {n: Given(v, "the example") for n, (v, _) in e.items()}, trusted=True
-        )
-        for e in program.spec.examples
-    ]
-    for rule in program.rules:
-        for op, span in rule.steps:
-            values = [v for env in examples if (v := _values(rule, op, env)) is not None]
-            if not values:
-                continue
-            assert isinstance(op, Split | Concat)
-            texts = [size.text if isinstance(size, Expr) else str(size) for size in op.sizes or ()]
-            for a, b in combinations(range(len(texts)), 2):
-                if texts[a] != texts[b] and all(v[a] == v[b] for v in values):
-                    message = f"{rule.name}: {texts[a]} and {texts[b]} are equal in every example"
-                    hint = "add an example in which they differ, or nothing shows that they stand in the right order"
-                    yield _warn(span, message, "weak-example", hint)
-
-
-def _values(rule: Rule, op: Op, env: Environment) -> list[int] | None:
-    """The sizes of a split or concat in one example; None where they cannot be told without the target."""
-    sizes: tuple[Size, ...] = (op.sizes if isinstance(op, Split | Concat) else None) or ()
-    try:
-        return [env.number(size) for size in sizes] if sizes and env.holds(rule.when) else None
-    except Refusal:
-        return None

@@ -20,8 +20,9 @@ from compiler.plan.bind import bind
 from compiler.plan.plan import Plan
 from compiler.program.environment import Environment, Given, NamedShapes
 from compiler.program.inverse import SourceShapes, invert
-from compiler.program.program import Program, Rule
+from compiler.program.program import Program
 from compiler.proof.config_faults import config_fault, unfilled_fields
+from compiler.proof.example_sizes import BoundExample, check_examples
 
 if TYPE_CHECKING:
     from compiler.target.model_class import ClassSignature
@@ -51,15 +52,16 @@ def prove(program: Program) -> list[Diagnostic]:
                 nearest(field.name, fields),
             )
     report.settle()
-    exercised: set[Rule] = set()
+    bound: list[BoundExample] = []
     for example in spec.examples:
         try:
-            exercised |= _prove_example(program, {name: value for name, (value, _) in example.items()})
+            bound.append(_prove_example(program, {name: value for name, (value, _) in example.items()}))
         except Refusal as refusal:
             # Other sizes, the same mistake.
             reported = {(d.span, d.kind) for d in report.diagnostics if d.kind != "uncovered-tensor"}
             report.diagnostics += [d for d in refusal.diagnostics if (d.span, d.kind) not in reported]
     report.settle()
+    exercised = {group.rule for example in bound for group in example.plan.groups}
     for rule in (*program.rules, *program.created):
         if rule not in exercised:
             report.add(
@@ -68,6 +70,7 @@ def prove(program: Program) -> list[Diagnostic]:
                 "unproven-rule",
                 "add an example in which its guard is true",
             )
+    report.diagnostics += check_examples(program, bound, lambda values: _prove_example(program, values))
     report.settle()
     return list(unfilled_fields(program, fields)) if spec.target.model is not None else []
 
@@ -108,7 +111,7 @@ def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignat
         )
 
 
-def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
+def _prove_example(program: Program, example: Mapping[str, Any]) -> BoundExample:
     spec = program.spec
     given = {name: Given(value, "the example") for name, value in example.items()}
     # The config needs the facts; those that need the source's sizes must be given in the example.
@@ -151,7 +154,7 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
     if missing := sorted(shapes.keys() - made.keys()):
         _uncovered(program, missing, shapes, report)
     report.settle()
-    return {group.rule for group in plan.groups}
+    return BoundExample(example, {name: forward[name] for name in forward}, plan)
 
 
 def check_target(plan: Plan) -> None:
