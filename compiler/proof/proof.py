@@ -21,11 +21,18 @@ from compiler.plan.plan import Plan
 from compiler.program.environment import Environment, Given, NamedShapes
 from compiler.program.inverse import SourceShapes, invert
 from compiler.program.program import Program
-from compiler.proof.config_faults import config_fault, unfilled_fields
+from compiler.proof.config_faults import (
+    config_fault,
+    field_faults,
+    ineffective_fields,
+    undeclared_fields,
+    unfilled_fields,
+)
 from compiler.proof.example_sizes import BoundExample, check_examples
+from compiler.target.model_class import COMMON_FIELDS
 
 if TYPE_CHECKING:
-    from compiler.target.model_class import ClassSignature
+    from compiler.target.model_class import ClassSignature, ConfigSchema
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -42,20 +49,18 @@ def prove(program: Program) -> list[Diagnostic]:
             "give sizes for the facts, as in example: {vocab_size: 128, ...}",
         )
     report.settle()
-    fields = _fields(program)
-    for field in spec.config:
-        if field.name not in fields:
-            report.add(
-                field.span,
-                f"{spec.target.class_name} has no config field {field.name!r}",
-                "unknown-field",
-                nearest(field.name, fields),
-            )
+    schema = _schema(program)
+    examples = [{name: value for name, (value, _) in example.items()} for example in spec.examples]
+    configs = [config for example in examples if (config := _possible_config(program, example)) is not None]
+    if schema is not None:
+        report.diagnostics += field_faults(program, schema, configs)
+    else:
+        report.diagnostics += undeclared_fields(program, {*spec.fields, *COMMON_FIELDS})
     report.settle()
     bound: list[BoundExample] = []
-    for example in spec.examples:
+    for example in examples:
         try:
-            bound.append(_prove_example(program, {name: value for name, (value, _) in example.items()}))
+            bound.append(_prove_example(program, example))
         except Refusal as refusal:
             # Other sizes, the same mistake.
             reported = {(d.span, d.kind) for d in report.diagnostics if d.kind != "uncovered-tensor"}
@@ -71,20 +76,38 @@ def prove(program: Program) -> list[Diagnostic]:
                 "add an example in which its guard is true",
             )
     report.diagnostics += check_examples(program, bound, lambda values: _prove_example(program, values))
+    if schema is not None:
+        report.diagnostics += ineffective_fields(
+            program, schema, configs, lambda c: target_signature(program, c).shapes
+        )
     report.settle()
-    return list(unfilled_fields(program, fields)) if spec.target.model is not None else []
+    return list(unfilled_fields(program, schema.declared)) if schema is not None else []
 
 
-def _fields(program: Program) -> Collection[str]:
-    """The config fields that the target class has."""
-    from compiler.target import model_class as target
+def _schema(program: Program) -> ConfigSchema | None:
+    """The config schema of the target class; None for a target with code of its own, whose fields the spec lists."""
     from compiler.target import signature_cache
 
     spec = program.spec
     if spec.target.model is None:
-        return {*spec.fields, *target.COMMON_FIELDS}
+        return None
     with located(spec.target.model.span):
-        return signature_cache.config_fields(spec.target.model.value)
+        return signature_cache.config_schema(spec.target.model.value)
+
+
+def _config(program: Program, example: Mapping[str, Any]) -> dict[str, Any]:
+    """The config fields that the spec writes for an example. Raises Refusal."""
+    given = {name: Given(value, "the example") for name, value in example.items()}
+    # The config needs the facts; those that need the source's sizes must be given in the example.
+    env = Environment(program, SourceShapes(program, {}), given, trusted=True)
+    return {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in program.spec.config}
+
+
+def _possible_config(program: Program, example: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        return _config(program, example)
+    except Refusal:
+        return None  # the proof of this example reports it
 
 
 def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignature:
@@ -114,9 +137,7 @@ def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignat
 def _prove_example(program: Program, example: Mapping[str, Any]) -> BoundExample:
     spec = program.spec
     given = {name: Given(value, "the example") for name, value in example.items()}
-    # The config needs the facts; those that need the source's sizes must be given in the example.
-    env = Environment(program, SourceShapes(program, {}), given, trusted=True)
-    config = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in spec.config}
+    config = _config(program, example)
     name = spec.target.class_name
     try:
         signature = target_signature(program, config)

@@ -40,6 +40,10 @@ COMMON_FIELDS = {
 # A config class may read fields from `kwargs`, and a model may read fields that the config class does not declare.
 _TAKEN = re.compile(r"""kwargs\.(?:pop|get|setdefault)\(\s*["'](\w+)["']""")
 _LOOKED_FOR = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
+# Fields for training, generation and initialization: their defaults do not change what a converted model computes.
+_UNNEEDED = re.compile(
+    r"initial|_std$|_range$|dropout|drop_path|drop_rate|layerdrop|pdrop|^init_|_token(_id)?$|^use_cache$|loss|^tie_|pretraining"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,21 @@ class ClassSignature:
 
     shapes: Mapping[str, tuple[int, ...]]
     ties: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigSchema:
+    """The fields of one config class. `declared` by the class and its bases; `looked_for`: undeclared names that the
+    model's code reads by `getattr`; `needed`: own fields of the class that change what a trained model computes;
+    `synonyms`: name -> declared name; `nested`: field -> schema of the config class that its mapping becomes."""
+
+    class_name: str
+    model_type: str
+    declared: tuple[str, ...]
+    looked_for: tuple[str, ...]
+    needed: tuple[str, ...]
+    synonyms: Mapping[str, str]
+    nested: Mapping[str, ConfigSchema]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,7 +92,8 @@ def model_type(model_class: str) -> str:
 
 
 @cache
-def _package() -> Path:
+def package_folder() -> Path:
+    """The folder of the installed transformers, found without importing it. Raises Refusal: `missing-package`."""
     # find_spec finds a top-level package without running it.
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
@@ -85,7 +105,7 @@ def _package() -> Path:
 def _model_types() -> Mapping[str, tuple[str, ...]]:
     """Class name -> the model types that the auto classes map to it."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    tree = ast.parse((_package() / "models/auto/modeling_auto.py").read_text(encoding="utf-8"))
+    tree = ast.parse((package_folder() / "models/auto/modeling_auto.py").read_text(encoding="utf-8"))
     for node in tree.body:
         match node:
             case ast.Assign(targets=[ast.Name(id=table)], value=ast.Call(args=[ast.List(elts=pairs)])):
@@ -103,7 +123,7 @@ def _model_types() -> Mapping[str, tuple[str, ...]]:
 
 
 def _defines(folder: str, model_class: str) -> bool:
-    files = (_package() / "models" / folder).glob("modeling_*.py")
+    files = (package_folder() / "models" / folder).glob("modeling_*.py")
     return any(f"\nclass {model_class}(" in file.read_text(encoding="utf-8") for file in files)
 
 
@@ -137,8 +157,44 @@ def config_fields(model_class: str) -> Mapping[str, Any]:
     Raises Refusal: `unknown-class`.
     """
     cls = class_of(model_class)
-    config_class = cls.config_class
-    fields = COMMON_FIELDS | dict.fromkeys(_LOOKED_FOR.findall(inspect.getsource(sys.modules[cls.__module__])))
+    return dict.fromkeys(_looked_for(cls)) | _declared_fields(cls.config_class)
+
+
+def config_schema(model_class: str) -> ConfigSchema:
+    """The fields of the config of `model_class` and of its nested configs. Raises Refusal: `unknown-class`."""
+    cls = class_of(model_class)
+    with _quiet():
+        return _schema(cls.config_class, _looked_for(cls))
+
+
+def _schema(config_class: Any, looked_for: Iterable[str]) -> ConfigSchema:
+    declared = _declared_fields(config_class)
+    bases = config_class.__mro__[:-1]
+    common = {name for base in bases if ".models." not in base.__module__ for name in _declared(base)}
+    own = {name for base in bases for name in _declared(base)} - common
+    nested = {}
+    for name, sub in (getattr(config_class, "sub_configs", None) or {}).items():
+        # `AutoConfig` stands for any class; the default is an instance of the one that is usual.
+        known = sub if hasattr(sub, "attribute_map") else type(getattr(config_class(), name, None))
+        if hasattr(known, "attribute_map"):
+            nested[name] = _schema(known, looked_for)
+    return ConfigSchema(
+        class_name=config_class.__name__,
+        model_type=config_class.model_type,
+        declared=tuple(sorted(declared)),
+        looked_for=tuple(sorted({*looked_for} - declared.keys())),
+        needed=tuple(sorted(name for name in own if name not in nested and not _UNNEEDED.search(name))),
+        synonyms=dict(config_class.attribute_map),
+        nested=nested,
+    )
+
+
+def _looked_for(cls: Any) -> list[str]:
+    return _LOOKED_FOR.findall(inspect.getsource(sys.modules[cls.__module__]))
+
+
+def _declared_fields(config_class: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = dict(COMMON_FIELDS)
     for base in reversed(config_class.__mro__[:-1]):
         fields |= _declared(base)
     pairs = [*config_class.attribute_map.items(), *([EXPERTS] if fields.keys() & set(EXPERTS) else [])]
@@ -178,7 +234,7 @@ def _holds(value: Any, wanted: Any) -> bool:
 
 
 def class_of(model_class: str) -> Any:
-    _package()
+    package_folder()
     import transformers
 
     found = getattr(transformers, model_class, None)

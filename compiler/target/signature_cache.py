@@ -8,32 +8,40 @@ that cannot be read is computed again; failing to write one is ignored.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compiler.target.model_class import ClassSignature
+    from compiler.target.model_class import ClassSignature, ConfigSchema
 
 Json = Any
 
 
-def config_fields(model_class: str) -> Collection[str]:
-    """The names of `model_class.config_fields`. Raises Refusal: `unknown-class`."""
+def config_schema(model_class: str) -> ConfigSchema:
+    """`model_class.config_schema`, cached. Raises Refusal: `unknown-class`."""
 
     def ask() -> Json:
         from compiler.target import model_class as target
 
-        return sorted(target.config_fields(model_class))
+        return dataclasses.asdict(target.config_schema(model_class))
 
-    names: list[str] = _recall(["fields", model_class], ask)
-    return names
+    return _config_schema(_recall(["config", model_class], ask))
+
+
+def _config_schema(answer: Json) -> ConfigSchema:
+    from compiler.target.model_class import ConfigSchema
+
+    nested = {name: _config_schema(inner) for name, inner in answer["nested"].items()}
+    names = {key: tuple(answer[key]) for key in ("declared", "looked_for", "needed")}
+    return ConfigSchema(**{**answer, **names, "nested": nested})
 
 
 def signature(model_class: str, config: Mapping[str, Any]) -> ClassSignature:
