@@ -89,7 +89,7 @@ def read_document(path: str | Path, text: str | None = None) -> Node:
 def _read_text(name: str) -> str:
     try:
         if not Path(name).is_file() and Path(name).exists():  # a pipe would be waited for
-            refuse(name, "it is no file", "unreadable-file")
+            refuse(name, "not a regular file", "unreadable-file")
         with open(name, "rb") as file:
             data = file.read(MAX_BYTES * 4 + 1)
         return data.decode("utf-8-sig")
@@ -118,34 +118,38 @@ class _Reader:
         return Span(self.path, start.line + 1, start.column + 1, max(1, length), text)
 
     def fault(self, error: yaml.MarkedYAMLError) -> tuple[Span, str, str, str]:
-        """What is no YAML, where its cause is rather than where the parser gave up."""
-        told, context = error.problem or error.context or "", error.context or ""
-        hint = "quote a text that begins with { [ * & ! % @ ` or holds ': '"
+        """A YAML syntax error, located at its cause rather than where the parser stopped."""
+        problem, context = error.problem or error.context or "", error.context or ""
+        hint = "quote a text that begins with { [ * & ! % @ ` or contains ': '"
         mark = error.problem_mark or error.context_mark
         if "quoted scalar" in context:
-            mark, told, hint = (
+            mark, problem, hint = (
                 error.context_mark,
                 "this quote is not closed",
                 "end the text with the quote it begins with",
             )
         elif "a tag" in context:
-            mark, told, hint = error.context_mark, "a tag begins with !", "quote the text; an expression says 'not'"
+            mark, problem, hint = (
+                error.context_mark,
+                "a tag begins with !",
+                "quote the text; in an expression, write 'not'",
+            )
         elif "simple key" in context:
-            mark, hint = error.context_mark, "a key and ': ' stand on one line"
-        elif "flow" in context and "expected ','" in told and mark and error.context_mark:
+            mark, hint = error.context_mark, "write a key and its ': ' on one line"
+        elif "flow" in context and "expected ','" in problem and mark and error.context_mark:
             at = f"line {mark.line + 1}, column {mark.column + 1}"
-            mark, told = error.context_mark, f"this bracket is not closed before {at}: {told}"
-            hint = "close it, or put a comma between what stands in it"
+            mark, problem = error.context_mark, f"this bracket is not closed before {at}: {problem}"
+            hint = "close it, or separate its values by commas"
         elif "flow node" in context:
-            hint = "inside [ ] and { } commas stand between the values, and no dashes"
-        elif "mapping values" in told:
-            told, hint = "a second ': ' in one text", "quote it; or the line above lacks its ':'"
-        elif "expected key" in told:
-            hint = "look whether a quote or a bracket above was left open"
+            hint = "inside [ ] and { }, separate values by commas, without dashes"
+        elif "mapping values" in problem:
+            problem, hint = "a second ': ' in one value", "quote the value, or add the missing ':' to the line above"
+        elif "expected key" in problem:
+            hint = "a quote or a bracket above may not be closed"
         span = self.span(mark, mark) if mark else Span(self.path)
         if span.text[span.column - 1 : span.column] == "\t":
-            told, hint = "a tab, where YAML wants spaces", "indent with spaces"
-        return span, f"not YAML: {told}", "yaml-syntax", hint if mark else ""
+            problem, hint = "a tab, where YAML wants spaces", "indent with spaces"
+        return span, f"not YAML: {problem}", "yaml-syntax", hint if mark else ""
 
     def document(self) -> Node:
         next(self.events)  # the start of the stream
@@ -160,7 +164,7 @@ class _Reader:
                 self.span(event.start_mark, event.start_mark),
                 "a second document begins here",
                 "second-document",
-                "one file holds one document",
+                "a file contains one document",
             )
         return node
 
@@ -168,7 +172,7 @@ class _Reader:
         self.nodes += 1
         span = self.span(event.start_mark, event.end_mark)
         if self.nodes > MAX_NODES:
-            refuse(span, f"the document holds more than {MAX_NODES:,} values", "oversized-document")
+            refuse(span, f"the document has more than {MAX_NODES:,} values", "oversized-document")
         if depth > MAX_DEPTH:
             refuse(span, f"nested deeper than {MAX_DEPTH} levels", "oversized-document")
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
@@ -178,7 +182,7 @@ class _Reader:
                 span,
                 f"the tag {event.tag!r} is not part of this language",
                 "yaml-tag",
-                "write a plain value; an expression says 'not'",
+                "write a plain value; in an expression, write 'not'",
             )
         if isinstance(event, yaml.ScalarEvent):
             return self.scalar(event)
@@ -195,14 +199,14 @@ class _Reader:
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             key = self.node(event, depth + 1)
             if not isinstance(key, Scalar):
-                refuse(key.span, "a key must be a text", "yaml-syntax", "quote a name that begins with {")
+                refuse(key.span, "a key must be a string", "yaml-syntax", "quote a name that begins with {")
             if key.text in seen:
                 first = seen[key.text].span
                 self.report.add(
                     key.span,
-                    f"the key {key.text!r} stands here a second time",
+                    f"duplicate key {key.text!r}",
                     "duplicate-key",
-                    f"it was first written at line {first.line}, column {first.column}",
+                    f"the first is at line {first.line}, column {first.column}",
                 )
             seen.setdefault(key.text, key)
             entries.append((key, self.node(next(self.events), depth + 1)))

@@ -1,36 +1,88 @@
-"""Expressions: the arithmetic of specs, as data.
+"""Expressions: a whitelisted Python syntax tree, its checks and its evaluator.
 
-A whitelisted Python syntax tree: names, numbers, strings, lists and dicts of them, arithmetic, comparison, `and or
-not in is`, `a if c else b`, a constant subscript, and the functions of `FUNCTIONS`. We evaluate it ourselves; the same
-tree is printed as Python into generated code. Sizes of text, of numbers and of results are bounded.
+Allowed are names, numbers, strings, lists and dicts of them, arithmetic, comparison, `and or not in is`, `a if c else
+b`, subscripts, and the functions of `FUNCTIONS`. mapspec evaluates the tree itself and prints the same tree as Python
+into generated code. The sizes of texts, numbers and results are bounded. Raises Refusal at the part at fault.
 """
 
 from __future__ import annotations
 
 import ast
 import math
+import operator
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
-from compiler.diagnostics import Span, nearest, refuse
-from compiler.language.expression_value import ASKING, BINARY, COMPARE, MAX_BITS, UNARY, ExpressionEvaluator, Shapes
+from compiler.diagnostics import Refusal, Span, nearest, refuse
 
 MAX_TEXT = 2_000
 MAX_DEPTH = 40
+MAX_BITS = 256
+MAX_LENGTH = 100_000
+ASKING = frozenset(["dim", "count", "exists"])  # functions that read the checkpoint's names and shapes
 _BARE_NAME = re.compile(r"\b(?:dim|count|exists)\(\s*([A-Za-z_{][\w.{}|:]*\.[\w.{}|:]*)")
 _ASSIGNED = re.compile(r"(?<![=<>!])=(?!=)")
 
-# What a function takes: positions that must be written as constants, since names are checked at compile time.
+# Function -> number of arguments; None: one or more.
 FUNCTIONS = {"round_up": 2, "ceil": 1, "min": None, "max": None, "int": 1, "len": 1, "dim": 2, "count": 1, "exists": 1}
 _USES = {
     "dim": 'as in dim("layers.0.norm.weight", 0), the length of axis 0',
     "count": 'as in count("layers.{i}.norm.weight")',
     "exists": 'as in exists("layers.0.norm.weight")',
     "round_up": "as in round_up(rows, 64)",
+}
+
+
+class Shapes(Protocol):
+    """The names and shapes of a checkpoint, for `dim`, `count` and `exists`."""
+
+    def dim(self, name: str, axis: int) -> int: ...
+    def count(self, pattern: str) -> int: ...
+    def exists(self, pattern: str) -> bool: ...
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `value`."""
+    return -(-value // multiple) * multiple
+
+
+BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
+UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
+}
+PURE: dict[str, Callable[..., Any]] = {
+    "round_up": round_up,
+    "ceil": math.ceil,
+    "min": min,
+    "max": max,
+    "int": int,
+    "len": len,
 }
 
 
@@ -53,7 +105,7 @@ class Expr:
 
     @cached_property
     def asked(self) -> tuple[tuple[str, str, Span], ...]:
-        """(function, name or pattern, place) for each question to the checkpoint."""
+        """(function, name or pattern, place) of each call of `ASKING`."""
         found = []
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ASKING:
@@ -70,11 +122,11 @@ class Expr:
         return self.span.within(len(before), max(1, end - start))
 
     def evaluate(self, names: Mapping[str, Any], shapes: Shapes) -> Any:
-        """Its value. Raises Refusal with the place of the part that failed."""
+        """The value. Raises Refusal at the part that fails."""
         return ExpressionEvaluator(self.at, names, shapes).value(self.tree)
 
     def name_span(self, name: str) -> Span:
-        """Where a free name stands."""
+        """The place of a free name."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Name) and node.id == name:
                 return self.at(node)
@@ -108,10 +160,10 @@ def _parse(text: str, span: Span) -> ast.expr:
         if bare := _BARE_NAME.search(text):
             where, hint = (
                 span.within(bare.start(1), len(bare[1])),
-                f'the name of a tensor stands in quotes: "{bare[1]}"',
+                f'put the name of a tensor in quotes: "{bare[1]}"',
             )
         elif "instead of '='" in message and (sign := _ASSIGNED.search(text)):
-            where, message, hint = span.within(sign.start()), "= compares nothing", "write =="
+            where, message, hint = span.within(sign.start()), "'=' does not compare", "write =="
         refuse(where, f"not an expression: {message}", "expression-syntax", hint)
 
 
@@ -152,7 +204,7 @@ def _check(expr: Expr, node: ast.AST, depth: int) -> None:
         case ast.Dict(keys=keys):
             key = next(k for k in keys if not (isinstance(k, ast.Constant) and isinstance(k.value, str)))
             hint = f'as in {{"{key.id if isinstance(key, ast.Name) else "key"}": value}}'
-            refuse(expr.at(key or node), "a key of a dict is a text in quotes", "expression-syntax", hint)
+            refuse(expr.at(key or node), "the key of a dict must be a quoted string", "expression-syntax", hint)
         case ast.Subscript(value=value, slice=ast.Constant(value=str() | int())):
             children = [value]
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
@@ -193,3 +245,96 @@ def _check_call(expr: Expr, node: ast.AST, name: str, args: list[ast.expr]) -> l
     if name in ASKING and not (isinstance(args[0], ast.Constant) and isinstance(args[0].value, str)):
         refuse(expr.at(args[0]), f"{name} takes a tensor name written as a string", "expression-syntax", _USES[name])
     return [*args]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The value
+
+
+class ExpressionEvaluator:
+    """Evaluates a checked tree; `at` gives the place of a node."""
+
+    def __init__(self, at: Callable[[ast.AST], Span], names: Mapping[str, Any], shapes: Shapes) -> None:
+        self.at, self.names, self.shapes = at, names, shapes
+
+    def fail(self, node: ast.AST, message: str, kind: str = "expression-value", hint: str = "") -> NoReturn:
+        refuse(self.at(node), message, kind, hint)
+
+    def value(self, node: ast.AST) -> Any:
+        try:
+            result = self.compute(node)
+        except Refusal:
+            raise
+        except (ArithmeticError, TypeError, ValueError, LookupError) as error:
+            self.fail(node, f"{ast.unparse(node)}: {error}")
+        if (
+            isinstance(result, complex)  # the root of a negative number
+            or (isinstance(result, int) and result.bit_length() > MAX_BITS)
+            or (isinstance(result, float) and not math.isfinite(result))
+        ):
+            self.fail(node, f"{ast.unparse(node)} is out of range")
+        if isinstance(result, (str, list, dict)) and len(result) > MAX_LENGTH:
+            self.fail(node, f"{ast.unparse(node)} is too long")
+        return result
+
+    def compute(self, node: ast.AST) -> Any:
+        match node:
+            case ast.Constant(value=value):
+                return value
+            case ast.Name(id=name):
+                if name not in self.names:
+                    self.fail(node, f"unknown name {name!r}", "unknown-name", nearest(name, self.names))
+                return self.names[name]
+            case ast.BinOp(left=left, op=op, right=right):
+                return self.binary(node, op, self.value(left), self.value(right))
+            case ast.UnaryOp(op=op, operand=operand):
+                return UNARY[type(op)](self.value(operand))
+            case ast.BoolOp(op=op, values=values):
+                result = self.value(values[0])
+                for other in values[1:]:
+                    if bool(result) == isinstance(op, ast.Or):
+                        break
+                    result = self.value(other)
+                return result
+            case ast.Compare(left=left, ops=ops, comparators=others):
+                a = self.value(left)
+                for comparison, other in zip(ops, others, strict=True):
+                    b = self.value(other)
+                    if not COMPARE[type(comparison)](a, b):
+                        return False
+                    a = b
+                return True
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                return self.value(body if self.value(test) else orelse)
+            case ast.List(elts=items):
+                return [self.value(item) for item in items]
+            case ast.Dict(keys=keys, values=values):
+                return {
+                    k.value: self.value(v) for k, v in zip(keys, values, strict=True) if isinstance(k, ast.Constant)
+                }
+            case ast.Subscript(value=value, slice=ast.Constant(value=key)):
+                return self.value(value)[key]
+            case ast.Call(func=ast.Name(id=name), args=args):
+                function = getattr(self.shapes, name) if name in ASKING else PURE[name]
+                values_ = [self.value(arg) for arg in args]
+                try:
+                    return function(*values_)
+                except LookupError as error:
+                    self.fail(node, str(error.args[0]), "missing-tensor")
+        raise TypeError(f"unchecked node {node!r}")
+
+    def binary(self, node: ast.AST, op: ast.operator, a: Any, b: Any) -> Any:
+        if (
+            isinstance(op, ast.Pow)
+            and isinstance(a, int)
+            and isinstance(b, int)
+            and abs(a).bit_length() * abs(b) > MAX_BITS
+        ):
+            self.fail(node, f"{ast.unparse(node)} is out of range")
+        if isinstance(op, ast.Mult):
+            for thing, times in ((a, b), (b, a)):
+                if isinstance(thing, (str, list)) and isinstance(times, int) and len(thing) * times > MAX_LENGTH:
+                    self.fail(node, f"{ast.unparse(node)} is too long")
+        if isinstance(op, (ast.LShift,)) or (isinstance(op, ast.Mod) and isinstance(a, str)):
+            self.fail(node, "text formatting is not part of the expression language")
+        return BINARY[type(op)](a, b)

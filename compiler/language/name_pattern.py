@@ -1,9 +1,9 @@
-"""Name patterns: what a spec calls the tensors of a checkpoint.
+"""Name patterns: how a spec names the tensors of a checkpoint.
 
 `layers.{i}.{p:q|k}.weight` and `/^layers\\.(?P<i>\\d+)\\.(?P<p>q|k)\\.weight$/` are two spellings of one regular
 expression; both become the same small tree. A hole is a named group: it captures when a name is read and is filled
 in when a name is written, so a pattern reads and writes. `{i+1}` reads and writes the index shifted by one.
-The whole name must match, always.
+A pattern always matches the whole name.
 """
 
 from __future__ import annotations
@@ -107,16 +107,16 @@ class Pattern:
 
     @property
     def is_name(self) -> bool:
-        """Whether it stands for exactly one name."""
+        """Whether it matches exactly one name."""
         return all(isinstance(part, str) for part in self.parts)
 
     @property
     def free_parts(self) -> bool:
-        """Whether it matches texts that no hole captures, so that a name cannot be written back exactly."""
+        """Whether it matches texts that no hole captures, so that a name cannot be restored exactly."""
         return any(not isinstance(part, (str, Hole)) for part in self.parts)
 
     def match(self, name: str) -> dict[str, str] | None:
-        """What each hole captures in `name`, shifts undone; None where the name is not one of the set."""
+        """What each hole captures in `name`, shifts undone; None if the name does not match."""
         found = self._compiled.fullmatch(name)
         if found is None:
             return None
@@ -130,11 +130,11 @@ class Pattern:
         return captures
 
     def fill(self, captures: Mapping[str, str]) -> str:
-        """The name for these captures. What no hole captures is written in its shortest form."""
+        """The name for these captures. Parts outside holes are written in their shortest form."""
         return "".join(_fill(part, captures) for part in self.parts)
 
     def with_holes(self, holes: Mapping[str, Hole]) -> Pattern:
-        """The same pattern, its index holes reading what the holes of the same name elsewhere read."""
+        """The same pattern, with the index holes of `holes` in place of its own of the same name."""
 
         def swap(part: Part) -> Part:
             if isinstance(part, Hole) and part.is_index and part.name in holes:
@@ -204,7 +204,7 @@ MOST_DIGITS = 9  # of an index; a model has no billion layers
 
 
 def options(part: Part) -> tuple[str, ...] | None:
-    """All texts that a part matches, sorted; None where they are too many to list."""
+    """All texts that a part matches, sorted; None if there are too many."""
     found = _language(part)
     return None if found is None else tuple(sorted(found))
 

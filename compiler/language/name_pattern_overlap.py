@@ -1,4 +1,4 @@
-"""Can two name patterns claim one name? Decided on the patterns themselves, with a witness.
+"""Whether two name patterns match a common name, with such a name as the witness.
 
 Each pattern becomes a finite automaton (Thompson's construction); a breadth-first walk over pairs of states finds
 the shortest name that both accept, or proves that there is none.

@@ -1,7 +1,7 @@
 """Reading the two spellings of a name pattern, `layers.{i}.w` and `/^layers\\.(?P<i>\\d+)\\.w$/`, into one tree.
 
-Takes a text and its place; returns a `names.Pattern`; refuses what could not be written back, compared or bounded:
-lookarounds, back references, unnamed groups, repetitions of repetitions.
+Takes a text and its place; returns a `name_pattern.Pattern`. Raises Refusal for constructs that cannot be inverted,
+compared or bounded: lookarounds, back references, unnamed groups, nested repetitions.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def parse_pattern(text: str, span: Span) -> Pattern:
         if names.count(name) > 1:
             refuse(
                 span,
-                f"the index {name!r} stands twice in one name",
+                f"the index {name!r} occurs twice in one name",
                 "repeated-index",
-                "give the second one another letter",
+                "rename the second one",
             )
     return Pattern(text, parts, span)
 
@@ -64,9 +64,7 @@ def _parse_readable(text: str, span: Span) -> Iterator[Part]:
     while at < len(text):
         char = text[at]
         if char == "}":
-            refuse(
-                span.within(at), "a '}' that nothing opens", "name-syntax", "write an index as {i}, a choice as {p:q|k}"
-            )
+            refuse(span.within(at), "unmatched '}'", "name-syntax", "write an index as {i}, a choice as {p:q|k}")
         if char != "{":
             literal += char
             at += 1
@@ -104,21 +102,21 @@ def _parse_hole(text: str, span: Span) -> Hole:
         if colon:
             refuse(span, "only a plain index can be shifted", "name-syntax", "write {i+1}")
     if not name.isidentifier() or not name.isascii():
-        hint = f"a choice has a name: {{p:{name}}}" if "|" in name else "use a letter or a word, as in {i} or {expert}"
-        refuse(span, f"{name!r} cannot name an index", "name-syntax", hint)
+        hint = f"give the choice a name: {{p:{name}}}" if "|" in name else "use an identifier, as in {i} or {expert}"
+        refuse(span, f"{name!r} is not a valid index name", "name-syntax", hint)
     if not colon:
         return Hole(name, INDEX_BODY, r"\d+", shift)
     if not regex:
-        refuse(span, f"the choice {name!r} offers nothing", "name-syntax", "write it as {p:q|k|v}")
+        refuse(span, f"the choice {name!r} is empty", "name-syntax", "write it as {p:q|k|v}")
     body = _parse_regex(regex, span, named=False)
     if _has_any(body):
-        hint = r"write \. for a dot of the name"
+        hint = r"write \. for a literal dot"
         refuse(span, f"the '.' of the choice {name!r} matches any character", "name-syntax", hint)
     return Hole(name, body, regex)
 
 
 def _has_any(parts: tuple[Part, ...]) -> bool:
-    """Whether a single character may be any: what a dot that was meant as one comes to, and no choice can list."""
+    """Whether some character may be anything: usually an unescaped dot."""
     for part in parts:
         if part == Chars(ALL_CHARS & ~mask_of("\n")):
             return True
@@ -135,18 +133,18 @@ def _parse_regex(text: str, span: Span, named: bool) -> tuple[Part, ...]:
     reader = _RegexReader(text, span, {number: name for name, number in tree.state.groupdict.items()} if named else {})
     parts = reader.sequence(tree, 0)
     if not named and tree.state.groupdict:
-        refuse(span, "a choice cannot hold a named group", "name-syntax")
+        refuse(span, "a choice cannot contain a named group", "name-syntax")
     return parts
 
 
 class _RegexReader:
-    """From the parse tree of `re` to ours; refuses what we could not write back, compare or bound."""
+    """The parse tree of `re` as `Part`s. Raises Refusal for constructs that cannot be inverted, compared or bounded."""
 
     def __init__(self, text: str, span: Span, names: Mapping[int, str]) -> None:
         self.text, self.span, self.names = text, span, names
 
     def no(self, what: str, hint: str = "") -> None:
-        refuse(self.span, f"{what} has no place in a name pattern", "name-syntax", hint)
+        refuse(self.span, f"{what} is not allowed in a name pattern", "name-syntax", hint)
 
     def sequence(self, items: Any, stars: int) -> tuple[Part, ...]:
         parts: list[Part] = []
@@ -179,15 +177,15 @@ class _RegexReader:
                 if unbounded and stars:
                     refuse(
                         self.span,
-                        "a repetition within a repetition could take exponential time",
+                        "a nested repetition can take exponential time",
                         "regex-blow-up",
-                        "repeat a character class, not a group that repeats",
+                        "repeat a character class instead of a group",
                     )
                 return Repeat(self.sequence(body, stars + unbounded), least, None if unbounded else most)
             case _c.AT:
-                self.no("an anchor inside the pattern", "the whole name must match anyway")
+                self.no("an anchor inside the pattern", "a pattern always matches the whole name")
             case _c.ASSERT | _c.ASSERT_NOT:
-                self.no("a lookaround", "the whole name must match anyway, so that no look beyond it is needed")
+                self.no("a lookaround", "a pattern always matches the whole name")
             case _c.GROUPREF:
                 self.no("a back reference")
         self.no(f"the construct {str(op).lower()}")
@@ -200,7 +198,7 @@ class _RegexReader:
             inner = self.sequence(body, stars)
             return inner[0] if len(inner) == 1 else Choice((inner,))
         if group not in self.names:
-            self.no("an unnamed group", "name it, (?P<i>...), or do not capture, (?:...)")
+            self.no("an unnamed group", "name it, (?P<i>...), or make it non-capturing, (?:...)")
         if stars:
             self.no("a named group that repeats")
         name = self.names[group]

@@ -1,7 +1,4 @@
-"""Document to Spec: every text with its place, what a schema cannot say checked.
-
-`grammar` has judged the form before; here the parts are taken out one by one.
-"""
+"""Document to Spec: every value with its place. Checks what a JSON Schema cannot express."""
 
 from __future__ import annotations
 
@@ -36,9 +33,9 @@ def load_spec(path: str | Path, text: str | None = None) -> Spec:
 
 
 def read_spec(root: Node) -> Spec:
-    """The Spec of a Document. Raises Refusal with everything that the schema has against it."""
+    """The Spec of a Document. Raises Refusal with all schema errors."""
     if not isinstance(root, document.Mapping):
-        refuse(root.span, "a spec is a mapping of keys", "wrong-type", "it begins with 'spec: 1'")
+        refuse(root.span, "a spec is a mapping of keys", "wrong-type", "the first key is 'spec: 1'")
     report = Report()
     validate(root, report)
     report.settle()
@@ -81,9 +78,9 @@ def read_spec(root: Node) -> Spec:
     if spec.path.endswith((".yaml", ".yml")) and spec.name.value != stem:
         report.add(
             spec.name.span,
-            f"the spec is called {spec.name.value!r} but its file {stem!r}",
+            f"the spec's name is {spec.name.value!r}, but its file is {stem!r}",
             "name-mismatch",
-            "name and file name are one",
+            "the name must equal the file name",
         )
     report.settle()
     return spec
@@ -114,7 +111,7 @@ def _string(node: Node | None, key: str) -> str:
 
 def _expr(node: Node) -> Expr:
     assert isinstance(node, Scalar)
-    # YAML's words for truth and nothing are not Python's.
+    # YAML spells true, false and null differently from Python.
     words = {True: "True", False: "False", None: "None"}
     text = words[node.value] if node.value is None or isinstance(node.value, bool) else node.text.strip()
     return Expr(text, node.span)
@@ -136,14 +133,14 @@ def _target(root: document.Mapping, report: Report) -> TargetModel:
     classes = node.get("classes")
     if (optional["model"] is None) == (optional["remote_code"] is None):
         report.add(
-            node.span, "the target is either a 'model' of Transformers or 'remote_code' of its own", "missing-key"
+            node.span, "the target needs either 'model', a class of Transformers, or 'remote_code'", "missing-key"
         )
     if optional["remote_code"] and (classes is None or node.get("blocks") is None):
         report.add(node.span, "a target of remote code needs 'classes' and 'blocks'", "missing-key")
     if optional["model"] and (extra := node.key("classes") or node.key("blocks")):
         report.add(
             extra.span,
-            f"{extra.text!r} belongs to remote code; the target here is a class of Transformers",
+            f"{extra.text!r} belongs to 'remote_code', but this target is a class of Transformers",
             "unknown-key",
         )
     return TargetModel(
@@ -166,7 +163,7 @@ def _config(root: document.Mapping, report: Report) -> Iterator[Field]:
                 name.span,
                 f"the config field {name.text!r} is given twice",
                 "duplicate-field",
-                f"it was first given at line {seen[name.text].line}",
+                f"the first is at line {seen[name.text].line}",
             )
         seen.setdefault(name.text, name.span)
         return Field(name.text, expr, constant, name.span)
@@ -197,7 +194,7 @@ def _fields(root: document.Mapping, report: Report) -> Iterator[Field]:
                 report.absorb(refusal)
                 continue
             for name in sorted(expr.names - names):
-                report.add(expr.name_span(name), f"no field is called {name!r}", "unknown-name", nearest(name, names))
+                report.add(expr.name_span(name), f"there is no field {name!r}", "unknown-name", nearest(name, names))
             yield Field(key.text, expr, None, key.span)
         else:
             yield Field(key.text, None, value, key.span)
@@ -206,7 +203,7 @@ def _fields(root: document.Mapping, report: Report) -> Iterator[Field]:
 def _completed(
     fields: Mapping[str, Field], arguments: dict[str, Argument], facts: dict[str, Expr], given: set[str]
 ) -> Iterator[Field]:
-    """A field that nothing else fills carries the argument or fact of its name; where there is none, it makes one."""
+    """A field that is not filled otherwise takes the value of the argument or fact of its name, which is made if missing."""
     for name, field in fields.items():
         if name in given:
             continue
@@ -267,7 +264,7 @@ def _transform(node: Node, report: Report) -> Transform:
     steps = node.get("steps")
     if isinstance(steps, document.Sequence):
         if extra := next((k for k, _ in node.entries if k.text in op_words()), None):
-            report.add(extra.span, f"{extra.text!r} beside 'steps'", "ambiguous-step", "put it into the list")
+            report.add(extra.span, f"{extra.text!r} next to 'steps'", "ambiguous-step", "move it into the list")
         found = tuple(_step(step, report) for step in steps.items)
     else:
         found = (_step(node, report),)
@@ -281,9 +278,9 @@ def _step(node: Node, report: Report) -> Step:
     if len(words) != 1:
         report.add(
             words[1].span if words else node.span,
-            f"a step is one op, here {'are ' + listed(w.text for w in words) if words else 'is none'}",
+            f"a step has exactly one op; this one has {listed(w.text for w in words) if words else 'none'}",
             "ambiguous-step",
-            f"the ops are {', '.join(op_words())}; a chain of them is a list under 'steps'",
+            f"the ops are {', '.join(op_words())}; write a chain of ops as a list under 'steps'",
         )
         return Step("", values, node.span)
     return Step(words[0].text, values, words[0].span)
@@ -297,20 +294,20 @@ def _examples(root: document.Mapping) -> Iterator[Mapping[str, tuple[Any, Span]]
 
 
 def read_special(node: Node | None) -> TiktokenSection | None:
-    """What stands under `tokenizer`."""
+    """The `tokenizer` section."""
     if not isinstance(node, document.Mapping):
         return None
-    said, special = document.plain(node), node.get("special")
-    assert isinstance(said, dict)
+    values, special = document.plain(node), node.get("special")
+    assert isinstance(values, dict)
     assert isinstance(special, document.Mapping)
     named = special.get("named")
     places = named.entries if isinstance(named, document.Mapping) else ()
     return TiktokenSection(
-        pattern=said["pattern"],
-        normalize=said.get("normalize", ""),
-        begins=said.get("begins", False),
-        count=said["special"]["count"],
+        pattern=values["pattern"],
+        normalize=values.get("normalize", ""),
+        begins=values.get("begins", False),
+        count=values["special"]["count"],
         named={key.text: Expr(place.text.strip(), place.span) for key, place in places if isinstance(place, Scalar)},
-        others=said["special"]["others"],
+        others=values["special"]["others"],
         span=node.span,
     )

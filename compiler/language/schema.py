@@ -1,7 +1,6 @@
-"""The schema of the language, and what it has against a Document, in words.
+"""The JSON Schema of the language, and its errors as diagnostics.
 
-This room alone knows jsonschema. Its findings are translated: an unknown key is shown where it stands, with the
-nearest key that the language has.
+The only module that imports jsonschema. An unknown key is reported at its place, with the most similar known key.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ def op_words() -> tuple[str, ...]:
 
 
 def validate(root: document.Mapping, report: Report) -> None:
-    """Add to the report what the schema has against a document, each at its place and in words."""
+    """Add the schema errors of a document to the report, each at its place."""
     from jsonschema import Draft202012Validator
 
     for error in Draft202012Validator(schema()).iter_errors(document.plain(root)):
-        _translate(root, _meant(error), report)
+        _translate(root, _nearest_error(error), report)
 
 
-def _meant(error: Any) -> Any:
-    """Of alternatives none of which fits, what is wrong with the one that comes nearest: that fails deepest inside."""
+def _nearest_error(error: Any) -> Any:
+    """Where no alternative fits: the error of the nearest alternative, which is the one that fails deepest inside."""
     while error.context:
         error = max(error.context, key=lambda e: (len(e.absolute_path), e.validator not in ("type", "enum", "const")))
     return error
@@ -74,7 +73,7 @@ def _translate(root: document.Mapping, error: Any, report: Report) -> None:
             span = node.span
             if (error.parent is not None and error.parent.validator == "propertyNames") or not isinstance(node, Scalar):
                 span = next((k.span for k, _ in getattr(node, "entries", ()) if k.text == error.instance), span)
-            message = f"{error.instance!r} is not a name that fits here"
+            message = f"{error.instance!r} is not a valid name here"
             report.add(span, message, "bad-name", f"it must match {error.validator_value}")
         case word if word in _BOUND_WORDS:
             report.add(node.span, f"{where} {_BOUND_WORDS[word].format(error.validator_value)}", "wrong-value", about)
@@ -84,19 +83,19 @@ def _translate(root: document.Mapping, error: Any, report: Report) -> None:
 
 _BOUND_WORDS = {
     "minLength": "must not be empty",
-    "minItems": "must hold {} or more",
-    "minProperties": "must hold {} or more",
-    "maxItems": "must hold {} at most",
-    "maxProperties": "must hold {} at most",
+    "minItems": "must have at least {}",
+    "minProperties": "must have at least {}",
+    "maxItems": "must have at most {}",
+    "maxProperties": "must have at most {}",
     "minimum": "must be {} or more",
     "exclusiveMinimum": "must be more than {}",
-    "uniqueItems": "must not hold the same twice",
+    "uniqueItems": "must not contain duplicates",
 }
 _TYPE_WORDS = {
     "object": "a mapping",
     "array": "a list",
-    "string": "a text",
-    "integer": "a whole number",
+    "string": "a string",
+    "integer": "an integer",
     "number": "a number",
     "boolean": "true or false",
     "null": "null",

@@ -1,4 +1,4 @@
-"""The checked form of what a person wrote: frozen values, every text with its place. `reading` makes them."""
+"""A spec as frozen values, every text with its place in the file. `parser` makes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Argument:
-    """A value that no shape can tell. `required` when it has no default."""
+    """A value that tensor shapes don't reveal. `required`: it has no default."""
 
     name: str
     default: Any
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Named:
-    """A name pattern of a transform, and the size that may stand beside it."""
+    """A name pattern of a transform, and its size if one is given."""
 
     pattern: Text
     size: Expr | None
@@ -52,7 +52,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Step:
-    """One op as written: its word, the word's value and the values beside it."""
+    """One op as written: its name, and all keys of the step with their values."""
 
     word: str
     values: Mapping[str, Node]
@@ -71,7 +71,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class Merge:
-    """Files that share a name hold parts of one tensor: joined along `axis`, block by block."""
+    """Parts of one tensor in several files: joined along `axis`, block by block."""
 
     pattern: Text
     axis: Expr
@@ -80,7 +80,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Create:
-    """A target that the source lacks: for each source tensor that `like` names, one of its type that holds `fill`."""
+    """A target tensor that the source lacks: one for each source tensor that matches `like`, of its dtype, filled with `fill`."""
 
     target: Text
     like: Text
@@ -100,7 +100,7 @@ class Field:
 
     @property
     def carried(self) -> str | None:
-        """The argument or fact whose value the field holds unchanged."""
+        """The argument or fact whose value the field has unchanged."""
         return self.expr.text if self.expr is not None and self.expr.text.isidentifier() else None
 
 
@@ -133,7 +133,7 @@ class Spec:
     target: TargetModel
     arguments: Mapping[str, Argument]
     facts: Mapping[str, Expr]
-    indices: Mapping[str, Expr]  # the numbers that an index of the names stands for, where not for all
+    indices: Mapping[str, Expr]  # the guard of an index: which numbers it matches; by default all
     require: tuple[tuple[Expr, str], ...]
     config: tuple[Field, ...]
     fields: Mapping[str, Field]
@@ -147,19 +147,20 @@ class Spec:
     merge: tuple[Merge, ...]
     tokenizer: TiktokenSection | None
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
-    undecided: tuple[tuple[Text, str], ...]  # of a draft: what, and the question
+    undecided: tuple[tuple[Text, str], ...]  # of a draft: the key, and the open question
     root: Node = field(compare=False, repr=False)
 
 
 def in_parts(weights: str) -> bool:
-    """Whether the glob of a spec names the parts of one checkpoint."""
+    """Whether the glob matches the parts of one checkpoint."""
     return "*" in weights and not weights.startswith("*")
 
 
 @dataclass(frozen=True)
 class TiktokenSection:
-    """The `pattern` that cuts a text into words, a Unicode form to `normalize` to or "", and `count` special tokens whose
-    ids follow the ranks: those `named` with their places, the `others` numbered by `{n}`. `begins`: a text, with bos."""
+    """How a tiktoken file is used: `pattern` splits text, `normalize` is a Unicode form or "", and `count` special tokens
+    have the ids after the ranks: `named` ones at their places, the `others` numbered by `{n}`. `begins`: texts start with
+    bos_token_id."""
 
     pattern: str
     normalize: str

@@ -210,7 +210,7 @@ def _read_dequantize(written: WrittenStep) -> Op:
         return DequantizeMxfp4(dtype)
     block = written.field("block")
     if not isinstance(block, document.Sequence):
-        refuse(written.node.span, "dequantize by blocks needs their size", "missing-size", "block: [128, 128]")
+        refuse(written.node.span, "dequantize by blocks needs the block size", "missing-size", "block: [128, 128]")
     rows, columns = map(size_of, block.items)
     return DequantizeBlocks(rows, columns, dtype)
 

@@ -111,7 +111,7 @@ def _read_rearrange(written: WrittenStep) -> Op:
     for key in sizes:
         if key.text not in axes:
             hint = nearest(key.text, axes) or f"the axes are {listed(sorted(axes))}"
-            refuse(key.span, f"{key.text!r} is no axis of {text}", "rearrange-syntax", hint)
+            refuse(key.span, f"{key.text!r} is not an axis of {text}", "rearrange-syntax", hint)
     return _only(written, parse_rearrange(text, {key.text: size for key, size in sizes.items()}, written.node.span))
 
 

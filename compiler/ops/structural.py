@@ -120,7 +120,7 @@ class Concat(Op):
     def read(cls, written: WrittenStep) -> Concat:
         sizes = written.sizes(written.sources)
         if sizes and len(sizes) != written.slots:
-            message = f"concat joins {written.slots} tensors, here are {len(sizes)} sizes"
+            message = f"concat joins {written.slots} tensors but has {len(sizes)} sizes"
             refuse(written.span, message, "op-mismatch")
         return cls(written.value, written.slots, sizes)
 

@@ -15,6 +15,7 @@ from compiler.ops.algebra import Bundle, Op, OpError, ShapeAlgebra
 from compiler.ops.arithmetic import Full
 from compiler.ops.structural import Cast
 from compiler.plan.claims import Claimant
+from compiler.plan.config_values import check_config_values
 from compiler.plan.plan import Group, Plan, TargetTensor
 from compiler.process import uncollected
 from compiler.program.environment import Environment, TensorTable
@@ -34,6 +35,7 @@ def bind(
     groups = binder.groups()
     binder.report.settle()
     config = {} if reverse else {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in program.spec.config}
+    check_config_values(program, env, config)
     special = program.spec.tokenizer
     return Plan(
         program,

@@ -1,8 +1,7 @@
 """Spec to Program: rules with patterns and ops, checked for everything that needs no sizes.
 
-Reads a `Spec`, returns a `Program` free of sizes, or refuses with every problem at once: names that do not parse,
-indices that nothing binds, ops that do not follow from each other, two rules that claim one name, words that no
-argument or fact defines.
+Takes a `Spec` and returns a `Program` without sizes. Raises Refusal with every problem at once: name patterns that do
+not parse, indices that are not bound, and op chains whose numbers of tensors do not match.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from compiler.program.program import Merged, Program, Rule, Tie
 
 
 def build_program(spec: Spec) -> Program:
-    """The Program of a Spec, its parts checked one by one. Raises Refusal; `checks` judges the whole."""
+    """The Program of a Spec; each rule is checked on its own. `consistency` checks rules against each other. Raises Refusal."""
     builder = _Builder(spec)
     program = builder.program()
     builder.report.settle()
@@ -55,9 +54,9 @@ class _Builder:
             if transform.name.value in seen:
                 self.report.add(
                     transform.name.span,
-                    f"two steps are called {transform.name}",
+                    f"two steps are named {transform.name}",
                     "duplicate-name",
-                    f"the first stands at line {seen[transform.name.value].line}",
+                    f"the first is at line {seen[transform.name.value].line}",
                 )
             seen.setdefault(transform.name.value, transform.name.span)
             if rule := self.transform(transform):
@@ -92,7 +91,7 @@ class _Builder:
             start = max(0, pattern.text.find("{" + hole))
             self.report.add(
                 pattern.span.within(start, len(hole) + 2),
-                f"nothing binds the index {{{hole}}} of {pattern}",
+                f"the index {{{hole}}} of {pattern} is not bound",
                 "unbound-index",
                 nearest(hole, holes) or f"{where} has {listed('{' + h + '}' for h in holes) or 'no index'}",
             )
@@ -137,29 +136,29 @@ class _Builder:
         if left := [h for h in holes if h in patterns[0].holes]:
             self.report.add(
                 patterns[0].span,
-                f"{transform.name}: the targets lack the index {{{left[0]}}}",
+                f"{transform.name}: the target names lack the index {{{left[0]}}}",
                 "unbound-index",
                 f"fold it: stack: {left[0]}",
             )
         if unbound := [h for h in written[0].holes if h not in patterns[0].holes and h not in opened]:
             self.report.add(
                 written[0].span,
-                f"nothing binds the index {{{unbound[0]}}} of {written[0]}",
+                f"the index {{{unbound[0]}}} of {written[0]} is not bound",
                 "unbound-index",
                 f"open it: unstack: {unbound[0]}",
             )
         if unused := [h for h in opened if h not in written[0].holes]:
             self.report.add(
                 written[0].span,
-                f"{transform.name}: unstack opens {{{unused[0]}}}, which the targets lack",
+                f"{transform.name}: unstack opens {{{unused[0]}}}, which no target name has",
                 "unbound-index",
             )
         if slots != len(written):
             self.report.add(
                 transform.targets[0].pattern.span,
-                f"{transform.name}: the ops make {slots} tensor{'s' * (slots != 1)}, for {len(written)} name{'s' * (len(written) != 1)}",
+                f"{transform.name}: the ops make {slots} tensor{'s' * (slots != 1)}, but 'to' has {len(written)} name{'s' * (len(written) != 1)}",
                 "op-mismatch",
-                "one name under 'to' for each: look at the sizes or parts of the last split, or add a name",
+                "check the sizes or parts of the last split, or the names under 'to'",
             )
         if len(self.report.diagnostics) > before:
             return None

@@ -1,6 +1,6 @@
-"""What can be wrong with a Program as a whole: names claimed twice, words that nothing defines, circles.
+"""Checks the parts of a Program against each other: overlapping rules, undefined names, circular facts.
 
-Takes a Program, adds what it finds to a Report. Everything here is decided on patterns, never on examples.
+Takes a Program; raises Refusal with all problems. Works on patterns and expressions only, never on example sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from compiler.program.program import Program
 
 
 def check(program: Program) -> None:
-    """Raises Refusal with everything that a Program as a whole has against it."""
+    """Raises Refusal with every inconsistency of a Program."""
     checker = _Checker(program)
     for text, question in program.spec.undecided:
         checker.report.add(text.span, f"undecided: {question}", "undecided", "decide it, then remove this entry")
@@ -37,7 +37,7 @@ class _Checker:
             self.report.absorb(refusal)
 
     def check_claims(self, program: Program) -> None:
-        """No name is read twice, none is written twice; guarded rules are compared when their guards have values."""
+        """No two unguarded rules read or write one name. Guarded rules are compared at bind time, when their guards have values."""
         free: list[tuple[Pattern, str]] = [
             (p, r.name or r.kind) for r in program.rules if not r.when for p in r.sources
         ]
@@ -52,7 +52,7 @@ class _Checker:
         self.disjoint([(m.pattern, "merge") for m in program.merged], "join", "claimed-twice")
 
     def check_merge(self, program: Program) -> None:
-        """The axes along which files are joined are known before any argument is."""
+        """The axis of a merge is evaluated before arguments are known, so it may not use any."""
         for merged in program.merged:
             self.attempt(merged.axis)
         self.report.settle()
@@ -62,38 +62,42 @@ class _Checker:
                     merged.axis.name_span(name),
                     f"an axis cannot depend on {name!r}",
                     "unknown-name",
-                    "it may ask dim, count and exists of the first part",
+                    "it may use dim, count and exists, which read the first part",
                 )
 
     def check_indices(self, program: Program) -> None:
-        """A guard reads its own index; that index is a plain one of the names that a rule reads, and stays one."""
+        """A guard uses its own index, and that index is a plain one on both sides of every rule."""
         for name, guard in self.spec.indices.items():
             self.attempt(guard)
             if name in self.spec.arguments or name in self.spec.facts:
                 self.report.add(
                     guard.span,
-                    f"{name!r} is an index, and an argument or a fact",
+                    f"{name!r} is the name of an index and of an argument or fact",
                     "duplicate-name",
-                    "an index is a number of a name; give it another word",
+                    "rename one of them",
                 )
         self.report.settle()
         for name, guard in self.spec.indices.items():
             for function, text, span in guard.asked:
-                message = f"a guard of an index cannot ask for {function} of {text!r}"
-                self.report.add(span, message, "expression-syntax", "make it a fact, and read that")
+                message = f"the guard of an index cannot call {function}({text!r})"
+                self.report.add(span, message, "expression-syntax", "make it a fact and use the fact")
             if name not in guard.names:
-                message = f"the guard of {{{name}}} does not read {name!r}"
-                self.report.add(guard.span, message, "unknown-name", "what depends on no index is a `when` of its rule")
+                message = f"the guard of {{{name}}} does not use {name!r}"
+                self.report.add(
+                    guard.span, message, "unknown-name", "put a condition without the index under `when` of the rule"
+                )
         for rule in (*program.rules, *program.created):
             for name in self.spec.indices.keys() & ({*rule.sources[0].holes} ^ {*rule.targets[0].holes}):
                 message = f"{rule.name} folds or opens {{{name}}}, which has a guard"
-                self.report.add(rule.span, message, "op-mismatch", "only an index of both sides may have one")
+                self.report.add(
+                    rule.span, message, "op-mismatch", "a guarded index must be in both the source and the target names"
+                )
         read = [p for rule in (*program.rules, *program.created) for p in rule.sources]
         for pattern in (*read, *(tie.alias for tie in program.ties), *(p for p, _ in program.ignored)):
             for hole in pattern.holes.values():
                 if hole.name in self.spec.indices and (hole.shift or not hole.is_index):
                     at = pattern.span.within(max(0, pattern.text.find("{" + hole.name)), len(hole.name) + 2)
-                    message = f"{{{hole.name}}} has a guard, so that it is a plain index here"
+                    message = f"{{{hole.name}}} has a guard, so it must be a plain index here"
                     hint = "shift the index of the target instead" if hole.shift else "give it another name"
                     self.report.add(at, message, "name-syntax", hint)
 
@@ -109,7 +113,7 @@ class _Checker:
                         pattern.span,
                         f"this rule ({what}) and the one at line {other.span.line} ({whose}) both {verb} {name!r}",
                         kind,
-                        "every name belongs to one rule; order never decides",
+                        "each tensor belongs to one rule; the order of rules has no meaning",
                     )
 
     def check_names(self, program: Program) -> None:
@@ -121,7 +125,7 @@ class _Checker:
                     spec.facts[name].span,
                     f"{name!r} is an argument and a fact",
                     "duplicate-name",
-                    "a fact is computed, an argument is given",
+                    "a fact is computed, an argument is given; keep one",
                 )
         claimed = (
             [p for r in program.rules for p in r.sources]
@@ -134,9 +138,7 @@ class _Checker:
         for tie in program.ties if not program.keep_all else ():
             if not any(common_name(tie.owner, pattern) for pattern in claimed):
                 message = f"no rule of this spec reads {tie.owner.text!r}"
-                hint = (
-                    nearest(tie.owner.text, [p.text for p in claimed]) or "both names of a tie are those of the source"
-                )
+                hint = nearest(tie.owner.text, [p.text for p in claimed]) or "both names of a tie are source names"
                 self.report.add(tie.owner.span, message, "unknown-tensor", hint)
         for expr in expressions(program):
             for name in sorted(expr.names - {n for n, guard in spec.indices.items() if guard is expr}):
@@ -166,9 +168,9 @@ class _Checker:
         if function == "dim" and not pattern.is_name:
             self.report.add(
                 span,
-                f"dim asks for one tensor, {text} stands for many",
+                f"dim takes the name of one tensor; {text} matches many",
                 "name-syntax",
-                "write an index out, as in layers.0",
+                "write a number for the index, as in layers.0",
             )
         elif function != "exists" and not keep_all and not any(common_name(pattern, c) for c in claimed):
             self.report.add(

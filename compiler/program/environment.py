@@ -1,7 +1,7 @@
-"""The values of a spec's names for one checkpoint: arguments as given or by default, facts as the shapes say.
+"""The values of a spec's arguments and facts for one checkpoint.
 
-A fact that the source's config states as well must agree with the checkpoint; a value that nobody reads is listed,
-never dropped in silence. Requirements are judged here, before anything is planned.
+Arguments are given or have a default; facts are computed from names and shapes. A fact that the source's config also
+states must agree with the checkpoint. `check` evaluates the requirements before anything is planned.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from enum import Enum
 from typing import Any, Protocol
 
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, nearest
-from compiler.language.expression import Expr
-from compiler.language.expression_value import Shapes
+from compiler.language.expression import Expr, Shapes
 from compiler.language.name_pattern import MOST_DIGITS, Pattern
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.program.program import Program
 
 
 class Typed(Protocol):
-    """What a plan needs to know of a tensor."""
+    """The shape and dtype of a tensor."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -59,10 +58,10 @@ class NamedShapes:
 
     def dim(self, name: str, axis: int) -> int:
         if name not in self.signature:
-            raise LookupError(f"no tensor is called {name}; {nearest(name, self.signature) or 'nothing is near'}")
+            raise LookupError(f"there is no tensor {name}; {nearest(name, self.signature) or 'no name is similar'}")
         shape = self.signature[name].shape
         if not -len(shape) <= axis < len(shape):
-            raise LookupError(f"{name} has the shape {list(shape)}, so no axis {axis}")
+            raise LookupError(f"{name} has shape {list(shape)} and no axis {axis}")
         return shape[axis]
 
     def count(self, pattern: str) -> int:
@@ -81,13 +80,14 @@ class Environment(Mapping[str, Any]):
     def __init__(
         self, program: Program, shapes: Shapes, given: Mapping[str, Given], trusted: bool | Set[str] = False
     ) -> None:
-        """`trusted`: given facts, all or these, are taken as they are (an example, or the config of a folder to reverse)."""
+        """`trusted`: these given facts (True: all) are used without comparing them with the shapes: those of an example, or of
+        the config of a folder to reverse."""
         self.spec = program.spec
         self.shapes = shapes
         self.given = given
         self.trusted = frozenset(program.spec.facts) if trusted is True else trusted or frozenset()
         self.found: dict[str, Any] = {}
-        self.meant: dict[tuple[str, str], bool] = {}  # (index, number) -> whether its guard holds
+        self.admitted: dict[tuple[str, str], bool] = {}  # (index, number) -> whether its guard is true
         self.deciding: list[str] = []  # facts under evaluation, the innermost last
 
     def __getitem__(self, name: str) -> Any:
@@ -128,23 +128,23 @@ class Environment(Mapping[str, Any]):
                 [
                     Diagnostic(
                         argument.span,
-                        f"{name} is not known: {argument.help or 'the checkpoint does not tell it'}",
+                        f"no value for {name}: {argument.help or 'the checkpoint does not contain it'}",
                         "missing-argument",
-                        f"give it with --set {name}=VALUE, or a --config that has it",
+                        f"give it with --set {name}=VALUE or with a --config that contains it",
                     )
                 ]
             )
         return argument.default
 
     def fallback(self, name: str) -> Any:
-        """What a fact means by its own name: the value given, or the default of the field of that name."""
+        """The value of a fact's own name inside its expression: the given value, or the default of the config field."""
         given, field = self.given.get(name), self.spec.fields.get(name)
         if given is not None and given.value is not None:
             return given.value
         if field is None:
             fact = self.spec.facts[name]
             raise Refusal(
-                [Diagnostic(fact.name_span(name), f"nothing gives {name}", "missing-argument", f"--set {name}=VALUE")]
+                [Diagnostic(fact.name_span(name), f"no value for {name}", "missing-argument", f"--set {name}=VALUE")]
             )
         return self.evaluate(field.expr) if field.expr else field.constant
 
@@ -152,7 +152,7 @@ class Environment(Mapping[str, Any]):
         if (
             type(value) is not type(given.value) and not all(isinstance(v, (int, float)) for v in (value, given.value))
         ) or value != given.value:
-            hint = "the two do not belong together, or the checkpoint is incomplete"
+            hint = "the config belongs to another checkpoint, or the checkpoint is incomplete"
             counted = [parse_pattern(text, fact.span) for function, text, _ in fact.asked if function == "count"]
             if (
                 counted
@@ -161,12 +161,12 @@ class Environment(Mapping[str, Any]):
                 and isinstance(value, int)
                 and given.value > value
             ):
-                hint = f"no tensor is called {_next_name(counted[0], value)}"
+                hint = f"there is no tensor {_next_name(counted[0], value)}"
             raise Refusal(
                 [
                     Diagnostic(
                         fact.span,
-                        f"{given.place} says {name} = {given.value!r}, the checkpoint says {value!r}",
+                        f"{name} = {given.value!r} ({given.place}), but the checkpoint has {value!r}",
                         "config-mismatch",
                         hint,
                     )
@@ -177,35 +177,35 @@ class Environment(Mapping[str, Any]):
         return expr.evaluate(self, self.shapes)
 
     def number(self, size: Expr | float, whole: bool = True) -> Any:
-        """A number of an op: a size, or with `whole=False` any. Raises Refusal where it is none."""
+        """The value of a size (a positive integer) or, with `whole=False`, of any number of an op. Raises Refusal: `wrong-size`."""
         value = self.evaluate(size) if isinstance(size, Expr) else size
         fits = (isinstance(value, int) and value >= 1) if whole else isinstance(value, int | float)
         if not fits or isinstance(value, bool):
             span = size.span if isinstance(size, Expr) else Span(self.spec.path)
             text = size.text if isinstance(size, Expr) else str(size)
-            wanted = "a whole number from 1 on" if whole else "a number"
-            raise Refusal([Diagnostic(span, f"{text} is {value!r}, where {wanted} is needed", "wrong-size")])
+            wanted = "a positive integer" if whole else "a number"
+            raise Refusal([Diagnostic(span, f"{text} is {value!r}, but must be {wanted}", "wrong-size")])
         return value
 
     def holds(self, when: Expr | None) -> bool:
         return when is None or bool(self.evaluate(when))
 
     def match(self, pattern: Pattern, name: str) -> dict[str, str] | None:
-        """What `pattern.match` captures; None also where an index has a number that its guard rules out."""
+        """The captures of `pattern.match`; None also where the guard of an index excludes its number."""
         captures = pattern.match(name)
         if captures is None or all(self.admits(hole, text) for hole, text in captures.items()):
             return captures
         return None
 
     def admits(self, hole: str, text: str) -> bool:
-        """Whether an index may stand for this number, as `indices` of the spec says. Raises Refusal."""
+        """Whether the guard of an index (`indices` of the spec) admits this number. Raises Refusal."""
         guard = self.spec.indices.get(hole)
         if guard is None:
             return True
-        if (hole, text) not in self.meant:
+        if (hole, text) not in self.admitted:
             values = {name: self[name] for name in guard.names - {hole}} | {hole: int(text[:MOST_DIGITS])}
-            self.meant[hole, text] = bool(guard.evaluate(values, self.shapes))
-        return self.meant[hole, text]
+            self.admitted[hole, text] = bool(guard.evaluate(values, self.shapes))
+        return self.admitted[hole, text]
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -221,10 +221,10 @@ class Environment(Mapping[str, Any]):
         }
 
     def check(self) -> None:
-        """Judge the requirements, then evaluate every name. Raises Refusal with all that fails.
+        """Evaluate the requirements, then every argument and fact. Raises Refusal with all that fails.
 
-        A requirement that is plainly broken tells more than the missing tensors that follow from it, so that those
-        are only reported where no requirement speaks.
+        An unmet requirement explains the missing tensors that follow from it, so those are reported only when every
+        requirement is met.
         """
         broken, unclear = Report(), Report()
         for expr, reason in self.spec.require:
@@ -247,7 +247,7 @@ def _next_name(pattern: Pattern, index: int) -> str:
 
 
 def typed(name: str, default: Any, given: Given, span: Span) -> Any:
-    """The given value as the type of the default; only a whole number may stand for a float. Raises Refusal."""
+    """The given value as the type of the default; an int is accepted for a float. Raises Refusal: `wrong-type`."""
     value = given.value
     if default is None or value is None or type(value) is type(default):
         return value
@@ -259,8 +259,8 @@ def typed(name: str, default: Any, given: Given, span: Span) -> Any:
         [
             Diagnostic(
                 span,
-                f"{given.place} says {name} = {value!r}, which is {_TYPES.get(type(value), 'something else')} "
-                f"and not {_TYPES.get(type(default), 'like the default')}",
+                f"{name} = {value!r} ({given.place}) is {_TYPES.get(type(value), 'of another type')}, "
+                f"but must be {_TYPES.get(type(default), 'of the type of the default')}",
                 "wrong-type",
                 f"the default is {default!r}",
             )
@@ -270,16 +270,16 @@ def typed(name: str, default: Any, given: Given, span: Span) -> Any:
 
 _TYPES: dict[type, str] = {
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
-    str: "a text",
+    str: "a string",
     list: "a list",
     dict: "a mapping",
 }
 
 
 def unfounded(program: Program, given: Mapping[str, object]) -> frozenset[str]:
-    """The facts that follow from an argument that nothing gives, be it by way of others."""
+    """The facts that depend, directly or through other facts, on an argument without a given value."""
     spec = program.spec
     loose = spec.arguments.keys() - given.keys()
     while more := {name for name, fact in spec.facts.items() if name not in loose and fact.names & loose}:
@@ -288,7 +288,7 @@ def unfounded(program: Program, given: Mapping[str, object]) -> frozenset[str]:
 
 
 def check_given(program: Program, names: Mapping[str, Any]) -> None:
-    """Refuse a `--set` that names nothing of the spec. Raises Refusal."""
+    """Raises Refusal for a `--set` of a name that the spec does not have."""
     known = [*program.spec.arguments, *program.spec.facts]
     report = Report()
     for name in names:

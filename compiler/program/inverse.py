@@ -1,4 +1,4 @@
-"""What the source must have been, told from the target: names, shapes and element types, by the derived inverse."""
+"""Derives the source's names, shapes and dtypes from the target's, by the inverse of each rule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TensorShape:
 
 
 class SourceShapes:
-    """What the source must have been, told from the target: all of it that needs no sizes to tell."""
+    """Answers expressions about the source from the target's names and shapes, as far as that needs no sizes."""
 
     def __init__(self, program: Program, target: Mapping[str, tuple[int, ...]]) -> None:
         self.program = program
@@ -55,15 +55,13 @@ class SourceShapes:
         if name in self.known:
             return NamedShapes(self.known).dim(name, axis)
         if name in self.names:
-            raise LookupError(
-                f"the shape of {name} cannot be told from the target; state the fact among the values given"
-            )
-        raise LookupError(f"no rule makes a tensor called {name}; {nearest(name, self.known) or 'nothing is near'}")
+            raise LookupError(f"the shape of {name} does not follow from the target; give the fact a value")
+        raise LookupError(f"no rule reads a tensor {name}; {nearest(name, self.known) or 'no name is similar'}")
 
     def count(self, pattern: str) -> int:
         parsed = parse_pattern(pattern, Span(""))
         if any(rule.folded and parsed.match(name) is not None for name, rule in self.names.items()):
-            raise LookupError(f"{pattern} cannot be counted from the target; state the fact among the values given")
+            raise LookupError(f"the number of {pattern} does not follow from the target; give the fact a value")
         return sum(parsed.match(name) is not None for name in {*self.known, *self.names})
 
     def exists(self, pattern: str) -> bool:
@@ -74,7 +72,7 @@ class SourceShapes:
 
 
 def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorShape]:
-    """The names and shapes of the source that a target of these names and shapes comes from. Raises Refusal."""
+    """The names and shapes of the source that becomes a target of these names and shapes. Raises Refusal."""
     source: dict[str, TensorShape] = {}
     report = Report()
     for rule in program.rules:
@@ -96,16 +94,16 @@ def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, .
                     bundle = op.bind(env.number).apply(bundle, ShapeAlgebra())
                     dtypes = op.dtypes(dtypes)
             except OpError as error:
-                held = [
+                target_shapes = [
                     f"{p} {list(s)}"
                     for p, slot in zip(back.sources, slots, strict=True)
                     for s in dict.fromkeys(slot.values())
                 ]
                 report.add(
                     span,
-                    f"{rule.name}: {error} (seen from the target, where the step runs backwards)",
+                    f"{rule.name}: {error} (the step was run backwards from the target)",
                     "shape-mismatch",
-                    f"the target has {listed(held, 4)}",
+                    f"the target has {listed(target_shapes, 4)}",
                 )
                 break
             except (Refusal, KeyError) as error:

@@ -1,32 +1,25 @@
-"""What is probably, or surely, not meant in a spec that is well formed.
+"""Finds probable mistakes in a well-formed spec.
 
-Takes a Program, returns diagnostics. Errors: sizes that nothing uses or that are given twice, an index that can never
-be 0. Warnings, which do not fail a compile: a word nobody reads, a regular expression that looks as if it could match a
-part of a name, parts that no example tells apart.
+Takes a Program, returns diagnostics. Errors: sizes that are unused or given twice. Warnings, which do not fail a
+compile: unused names, an index that never starts at 0, a regular expression without anchors.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import combinations
 
-from compiler.diagnostics import Diagnostic, Refusal, Span
+from compiler.diagnostics import Diagnostic, Span
 from compiler.language import document
-from compiler.language.expression import Expr
 from compiler.language.name_pattern import Hole, Pattern, options
 from compiler.language.spec import Transform
-from compiler.ops.algebra import Op, Size
-from compiler.ops.structural import Concat, Split
 from compiler.program.consistency import expressions
-from compiler.program.environment import Environment, Given
-from compiler.program.inverse import SourceShapes
-from compiler.program.program import Program, Rule
+from compiler.program.program import Program
 
 
 def lint(program: Program) -> list[Diagnostic]:
-    """Everything found, errors and warnings, sorted."""
-    found = [*_unused(program), *_unanchored(program), *_starts(program), *_untold(program)]
+    """All errors and warnings, sorted."""
+    found = [*_unused(program), *_unanchored(program), *_starts(program)]
     for transform in program.spec.transform:
         found += _sizes(transform)
     return sorted(set(found))
@@ -44,15 +37,13 @@ def _unused(program: Program) -> Iterator[Diagnostic]:
         read |= expr.names - {own}
     for name, argument in spec.arguments.items():
         if name not in read:
-            yield _warn(
-                argument.span, f"nothing reads the argument {name!r}", "unused-name", "remove it, or require it"
-            )
+            yield _warn(argument.span, f"the argument {name!r} is not used", "unused-name", "remove it, or require it")
     for name, fact in spec.facts.items():
         if name not in read:
-            yield _warn(fact.span, f"nothing reads the fact {name!r}", "unused-name", "remove it")
+            yield _warn(fact.span, f"the fact {name!r} is not used", "unused-name", "remove it")
     held = {hole for pattern in _patterns(program) for hole in pattern.holes}
     for name in spec.indices.keys() - held:
-        yield _warn(spec.indices[name].span, f"no name holds the index {{{name}}}", "unused-name", "remove its guard")
+        yield _warn(spec.indices[name].span, f"no name uses the index {{{name}}}", "unused-name", "remove its guard")
 
 
 def _patterns(program: Program) -> Iterator[Pattern]:
@@ -67,7 +58,7 @@ def _patterns(program: Program) -> Iterator[Pattern]:
 def _unanchored(program: Program) -> Iterator[Diagnostic]:
     for pattern in _patterns(program):
         if pattern.text.startswith("/") and not (pattern.text.startswith("/^") and pattern.text.endswith("$/")):
-            message = f"{pattern} has to match the whole name, and does not look like it"
+            message = f"{pattern} must match the whole name, but has no ^ and $"
             yield _warn(pattern.span, message, "unanchored-regex", f"write it as /^{pattern.text.strip('/^$')}$/")
 
 
@@ -75,7 +66,7 @@ def _unanchored(program: Program) -> Iterator[Diagnostic]:
 
 
 def _starts(program: Program) -> Iterator[Diagnostic]:
-    """Text before an index -> may the number behind it be 0, for the sources of every rule."""
+    """Warns about an index that no rule can read as 0."""
     first: dict[str, tuple[Pattern, Hole]] = {}
     able: set[str] = set()
     for rule in program.rules:
@@ -90,9 +81,9 @@ def _starts(program: Program) -> Iterator[Diagnostic]:
         pattern, hole = first[prefix]
         yield _warn(
             pattern.span,
-            f"no rule reads {prefix.replace('#', '0')}0, and an index usually runs from 0",
+            f"no rule reads {prefix.replace('#', '0')}0, but an index usually starts at 0",
             "index-start",
-            f"write {{{hole.name}}} here and shift the index of the target, or read number 0 by another rule",
+            f"write {{{hole.name}}} here and shift the index of the target, or add a rule that reads number 0",
         )
 
 
@@ -105,14 +96,14 @@ def _indices(pattern: Pattern) -> Iterator[tuple[str, Hole]]:
         elif (words := options(part)) is not None:
             prefixes = [prefix + word for prefix in prefixes for word in words]
         else:
-            return  # what stands behind an open part cannot be told
+            return  # the texts behind an open part cannot be listed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def _sizes(transform: Transform) -> Iterator[Diagnostic]:
-    """A size that is written and not read would be a rule that does not hold."""
+    """Sizes that no op uses, or that are given twice."""
     for named, word, side in ((transform.targets, "split", "to"), (transform.sources, "concat", "from")):
         sizes = [one.size for one in named if one.size is not None]
         steps = [step for step in transform.steps if step.word == word]
@@ -127,34 +118,3 @@ def _sizes(transform: Transform) -> Iterator[Diagnostic]:
             if listed and sizes:
                 message = f"{transform.name}: the sizes are given twice"
                 yield Diagnostic(sizes[0].span, message, "op-mismatch", "leave one out")
-
-
-def _untold(program: Program) -> Iterator[Diagnostic]:
-    """Two parts that are equally long in every example could be exchanged without anyone noticing."""
-    examples = [
-        Environment(
-            program, SourceShapes(program, {}), {n: Given(v, "the example") for n, (v, _) in e.items()}, trusted=True
-        )
-        for e in program.spec.examples
-    ]
-    for rule in program.rules:
-        for op, span in rule.steps:
-            values = [v for env in examples if (v := _values(rule, op, env)) is not None]
-            if not values:
-                continue
-            assert isinstance(op, Split | Concat)
-            texts = [size.text if isinstance(size, Expr) else str(size) for size in op.sizes or ()]
-            for a, b in combinations(range(len(texts)), 2):
-                if texts[a] != texts[b] and all(v[a] == v[b] for v in values):
-                    message = f"{rule.name}: {texts[a]} and {texts[b]} are equal in every example"
-                    hint = "add an example in which they differ, or nothing shows that they stand in the right order"
-                    yield _warn(span, message, "weak-example", hint)
-
-
-def _values(rule: Rule, op: Op, env: Environment) -> list[int] | None:
-    """The sizes of a split or concat in one example; None where they cannot be told without the target."""
-    sizes: tuple[Size, ...] = (op.sizes if isinstance(op, Split | Concat) else None) or ()
-    try:
-        return [env.number(size) for size in sizes] if sizes and env.holds(rule.when) else None
-    except Refusal:
-        return None

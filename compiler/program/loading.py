@@ -25,5 +25,5 @@ def load_program(text: str) -> Program:
     path = find_spec(text)
     if not path.exists():
         hint = nearest(Path(text).stem, (spec.stem for spec in folder("specs").glob("*.yaml")))
-        refuse(text, "there is no such spec, neither here nor among the shipped ones", "unreadable-file", hint)
+        refuse(text, "no such spec: neither a file nor a shipped spec", "unreadable-file", hint)
     return compile_spec(load_spec(path))

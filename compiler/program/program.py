@@ -14,10 +14,10 @@ from compiler.ops.algebra import Op
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the tensors that `sources` name: `steps` in order, then the names of `targets`.
+    """Turns the tensors of `sources` into those of `targets` by `steps`, in order.
 
-    The indices in both are free: each value of them is one application. Those only in `sources` are folded by a
-    `stack`, those only in `targets` opened by an `unstack`.
+    An index in both is free: each of its values is one application of the rule. An index only in `sources` is folded
+    by `stack`, one only in `targets` is opened by `unstack`.
     """
 
     kind: str
@@ -44,11 +44,11 @@ class Rule:
         if op := next((op for op, _ in self.steps if op.loss), None):
             return op.loss
         if loose := next((p for p in self.sources if p.free_parts), None):
-            return f"{loose} matches texts that no index captures, so that the name could not be written back"
+            return f"{loose} matches texts that no index captures, so the source name cannot be restored"
         return ""
 
     def reversed(self) -> Rule:
-        """The rule that undoes this one."""
+        """The inverse rule."""
         steps = tuple((op.inverse(), span) for op, span in reversed(self.steps))
         return Rule(self.kind, self.name, self.targets, self.sources, steps, self.when, self.span)
 
@@ -62,7 +62,7 @@ class Tie:
 
 @dataclass(frozen=True)
 class Merged:
-    """The tensors of several files that are parts of one: joined along `axis`, an expression over the first file's
+    """A tensor that several files hold parts of. The parts are joined along `axis`, an expression over the first file's
     shapes, block by block."""
 
     pattern: Pattern
@@ -78,7 +78,9 @@ class Program:
     rules: tuple[Rule, ...]
     ties: tuple[Tie, ...]
     ignored: tuple[tuple[Pattern, str], ...]
-    created: tuple[Rule, ...] = ()  # their sources are looked at, not read; their one step is `arithmetic.Full`
+    created: tuple[
+        Rule, ...
+    ] = ()  # they use the dtype and shape of their source, not its data; the one step is `arithmetic.Full`
     merged: tuple[Merged, ...] = ()
 
     @property

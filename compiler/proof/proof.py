@@ -1,9 +1,9 @@
-"""The compile-time proof: a spec that compiles has been type-checked against the real target class.
+"""The compile-time proof: checks a spec against the real target class.
 
-For each of the spec's examples: take the names and shapes that the target class writes to disk, run the derived
-inverse to get the source's, run the spec forward on those, and demand the identity, facts included. What a rule writes
-and the class lacks, what the class needs and no rule writes, a wrong shape, a fact that reads the wrong axis, and a
-rule that no example exercises are compile errors at their place.
+For each example of the spec: take the names and shapes that the target class writes to disk, derive the source's by the
+inverse rules, run the spec forward on them and compare the result, facts included. A target tensor that the class
+lacks, one that no rule writes, a wrong shape, a fact that reads the wrong axis, and a rule that no example exercises
+are compile errors at their place in the spec.
 """
 
 from __future__ import annotations
@@ -20,69 +20,95 @@ from compiler.plan.bind import bind
 from compiler.plan.plan import Plan
 from compiler.program.environment import Environment, Given, NamedShapes
 from compiler.program.inverse import SourceShapes, invert
-from compiler.program.program import Program, Rule
+from compiler.program.program import Program
 from compiler.proof.class_check import class_question, config_written
-from compiler.proof.config_faults import blamed, unwritten
+from compiler.proof.config_faults import (
+    config_fault,
+    field_faults,
+    ineffective_fields,
+    undeclared_fields,
+    unfilled_fields,
+)
+from compiler.proof.example_sizes import BoundExample, check_examples
+from compiler.target.model_class import COMMON_FIELDS
 
 if TYPE_CHECKING:
-    from compiler.target.class_signature import ClassSignature
+    from compiler.target.class_signature import ClassSignature, ConfigSchema
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def prove(program: Program) -> list[Diagnostic]:
-    """Check a program against its target class, by each of its examples; what is probably not meant. Raises Refusal."""
+    """Check a program against its target class with each of its examples. Returns warnings. Raises Refusal."""
     spec = program.spec
     report = Report()
     if not spec.examples:
         report.add(
             spec.name.span,
-            "the spec has no example, so nothing is proven",
+            "the spec has no example, so nothing can be checked",
             "missing-example",
-            "give sizes for the facts: example: {vocab_size: 128, ...}",
+            "give sizes for the facts, as in example: {vocab_size: 128, ...}",
         )
     report.settle()
-    fields = _fields(program)
-    for field in spec.config:
-        if field.name not in fields:
-            report.add(
-                field.span,
-                f"{spec.target.class_name} has no config field {field.name!r}",
-                "unknown-field",
-                nearest(field.name, fields),
-            )
+    schema = _schema(program)
+    examples = [{name: value for name, (value, _) in example.items()} for example in spec.examples]
+    configs = [config for example in examples if (config := _possible_config(program, example)) is not None]
+    if schema is not None:
+        report.diagnostics += field_faults(program, schema, configs)
+    else:
+        report.diagnostics += undeclared_fields(program, {*spec.fields, *COMMON_FIELDS})
     report.settle()
-    exercised: set[Rule] = set()
-    for example in spec.examples:
+    bound: list[BoundExample] = []
+    for example in examples:
         try:
-            exercised |= _prove_example(program, {name: value for name, (value, _) in example.items()})
+            bound.append(_prove_example(program, example))
         except Refusal as refusal:
             # Other sizes, the same mistake.
-            said = {(d.span, d.kind) for d in report.diagnostics if d.kind != "uncovered-tensor"}
-            report.diagnostics += [d for d in refusal.diagnostics if (d.span, d.kind) not in said]
+            reported = {(d.span, d.kind) for d in report.diagnostics if d.kind != "uncovered-tensor"}
+            report.diagnostics += [d for d in refusal.diagnostics if (d.span, d.kind) not in reported]
     report.settle()
+    exercised = {group.rule for example in bound for group in example.plan.groups}
     for rule in (*program.rules, *program.created):
         if rule not in exercised:
             report.add(
                 rule.span,
                 f"no example exercises the rule {rule.name or rule.sources[0]}",
                 "unproven-rule",
-                "add an example for which its guard holds",
+                "add an example in which its guard is true",
             )
+    report.diagnostics += check_examples(program, bound, lambda values: _prove_example(program, values))
+    if schema is not None:
+        report.diagnostics += ineffective_fields(
+            program, schema, configs, lambda c: target_signature(program, c).shapes
+        )
     report.settle()
-    return list(unwritten(program, fields)) if spec.target.model is not None else []
+    return list(unfilled_fields(program, schema.declared)) if schema is not None else []
 
 
-def _fields(program: Program) -> Collection[str]:
-    """The config fields that the target class has."""
-    from compiler.target import model_class as target
+def _schema(program: Program) -> ConfigSchema | None:
+    """The config schema of the target class; None for a target with code of its own, whose fields the spec lists."""
     from compiler.target import signature_cache
 
     spec = program.spec
     if spec.target.model is None:
-        return {*spec.fields, *target.COMMON_FIELDS}
+        return None
     with located(spec.target.model.span):
-        return signature_cache.config_fields(spec.target.model.value)
+        return signature_cache.config_schema(spec.target.model.value)
+
+
+def _config(program: Program, example: Mapping[str, Any]) -> dict[str, Any]:
+    """The config fields that the spec writes for an example. Raises Refusal."""
+    given = {name: Given(value, "the example") for name, value in example.items()}
+    # The config needs the facts; those that need the source's sizes must be given in the example.
+    env = Environment(program, SourceShapes(program, {}), given, trusted=True)
+    return {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in program.spec.config}
+
+
+def _possible_config(program: Program, example: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        return _config(program, example)
+    except Refusal:
+        return None  # the proof of this example reports it
 
 
 def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignature:
@@ -94,17 +120,15 @@ def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignat
         return signature_cache.ask(class_question(program, config_written(program, config)))
 
 
-def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
+def _prove_example(program: Program, example: Mapping[str, Any]) -> BoundExample:
     spec = program.spec
     given = {name: Given(value, "the example") for name, value in example.items()}
-    # The config needs the facts; those that only the source can tell must stand in the example.
-    env = Environment(program, SourceShapes(program, {}), given, trusted=True)
-    config = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in spec.config}
+    config = _config(program, example)
     name = spec.target.class_name
     try:
         signature = target_signature(program, config)
     except Refusal as refusal:
-        raise Refusal(blamed(program, example, config, d) for d in refusal.diagnostics) from None
+        raise Refusal(config_fault(program, example, config, d) for d in refusal.diagnostics) from None
     shapes = {n: tuple(shape) for n, shape in signature.shapes.items()}
     env = Environment(program, SourceShapes(program, shapes), given, trusted=True)
     _check_covered(program, env, shapes)
@@ -117,7 +141,7 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
             refused = Report()
             refused.add(
                 spec.facts[fact].span,
-                f"{fact} comes out as {forward[fact]!r}, the example says {given[fact].value!r}",
+                f"{fact} = {given[fact].value!r} in the example, but computed from the source it is {forward[fact]!r}",
                 "wrong-fact",
                 "the expression reads another tensor or axis than the config field needs, or the example is not consistent",
             )
@@ -131,17 +155,17 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:
             if shapes.get(made_target.name) != made_target.shape:
                 report.add(
                     group.rule.span,
-                    f"{made_target.name} comes out as {list(made_target.shape)}, {name} has {list(shapes.get(made_target.name, ()))}",
+                    f"{made_target.name} has shape {list(made_target.shape)}, but {name} expects {list(shapes.get(made_target.name, ()))}",
                     "wrong-shape",
                 )
     if missing := sorted(shapes.keys() - made.keys()):
         _uncovered(program, missing, shapes, report)
     report.settle()
-    return {group.rule for group in plan.groups}
+    return BoundExample(example, {name: forward[name] for name in forward}, plan)
 
 
 def check_target(plan: Plan) -> None:
-    """Hold a plan against its target class at the plan's own sizes: what `keep: all` cannot tell by rules."""
+    """Compare a plan with its target class at the plan's own sizes. Raises Refusal."""
     spec = plan.program.spec
     shapes = {n: tuple(shape) for n, shape in target_signature(plan.program, plan.config).shapes.items()}
     made = {t.name: t.shape for t in plan.targets}
@@ -162,7 +186,7 @@ def check_target(plan: Plan) -> None:
         )
     for name in sorted(shapes.keys() & made.keys()):
         if shapes[name] != made[name]:
-            message = f"{name} has the shape {list(made[name])}, {spec.target.class_name} needs {list(shapes[name])}"
+            message = f"{name} has shape {list(made[name])}, but {spec.target.class_name} expects {list(shapes[name])}"
             report.add(Span(spec.path), message, "wrong-shape", "the config does not fit the checkpoint")
     report.settle()
 
@@ -187,7 +211,7 @@ def _check_covered(program: Program, env: Environment, shapes: Mapping[str, tupl
 
 
 def _uncovered(program: Program, names: Collection[str], shapes: Collection[str], report: Report) -> None:
-    """What no rule writes, numbers folded where all are meant, with the nearest name that a rule does write."""
+    """Reports the target tensors that no rule writes; numbers are folded to * where all of them are missing."""
     spec = program.spec
     forms: dict[str, list[str]] = {}
     for name in names:
@@ -196,24 +220,24 @@ def _uncovered(program: Program, names: Collection[str], shapes: Collection[str]
     found = [word for form, those in forms.items() for word in ([form] if len(those) == every[form] > 1 else those)]
     written = {p.text: p.span for rule in (*program.rules, *program.created) for p in rule.targets}
     near = difflib.get_close_matches(found[0].replace("*", "{i}"), written, 1, 0.8)
-    hint = "each needs a rule: kept, renamed, made by a transform, or created"
+    hint = "each needs a rule under keep, rename, transform or create"
     if near:
-        hint = f"the nearest that a rule writes is {near[0]}, at line {written[near[0]].line}"
+        hint = f"the most similar name that a rule writes is {near[0]}, at line {written[near[0]].line}"
     elif any(tie.alias.match(name) is not None for tie in program.ties for name in names):
-        hint = "the class shares it only where the config says so: look at tie_word_embeddings"
+        hint = "the class ties it only if the config says so: check tie_word_embeddings"
     span = spec.target.model.span if spec.target.model else spec.target.span
     report.add(span, f"{spec.target.class_name} needs {listed(found)}, which no rule writes", "uncovered-tensor", hint)
 
 
 def _check_ties(program: Program, env: Environment, ties: Mapping[str, str]) -> None:
-    """A tie drops a tensor; only a class that shares it may do without."""
+    """A tie drops a tensor, so the target class must tie it too."""
     report = Report()
     active = [tie for tie in program.ties if env.holds(tie.when)]
     if len(active) > len(ties):
-        shared = listed(f"{alias} = {owner}" for alias, owner in ties.items()) or "nothing"
+        shared = listed(f"{alias} = {owner}" for alias, owner in ties.items()) or "no tensors"
         report.add(
             active[0].alias.span,
-            f"{active[0].alias} is tied, but {program.spec.target.class_name} shares {shared} with this config",
+            f"{active[0].alias} is tied, but with this config {program.spec.target.class_name} ties {shared}",
             "untied-target",
             "keep the tensor, or set tie_word_embeddings",
         )
@@ -223,7 +247,7 @@ def _check_ties(program: Program, env: Environment, ties: Mapping[str, str]) -> 
             if written not in ties.values():
                 report.add(
                     tie.owner.span,
-                    f"{tie.alias} is tied to {tie.owner}, but {program.spec.target.class_name} shares "
+                    f"{tie.alias} is tied to {tie.owner}, but {program.spec.target.class_name} ties "
                     + listed(f"{alias} = {owner}" for alias, owner in ties.items()),
                     "untied-target",
                 )
@@ -231,7 +255,7 @@ def _check_ties(program: Program, env: Environment, ties: Mapping[str, str]) -> 
 
 
 def _written(program: Program, env: Environment, source: Pattern) -> list[str]:
-    """What becomes of one source tensor that no op touches."""
+    """The target names of one source tensor that no op changes."""
     if not source.is_name:
         return []
     rules = [r for r in program.rules if not r.steps and env.holds(r.when)]

@@ -1,4 +1,4 @@
-"""What a folder of a class contains."""
+"""What a class of Transformers says of itself: the tensors of its folders and the fields of its config."""
 
 from __future__ import annotations
 
@@ -8,8 +8,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ClassSignature:
-    """What a folder of the class holds. `shapes`: every tensor of the weights file, parameters and persistent buffers;
-    `ties`: a parameter that is not written, and the written one that it shares."""
+    """The tensors of a folder of the class. `shapes`: every tensor of the weights file, parameters and persistent buffers;
+    `ties`: alias -> owner, for parameters that share the owner's tensor and are not written."""
 
     shapes: Mapping[str, tuple[int, ...]]
     ties: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ConfigSchema:
+    """The fields of one config class. `declared` by the class and its bases; `looked_for`: undeclared names that the
+    model's code reads by `getattr`; `needed`: own fields of the class that change what a trained model computes;
+    `synonyms`: name -> declared name; `nested`: field -> schema of the config class that its mapping becomes."""
+
+    class_name: str
+    model_type: str
+    declared: tuple[str, ...]
+    looked_for: tuple[str, ...]
+    needed: tuple[str, ...]
+    synonyms: Mapping[str, str]
+    nested: Mapping[str, ConfigSchema]

@@ -1,9 +1,9 @@
-"""The two dialects of config.json, as one file that both generations of Transformers read alike.
+"""The two dialects of config.json: one file that both generations of Transformers read alike.
 
 Generation 4 reads `rope_theta`, `rope_scaling`, `num_experts` and `torch_dtype`; generation 5 writes `rope_parameters`,
-`num_local_experts` and `dtype`; each passes over words of the other without a complaint. `config_json` takes fields in
-either dialect and returns both; `read_config` takes a file of either and returns the flat one of generation 4. Values
-that contradict each other, and values that JSON does not have, are refused.
+`num_local_experts` and `dtype`; each silently ignores the other's fields. `config_json` takes fields in
+either dialect and returns both; `read_config` takes a file of either and returns the flat one of generation 4. Raises
+Refusal for values that contradict each other and values that JSON cannot represent.
 
 Sources: `configuration_utils.py`, `modeling_rope_utils.py` and the config classes of transformers 4.57.6, 5.0.0 and
 5.24.0.
@@ -35,8 +35,8 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_toke
 def config_json(fields: Mapping[str, Any], *, model_class: str, model_type: str, dtype: str) -> Fields:
     """The content of config.json for `fields` in either dialect; `dtype` is the element type of the weights file.
 
-    Raises Refusal: `contradictory-field` where two names of one thing differ, `wrong-type` where a nested field is no
-    mapping, `unwritable-value` for what is not JSON.
+    Raises Refusal: `contradictory-field` where two names of one thing differ, `wrong-type` where a nested field is not a
+    mapping, `unwritable-value` for a value that JSON cannot represent.
     """
     config = _flat(fields)
     if (parameters := _parameters(config, fields.get("rope_parameters") or {})) is not None:
@@ -76,7 +76,7 @@ def read_config(config: Mapping[str, Any]) -> Fields:
 
 
 def _flat(given: Mapping[str, Any]) -> Fields:
-    """Every field of `given` in the flat dialect, with what only `rope_parameters` or a synonym said."""
+    """Every field of `given` in the flat dialect, including values given only by `rope_parameters` or a synonym."""
     fields = {key: value for key, value in given.items() if key != "rope_parameters"}
     parameters = _mapping("rope_parameters", given.get("rope_parameters"))
     nested = FULL in parameters or SLIDING in parameters
@@ -101,16 +101,16 @@ def _flat(given: Mapping[str, Any]) -> Fields:
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
-    """A nested value; nothing counts as an empty one. Raises Refusal for any other value that is no mapping."""
+    """A nested mapping; None counts as empty. Raises Refusal: `wrong-type`."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        refuse("config.json", f"{name} is {value!r}, where a mapping belongs", "wrong-type", "or null")
+        refuse("config.json", f"{name} is {value!r}, but must be a mapping", "wrong-type", "or null")
     return value
 
 
 def _scaling(parameters: Mapping[str, Any]) -> Fields | None:
-    """What `parameters` say besides theta and share; None where that is the plain embedding."""
+    """`parameters` without theta and the rotary share; None for the plain embedding."""
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     rest = {k: v for k, v in parameters.items() if k not in ("rope_type", "type", THETA[0], SHARE[0])}
     kind = FORMER_KINDS.get(kind, kind)
@@ -118,7 +118,7 @@ def _scaling(parameters: Mapping[str, Any]) -> Fields | None:
 
 
 def _parameters(flat: Mapping[str, Any], given: Mapping[str, Any]) -> Fields | None:
-    """`rope_parameters` for flat fields; None where no theta is known, since the class's own default then holds."""
+    """`rope_parameters` for flat fields; None if theta is unknown, so that the class uses its own default."""
     if flat.get(THETA[0]) is None:
         return None
     scaling = dict(flat.get("rope_scaling") or {})
@@ -134,13 +134,13 @@ def _parameters(flat: Mapping[str, Any], given: Mapping[str, Any]) -> Fields | N
 
 
 def _agree(fields: Fields, name: str, value: Any) -> None:
-    """Give `fields` the value under `name`; refuse where it already holds another."""
+    """Set `fields[name]`. Raises Refusal if it has another value already."""
     if value is None:
         return
     held = fields.get(name)
     if held is not None and held != value:
-        refuse("config.json", f"{name} is {held!r} in one place and {value!r} in another", "contradictory-field",
-               "give it once; the other names and dialects of it are derived")  # fmt: skip
+        refuse("config.json", f"{name} has two values, {held!r} and {value!r}", "contradictory-field",
+               "give it once; its other names are derived")  # fmt: skip
     fields[name] = value
 
 
@@ -149,7 +149,7 @@ def _agree(fields: Fields, name: str, value: Any) -> None:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` as JSON returns it: text keys in order, lists for tuples. Raises Refusal for what JSON cannot hold."""
+    """`value` as JSON returns it: sorted string keys, lists for tuples. Raises Refusal: `unwritable-value`."""
     match value:
         case None | bool() | int() | str():
             return value
@@ -162,7 +162,7 @@ def _plain(value: Any, where: str) -> Any:
             return [_plain(item, where) for item in value]
     return refuse(
         "config.json",
-        f"{where} is {value!r}, which JSON cannot hold",
+        f"{where} is {value!r}, which cannot be written as JSON",
         "unwritable-value",
-        "a config holds finite numbers, texts, true, false, null, lists and mappings",
+        "a config value is a finite number, a string, true, false, null, a list or a mapping",
     )

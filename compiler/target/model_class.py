@@ -1,12 +1,12 @@
-"""What a class of Transformers expects: its model type, the tensors it writes to disk, the fields its config takes.
+"""A model class of Transformers: its model type, the tensors it writes to disk, the fields of its config.
 
-The layout of a target is what `save_pretrained` of the class writes, which in generation 5 is not what the model holds
-in memory: experts are fused on loading and come apart again on saving. A class is therefore built on the meta device,
-where it costs no memory, and its names go through the same reverse conversion that saving uses. Unknown classes and
-configs that the class does not accept are refused.
+The layout of a target is what `save_pretrained` writes. In generation 5 that differs from the model in memory, whose
+experts are fused on loading and split again on saving. So the class is built on the meta device, without memory for
+its weights, and its names go through the conversion that saving uses. Raises Refusal for unknown classes and for
+configs that the class rejects.
 
-Nothing here imports torch or transformers before it must. What differs between generations stands in the last section,
-and follows `modeling_utils.py`, `configuration_utils.py` and `core_model_loading.py` of transformers 4.57.6, 5.0.0 and
+torch and transformers are imported where they are used. The last section has what differs between generations; it
+follows `modeling_utils.py`, `configuration_utils.py` and `core_model_loading.py` of transformers 4.57.6, 5.0.0 and
 5.24.0.
 """
 
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from compiler.diagnostics import nearest, refuse
-from compiler.target.class_signature import ClassSignature
+from compiler.target.class_signature import ClassSignature, ConfigSchema
 from compiler.target.config_dialects import EXPERTS, SHARE, THETA, json_text, read_config
 
 # Fields that any config may hold although newer base classes leave them to the model's own.
@@ -38,9 +38,13 @@ COMMON_FIELDS = {
     "eos_token_id": None, "model_type": None, "pad_token_id": None, "tie_word_embeddings": True, "torch_dtype": None,
     "num_labels": 2, "transformers_version": None, "use_cache": True,
 }  # fmt: skip
-# A config class may take fields out of its `kwargs`, and a model may look for fields that the config class never names.
+# A config class may read fields from `kwargs`, and a model may read fields that the config class does not declare.
 _TAKEN = re.compile(r"""kwargs\.(?:pop|get|setdefault)\(\s*["'](\w+)["']""")
 _LOOKED_FOR = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
+# Fields for training, generation and initialization: their defaults do not change what a converted model computes.
+_UNNEEDED = re.compile(
+    r"initial|_std$|_range$|dropout|drop_path|drop_rate|layerdrop|pdrop|^init_|_token(_id)?$|^use_cache$|loss|^tie_|pretraining"
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -65,7 +69,8 @@ def model_type(model_class: str) -> str:
 
 
 @cache
-def _package() -> Path:
+def package_folder() -> Path:
+    """The folder of the installed transformers, found without importing it. Raises Refusal: `missing-package`."""
     # find_spec finds a top-level package without running it.
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
@@ -77,7 +82,7 @@ def _package() -> Path:
 def _model_types() -> Mapping[str, tuple[str, ...]]:
     """Class name -> the model types that the auto classes map to it."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    tree = ast.parse((_package() / "models/auto/modeling_auto.py").read_text(encoding="utf-8"))
+    tree = ast.parse((package_folder() / "models/auto/modeling_auto.py").read_text(encoding="utf-8"))
     for node in tree.body:
         match node:
             case ast.Assign(targets=[ast.Name(id=table)], value=ast.Call(args=[ast.List(elts=pairs)])):
@@ -95,7 +100,7 @@ def _model_types() -> Mapping[str, tuple[str, ...]]:
 
 
 def _defines(folder: str, model_class: str) -> bool:
-    files = (_package() / "models" / folder).glob("modeling_*.py")
+    files = (package_folder() / "models" / folder).glob("modeling_*.py")
     return any(f"\nclass {model_class}(" in file.read_text(encoding="utf-8") for file in files)
 
 
@@ -113,7 +118,7 @@ def signature(model_class: str, config: Mapping[str, Any]) -> ClassSignature:
 
 
 def signature_of(found: Any, config: Mapping[str, Any]) -> ClassSignature:
-    """The same for a class at hand."""
+    """`signature` of a class object."""
     with _quiet():
         model = build(found, config)
         try:
@@ -123,14 +128,50 @@ def signature_of(found: Any, config: Mapping[str, Any]) -> ClassSignature:
 
 
 def config_fields(model_class: str) -> Mapping[str, Any]:
-    """Every field that the config of `model_class` takes, with the default of the class (None where it computes one).
+    """Every field that the config of `model_class` accepts, with the class's default (None if it is computed).
 
-    The words of both dialects are in it: where the class takes `rope_parameters`, also `rope_theta` and `rope_scaling`.
+    Both dialects are included: where the class has `rope_parameters`, also `rope_theta` and `rope_scaling`.
     Raises Refusal: `unknown-class`.
     """
     cls = class_of(model_class)
-    config_class = cls.config_class
-    fields = COMMON_FIELDS | dict.fromkeys(_LOOKED_FOR.findall(inspect.getsource(sys.modules[cls.__module__])))
+    return dict.fromkeys(_looked_for(cls)) | _declared_fields(cls.config_class)
+
+
+def config_schema(model_class: str) -> ConfigSchema:
+    """The fields of the config of `model_class` and of its nested configs. Raises Refusal: `unknown-class`."""
+    cls = class_of(model_class)
+    with _quiet():
+        return _schema(cls.config_class, _looked_for(cls))
+
+
+def _schema(config_class: Any, looked_for: Iterable[str]) -> ConfigSchema:
+    declared = _declared_fields(config_class)
+    bases = config_class.__mro__[:-1]
+    common = {name for base in bases if ".models." not in base.__module__ for name in _declared(base)}
+    own = {name for base in bases for name in _declared(base)} - common
+    nested = {}
+    for name, sub in (getattr(config_class, "sub_configs", None) or {}).items():
+        # `AutoConfig` stands for any class; the default is an instance of the one that is usual.
+        known = sub if hasattr(sub, "attribute_map") else type(getattr(config_class(), name, None))
+        if hasattr(known, "attribute_map"):
+            nested[name] = _schema(known, looked_for)
+    return ConfigSchema(
+        class_name=config_class.__name__,
+        model_type=config_class.model_type,
+        declared=tuple(sorted(declared)),
+        looked_for=tuple(sorted({*looked_for} - declared.keys())),
+        needed=tuple(sorted(name for name in own if name not in nested and not _UNNEEDED.search(name))),
+        synonyms=dict(config_class.attribute_map),
+        nested=nested,
+    )
+
+
+def _looked_for(cls: Any) -> list[str]:
+    return _LOOKED_FOR.findall(inspect.getsource(sys.modules[cls.__module__]))
+
+
+def _declared_fields(config_class: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = dict(COMMON_FIELDS)
     for base in reversed(config_class.__mro__[:-1]):
         fields |= _declared(base)
     pairs = [*config_class.attribute_map.items(), *([EXPERTS] if fields.keys() & set(EXPERTS) else [])]
@@ -154,19 +195,19 @@ def different(held: Any, config: Mapping[str, Any]) -> Mapping[str, tuple[Any, A
 
 
 def _holds(value: Any, wanted: Any) -> bool:
-    """Whether `value` is `wanted`, or a nested config that says at least that."""
+    """Whether `value` equals `wanted`, or is a nested config that contains it."""
     if isinstance(value, Mapping) and isinstance(wanted, Mapping):
         return all(_holds(value.get(key), item) for key, item in wanted.items())
     return bool(value == wanted)
 
 
 def class_of(model_class: str) -> Any:
-    _package()
+    package_folder()
     import transformers
 
     found = getattr(transformers, model_class, None)
     if getattr(found, "config_class", None) is None:
-        hint = nearest(model_class, _model_types()) or "it is the name of a class, as in a config's `architectures`"
+        hint = nearest(model_class, _model_types()) or "it must be a class name, as in `architectures` of a config.json"
         message = f"transformers {transformers.__version__} has no model class of this name"
         refuse(model_class, message, "unknown-class", hint)
     return found
@@ -201,7 +242,7 @@ def _signature(model: Any) -> ClassSignature:
     ties = _shared(model, state)
     kept = {name: tensor for name, tensor in state.items() if name not in ties}
     written = _on_disk(model, kept)
-    # An alias has no tensor to convert; what becomes of its name is what becomes of it alone.
+    # An alias has no tensor to convert; its name is converted on its own.
     names = {name: next(iter(_on_disk(model, {name: state[name]}))) for pair in ties.items() for name in pair}
     return ClassSignature(
         shapes={name: tuple(tensor.shape) for name, tensor in sorted(written.items())},
@@ -210,7 +251,7 @@ def _signature(model: Any) -> ClassSignature:
 
 
 def _shared(model: Any, state: Mapping[str, Any]) -> dict[str, str]:
-    """Alias -> owner among the names of `state` that are one tensor, where the owner is the one that saving keeps."""
+    """Alias -> owner among the names of `state` that share a tensor; the owner is the name that saving writes."""
     groups: defaultdict[int, list[str]] = defaultdict(list)
     for name in state:
         groups[id(model.get_parameter_or_buffer(name))].append(name)
@@ -226,7 +267,7 @@ def _shared(model: Any, state: Mapping[str, Any]) -> dict[str, str]:
 def _unbuildable(model_class: str, error: Exception) -> NoReturn:
     text = " ".join(str(error).split()) or type(error).__name__
     refuse(model_class, f"the class does not accept this config: {text}", "unbuildable-target",
-           "the message is that of Transformers; compare the fields with those of the class")  # fmt: skip
+           "the message comes from Transformers; compare the fields with its config class")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,7 +283,7 @@ def _tied_patterns(model: Any) -> Iterable[str]:
 
 
 def _on_disk(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` as saving writes it: generation 5 undoes the conversion of loading, generation 4 has none."""
+    """`state` as saving writes it: generation 5 reverses the conversion of loading, generation 4 has none."""
     renamed: dict[str, Any] = dict(state)
     if hasattr(model, "_fix_state_dict_keys_on_save"):
         return dict(model._fix_state_dict_keys_on_save(renamed))
@@ -252,8 +293,8 @@ def _on_disk(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _declared(config_class: type) -> dict[str, Any]:
-    """The fields that one class of a config's ancestry takes: those of a dataclass in the newest versions, else the
-    arguments of `__init__`; and in either, what it takes out of its `kwargs`."""
+    """The fields that one class of a config's ancestry declares: dataclass fields in the newest versions, else arguments of
+    `__init__`; in both cases also the names it reads from `kwargs`."""
     found: dict[str, Any] = {}
     if dataclasses.is_dataclass(config_class):
         found = {f.name: _default(f) for f in dataclasses.fields(config_class) if f.init}
@@ -261,7 +302,7 @@ def _declared(config_class: type) -> dict[str, Any]:
         arguments = inspect.signature(config_class).parameters.values()
         named = [a for a in arguments if a.kind is not a.VAR_KEYWORD]
         found = {a.name: None if a.default is a.empty else a.default for a in named}
-    # The base classes take many words of their own this way, none of them a field of a model.
+    # The base classes read names from `kwargs` too, but none is a field of a model.
     own = inspect.getsource(config_class) if ".models." in config_class.__module__ else ""
     return dict.fromkeys(_TAKEN.findall(own)) | found
 
@@ -274,7 +315,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers says on standard error much that a person who compiles has no use for."""
+    """Silences the warnings of Transformers."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -287,7 +328,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def imported(files: Mapping[str, str], module: str) -> Iterator[Any]:
-    """The module `module` of a package made of `files`; gone again afterwards."""
+    """The module `module` of a temporary package made of `files`."""
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
         place = Path(name)
         package = f"mapspec_rendered_{place.name.rsplit('_', 1)[-1]}"

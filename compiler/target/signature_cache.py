@@ -13,31 +13,36 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from compiler.target.class_signature import ClassSignature
+from compiler.target.class_signature import ClassSignature, ConfigSchema
 
 Json = Any
 # Fields of a config.json that change neither the names nor the shapes of its tensors.
 _WITHOUT_EFFECT = frozenset(("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"))
 
 
-def config_fields(model_class: str) -> Collection[str]:
-    """The names of `target.config_fields`. Raises Refusal: `unknown-class`."""
+def config_schema(model_class: str) -> ConfigSchema:
+    """`model_class.config_schema`, cached. Raises Refusal: `unknown-class`."""
 
     def ask() -> Json:
         from compiler.target import model_class as target
 
-        return sorted(target.config_fields(model_class))
+        return asdict(target.config_schema(model_class))
 
-    names: list[str] = _recall(["fields", model_class], ask)
-    return names
+    return _config_schema(_recall(["config", model_class], ask))
+
+
+def _config_schema(answer: Json) -> ConfigSchema:
+    nested = {name: _config_schema(inner) for name, inner in answer["nested"].items()}
+    names = {key: tuple(answer[key]) for key in ("declared", "looked_for", "needed")}
+    return ConfigSchema(**{**answer, **names, "nested": nested})
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,8 @@ def _releases() -> tuple[str, ...]:
 
 @cache
 def _source() -> str:
-    """A digest of the modules that turn a class into an answer."""
+    """A digest of the modules that compute signatures."""
     found = hashlib.sha256()
-    for name in ("model_class.py", "config_dialects.py", "signature_cache.py"):
+    for name in ("model_class.py", "class_signature.py", "config_dialects.py", "signature_cache.py"):
         found.update((Path(__file__).parent / name).read_bytes())
     return found.hexdigest()

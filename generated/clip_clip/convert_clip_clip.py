@@ -172,6 +172,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.vision_width = shapes["visual.class_embedding"][0]
     f.vision_ffn = shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0]
     f.vision_layers = count(shapes, r"visual\.transformer\.resblocks\.(?P<i>\d+)\.ln_1\.weight")
+    f.channels = shapes["visual.conv1.weight"][1]
     f.patch_size = shapes["visual.conv1.weight"][2]
     f.side = int((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
     if not (f.text_width % f.head_width == 0 and f.vision_width % f.head_width == 0):
@@ -195,6 +196,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
             "max_position_embeddings": f.context_length,
             "projection_dim": f.embed_dim,
             "hidden_act": f.hidden_act,
+            "layer_norm_eps": 1e-05,
             "bos_token_id": 0,
             "eos_token_id": 2,
             "pad_token_id": 1,
@@ -207,8 +209,10 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
             "num_attention_heads": f.vision_width // f.head_width,
             "image_size": f.side * f.patch_size,
             "patch_size": f.patch_size,
+            "num_channels": f.channels,
             "projection_dim": f.embed_dim,
             "hidden_act": f.hidden_act,
+            "layer_norm_eps": 1e-05,
         },
     }
 

@@ -205,6 +205,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("n_head does not fit attn.qkv")
     if shapes["transformer.h.0.attn.proj.weight"][1] != f.q_rows:
         raise SystemExit("n_head does not fit attn.proj")
+    if f.n_embd != f.q_rows:
+        raise SystemExit("the class has heads of n_embd / n_head")
     return f
 
 

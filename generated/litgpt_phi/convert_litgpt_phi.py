@@ -191,7 +191,7 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         and (not f.scale_embeddings)
     ):
         raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
-    if f.n_embd % f.n_head != 0:
+    if f.n_embd != f.q_rows:
         raise SystemExit("n_head does not divide n_embd")
     if f.n_head % f.n_query_groups != 0:
         raise SystemExit("the number of query groups does not divide n_head")

@@ -102,7 +102,7 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
         main(["explain", "claimed-twice"])
     said = capsys.readouterr().out
     assert done.value.code == 0
-    assert "Order never decides" in said
+    assert "The order of rules has no meaning" in said
     assert "both claim" in said
     with pytest.raises(SystemExit) as done:
         main(["explain", "claimed-twise"])

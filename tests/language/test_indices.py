@@ -101,4 +101,4 @@ def test_what_folds_or_opens_has_no_guard(tmp_path: Path) -> None:
 
 def test_a_guard_of_no_name_is_told(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SPEC.replace("{GUARDS}", GUARDS[:-1] + ", more: more > 1}"))
-    assert "no name holds the index {more}" in "\n".join(map(str, lint(load_program(str(tmp_path / "small.yaml")))))
+    assert "no name uses the index {more}" in "\n".join(map(str, lint(load_program(str(tmp_path / "small.yaml")))))

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from compiler.diagnostics import Refusal, Report, Span
 from compiler.language.document import Mapping, Node, Scalar, Sequence, plain, read_document, scalar_value
-from compiler.language.expression import FUNCTIONS, parse_expr
-from compiler.language.expression_value import PURE
+from compiler.language.expression import FUNCTIONS, PURE, parse_expr
 from compiler.language.name_pattern import Hole, Pattern
 from compiler.language.name_pattern_overlap import common_name
 from compiler.language.name_pattern_parser import parse_pattern

@@ -75,7 +75,7 @@ FP8 = torch.float8_e4m3fn
 # name -> what is done to the tensors, the fields of the config that change, the kind, a word of the message
 CASES: dict[str, tuple[Callable[[Tensors], Any], dict[str, Any], str, str]] = {
     "a layer is missing": (lambda t: {n: x for n, x in t.items() if "layers.1." not in n}, {}, "config-mismatch", "layers.1."),
-    "a layer too many": (lambda t: t | EXTRA, {}, "config-mismatch", "the checkpoint says 3"),
+    "a layer too many": (lambda t: t | EXTRA, {}, "config-mismatch", "the checkpoint has 3"),
     "a gap": (lambda t: renamed(t, lambda n: n.replace("layers.1.", "layers.3.")), {}, "index-gap", "layers.1"),
     "padded indices": (lambda t: renamed(t, lambda n: n.replace("layers.1.", "layers.01.")), {}, "padded-index", "01"),
     "an index of 5000 digits": (lambda t: t | {UP.replace("0", "9" * 5000): t[UP]}, {}, "padded-index", "999"),
@@ -84,8 +84,8 @@ CASES: dict[str, tuple[Callable[[Tensors], Any], dict[str, Any], str, str]] = {
     "two sources of one name": (lambda t: t | {"module.lm_head.weight": t["lm_head.weight"] + 1}, {}, "mixed-prefix", "lm_head"),
     "half of the names wrapped": (lambda t: renamed(t, lambda n: "module." * ("1" in n) + n), {}, "mixed-prefix", "module"),
     "tied config, other weights": (lambda t: t, {"tie_word_embeddings": True}, "untied-weights", "lm_head.weight"),
-    "a padded vocabulary": (lambda t: t, {"vocab_size": 30}, "config-mismatch", "the checkpoint says 32"),
-    "wrong ffn": (lambda t: t, {"intermediate_size": 48}, "config-mismatch", "the checkpoint says 24"),
+    "a padded vocabulary": (lambda t: t, {"vocab_size": 30}, "config-mismatch", "the checkpoint has 32"),
+    "wrong ffn": (lambda t: t, {"intermediate_size": 48}, "config-mismatch", "the checkpoint has 24"),
     "heads that do not divide": (lambda t: t, {"num_attention_heads": 3}, "unmet-requirement", "num_attention_heads"),
     "heads that are many": (lambda t: t, {"num_attention_heads": 10**18}, "unmet-requirement", "num_attention_heads"),
     "10**40 layers": (lambda t: t, {"num_hidden_layers": 10**40}, "config-mismatch", "num_hidden_layers"),

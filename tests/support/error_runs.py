@@ -457,10 +457,14 @@ def misread_field() -> str:
 
 
 def missing_package() -> str:
-    for known in (model_class._package, model_class._model_types):
+    for known in (model_class.package_folder, model_class._model_types):
         known.cache_clear()
     held("importlib.util.find_spec", lambda name: None)
     return RUN
+
+
+def config_value() -> str:
+    return RUN + " --set rope_theta=-1"
 
 
 def no_device() -> str:

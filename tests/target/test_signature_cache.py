@@ -27,7 +27,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The questions that reach a class; the folder of the answers is `tmp_path`."""
     found: list[str] = []
     monkeypatch.setenv("MAPSPEC_CACHE", str(tmp_path))
-    for name in ("signature", "config_fields"):
+    for name in ("signature", "config_schema"):
 
         def noted(*arguments: object, real: object = getattr(model_class, name), name: str = name) -> object:
             found.append(name)
@@ -41,10 +41,8 @@ def test_a_second_question_asks_no_class(asked: list[str]) -> None:
     first = ask(SMALL)
     assert ask(SMALL) == first == model_class.signature("LlamaForCausalLM", SMALL)
     assert first.ties == {"lm_head.weight": "model.embed_tokens.weight"}
-    assert list(signature_cache.config_fields("LlamaForCausalLM")) == list(
-        signature_cache.config_fields("LlamaForCausalLM")
-    )
-    assert asked == ["signature", "signature", "config_fields"]  # the second of the three is this test's own
+    assert signature_cache.config_schema("LlamaForCausalLM") == signature_cache.config_schema("LlamaForCausalLM")
+    assert asked == ["signature", "signature", "config_schema"]  # the second of the three is this test's own
 
 
 def test_another_question_or_release_is_asked(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,14 +70,14 @@ def test_nothing_is_kept_of_releases_in_development_or_where_nothing_shall_be(
     asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signature_cache, "_releases", lambda: ("5.0.0.dev0", "2.13.0"))
-    signature_cache.config_fields("LlamaForCausalLM")
+    signature_cache.config_schema("LlamaForCausalLM")
     monkeypatch.undo()
     monkeypatch.setenv("MAPSPEC_CACHE", "")
-    signature_cache.config_fields("LlamaForCausalLM")
+    signature_cache.config_schema("LlamaForCausalLM")
     blocked = tmp_path / "file"
     blocked.touch()
     monkeypatch.setenv("MAPSPEC_CACHE", str(blocked / "folder"))  # no folder can be made there
-    signature_cache.config_fields("LlamaForCausalLM")
+    signature_cache.config_schema("LlamaForCausalLM")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
