@@ -29,6 +29,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the key {name[:80]!r} stands there twice")
+            raise ValueError(f"the key {name[:80]!r} occurs twice")
         found[name] = value
     return found

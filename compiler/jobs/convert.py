@@ -97,7 +97,7 @@ def write(
             return
         with stoppable(), output:
             if output.done:
-                say("all was written; it has its name now")
+                say("everything was written already; moved it to its final name")
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)

@@ -1,4 +1,4 @@
-"""What a converted folder says of itself: `README.md` for people, `mapspec.json` for tools.
+"""The two descriptions in a converted folder: `README.md` for people, `mapspec.json` for tools.
 
 Takes a Plan, its checkpoint and, with `digests`, the written folder; returns texts. Both are the same for the same
 input, name files without their folders and hold no time. Digests are not free, since they read every byte once more.
@@ -24,8 +24,8 @@ from compiler.resources import folder
 
 MANIFEST, CARD = "mapspec.json", "README.md"
 UNVERIFIED = (
-    "The bytes were placed by a spec whose compilation proves names and shapes against the class. The model was not "
-    "run; `compile verify` holds it to its source."
+    "mapspec converted the weights by a spec whose names and shapes were proven against the class. The model was not "
+    "run; `compile verify` compares it with its source."
 )
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "intermediate_size", "max_position_embeddings")  # fmt: skip
@@ -65,11 +65,11 @@ def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None) ->
 
 
 def record(place: Path, proof: Mapping[str, Any]) -> None:
-    """Write into card and manifest of a folder what `verify` found: its text and its numbers."""
+    """Write the result of `verify`, its text and numbers, into the card and the manifest of a folder."""
     text = (place / CARD).read_text(encoding="utf-8")
     content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     content["verified"] = {name: value for name, value in proof.items() if name != "text"}
-    text = text.replace(UNVERIFIED, f"The folder was held to its source: it {proof['text']}.")
+    text = text.replace(UNVERIFIED, f"The folder was compared with its source: it {proof['text']}.")
     for name, new in ((CARD, text), (MANIFEST, _json(content))):
         draft = place / f".{name}.draft"
         draft.write_text(new, encoding="utf-8")
@@ -81,22 +81,22 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def spec_digest(plan: Plan) -> str:
-    """The SHA-256 of what a spec says, whatever its layout and comments."""
+    """The SHA-256 of a spec's content, independent of its layout and comments."""
     plain = document.plain(plan.program.spec.root)
     return hashlib.sha256(json.dumps(plain, ensure_ascii=True, default=str).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-def own_words(place: Path) -> bool:
-    """Whether a folder that is written again has a README.md that is not of this kind, and stays."""
+def has_own_readme(place: Path) -> bool:
+    """Whether a folder has a README.md that mapspec did not write, and that is therefore kept."""
     path = place / CARD
     return path.is_file() and b"of mapspec " not in path.read_bytes()
 
@@ -117,7 +117,7 @@ def _template() -> Any:
 
 
 def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str]) -> str:
-    """The text of README.md. `files`: the names of what lies beside the weights."""
+    """The text of README.md. `files`: the names of the files next to the weights."""
     spec = plan.program.spec
     causal = spec.target.class_name.endswith("ForCausalLM")
     ignored: dict[str, list[str]] = {}

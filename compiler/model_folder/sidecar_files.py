@@ -1,4 +1,4 @@
-"""The files beside the weights of a folder: configs, code, index, tokenizer, and what the folder says of itself.
+"""The files next to the weights of a folder: configs, code, index, tokenizer, card and manifest.
 
 Takes a Plan and its checkpoint; writes into an output that is not finished yet.
 """
@@ -30,11 +30,11 @@ def write(
     output: AtomicOutput,
     say: Callable[[str], None],
 ) -> None:
-    """Write everything but the weights of `parts` into the folder of `output`, and remove from it what is neither. The
-    tokenizer is the `given` one, or what lies beside the `source`. Raises Refusal, OSError."""
+    """Write everything but the weights of `parts` into the folder of `output`, and remove other files from it. The
+    tokenizer is the `given` one, or the one next to the `source`. Raises Refusal, OSError."""
     output.place.mkdir(exist_ok=True)
     if output.journal.total:
-        say(f"{output.journal.total:,} bytes of an earlier run are there and as they were written")
+        say(f"{output.journal.total:,} bytes of an earlier run are unchanged and are reused")
     for old in output.place.iterdir():
         if old.name not in {file.name for file in parts}:
             old.unlink()
@@ -43,21 +43,21 @@ def write(
     tokenizer = assemble.complete_tokenizer(files, plan.config, special, plan.places, say, named=named)
     for line in assemble.lint(tokenizer, plan.config):
         say(line)
-    found = {**texts(plan, assemble.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
+    written = {**texts(plan, assemble.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
     if len(parts) > 1:
-        found[safetensors_layout.INDEX] = safetensors_layout.index_json(parts, plan.targets)
-    found[card.MANIFEST] = card.manifest(plan, checkpoint)
-    if not card.own_words(output.path):
-        found[card.CARD] = card.card(plan, checkpoint, [*found, *tokenizer.copies])
-    for name, text in found.items():
+        written[safetensors_layout.INDEX] = safetensors_layout.index_json(parts, plan.targets)
+    written[card.MANIFEST] = card.manifest(plan, checkpoint)
+    if not card.has_own_readme(output.path):
+        written[card.CARD] = card.card(plan, checkpoint, [*written, *tokenizer.copies])
+    for name, text in written.items():
         (output.place / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be Unicode
     for name, file in tokenizer.copies.items():
         shutil.copyfile(file, output.place / name)
 
 
 def texts(plan: Plan, generation: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
-    """The files beside the weights: config.json in both dialects, generation_config.json (with more fields, where only
-    the tokenizer knows them), the code of path B."""
+    """config.json in both dialects, generation_config.json (with token ids that only the tokenizer has) and the code
+    of path B, by file name."""
     from compiler.render.remote_code import from_spec
     from compiler.target import model_class as target
 
@@ -70,7 +70,7 @@ def texts(plan: Plan, generation: Mapping[str, Any] = MappingProxyType({})) -> d
     if spec.target.remote_code:
         config["auto_map"] = from_spec.auto_map_of(spec)
         code = from_spec.code(spec)
-    found = {"config.json": config_dialects.json_text(config), **code}
+    written = {"config.json": config_dialects.json_text(config), **code}
     if fields := config_dialects.generation_json({**plan.config, **generation}):
-        found["generation_config.json"] = config_dialects.json_text(fields)
-    return found
+        written["generation_config.json"] = config_dialects.json_text(fields)
+    return written

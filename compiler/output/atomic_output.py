@@ -77,46 +77,50 @@ class AtomicOutput:
     def _check(self) -> None:
         name = str(self.given)
         if self.path.is_symlink():  # what is left of one once it was followed
-            refuse(name, "it is a link that leads nowhere", "output-unwritable", "remove it")
+            refuse(name, "it is a broken link", "output-unwritable", "remove it")
         longest = os.pathconf(next(p for p in (*self.path.parents, self.path) if p.is_dir()), "PC_NAME_MAX")
         if len(os.fsencode(self.hidden.name)) > longest:
             room = longest - len(os.fsencode(self.hidden.name)) + len(os.fsencode(self.path.name))
             refuse(
-                name, f"its name is too long: at most {room} bytes, so that a name beside it fits", "output-unwritable"
+                name,
+                f"its name is too long: at most {room} bytes, because the temporary folder's name is longer",
+                "output-unwritable",
             )
         if self.hidden.is_symlink():
             refuse(
                 name,
-                f"{self.hidden} is a link; a run writes there what its output will be",
+                f"{self.hidden} is a link, and the run would write its temporary files through it",
                 "output-unwritable",
                 "remove it",
             )
         if _is_full(self.path) and not self.force and not self.resume:
             what = "output folder is not empty" if self.path.is_dir() else "output file exists"
-            refuse(name, f"the {what}", "output-exists", "choose another, or --force to write it anew")
+            refuse(name, f"the {what}", "output-exists", "choose another, or overwrite it with --force")
         if self.path.exists() and not (self.path.is_dir() if self.folder else self.path.is_file()):
-            what = "a folder is made, and this is none" if self.folder else "one file is made, and this is none"
+            what = (
+                "the output is a folder, but this is a file"
+                if self.folder
+                else "the output is one file, but this is not one"
+            )
             hint = f"name it: {self.given / 'x.pth'}" if self.path.is_dir() else "choose another"
             refuse(name, what, "output-exists", hint)
         if os.path.ismount(self.path):
             hint = f"choose a folder in it, such as {self.given / 'model'}"
-            refuse(
-                name, "another file system is mounted here, which cannot be replaced whole", "output-unwritable", hint
-            )
+            refuse(name, "it is a mount point, which cannot be replaced in one step", "output-unwritable", hint)
         parent = self.path.parent
         existing = next(p for p in (parent, *parent.parents) if p.exists())
         if not existing.is_dir():
             refuse(name, f"{existing} is a file, not a folder", "output-unwritable")
         if not os.access(existing, os.W_OK | os.X_OK):
-            refuse(name, f"nothing may be written in {existing}", "output-unwritable", "check its permissions")
+            refuse(name, f"no permission to write in {existing}", "output-unwritable", "check its permissions")
 
     def check_room(self, size: int) -> None:
         """Refuse `size` bytes where the disk has no room for them beside what is already there. Raises Refusal."""
         files = self.place.iterdir() if self.place.is_dir() else ()
-        there = sum(file.stat().st_blocks * 512 for file in files)
+        written = sum(file.stat().st_blocks * 512 for file in files)
         free = shutil.disk_usage(next(p for p in (self.hidden, *self.hidden.parents) if p.exists())).free
-        if size - there > free:
-            message = f"it needs {size - there:,} bytes, the disk has {free:,} free"
+        if size - written > free:
+            message = f"it needs {size - written:,} bytes, the disk has {free:,} free"
             refuse(str(self.given), message, "disk-full", "free some space or write to another disk")
 
     def replaces(self, file: Path) -> bool:
@@ -181,7 +185,7 @@ class AtomicOutput:
                 continue
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 os.close(handle)
-                refuse(str(self.lock), "it is no file", "output-unwritable", "remove it")
+                refuse(str(self.lock), "not a regular file", "output-unwritable", "remove it")
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -201,12 +205,12 @@ class AtomicOutput:
     def _take_over(self) -> None:
         """Continue the unfinished run that is there, or clear it away. Raises Refusal."""
         fingerprint = self.journal.recall()
-        hint = "repeat its command with --resume to continue it, or give --force without --resume to begin anew"
+        hint = "repeat its command with --resume to continue it, or give --force without --resume to start again"
         if self.journal.total and fingerprint != self.fingerprint and self.resume:
             message = "the unfinished run had another source, spec or setting"
             refuse(str(self.given), message, "resume-mismatch", hint)
         if self.journal.total and not self.resume and not self.force:
-            message = f"an unfinished run has left {self.journal.total:,} bytes that can be used"
+            message = f"an unfinished run left {self.journal.total:,} bytes that can be used"
             refuse(str(self.given), message, "unfinished-output", hint)
         self.ours = True
         if not self.journal.total or not self.resume:
@@ -227,10 +231,10 @@ class AtomicOutput:
     def left(self) -> str:
         """What a run that did not come to its end has left."""
         if self.mark.exists():
-            return "all was written; the same command with --resume gives it its name"
+            return "everything is written; run the same command with --resume to move it to its final name"
         if self.ours and self.journal.path.exists():
-            others = " of this process and more of the others" if len(self._journals()) > 1 else ""
-            return f"{self.journal.total:,} bytes{others} are kept; the same command with --resume goes on from there"
+            others = " of this process, and more of the other ranks," if len(self._journals()) > 1 else ""
+            return f"{self.journal.total:,} bytes{others} are kept; run the same command with --resume to continue"
         return "nothing was written under the final name"
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -239,7 +243,7 @@ class AtomicOutput:
         """Make what was written durable and give it its name. Raises Refusal and OSError."""
         if self.resume and not self.force and _is_full(self.path):
             if not self._same():
-                refuse(str(self.given), "it holds something else than this run makes", "output-exists", "use --force")
+                refuse(str(self.given), "its content differs from what this run writes", "output-exists", "use --force")
             return
         for path in (*self.place.rglob("*"), self.place, self.place.parent):
             sync(path)

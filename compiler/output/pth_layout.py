@@ -1,4 +1,4 @@
-"""Lays a `.pth` out as torch.save writes it, before a byte of its tensors is there; torch is not imported.
+"""Computes the layout of a `.pth` as torch.save writes it, before any tensor is written; torch is not imported.
 
 Format: a zip without compression that holds `data.pkl` (a pickled OrderedDict whose tensors refer to storages by key)
 and one record per storage under `data/`, each aligned to 64 bytes (torch/serialization.py, `_save`). The order of
@@ -34,7 +34,7 @@ _STORAGES = {dtype: name for name, dtype in STORAGE_TYPES.items() if name != "Un
 
 @dataclass(frozen=True)
 class PthRecord:
-    """One record of the zip: its header lies at `header`, its `size` bytes at `start`."""
+    """One record of the zip: its header starts at byte `header`, its `size` data bytes at `start`."""
 
     name: bytes
     header: int
@@ -61,7 +61,7 @@ class PthRecord:
 
 @dataclass(frozen=True)
 class PthFile:
-    """A file to be: `offsets` says where the bytes of each target go; what lies between is `finish`'s."""
+    """A file before it is written: `offsets` gives the place of each target's bytes; `finish` writes the rest."""
 
     records: tuple[PthRecord, ...]
     offsets: dict[str, int]
@@ -111,7 +111,7 @@ def lay_out(name: str, targets: Sequence[TargetTensor]) -> PthFile:
 
 
 def _end(start: int, length: int, count: int) -> bytes:
-    """The end of the zip: where the table of contents lies."""
+    """The end records of the zip, which point to the table of contents."""
     wide = _END64.pack(b"PK\6\6", _END64.size - 12, _VERSION, _VERSION, 0, 0, count, count, length, start)
     locator = _LOCATOR64.pack(b"PK\6\7", 0, start + length, 1)
     count, length, start = min(count, _FULL16), min(length, _FULL32), min(start, _FULL32)
