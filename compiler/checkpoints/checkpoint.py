@@ -34,7 +34,8 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them."""
+    """The content of a checkpoint. `files` hold its tensors, `indexes` (also `.metadata`) say which file holds which.
+    `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them."""
 
     path: Path
     tensors: Mapping[str, Tensor | Joined]
@@ -42,6 +43,7 @@ class Checkpoint:
     notes: tuple[str, ...]
     files: tuple[Path, ...]
     checksums: Mapping[tuple[Path, int, int], int] = field(default_factory=dict, repr=False)
+    indexes: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -53,6 +55,7 @@ class _Opened:
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     checksums: dict[tuple[Path, int, int], int] = field(default_factory=dict)
+    indexes: list[Path] = field(default_factory=list)
 
     def absorb(self, other: _Opened) -> None:
         self.tensors |= other.tensors
@@ -60,6 +63,7 @@ class _Opened:
         self.notes += [note for note in other.notes if note not in self.notes]
         self.files += other.files
         self.checksums |= other.checksums
+        self.indexes += other.indexes
 
 
 @uncollected()
@@ -166,7 +170,8 @@ def _open_distributed(path: Path, root: str | None, nested: bool) -> _Opened:
     tree = (shared if isinstance(shared, dict) else {}) | source.tree
     inside = Contents(tree, str(path), root, nested)
     tensors = {name: source.locate(name, view) for name, view in inside.named.items()}
-    return _Opened(tensors, inside.objects, inside.notes, source.files, source.checksums)
+    indexes = [path, common] if shared is not None else [path]
+    return _Opened(tensors, inside.objects, inside.notes, source.files, source.checksums, indexes)
 
 
 def _open_index(path: Path) -> _Opened:
@@ -190,6 +195,7 @@ def _open_index(path: Path) -> _Opened:
             report.add(span, f"it lacks tensors that {shard.name} holds: {listed(map(shown, unknown))}", "bad-index")
         united.absorb(part)
     report.settle()
+    united.indexes.append(path)
     return united
 
 
@@ -233,4 +239,5 @@ def _unwrap(path: Path, united: _Opened) -> Checkpoint:
         (*united.notes, *notes),
         tuple(united.files),
         MappingProxyType(united.checksums),
+        tuple(united.indexes),
     )

@@ -19,10 +19,11 @@ from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.dtypes import FLOATING
 from compiler.language import document
+from compiler.output.earlier_run import MANIFEST
 from compiler.plan.plan import Plan
 from compiler.resources import folder
 
-MANIFEST, CARD = "mapspec.json", "README.md"
+CARD = "README.md"
 UNVERIFIED = (
     "mapspec converted the weights by a spec whose names and shapes were proven against the class. The model was not "
     "run; `compile verify` compares it with its source."
@@ -32,8 +33,9 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 _CHUNK = 1 << 20
 
 
-def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None) -> str:
-    """The text of mapspec.json: tool, spec and its hash, settings, source files, and where each tensor comes from.
+def manifest(plan: Plan, checkpoint: Checkpoint, files: Mapping[str, int], digests: Path | None = None) -> str:
+    """The text of mapspec.json: tool, spec and its hash, settings, source files, the source of each tensor, and the size
+    of every other file that the run writes (`files`), by which a later run knows them.
 
     With `digests`, the written folder, also the SHA-256 of every source file and of every tensor's bytes there.
     """
@@ -59,6 +61,7 @@ def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None) ->
         "ties": dict(plan.ties),
         "ignored": dict(plan.ignored),
         "verified": None,
+        "files": dict(files),
         "tensors": tensors,
     }
     return _json(content)
@@ -69,11 +72,18 @@ def record(place: Path, proof: Mapping[str, Any]) -> None:
     text = (place / CARD).read_text(encoding="utf-8")
     content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     content["verified"] = {name: value for name, value in proof.items() if name != "text"}
-    text = text.replace(UNVERIFIED, f"The folder was compared with its source: it {proof['text']}.")
-    for name, new in ((CARD, text), (MANIFEST, _json(content))):
-        draft = place / f".{name}.draft"
-        draft.write_text(new, encoding="utf-8")
-        draft.replace(place / name)
+    new = text.replace(UNVERIFIED, f"The folder was compared with its source: it {proof['text']}.")
+    if new != text:
+        content["files"][CARD] = len(new.encode())
+        _replace(place / CARD, new)
+    _replace(place / MANIFEST, _json(content))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from compiler.checkpoints.formats.pickle_globals import STORAGE_TYPES
 from compiler.checkpoints.formats.stored_tensor import dense_strides
+from compiler.output.earlier_run import MARK
 from compiler.plan.plan import TargetTensor
 
 ALIGNMENT = 64
@@ -111,11 +112,11 @@ def lay_out(name: str, targets: Sequence[TargetTensor]) -> PthFile:
 
 
 def _end(start: int, length: int, count: int) -> bytes:
-    """The end records of the zip, which point to the table of contents."""
+    """The end records of the zip, which point to the table of contents, with the comment that marks mapspec's files."""
     wide = _END64.pack(b"PK\6\6", _END64.size - 12, _VERSION, _VERSION, 0, 0, count, count, length, start)
     locator = _LOCATOR64.pack(b"PK\6\7", 0, start + length, 1)
     count, length, start = min(count, _FULL16), min(length, _FULL32), min(start, _FULL32)
-    return wide + locator + _END.pack(b"PK\5\6", 0, 0, count, count, length, start, 0)
+    return wide + locator + _END.pack(b"PK\5\6", 0, 0, count, count, length, start, len(MARK)) + MARK
 
 
 def _checksum(file: BinaryIO, start: int, size: int) -> int:

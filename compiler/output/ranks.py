@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -152,7 +151,7 @@ class Crew:
     def __enter__(self) -> Crew:
         if self.size > 1:
             if self.leads:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                self._clear()
             self.thread.start()
         return self
 
@@ -164,9 +163,16 @@ class Crew:
         self.stop.set()
         self.thread.join()
         if self.leads:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear()
         else:
             self._announce("gone")  # after which it writes there no more
+
+    def _clear(self) -> None:
+        """Remove the state files, and the folder if nothing else is in it."""
+        with suppress(OSError):
+            for file in self.folder.glob("state-*"):
+                file.unlink()
+            self.folder.rmdir()
 
     def _part(self, error: BaseException | None) -> None:
         """Publish the end, and give the others time to read it."""

@@ -13,7 +13,6 @@ from compiler.diagnostics import refuse
 from compiler.dtypes import ITEM_SIZES, SAFETENSORS_CODES
 from compiler.plan.plan import TargetTensor
 
-INDEX = "model.safetensors.index.json"
 _UNITS = {
     "": 1,
     "B": 1,
