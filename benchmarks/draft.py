@@ -89,7 +89,7 @@ def _array(name: str, form: TensorShape) -> layout.Array:
     return layout.source(name, form.dtype, tuple(form.shape))
 
 
-def own_words(program: Program) -> dict[str, Any]:
+def has_own_readme(program: Program) -> dict[str, Any]:
     """What the config of the source says: the spec's arguments, as its example has them or by their defaults."""
     spec = program.spec
     defaults = {name: argument.default for name, argument in spec.arguments.items() if argument.default is not None}
@@ -105,7 +105,7 @@ def measured(path: Path, bare: bool = False) -> Result:
     forms = fold({target.name: (target.shape, target.dtype) for target in plan.targets})
     result.rules = len(forms)
     try:
-        proposal = draft(program, source, own_words(program) if bare else config)
+        proposal = draft(program, source, has_own_readme(program) if bare else config)
         result.asked = len(proposal.questions)
         text = proposal.text(decided=True)
         drafted = compile_spec(load_spec(f"{proposal.name}.yaml", text))

@@ -61,7 +61,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         if key in mapping:
-            raise JsonError(f"the key {key[:80]!r} is given twice", "duplicate-key")
+            raise JsonError(f"the key {key[:80]!r} occurs twice", "duplicate-key")
         mapping[key] = value
     return mapping
 

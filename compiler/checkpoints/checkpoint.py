@@ -1,8 +1,8 @@
-"""Open a checkpoint from its metadata alone: every tensor's name, type, shape, and where its bytes lie.
+"""Open a checkpoint from its metadata alone: the name, type, shape and byte range of every tensor.
 
 Takes a file, a folder, an index of shards, or several files; returns a `Checkpoint`. Nothing in a file is executed and
 torch is not imported. `verify` reads the stored bytes and compares their checksums where the format has them.
-Refuses what cannot be read safely or understood in one way, with the way out.
+Refuses what cannot be read safely or is ambiguous, with a hint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them."""
+    """The content of a checkpoint. `files` hold its tensors, `indexes` (also `.metadata`) say which file holds which.
+    `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them."""
 
     path: Path
     tensors: Mapping[str, Tensor | Joined]
@@ -40,6 +41,7 @@ class Checkpoint:
     notes: tuple[str, ...]
     files: tuple[Path, ...]
     checksums: Mapping[tuple[Path, int, int], int] = field(default_factory=dict, repr=False)
+    indexes: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -51,6 +53,7 @@ class _Opened:
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     checksums: dict[tuple[Path, int, int], int] = field(default_factory=dict)
+    indexes: list[Path] = field(default_factory=list)
 
     def absorb(self, other: _Opened) -> None:
         self.tensors |= other.tensors
@@ -58,24 +61,25 @@ class _Opened:
         self.notes += [note for note in other.notes if note not in self.notes]
         self.files += other.files
         self.checksums |= other.checksums
+        self.indexes += other.indexes
 
 
 @uncollected()
 def open_checkpoint(path: Path | Sequence[Path], root: str | None = None, nested: bool = False) -> Checkpoint:
-    """Open one checkpoint. `root` is the dotted path of the weights inside a torch file, where that is not plain;
-    `nested` says that they are dictionaries in dictionaries.
+    """Open one checkpoint. `root` is the dotted path of the weights inside a torch file, if it is ambiguous;
+    `nested`: the weights are dictionaries in dictionaries.
 
-    Several files are united; they may share no name. Raises Refusal.
+    Several files are united; no tensor may be in two of them. Raises Refusal.
     """
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
     if not paths:
         refuse("", "no checkpoint was given", "missing-weights")
     opened = [_open(p, root, nested) for p in paths]
     _refuse_shared_names(opened, str(paths[0]))
-    whole = _Opened()
+    united = _Opened()
     for part in opened:
-        whole.absorb(part)
-    return _unwrap(paths[0], whole)
+        united.absorb(part)
+    return _unwrap(paths[0], united)
 
 
 def open_parts(paths: Iterable[Path], root: str | None = None, nested: bool = False) -> list[Checkpoint]:
@@ -87,11 +91,11 @@ def verify(checkpoint: Checkpoint) -> int:
     """Read every checked byte range that holds a tensor; the number of bytes checked. Raises Refusal."""
     from concurrent.futures import ThreadPoolExecutor
 
-    report, total, kept = Report(), 0, threading.local()
+    report, total, thread_buffers = Report(), 0, threading.local()
 
     def checksum(place: tuple[Path, int, int]) -> int | None:
         path, start, end = place
-        buffer = kept.__dict__.setdefault("buffer", memoryview(bytearray(_CHUNK)))
+        buffer = thread_buffers.__dict__.setdefault("buffer", memoryview(bytearray(_CHUNK)))
         crc, left = 0, end - start
         with path.open("rb", buffering=0) as file:
             file.seek(start)
@@ -101,8 +105,8 @@ def verify(checkpoint: Checkpoint) -> int:
 
     places = sorted(checkpoint.checksums)
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(checksum, places))
-    for (path, start, end), crc in zip(places, found, strict=True):
+        checksums = list(pool.map(checksum, places))
+    for (path, start, end), crc in zip(places, checksums, strict=True):
         total += end - start
         if crc != checkpoint.checksums[path, start, end]:
             held = [
@@ -140,20 +144,20 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
     if kind == "gguf":
         stored, values = open_gguf(path)
         if not stored:
-            refuse(str(path), "a GGUF file without tensors", "missing-weights", "it may hold a vocabulary alone")
+            refuse(str(path), "a GGUF file without tensors", "missing-weights", "it may be a vocabulary-only file")
         return _Opened(dict(stored), {"config": values}, files=[path])
-    found: list[Contents] = []
+    searched: list[Contents] = []
 
     def contents(tree: object) -> Iterable[object]:
-        found.append(Contents(tree, str(path), root, nested))
-        return found[0].named.values()
+        searched.append(Contents(tree, str(path), root, nested))
+        return searched[0].named.values()
 
     if kind == "zip":
         _, places = open_zip(path, contents)
     else:
         tree, places = open_legacy(path)
         contents(tree)
-    inside = found[0]
+    inside = searched[0]
     tensors: dict[str, Tensor | Joined] = {n: places.locate(n, view) for n, view in inside.named.items()}
     return _Opened(tensors, inside.objects, inside.notes, [path], places.checksums)
 
@@ -164,12 +168,13 @@ def _open_distributed(path: Path, root: str | None, nested: bool) -> _Opened:
     tree = (shared if isinstance(shared, dict) else {}) | source.tree
     inside = Contents(tree, str(path), root, nested)
     tensors = {name: source.locate(name, view) for name, view in inside.named.items()}
-    return _Opened(tensors, inside.objects, inside.notes, source.files, source.checksums)
+    indexes = [path, common] if shared is not None else [path]
+    return _Opened(tensors, inside.objects, inside.notes, source.files, source.checksums, indexes)
 
 
 def _open_index(path: Path) -> _Opened:
-    """Open every shard that an index names. All that is wrong with their names is reported at once."""
-    whole, report, span = _Opened(), Report(), Span(str(path))
+    """Open every shard that an index names. All problems with names are reported at once."""
+    united, report, span = _Opened(), Report(), Span(str(path))
     claimed = read_index(path)
     shards: dict[Path, set[str]] = {}
     for name, shard in claimed.items():
@@ -181,14 +186,15 @@ def _open_index(path: Path) -> _Opened:
             report.absorb(refusal)
             continue
         if missing := sorted(wanted - part.tensors.keys()):
-            report.add(span, f"it looks in {shard.name} for {listed(map(shown, missing))}, in vain", "bad-index")
-        if twice := sorted(part.tensors.keys() & whole.tensors.keys()):
+            report.add(span, f"{shard.name} does not hold {listed(map(shown, missing))}", "bad-index")
+        if twice := sorted(part.tensors.keys() & united.tensors.keys()):
             report.add(span, f"{shard.name} and another shard both hold {listed(map(shown, twice))}", "bad-index")
         if unknown := sorted(n for n in part.tensors if n not in claimed):
-            report.add(span, f"it does not name what {shard.name} holds: {listed(map(shown, unknown))}", "bad-index")
-        whole.absorb(part)
+            report.add(span, f"it lacks tensors that {shard.name} holds: {listed(map(shown, unknown))}", "bad-index")
+        united.absorb(part)
     report.settle()
-    return whole
+    united.indexes.append(path)
+    return united
 
 
 def _refuse_shared_names(parts: Sequence[_Opened], path: str) -> None:
@@ -201,19 +207,22 @@ def _refuse_shared_names(parts: Sequence[_Opened], path: str) -> None:
         seen |= part.tensors.keys()
 
 
-def _unwrap(path: Path, whole: _Opened) -> Checkpoint:
-    """Take off wrappers' prefixes. Two names may become one only where they are one region of a file."""
-    if odd := [name for name in whole.tensors if not name or not name.isprintable()]:
+def _unwrap(path: Path, united: _Opened) -> Checkpoint:
+    """Remove wrappers' prefixes. Two names may become one only if they are the same bytes of a file."""
+    if odd := [name for name in united.tensors if not name or not name.isprintable()]:
         message = f"tensors with empty or unprintable names: {listed(map(ascii, odd))}"
         refuse(str(path), message, "damaged-file", "download or copy it again; if they are real, rename them first")
-    if long := next((name for name in whole.tensors if len(name) > LONGEST_NAME), None):
+    if long := next((name for name in united.tensors if len(name) > LONGEST_NAME), None):
         refuse(
-            str(path), f"a tensor's name has {len(long):,} letters: {long[:60]}...", "damaged-file", "rename it first"
+            str(path),
+            f"a tensor's name has {len(long):,} characters: {long[:60]}...",
+            "damaged-file",
+            "rename it first",
         )
-    names, notes = unwrapped(list(whole.tensors), str(path))
+    names, notes = unwrapped(list(united.tensors), str(path))
     tensors: dict[str, Tensor | Joined] = {}
     for name, bare in names.items():
-        tensor = whole.tensors[name]
+        tensor = united.tensors[name]
         if bare in tensors and tensors[bare].region != tensor.region:
             other = next(n for n, b in names.items() if b == bare)
             message = f"{other!r} and {name!r} both become {bare!r} without their wrappers' prefixes"
@@ -224,8 +233,9 @@ def _unwrap(path: Path, whole: _Opened) -> Checkpoint:
     return Checkpoint(
         path,
         MappingProxyType(tensors),
-        MappingProxyType(whole.objects),
-        (*whole.notes, *notes),
-        tuple(whole.files),
-        MappingProxyType(whole.checksums),
+        MappingProxyType(united.objects),
+        (*united.notes, *notes),
+        tuple(united.files),
+        MappingProxyType(united.checksums),
+        tuple(united.indexes),
     )

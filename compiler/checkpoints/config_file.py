@@ -20,12 +20,12 @@ MOST_BYTES = 16 << 20  # of a config; the largest known have a few hundred thous
 
 
 def beside(source: Path, name: str) -> Path | None:
-    """The config file that lies in the source's folder under the name that the spec gives."""
+    """The first file in the source's folder that matches the glob `name`."""
     if not name:
         return None
     folder = source if source.is_dir() else source.parent
-    found = sorted(folder.glob(name))
-    return found[0] if found else None
+    matches = sorted(folder.glob(name))
+    return matches[0] if matches else None
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -36,10 +36,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
     stamp = path.stat() if os.path.isfile(path) else None
     fields = _fields(path, stamp and (stamp.st_ino, stamp.st_size, stamp.st_mtime_ns))
     if not isinstance(fields, dict):
-        refuse(name, f"a config is a mapping of fields, here is {type(fields).__name__}", "bad-config")
+        refuse(name, f"a config must be a mapping of fields, not {type(fields).__name__}", "bad-config")
     classes = fields.get("auto_map")
     for value in classes.values() if isinstance(classes, dict) else [classes]:
-        if any(part in str(value) for part in ("/", "\\", "..", "--")):  # -- stands after another repository's name
+        if any(part in str(value) for part in ("/", "\\", "..", "--")):  # `--` follows the name of another repository
             refuse(
                 name,
                 f"auto_map points outside the folder: {value!r}",
@@ -51,7 +51,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 @lru_cache(8)  # a choice among specs reads one config for each
 def _fields(path: Path, stamp: object) -> Any:
-    """What a file says that has this stamp: its place, its size and the time of its last change."""
+    """The content of a file, cached by its stamp: inode, size and time of change."""
     if path.suffix in (".yaml", ".yml"):
         return document.plain(document.read_document(path))
     return _json(path)
@@ -60,7 +60,7 @@ def _fields(path: Path, stamp: object) -> Any:
 def _json(path: Path) -> Any:
     try:
         if not path.is_file() and path.exists():
-            refuse(str(path), "it is no file", "unreadable-file")
+            refuse(str(path), "not a regular file", "unreadable-file")
         if path.stat().st_size > MOST_BYTES:
             refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "this is some other file")
         data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -78,12 +78,12 @@ def _json(path: Path) -> Any:
 
 def parse_assignments(texts: list[str]) -> dict[str, Any]:
     """`--set NAME=VALUE`: the value is read as YAML 1.2 or JSON. Raises Refusal."""
-    found: dict[str, Any] = {}
+    assigned: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             refuse("--set", f"{text!r} assigns nothing", "wrong-usage", "write NAME=VALUE")
-        if name.strip() in found:
+        if name.strip() in assigned:
             refuse("--set", f"{name.strip()!r} is set twice", "wrong-usage")
-        found[name.strip()] = document.plain(document.read_document("--set", value)) if value.strip() else None
-    return found
+        assigned[name.strip()] = document.plain(document.read_document("--set", value)) if value.strip() else None
+    return assigned

@@ -1,7 +1,7 @@
-"""Tell what a file is by its bytes, never by its name.
+"""Determine the format of a file from its bytes, never from its name.
 
-Takes a path; returns `zip`, `legacy`, `safetensors`, `gguf` or `index`. Refuses every other file by saying what it is, among
-them the usual accidents: an empty file, an error page, a Git LFS pointer, another framework's format.
+Takes a path; returns `zip`, `legacy`, `safetensors`, `gguf` or `index`. Refuses every other file and names what it is:
+an empty file, an error page, a Git LFS pointer, another framework's format.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ def sniff(path: Path) -> Format:
         _refuse(path, "an empty file", "the download or copy failed; do it again", "damaged-file")
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length <= min(MAX_HEADER, size - 8):
-        return "safetensors"  # first of all, for its length may begin like any other format: 640 like a pickle
+        return (
+            "safetensors"  # checked first, because its length may look like another format's magic: 640 is a pickle's
+        )
     if head.startswith(b"PK\3\4"):
         if path.suffix == ".safetensors":
-            hint = "a pickle can run programs where it is loaded; rename it to .pth if you trust where it comes from"
+            hint = "a pickle can run programs where it is loaded; rename it to .pth if you trust its origin"
             refuse(str(path), "called .safetensors, but it is a zip file as torch.save writes", "wrong-extension", hint)
         return "zip"
     if head.startswith(GGUF_MAGIC):
@@ -56,7 +58,7 @@ def sniff(path: Path) -> Format:
         return _pickle(path, head)
     if head.startswith(b"version https://git-lfs"):
         hint = "run `git lfs pull` where it was cloned to fetch the file itself"
-        _refuse(path, "a Git LFS pointer: the note that stands for the real file", hint, "damaged-file")
+        _refuse(path, "a Git LFS pointer, not the file itself", hint, "damaged-file")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         hint = "download it again, logged in or with the right link"
@@ -95,8 +97,12 @@ def _unknown(path: Path, head: bytes, size: int) -> NoReturn:
             path, f"{what} that begins {text.strip()[:60]!r}", "a checkpoint is .pth, .pt, .bin, .ckpt or .safetensors"
         )
     if path.suffix == ".safetensors":
-        _refuse(path, "called .safetensors, but its header is none", "download or copy it again", "damaged-file")
-    _refuse(path, f"of an unknown format; it begins with {head[:8].hex(' ')}", "known are torch.save and safetensors")
+        _refuse(path, "called .safetensors, but its header is malformed", "download or copy it again", "damaged-file")
+    _refuse(
+        path,
+        f"of an unknown format; it begins with {head[:8].hex(' ')}",
+        "supported are torch.save, safetensors and GGUF files",
+    )
 
 
 def _refuse(path: Path, what: str, hint: str, kind: str = "unknown-format") -> NoReturn:

@@ -1,7 +1,7 @@
 """Find the file to open in a folder, and read the index that spreads a checkpoint over several files.
 
 Takes a path; returns a file or, for an index, the shard of every name. Refuses a folder without weights or with several
-files that might be meant, and an index that is malformed or that points out of its folder.
+checkpoints, and an index that is malformed or that points out of its folder.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ _NO_WEIGHTS = re.compile(
 _LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
 _ITERATION = "latest_checkpointed_iteration.txt"  # NVIDIA: the number of the last step, in the subfolder iter_0000010
 METADATA = ".metadata"  # the index of a distributed checkpoint
-COMMON = "common.pt"  # beside it, what all ranks share (NVIDIA: core/dist_checkpointing/strategies/common.py)
+COMMON = "common.pt"  # in the same folder, what all ranks share (NVIDIA: core/dist_checkpointing/strategies/common.py)
 _MOST_INDEX_BYTES = 200_000_000
-_MOST_APART = 8  # shards with the same trouble, each with its own message
+_MOST_APART = 8  # shards with the same problem that get a message each
 
 
 @dataclass
 class Found:
-    """The file to open, and what was passed over."""
+    """The file to open, and notes about files that were ignored."""
 
     path: Path
     notes: list[str]
 
 
 def find(path: Path) -> Found:
-    """The file that a path means: itself, or the one checkpoint of a folder."""
+    """The file to open for a path: itself, or the one checkpoint of a folder."""
     if path.is_file() and path.suffix == ".distcp":
         hint = f"give the folder: {path.parent}"
-        refuse(str(path), "one of the files of a distributed checkpoint", "missing-part", hint)
+        refuse(str(path), "one file of a distributed checkpoint", "missing-part", hint)
     if path.is_file():
         return Found(path, [])
     if not path.exists():
@@ -62,17 +62,17 @@ def find(path: Path) -> Found:
     if not choices and METADATA in names:
         return Found(path / METADATA, [])
     if not choices and (step := last_step(path)) is not None:
-        found = find(step)
-        return Found(found.path, [f"the last step is in the folder {step.name}", *found.notes])
+        inner = find(step)
+        return Found(inner.path, [f"the last step is in the folder {step.name}", *inner.notes])
     if not choices:
         inside = names or sorted(f"{p.name}/" for p in path.iterdir())
         hint = f"it holds {listed(inside)}" if inside else "it is empty"
-        refuse(str(path), f"no checkpoint ({', '.join(_SUFFIXES)}) lies in this folder", "missing-weights", hint)
+        refuse(str(path), f"no checkpoint ({', '.join(_SUFFIXES)}) in this folder", "missing-weights", hint)
     if len(choices) > 1 and choices[0] not in _PREFERRED:
         hint = "name one file, or all of them if together they are one checkpoint"
         if all(re.search(r"\d+\.\w+$", n) for n in choices):
             hint = "parts of a tensor-parallel model need a spec that merges them; else name one file"
-        refuse(str(path), f"several files in this folder may be meant: {listed(choices)}", "ambiguous-container", hint)
+        refuse(str(path), f"several checkpoints in this folder: {listed(choices)}", "ambiguous-container", hint)
     rest = choices[1:] if choices[0].endswith(".index.json") else [n for n in (*indexes, *weights) if n != choices[0]]
     note = f"took {choices[0]} of this folder" + (f" (beside: {listed(rest)})" if rest else "")
     return Found(path / choices[0], [note])
@@ -90,13 +90,13 @@ def last_step(path: Path) -> Path | None:
 
 
 def read_index(path: Path) -> dict[str, Path]:
-    """The shard that each name lies in. Shards must lie beside the index."""
+    """The shard of each tensor name. Shards must be in the folder of the index."""
     if path.stat().st_size > _MOST_INDEX_BYTES:
         refuse(str(path), "an index of more than 200 MB", "bad-index")
     try:
         index = strict_json.parse(path.read_bytes())
     except ValueError as error:
-        refuse(str(path), f"no valid JSON: {str(error)[:120]}", "bad-index")
+        refuse(str(path), f"not valid JSON: {str(error)[:120]}", "bad-index")
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if weight_map is None and not path.name.endswith(".index.json"):
         hint = "a checkpoint is .pth, .pt, .bin, .ckpt, .safetensors or an index of shards"

@@ -1,6 +1,6 @@
-"""Find the weights in what a checkpoint holds: open the dictionaries around them, take off wrappers' prefixes.
+"""Find the weights in a checkpoint's object: open the dictionaries around them, remove wrappers' prefixes.
 
-Takes the object that a torch file holds; returns the name and value of every tensor, what lay beside as plain data, and
+Takes the object of a torch file; returns the name and value of every tensor, the other objects as plain data, and
 notes of everything done. Takes names; returns them without the prefixes that DDP, FSDP and torch.compile add.
 Refuses an object without names, a choice between several dictionaries of weights, and prefixes that only some names
 carry. Optimizer state is never taken for weights.
@@ -20,13 +20,13 @@ AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "model_ema_state_
 TRAINING = ("optim", "sched", "scaler", "rng", "callbacks", "loops", "loss")  # how keys of training state begin or end
 MAX_DEPTH = 16  # of dictionaries in dictionaries
 MAX_LOOKS = 5_000_000  # at values, to find out where tensors are
-NAME_ROOT = "name the one that holds the weights as the root"
+NAME_ROOT = "name the one with the weights with --weights"
 WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _TENSORS, _HOLDERS = (View, Unreadable), (dict, list, tuple, Inert)
 
 
 class Contents:
-    """The weights found in one object: `named` (name to View), `objects` beside them, `notes`.
+    """The weights in one object: `named` (name to View), the other `objects`, `notes`.
 
     `nested`: the weights are dictionaries in dictionaries, whose keys are joined by dots.
     """
@@ -53,12 +53,12 @@ class Contents:
             if node is None or not keys:
                 texts = [k for k in node or () if isinstance(k, str)]
                 hint = nearest(rest, texts) or f"there is: {listed(map(shown, texts))}"
-                refuse(self.path, f"there is no {rest!r} on the way to the root {root!r}", "missing-weights", hint)
+                refuse(self.path, f"--weights {root!r}: there is no {rest!r}", "missing-weights", hint)
             key = max(keys, key=len)
             self._enter(node, key)
             node, rest = _mapping(node[key]), rest[len(key) + 1 :]
         if node is None:
-            refuse(self.path, f"the root {root!r} is no dictionary of tensors", "missing-weights")
+            refuse(self.path, f"--weights {root!r} is not a dictionary of tensors", "missing-weights")
         return node
 
     def _search(self, tree: Any, choose: Callable[[dict[Any, Any]], Any]) -> dict[Any, Any]:
@@ -86,23 +86,23 @@ class Contents:
         return others[0] if others else None
 
     def _known(self, node: dict[Any, Any]) -> Any:
-        """The one key that trainers give to the whole of the weights; None where there is none."""
+        """The one key that trainers use for all weights; None if there is not exactly one."""
         known = [k for k, v in node.items() if k in WEIGHTS and _mapping(v) is not None and self._holds_tensors(v)]
         return known[0] if len(known) == 1 and not any(isinstance(v, _TENSORS) for v in node.values()) else None
 
     def _enter(self, node: Mapping[Any, Any], key: str) -> None:
-        beside = [shown(k) for k in node if k != key]
+        other_keys = [shown(k) for k in node if k != key]
         left_out = [reason for k, v in node.items() if k != key and (reason := self._keep(k, v))]
-        note = f"opened {key!r}" + (f" (beside: {listed(beside)})" if beside else "")
+        note = f"opened {key!r}" + (f" (beside: {listed(other_keys)})" if other_keys else "")
         self.notes.append(note + (f"; not kept: {listed(left_out)}" if left_out else ""))
         if not self.root and key not in AVERAGES and any(k in AVERAGES for k in node):
-            self.notes.append("averages of the weights lie beside them; --weights ema takes those")
+            self.notes.append("the file also holds averaged weights; --weights ema reads those")
         self.trail.append(key)
         if len(self.trail) > MAX_DEPTH:
             self._refuse(f"it holds dictionaries more than {MAX_DEPTH} deep", "ambiguous-container", NAME_ROOT)
 
     def _holds_tensors(self, value: Any) -> bool:
-        """Whether a tensor lies anywhere in it, cycles or not. Parts that many others share are looked at each time."""
+        """Whether it contains a tensor at any depth; cycles are handled. Shared parts are searched each time."""
         seen: set[int] = set()
         pending = [value]
         while pending:
@@ -115,7 +115,7 @@ class Contents:
                 pending.extend(_children(node))
                 self.looks -= 1 + len(pending) - before
                 if self.looks < 0:
-                    self._refuse("its dictionaries hold each other too often", "ambiguous-container", NAME_ROOT)
+                    self._refuse("its dictionaries refer to each other too often", "ambiguous-container", NAME_ROOT)
         return False
 
     def _flat(self, node: dict[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[Any, Any]]:
@@ -129,7 +129,7 @@ class Contents:
                 yield from self._flat(inner, f"{prefix}{key}.", depth + 1)
 
     def _keep(self, key: Any, value: Any) -> str:
-        """Keep what lay beside; the key and the reason where that cannot be."""
+        """Keep an object that is not a tensor; returns the key and the reason if it cannot be kept."""
         try:
             self.objects.setdefault(key if isinstance(key, str) else shown(key), self.plain.of(value))
         except LeftOut as reason:
@@ -149,16 +149,16 @@ class Contents:
                 hint = "save it as torch.from_numpy(array)"
                 self._refuse(f"{name!r} is a numpy array, not a tensor", "unsupported-tensor", hint)
             elif self._holds_tensors(value) and not _of_training(name):
-                self._refuse(f"{name!r} is no tensor but {_kind(value)} that holds tensors", "ambiguous-container")
+                self._refuse(f"{name!r} is not a tensor but {_kind(value)} that holds tensors", "ambiguous-container")
             else:
                 skipped.append(f"{shown(name)} ({_kind(value)})")
                 self._keep(name, value)
         if skipped:
-            self.notes.append(f"skipped what is no tensor: {listed(skipped)}")
+            self.notes.append(f"skipped entries that are not tensors: {listed(skipped)}")
         if not named:
             self._refuse("there are no named tensors in it", "missing-weights")
         if "ds_version" in self.objects and all(0 in view.shape for view in named.values()):
-            hint = "trained in shards, they lie in other files; DeepSpeed's zero_to_fp32.py beside them gathers them"
+            hint = "the weights are sharded over other files; DeepSpeed's zero_to_fp32.py in that folder gathers them"
             self._refuse("every tensor in it is empty", "missing-weights", hint)
         if "__metadata__" in named:
             self.notes.append("a tensor is called '__metadata__', a name that safetensors files reserve")
@@ -177,12 +177,12 @@ class Contents:
         if module := next((v for v in node.values() if _is_module(v)), None):
             self._refuse_module(module)
         where = f"under {'.'.join(self.trail)!r}" if self.trail else "in it"
-        outside = " outside the state of its training" if nested else ""
+        outside = " outside the training state" if nested else ""
         hint = f"there is: {listed(map(shown, node))}" if node else ""
         self._refuse(f"there are no named tensors {where}{outside}", "missing-weights", hint)
 
     def _refuse_module(self, module: Inert) -> NoReturn:
-        hint = "where its code is at hand: torch.save(model.state_dict(), path)"
+        hint = "where its code is installed: torch.save(model.state_dict(), path)"
         self._refuse(f"it holds a whole pickled model ({module.cls.path}), not its weights", "missing-weights", hint)
 
     def _refuse(self, message: str, kind: str, hint: str = "") -> NoReturn:
@@ -224,7 +224,7 @@ def _kind(value: Any) -> str:
 
 
 def unwrapped(names: list[str], path: str) -> tuple[dict[str, str], list[str]]:
-    """Each name without the wrappers' components, and notes of what was taken off."""
+    """Each name without the wrappers' components, and notes of what was removed."""
     bare, notes, prefix = list(names), list[str](), ""
     while True:
         leading = {name.partition(".")[0] for name in bare if "." in name} & WRAPPERS
@@ -237,7 +237,7 @@ def unwrapped(names: list[str], path: str) -> tuple[dict[str, str], list[str]]:
             message = (
                 f"some names begin with a wrapper's prefix ({listed(with_it, 3)}), others not ({listed(without, 3)})"
             )
-            hint = "two models lie in one dictionary, or a part of one was wrapped; save them apart, unwrapped"
+            hint = "two models are in one dictionary, or only a part was wrapped; save each unwrapped"
             refuse(path, message, "mixed-prefix", hint)
         bare = [name.removeprefix(first) for name in bare]
         prefix += first
@@ -250,5 +250,5 @@ def unwrapped(names: list[str], path: str) -> tuple[dict[str, str], list[str]]:
             bare[i] = ".".join((first, *(part for part in middle[:-1] if part not in WRAPPERS), middle[-1]))
             changed += 1
     if changed:
-        notes.append(f"took wrappers' components out of {changed} names")
+        notes.append(f"removed wrapper components from {changed} names")
     return dict(zip(names, bare, strict=True)), notes

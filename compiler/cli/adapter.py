@@ -9,7 +9,7 @@ from compiler.cli.options import Notes, Parser, print_json, program_of, request
 
 
 def adapter_parser() -> Parser:
-    parser = Parser("adapter", "Convert a LoRA for the model that its base model becomes; --reverse for the way back.")
+    parser = Parser("adapter", "Convert a LoRA to fit its converted base model, or back with --reverse.")
     parser.add_spec()
     parser.add_argument(
         "base", type=Path, metavar="BASE", help="the base model: the source of SPEC (--reverse: its folder)"
@@ -38,8 +38,8 @@ def adapter(options: argparse.Namespace) -> int:
     output.check()
     prepared = prepare(program, asked, notes)
     plan, base = prepared.plan, prepared.checkpoint
-    beside = options.config or config_file.beside(options.base, "config.json") if plan.reverse else None
-    over = turned(program.spec.target, config_file.read_config_file(beside) if beside else plan.config)
+    config_path = options.config or config_file.beside(options.base, "config.json") if plan.reverse else None
+    over = turned(program.spec.target, config_file.read_config_file(config_path) if config_path else plan.config)
     pairs = carry(plan, base.tensors, read_adapter(options.adapter, over if plan.reverse else ()), str(options.adapter))
     with output:
         write_plain(pairs, output.place) if plan.reverse else write_peft(pairs, plan, output.place, over)

@@ -56,21 +56,21 @@ def read_adapter(path: Path, turned: Collection[str] = ()) -> dict[str, Pair]:
     holds is not looked at. Raises Refusal."""
     settings = read_config_file(path / CONFIG) if (path / CONFIG).is_file() else {}
     if other := [name for name, plain in OTHER_KINDS.items() if settings.get(name) not in (plain, None, [], {})]:
-        refuse(str(path / CONFIG), f"it is no plain LoRA: {listed(other)}", "unsupported-adapter",
-               "merge it into its base model, and convert that")  # fmt: skip
-    found: dict[str, dict[str, Any]] = {}
+        refuse(str(path / CONFIG), f"not a plain LoRA: {listed(other)}", "unsupported-adapter",
+               "merge it into its base model and convert the result")  # fmt: skip
+    factors_of: dict[str, dict[str, Any]] = {}
     checkpoint = open_checkpoint(path)
     for name, tensor in checkpoint.tensors.items():
         if match := NAMES.fullmatch(name):
-            found.setdefault(f"{match[1]}.weight", {})[match[2] or match[3]] = loaded(tensor)
-    if not found:
+            factors_of.setdefault(f"{match[1]}.weight", {})[match[2] or match[3]] = loaded(tensor)
+    if not factors_of:
         hint = "an adapter holds X.lora.A.weight and X.lora.B.weight, or what PEFT writes"
-        refuse(str(path), "it holds no adapter", "missing-weights", hint)
+        refuse(str(path), "it holds no LoRA weights", "missing-weights", hint)
     pairs: dict[str, Pair] = {}
-    for name, factors in found.items():
+    for name, factors in factors_of.items():
         if len(factors) < 2 or factors["A"].ndim != 2 or factors["A"].shape[0] != factors["B"].shape[-1]:
             shapes = listed(f"{key} {list(factor.shape)}" for key, factor in sorted(factors.items()))
-            refuse(str(path), f"the adapter of {name} is no pair of matrices: {shapes}", "shape-mismatch")
+            refuse(str(path), f"the LoRA of {name} is not a pair of matrices: {shapes}", "shape-mismatch")
         scale = _scale(settings, name.removesuffix(".weight"), factors["A"].shape[0])
         pair = Pair(factors["A"], factors["B"] if scale == 1 else (factors["B"].float() * scale))
         pairs[name] = pair.over if name in turned else pair
@@ -94,18 +94,18 @@ def carry(plan: Plan, base: TensorTable, pairs: Mapping[str, Pair], path: str) -
     `shape-mismatch`, `unsupported-adapter`."""
     known = {name for group in plan.groups for name in group.source_names}
     if unknown := [name for name in pairs if name not in known]:
-        hint = nearest(unknown[0], known) or "the base model that was given is another one"
-        refuse(path, f"it adapts what the base model lacks: {listed(unknown, 4)}", "unknown-tensor", hint)
+        hint = nearest(unknown[0], known) or "BASE is a different model"
+        refuse(path, f"it adapts tensors that BASE lacks: {listed(unknown, 4)}", "unknown-tensor", hint)
     for name, pair in pairs.items():
         adds, shape = (pair.b.shape[0], pair.a.shape[1]), tuple(base[name].shape)
         if adds != shape:
             message = f"it adds {list(adds)} to {name}, which is {list(shape)}"
-            refuse(path, message, "shape-mismatch", "the base model that was given is another one")
-    found: dict[str, Pair] = {}
+            refuse(path, message, "shape-mismatch", "BASE is a different model")
+    carried: dict[str, Pair] = {}
     for group in plan.groups:
         if any(name in pairs for name in group.source_names):
-            found |= _carried(group, base, pairs)
-    return found
+            carried |= _carried(group, base, pairs)
+    return carried
 
 
 def _carried(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
@@ -116,7 +116,7 @@ def _carried(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict
     ranks = [pairs[name].a.shape[0] for name in adapted]
     starts = dict(zip(adapted, (sum(ranks[:n]) for n in range(len(ranks))), strict=True))
     if any(pairs[name].a.shape[1] != base[adapted[0]].shape[1] for name in adapted):
-        _refuse(group, "what it joins has inputs of several sizes")
+        _refuse(group, "it joins matrices of different input sizes")
     joined = torch.cat([pairs[name].a for name in adapted])
 
     def factor(name: str, of: Any) -> Any:
@@ -129,20 +129,20 @@ def _carried(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict
     try:
         made = applied(bare, lambda name: factor(name, lambda b: b))
         used = applied(bare, lambda name: factor(name, torch.ones_like))
-        whole = applied(bare, lambda name: factor(name, lambda b: b) @ joined.double())
+        update = applied(bare, lambda name: factor(name, lambda b: b) @ joined.double())
     except (OpError, RuntimeError) as error:
         _refuse(group, str(error).splitlines()[0])
-    found: dict[str, Pair] = {}
+    carried: dict[str, Pair] = {}
     for name, b in made.items():
-        over = b.ndim == 2 and _equal(_product(b.T, joined.double()), whole[name].T)
-        if not over and (b.ndim != 2 or not _equal(_product(b, joined.double()), whole[name])):
-            _refuse(group, "it does more than to lay out rows, or to turn the matrix over")
+        over = b.ndim == 2 and _equal(_product(b.T, joined.double()), update[name].T)
+        if not over and (b.ndim != 2 or not _equal(_product(b, joined.double()), update[name])):
+            _refuse(group, "the rule does more than reorder rows or transpose")
         columns = used[name].ne(0).any(1 if over else 0)
         if bool(columns.any()):
             rows = (b.T if over else b)[:, columns].to(pairs[adapted[0]].b.dtype).contiguous()
             pair = Pair(joined[columns].contiguous(), rows)
-            found[name] = pair.over if over else pair
-    return found
+            carried[name] = pair.over if over else pair
+    return carried
 
 
 def _product(b: Any, a: Any) -> Any:
@@ -156,8 +156,8 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _refuse(group: Group, why: str) -> NoReturn:
     name = group.rule.name or group.rule.kind
-    refuse(group.rule.span, f"an adapter cannot follow the rule {name}: {why}", "unsupported-adapter",
-           "merge it into its base model, and convert that")  # fmt: skip
+    refuse(group.rule.span, f"an adapter cannot be converted by the rule {name}: {why}", "unsupported-adapter",
+           "merge it into its base model and convert the result")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler import __version__
+from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
 from compiler.executor import execute
@@ -25,6 +26,7 @@ from compiler.language import document
 from compiler.model_folder import card, sidecar_files
 from compiler.output import ranks, safetensors_layout
 from compiler.output.atomic_output import AtomicOutput
+from compiler.output.earlier_run import MANIFEST
 from compiler.plan.notes import Listener, Remark, ignore_note
 from compiler.plan.plan import Plan
 from compiler.process import Interrupted, stoppable
@@ -51,8 +53,7 @@ def convert(
     check_parts(program, request.parts)
     output = _output(out, request, program)
     output.check()
-    if replaced := next((source for source in request.source if output.replaces(source)), None):
-        refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
+    output.protect(_named_files(program, request), [])
     with ranks.from_environment(out) as crew:
         if not crew.leads:  # the leader speaks, and looks at values, for all
             on_note = ignore_note
@@ -109,31 +110,40 @@ def write(
             with stoppable():
                 crew.follow(output.fingerprint, weights)
             return
+        sidecars = None
+        if not plan.reverse:
+            sidecars = sidecar_files.collect(
+                plan, checkpoint, request.tokenizer, request.source[0], files, output.path, remark, request.check
+            )
+        names = [file.name for file in files] + (sidecars.names if sidecars else _part_names(plan, request))
+        reads = [*checkpoint.files, *checkpoint.indexes, *(sidecars.reads if sidecars else ())]
+        output.protect([*_named_files(plan.program, request), *reads], names)
         with stoppable(), output, ExitStack() as stack:
             if output.done:
-                remark("all was written; it has its name now")
+                remark("everything was written already; moved it to its final name")
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
             check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if request.check else None
-            if plan.reverse:
+            if sidecars is None:
                 files_of = state_dicts(plan, output.place, request.parts)
                 execute.write_state_dicts(plan, checkpoint, files_of, request.device, progress)
             else:
-                sidecar_files.write(
-                    plan, checkpoint, request.tokenizer, request.source[0], files, output, remark, request.check
-                )
+                sidecar_files.write(sidecars, files, output, remark)
                 with output.journal as journal, crew.leading(journal, output.fingerprint):
                     weights(output.place, journal)
                 if request.digests:
-                    text = card.manifest(plan, checkpoint, output.place, checked=request.check)
-                    (output.place / card.MANIFEST).write_text(text, encoding="utf-8")
+                    sizes = {p.name: p.stat().st_size for p in output.place.iterdir() if p.name != MANIFEST}
+                    text = card.manifest(plan, checkpoint, sizes, output.place, checked=request.check)
+                    (output.place / MANIFEST).write_text(text, encoding="utf-8")
             for line in nonfinite_values.made(checkpoint, plan, output.place):
                 remark(line)
             sources.check()
             if check:
                 check.settle()
             output.finish()
+        for line in output.notes:
+            remark(line)
     except KeyboardInterrupt as interrupt:
         raise Interrupted(output.left(), interrupt) from None
     except ranks.LostRank as error:
@@ -148,8 +158,23 @@ def write(
 
 def _output(out: Path, request: Request, program: Program, fingerprint: str = "") -> AtomicOutput:
     folder = not request.reverse or request.parts > 1
-    weights = [program.spec.weights] if request.reverse else []
-    return AtomicOutput(out, request.force, request.resume, fingerprint, folder, weights)
+    parts = program.spec.weights if request.reverse and folder else ""
+    return AtomicOutput(out, request.force, request.resume, fingerprint, folder, parts)
+
+
+def _named_files(program: Program, request: Request) -> list[Path]:
+    """The files that a user names for a run, and the config that is read from beside the source."""
+    source = request.source[0]
+    config = request.config or config_file.beside(
+        source, "config.json" if request.reverse else program.spec.source_config
+    )
+    optional = [path for path in (config, config and config / "config.json") if path is not None]
+    return [*request.source, Path(program.spec.path), *optional]
+
+
+def _part_names(plan: Plan, request: Request) -> list[str]:
+    """The first component of the name of each part of a state dict."""
+    return [Path(plan.program.spec.weights.replace("*", f"{n:02d}")).parts[0] for n in range(request.parts)]
 
 
 def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layout.OutFile], parts: int = 1) -> str:

@@ -200,12 +200,12 @@ def cut(lattice: Lattice, start: int, stop: int) -> Iterator[tuple[int, Lattice]
         return max(0, min(length, count))
 
     touched = within(-((origin + inner - start) // step)), within((stop - 1 - origin) // step + 1)
-    whole = within(-((origin - start) // step)), within((stop - 1 - inner - origin) // step + 1)
-    yield from parts(range(touched[0], min(whole[0], touched[1])))
-    if whole[0] < whole[1]:
-        block = Atom(whole[1] - whole[0], stride, step)
-        yield whole[0] * stride, Lattice(origin + whole[0] * step, (block, *rest))
-    yield from parts(range(max(whole), touched[1]))
+    complete = within(-((origin - start) // step)), within((stop - 1 - inner - origin) // step + 1)
+    yield from parts(range(touched[0], min(complete[0], touched[1])))
+    if complete[0] < complete[1]:
+        block = Atom(complete[1] - complete[0], stride, step)
+        yield complete[0] * stride, Lattice(origin + complete[0] * step, (block, *rest))
+    yield from parts(range(max(complete), touched[1]))
 
 
 def flatten(axes: Sequence[Lattice], shape: Sequence[int]) -> Lattice:

@@ -122,14 +122,14 @@ def extents(move: Move, start: int = 0, stop: int | None = None) -> Iterator[Ext
 
 def copies(move: Move, start: int, stop: int) -> list[Copy]:
     """The same as plain tuples, in any order, and cut at `start` and `stop` where those fall into an element."""
-    found: list[Copy] = []
+    clipped: list[Copy] = []
     for piece in move.pieces:
         for runs in _runs(move, piece, start, stop):
-            found += runs
+            clipped += runs
     if (start | stop) % ITEM_SIZES[move.dtype]:
         first, last = move.target + start, move.target + stop
-        found = [_clipped(copy, first, last) for copy in found]
-    return found
+        clipped = [_clipped(copy, first, last) for copy in clipped]
+    return clipped
 
 
 def _clipped(copy: Copy, start: int, stop: int) -> Copy:
@@ -208,8 +208,8 @@ def _joined(group: list[Piece], piece: Piece) -> Piece | None:
     (before, run), (after, further) = [_count_and_run(p.axes[0].atoms, p.types[0]) for p in (last, piece)]
     if run < before or further < after or last.offset + before * size != piece.offset:
         return None
-    whole = Lattice(last.axes[0].origin, (Atom(before + after, size, 1),))
-    return Piece(last.source, last.types, last.offset, (whole,))
+    lattice = Lattice(last.axes[0].origin, (Atom(before + after, size, 1),))
+    return Piece(last.source, last.types, last.offset, (lattice,))
 
 
 def _merged(atoms: Atoms) -> Atoms:

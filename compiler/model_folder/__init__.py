@@ -1,1 +1,1 @@
-"""What lies beside the weights in a model folder: config, code, index, tokenizer, card."""
+"""The files next to the weights in a model folder: config, code, index, tokenizer, processor, card."""

@@ -1,4 +1,4 @@
-"""What a converted folder says of itself: `README.md` for people, `mapspec.json` for tools.
+"""The two descriptions in a converted folder: `README.md` for people, `mapspec.json` for tools.
 
 Takes a Plan, its checkpoint and, with `digests`, the written folder; returns texts. Both are the same for the same
 input, name files without their folders and hold no time. Digests are not free, since they read every byte once more.
@@ -19,23 +19,28 @@ from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.dtypes import FLOATING
 from compiler.language import document
+from compiler.output.earlier_run import MANIFEST
 from compiler.plan.plan import Plan
 from compiler.resources import folder
 
-MANIFEST, CARD = "mapspec.json", "README.md"
+CARD = "README.md"
 UNVERIFIED = (
-    "The bytes were placed by a spec whose compilation proves names and shapes against the class. The model was not "
-    "run; `compile verify` holds it to its source."
+    "mapspec converted the weights by a spec whose names and shapes were proven against the class. The model was not "
+    "run; `compile verify` compares it with its source."
 )
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "intermediate_size", "max_position_embeddings")  # fmt: skip
 _CHUNK = 1 << 20
 
 
-def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None, *, checked: bool = True) -> str:
-    """The text of mapspec.json: tool, spec and its hash, settings, source files, and where each tensor comes from.
+def manifest(
+    plan: Plan, checkpoint: Checkpoint, files: Mapping[str, int], digests: Path | None = None, *, checked: bool = True
+) -> str:
+    """The text of mapspec.json: tool, spec and its hash, settings, source files, the source of each tensor, and the size
+    of every other file that the run writes (`files`), by which a later run knows them.
 
-    `checked`: whether the target class was compared with what is written. With `digests`, the written folder, also the SHA-256 of every source file and of every tensor's bytes there.
+    `checked`: whether the target class is compared with what is written. `digests`: the written folder, to add the SHA-256
+    of every source file and of every tensor.
     """
     spec = plan.program.spec
     written = open_checkpoint(digests).tensors if digests else {}
@@ -60,21 +65,29 @@ def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None, *,
         "ignored": dict(plan.ignored),
         "class_check": "passed" if checked else "skipped",
         "verified": None,
+        "files": dict(files),
         "tensors": tensors,
     }
     return _json(content)
 
 
 def record(place: Path, proof: Mapping[str, Any]) -> None:
-    """Write into card and manifest of a folder what `verify` found: its text and its numbers."""
+    """Write the result of `verify`, its text and numbers, into the card and the manifest of a folder."""
     text = (place / CARD).read_text(encoding="utf-8")
     content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     content["verified"] = {name: value for name, value in proof.items() if name != "text"}
-    text = text.replace(UNVERIFIED, f"The folder was held to its source: it {proof['text']}.")
-    for name, new in ((CARD, text), (MANIFEST, _json(content))):
-        draft = place / f".{name}.draft"
-        draft.write_text(new, encoding="utf-8")
-        draft.replace(place / name)
+    new = text.replace(UNVERIFIED, f"The folder was compared with its source: it {proof['text']}.")
+    if new != text:
+        content["files"][CARD] = len(new.encode())
+        _replace(place / CARD, new)
+    _replace(place / MANIFEST, _json(content))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def _json(content: Mapping[str, Any]) -> str:
@@ -82,22 +95,22 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def spec_digest(plan: Plan) -> str:
-    """The SHA-256 of what a spec says, whatever its layout and comments."""
+    """The SHA-256 of a spec's content, independent of its layout and comments."""
     plain = document.plain(plan.program.spec.root)
     return hashlib.sha256(json.dumps(plain, ensure_ascii=True, default=str).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-def own_words(place: Path) -> bool:
-    """Whether a folder that is written again has a README.md that is not of this kind, and stays."""
+def has_own_readme(place: Path) -> bool:
+    """Whether a folder has a README.md that mapspec did not write, and that is therefore kept."""
     path = place / CARD
     return path.is_file() and b"of mapspec " not in path.read_bytes()
 
@@ -118,7 +131,7 @@ def _template() -> Any:
 
 
 def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked: bool = True) -> str:
-    """The text of README.md. `files`: the names of what lies beside the weights."""
+    """The text of README.md. `files`: the names of the files next to the weights."""
     spec = plan.program.spec
     causal = spec.target.class_name.endswith("ForCausalLM")
     ignored: dict[str, list[str]] = {}

@@ -1,12 +1,14 @@
-"""The files beside the weights of a folder: configs, code, index, tokenizer, and what the folder says of itself.
+"""The files next to the weights of a folder: configs, code, index, tokenizer, card and manifest.
 
-Takes a Plan and its checkpoint; writes into an output that is not finished yet.
+Takes a Plan and its checkpoint; `collect` returns the texts and the files to copy, `write` puts them into an output that
+is not finished yet. Raises Refusal for a tokenizer that cannot be used, OSError.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,50 +17,84 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.model_folder import card
 from compiler.output import safetensors_layout
 from compiler.output.atomic_output import AtomicOutput
+from compiler.output.earlier_run import INDEX, MANIFEST
 from compiler.plan.plan import Plan
 from compiler.target import config_dialects
 from compiler.tokenizer import assemble
 from compiler.tokenizer.find import tokenizer_files
 
+Say = Callable[[str], None]
 
-def write(
+
+@dataclass(frozen=True)
+class SidecarFiles:
+    """`texts`: name -> text to write; `copies`: name -> file to copy; `reads`: the files that they were made from."""
+
+    texts: Mapping[str, str]
+    copies: Mapping[str, Path]
+    reads: tuple[Path, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.texts, *self.copies]
+
+    def sizes(self) -> dict[str, int]:
+        """The size of each file in bytes."""
+        sizes = {name: len(_encoded(text)) for name, text in self.texts.items()}
+        return sizes | {name: file.stat().st_size for name, file in self.copies.items()}
+
+
+def collect(
     plan: Plan,
     checkpoint: Checkpoint,
     given: Path | None,
     source: Path,
     parts: Sequence[safetensors_layout.OutFile],
-    output: AtomicOutput,
-    say: Callable[[str], None],
+    out: Path,
+    say: Say,
     checked: bool = True,
-) -> None:
-    """Write everything but the weights of `parts` into the folder of `output`, and remove from it what is neither. The
-    tokenizer is the `given` one, or what lies beside the `source`; `checked`: the target class is asked before the output is finished. Raises Refusal, OSError."""
+) -> SidecarFiles:
+    """Everything but the weights of `parts` for the folder `out`. The tokenizer is the `given` one, or the one next to the
+    `source`; `checked`: the target class is asked before the output is finished. Raises Refusal, OSError."""
+    named = given is not None
+    files = tokenizer_files(given or (source if source.is_dir() else source.parent), say, named=named)
+    spec = plan.program.spec
+    tokenizer = assemble.complete_tokenizer(files, plan.config, spec.tokenizer, plan.places, say, named=named)
+    for line in assemble.lint(tokenizer, plan.config):
+        say(line)
+    written = {**texts(plan, assemble.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
+    if len(parts) > 1:
+        written[INDEX] = safetensors_layout.index_json(parts, plan.targets)
+    if not card.has_own_readme(out):
+        written[card.CARD] = card.card(plan, checkpoint, [*written, MANIFEST, *tokenizer.copies], checked=checked)
+    sidecars = SidecarFiles(written, tokenizer.copies, tuple(files.values()))
+    sizes = {part.name: part.size for part in parts} | sidecars.sizes()
+    return SidecarFiles(
+        {**written, MANIFEST: card.manifest(plan, checkpoint, sizes, checked=checked)}, tokenizer.copies, sidecars.reads
+    )
+
+
+def write(sidecars: SidecarFiles, parts: Sequence[safetensors_layout.OutFile], output: AtomicOutput, say: Say) -> None:
+    """Put the files into the folder of `output`, and remove other files than `parts` from it. Raises OSError."""
     output.place.mkdir(exist_ok=True)
     if output.journal.total:
-        say(f"{output.journal.total:,} bytes of an earlier run are there and as they were written")
+        say(f"{output.journal.total:,} bytes of an earlier run are unchanged and are reused")
     for old in output.place.iterdir():
         if old.name not in {file.name for file in parts}:
             old.unlink()
-    named, special = given is not None, plan.program.spec.tokenizer
-    files = tokenizer_files(given or source, say, named=named)
-    tokenizer = assemble.complete_tokenizer(files, plan.config, special, plan.places, say, named=named)
-    for line in assemble.lint(tokenizer, plan.config):
-        say(line)
-    found = {**texts(plan, assemble.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
-    if len(parts) > 1:
-        found[safetensors_layout.INDEX] = safetensors_layout.index_json(parts, plan.targets)
-    found[card.MANIFEST] = card.manifest(plan, checkpoint, checked=checked)
-    if not card.own_words(output.path):
-        found[card.CARD] = card.card(plan, checkpoint, [*found, *tokenizer.copies], checked=checked)
-    for name, text in found.items():
-        (output.place / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be Unicode
-    for name, file in tokenizer.copies.items():
+    for name, text in sidecars.texts.items():
+        (output.place / name).write_bytes(_encoded(text))
+    for name, file in sidecars.copies.items():
         shutil.copyfile(file, output.place / name)
 
 
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # names need not be Unicode
+
+
 def texts(plan: Plan, generation: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
-    """The files beside the weights: config.json in both dialects, generation_config.json (with more fields, where only
-    the tokenizer knows them), the code of path B."""
+    """config.json in both dialects, generation_config.json (with token ids that only the tokenizer has) and the code
+    of path B, by file name."""
     from compiler.render.remote_code import from_spec
     from compiler.target import model_class as target
 
@@ -71,7 +107,7 @@ def texts(plan: Plan, generation: Mapping[str, Any] = MappingProxyType({})) -> d
     if spec.target.remote_code:
         config["auto_map"] = from_spec.auto_map_of(spec)
         code = from_spec.code(spec)
-    found = {"config.json": config_dialects.json_text(config), **code}
+    written = {"config.json": config_dialects.json_text(config), **code}
     if fields := config_dialects.generation_json({**plan.config, **generation}):
-        found["generation_config.json"] = config_dialects.json_text(fields)
-    return found
+        written["generation_config.json"] = config_dialects.json_text(fields)
+    return written

@@ -1,9 +1,9 @@
-"""What of an unfinished output is safe: written, on the disk, and as it was written.
+"""Records which byte ranges of an unfinished output are safely on disk.
 
-A `Journal` is told of byte ranges as they are written. Every few seconds, in a thread of its own, it has them reach
-the disk, and then notes them beside their SHA-256 in a file of one JSON line per note. A run that continues another
-asks which ranges it need not write again; only those whose hash still fits count. A short run never comes to a first
-note, and pays nothing. Raises OSError where the disk fails, in the thread that writes.
+`Journal.wrote` collects byte ranges as they are written. Every few seconds, a thread syncs them to disk and appends
+them with their SHA-256 to a file of one JSON line per note. A run that continues another skips the ranges whose hash
+still matches. A short run never writes a note, and pays nothing. Raises OSError where the disk fails, in the thread
+that writes.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Journal:
         self.path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
 
     def recall(self) -> str:
-        """Take over what an earlier run noted, as far as it still holds; returns the fingerprint of that run.
+        """Read an earlier run's notes and keep the ranges whose hash still matches; returns that run's fingerprint.
 
-        The empty string where no run of this program left anything.
+        An empty string if there is no journal.
         """
         self._unite()
         try:
@@ -58,14 +58,14 @@ class Journal:
             fingerprint = json.loads(first)["fingerprint"]
         except (OSError, ValueError, LookupError, TypeError):
             return ""
-        found: list[Range] = []
+        ranges: list[Range] = []
         for note in notes:
-            found += self._holding(note)
-        self.safe = _by_file(found)
+            ranges += self._holding(note)
+        self.safe = _by_file(ranges)
         return str(fingerprint)
 
     def _unite(self) -> None:
-        """Take over what the other processes of that run noted in journals of their own (PATH.RANK)."""
+        """Append the journals of that run's other ranks (PATH.RANK) to this one."""
         for other in sorted(self.path.parent.glob(f"{self.path.name}.*")):
             with self.path.open("a+b", buffering=0) as journal:
                 journal.seek(0)
@@ -131,12 +131,12 @@ class Journal:
             return
         for file in sorted({file for file, _, _ in ranges}):
             sync(self.folder / file)
-        found = self._hash(ranges, hurried)
-        if not found:
+        digest = self._hash(ranges, hurried)
+        if not digest:
             with self.lock:
                 self.pending += ranges
             return
-        line = json.dumps({"ranges": ranges, "sha256": found}) + "\n"
+        line = json.dumps({"ranges": ranges, "sha256": digest}) + "\n"
         with self.path.open("ab", buffering=0) as journal:
             journal.write(line.encode("ascii"))
             os.fsync(journal.fileno())
@@ -146,7 +146,7 @@ class Journal:
         return ((file, start, stop) for file, ranges in self.safe.items() for start, stop in ranges)
 
     def _hash(self, ranges: Iterable[Range], hurried: bool = False) -> str:
-        found, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
         for file, start, stop in ranges:
             with (self.folder / file).open("rb", buffering=0) as opened:
                 opened.seek(start)
@@ -156,13 +156,13 @@ class Journal:
                     and not (hurried and self.stop.is_set())
                     and (got := opened.readinto(buffer[: min(left, _CHUNK)]))
                 ):
-                    found.update(buffer[:got])
+                    digest.update(buffer[:got])
                     left -= got
             if left and hurried and self.stop.is_set():
                 return ""
             if left:
                 raise ValueError(f"{file} ends before byte {stop}")
-        return found.hexdigest()
+        return digest.hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -178,17 +178,17 @@ def sync(path: Path) -> None:
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:
     """Sorted, with those that touch as one."""
-    found: list[Range] = []
+    merged: list[Range] = []
     for file, start, stop in sorted(ranges):
-        if found and found[-1][0] == file and start <= found[-1][2]:
-            found[-1] = (file, found[-1][1], max(stop, found[-1][2]))
+        if merged and merged[-1][0] == file and start <= merged[-1][2]:
+            merged[-1] = (file, merged[-1][1], max(stop, merged[-1][2]))
         else:
-            found.append((file, start, stop))
-    return found
+            merged.append((file, start, stop))
+    return merged
 
 
 def _by_file(ranges: Iterable[Range]) -> dict[str, list[tuple[int, int]]]:
-    found: dict[str, list[tuple[int, int]]] = {}
+    by_file: dict[str, list[tuple[int, int]]] = {}
     for file, start, stop in _merged(ranges):
-        found.setdefault(file, []).append((start, stop))
-    return found
+        by_file.setdefault(file, []).append((start, stop))
+    return by_file

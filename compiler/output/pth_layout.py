@@ -1,4 +1,4 @@
-"""Lays a `.pth` out as torch.save writes it, before a byte of its tensors is there; torch is not imported.
+"""Computes the layout of a `.pth` as torch.save writes it, before any tensor is written; torch is not imported.
 
 Format: a zip without compression that holds `data.pkl` (a pickled OrderedDict whose tensors refer to storages by key)
 and one record per storage under `data/`, each aligned to 64 bytes (torch/serialization.py, `_save`). The order of
@@ -19,6 +19,7 @@ from typing import BinaryIO
 from compiler.checkpoints.formats.pickle_globals import STORAGE_TYPES
 from compiler.checkpoints.formats.stored_tensor import dense_strides
 from compiler.checkpoints.formats.zip_structs import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64
+from compiler.output.earlier_run import MARK
 from compiler.plan.plan import TargetTensor
 
 ALIGNMENT = 64
@@ -29,7 +30,7 @@ _STORAGES = {dtype: name for name, dtype in STORAGE_TYPES.items() if name != "Un
 
 @dataclass(frozen=True)
 class PthRecord:
-    """One record of the zip: its header lies at `header`, its `size` bytes at `start`."""
+    """One record of the zip: its header starts at byte `header`, its `size` data bytes at `start`."""
 
     name: bytes
     header: int
@@ -56,7 +57,7 @@ class PthRecord:
 
 @dataclass(frozen=True)
 class PthFile:
-    """A file to be: `offsets` says where the bytes of each target go; what lies between is `finish`'s."""
+    """A file before it is written: `offsets` gives the place of each target's bytes; `finish` writes the rest."""
 
     records: tuple[PthRecord, ...]
     offsets: dict[str, int]
@@ -106,11 +107,11 @@ def lay_out(name: str, targets: Sequence[TargetTensor]) -> PthFile:
 
 
 def _end(start: int, length: int, count: int) -> bytes:
-    """The end of the zip: where the table of contents lies."""
+    """The end records of the zip, which point to the table of contents, with the comment that marks mapspec's files."""
     wide = END64.pack(b"PK\6\6", END64.size - 12, _VERSION, _VERSION, 0, 0, count, count, length, start)
     locator = LOCATOR64.pack(b"PK\6\7", 0, start + length, 1)
     count, length, start = min(count, FULL16), min(length, FULL32), min(start, FULL32)
-    return wide + locator + END.pack(b"PK\5\6", 0, 0, count, count, length, start, 0)
+    return wide + locator + END.pack(b"PK\5\6", 0, 0, count, count, length, start, len(MARK)) + MARK
 
 
 def _checksum(file: BinaryIO, start: int, size: int) -> int:

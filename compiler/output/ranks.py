@@ -1,9 +1,9 @@
-"""One run by several processes, on one machine or on several that share a file system: started by `torchrun`, or by
-anything that sets RANK and WORLD_SIZE.
+"""One run in several processes, on one machine or on several that share a file system. `torchrun`, or anything that
+sets RANK and WORLD_SIZE, starts them.
 
-They meet in a hidden folder beside the output. Each keeps a small file there that says how far it is and that it is
-alive; rank 0 leads: it says where to write, waits for the others, finishes the output. A rank that fails, or is not
-heard of for half a minute, ends the run for all, with its cause. No library is needed for that, and no network.
+They meet in a hidden folder next to the output. Each rank writes a small state file there, several times a second.
+Rank 0 leads: it publishes where to write, waits for the others and finishes the output. A rank that fails, or does not
+update its file for half a minute, ends the run for all ranks, with its cause. Needs no library and no network.
 
     .NAME.mapspec-ranks/state-RANK   JSON: nonce, beat, state, and what goes with the state
 """
@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +28,7 @@ from compiler.transfer.engine import Ledger
 BEAT = 0.25  # seconds between two signs of life
 LOST = 30.0  # seconds without one
 JOIN = 300.0  # seconds for the others to appear
-PARTING = 10.0  # seconds for the others to take note of the end
+PARTING = 10.0  # seconds for the others to read the end
 
 Progress = Callable[[int], None]
 Work = Callable[[Path, Ledger], None]
@@ -40,17 +39,17 @@ class LostRank(ConnectionError):
 
 
 def from_environment(out: Path) -> Crew:
-    """The processes that make one output together: those that the environment tells of. Raises Refusal."""
-    words = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
+    """The processes that write one output together, from RANK and WORLD_SIZE. Raises Refusal."""
+    values = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
     try:
-        rank, size = int(words["RANK"]), int(words["WORLD_SIZE"])
+        rank, size = int(values["RANK"]), int(values["WORLD_SIZE"])
     except ValueError:
         rank, size = 0, 0
     if not 0 <= rank < size:
-        said = ", ".join(f"{name}={value}" for name, value in words.items())
+        shown = ", ".join(f"{name}={value}" for name, value in values.items())
         refuse(
             "RANK",
-            f"the environment says {said}, which is no rank",
+            f"{shown} in the environment is not a valid rank",
             "wrong-usage",
             "start with torchrun, or unset both",
         )
@@ -70,7 +69,7 @@ class Crew:
         self.others = range(1, size) if rank == 0 else range(1)
         self.nonce = os.urandom(16).hex()
         self.state: dict[str, Any] = {"state": "here"}
-        self.heard: dict[int, dict[str, Any]] = {}  # what each other said last, once it was heard to say something new
+        self.states: dict[int, dict[str, Any]] = {}  # the last state of each other rank, once it changed
         self.silent: dict[int, tuple[Any, float]] = {}  # its last sign of life, and when it came
         self.trouble: LostRank | None = None
         self.lock = threading.Lock()
@@ -94,12 +93,12 @@ class Crew:
     def watched(self, progress: Progress) -> Progress:
         """The same, but raising where another process has failed."""
 
-        def told(size: int) -> None:
+        def watching(size: int) -> None:
             if self.trouble:
                 raise self.trouble
             progress(size)
 
-        return told if self.size > 1 else progress
+        return watching if self.size > 1 else progress
 
     # The leader ------------------------------------------------------------------------------------------------------
 
@@ -110,12 +109,12 @@ class Crew:
             yield
             return
         try:
-            self._wait(lambda: len(self.heard) == len(self.others), JOIN)
+            self._wait(lambda: len(self.states) == len(self.others), JOIN)
             # What is safe was compared with its hashes; nobody has to do so again.
             safe, place = journal.safe, str(journal.folder)
-            self._say("go", place=place, journal=str(journal.path), safe=safe, fingerprint=fingerprint)
+            self._announce("go", place=place, journal=str(journal.path), safe=safe, fingerprint=fingerprint)
             yield
-            self._wait(lambda: all(self.heard[n]["state"] == "done" for n in self.others))
+            self._wait(lambda: all(self.states[n]["state"] == "done" for n in self.others))
         except BaseException as error:
             self._part(error)
             raise
@@ -123,33 +122,36 @@ class Crew:
     # The others ------------------------------------------------------------------------------------------------------
 
     def follow(self, fingerprint: str, work: Work) -> None:
-        """Write what the leader asks for by `work(folder, ledger)`, and wait for its end. Raises Refusal."""
+        """Write this rank's files by `work(folder, ledger)`, then wait until the leader has finished. Raises Refusal."""
         self._wait(lambda: self._leader() in ("go", "finished"))
         if self._leader() == "go":
-            told = self.heard[0]
-            if told["fingerprint"] != fingerprint:
+            orders = self.states[0]
+            if orders["fingerprint"] != fingerprint:
                 refuse(
-                    told["place"], "its leader sees another source, spec or setting", "unfit-ranks", "start all alike"
+                    orders["place"],
+                    "rank 0 has another source, spec or setting",
+                    "unfit-ranks",
+                    "start every rank with the same command",
                 )
-            journal = Journal(Path(f"{told['journal']}.{self.rank}"), Path(told["place"]))
+            journal = Journal(Path(f"{orders['journal']}.{self.rank}"), Path(orders["place"]))
             journal.begin(fingerprint)
-            journal.safe = {file: [(start, stop) for start, stop in ranges] for file, ranges in told["safe"].items()}
+            journal.safe = {file: [(start, stop) for start, stop in ranges] for file, ranges in orders["safe"].items()}
             with journal:
-                work(Path(told["place"]), journal)
-        self._say("done")
+                work(Path(orders["place"]), journal)
+        self._announce("done")
         self._wait(lambda: self._leader() == "finished")
 
     def _leader(self) -> str | None:
-        """What the leader of this very run says."""
-        said = self.heard.get(0, {})
-        return said.get("state") if said.get("known", {}).get(str(self.rank)) == self.nonce else None
+        """The state of this run's leader; None before it knows this rank."""
+        state = self.states.get(0, {})
+        return state.get("state") if state.get("known", {}).get(str(self.rank)) == self.nonce else None
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Crew:
         if self.size > 1:
             if self.leads:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                self._clear()
             self.thread.start()
         return self
 
@@ -161,24 +163,31 @@ class Crew:
         self.stop.set()
         self.thread.join()
         if self.leads:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear()
         else:
-            self._say("gone")  # after which it writes there no more
+            self._announce("gone")  # after which it writes there no more
+
+    def _clear(self) -> None:
+        """Remove the state files, and the folder if nothing else is in it."""
+        with suppress(OSError):
+            for file in self.folder.glob("state-*"):
+                file.unlink()
+            self.folder.rmdir()
 
     def _part(self, error: BaseException | None) -> None:
-        """Tell the end, and give the others the time to take note."""
-        self._say("failed" if error else "finished", message=_cause(error) if error else "")
+        """Publish the end, and give the others time to read it."""
+        self._announce("failed" if error else "finished", message=_cause(error) if error else "")
         deadline = time.monotonic() + PARTING
         while not all(map(self._parted, self.others)) and time.monotonic() < deadline:
             time.sleep(BEAT / 5)
 
     def _parted(self, other: int) -> bool:
-        """Whether another process has taken note of the end, or never will."""
-        said = self.heard.get(other, {}).get("state")
+        """Whether another process has read the end, or is lost."""
+        state = self.states.get(other, {}).get("state")
         silent = time.monotonic() - self.silent.get(other, (None, 0.0))[1] > LOST
-        return silent or said == "gone" or (not self.leads and said in ("failed", "finished", "lost"))
+        return silent or state == "gone" or (not self.leads and state in ("failed", "finished", "lost"))
 
-    def _say(self, state: str, **more: Any) -> None:
+    def _announce(self, state: str, **more: Any) -> None:
         with self.lock:
             self.state = {"state": state, **more}
         if self.size > 1:
@@ -190,21 +199,21 @@ class Crew:
             if self.trouble:
                 raise self.trouble
             if time.monotonic() > deadline:
-                raise LostRank(f"of {self.size} processes only {len(self.heard) + 1} have appeared")
+                raise LostRank(f"of {self.size} processes only {len(self.states) + 1} started")
             time.sleep(BEAT / 5)
 
     def _keep_alive(self) -> None:
         while True:
             self._publish()
             for other in self.others:
-                self._listen(other)
+                self._read_state(other)
             if self.stop.wait(BEAT):
                 return
 
     def _publish(self) -> None:
-        """Put this process's file in place, whole."""
+        """Replace this process's state file in one step."""
         with self.lock:
-            known = {n: said["nonce"] for n, said in self.heard.items()}
+            known = {n: state["nonce"] for n, state in self.states.items()}
             content = {"nonce": self.nonce, "beat": time.monotonic_ns(), "known": known, **self.state}
             path = self.folder / f"state-{self.rank}"
             try:
@@ -213,35 +222,35 @@ class Crew:
                 path.with_suffix(".new").write_text(json.dumps(content), encoding="utf-8")
                 path.with_suffix(".new").replace(path)
             except (FileNotFoundError, FileExistsError):
-                pass  # the folder was cleared away between two calls, be it within mkdir; this is said again
+                pass  # the folder was removed between two calls, or during mkdir; the next beat writes it again
             except OSError as error:
                 self.trouble = self.trouble or LostRank(f"{self.folder} cannot be written: {error.strerror}")
 
-    def _listen(self, other: int) -> None:
-        """Take note of what another one says. Its first file may be that of an earlier run, until it changes."""
+    def _read_state(self, other: int) -> None:
+        """Read the state of another rank. Its first file may be of an earlier run, so only a changed file counts."""
         try:
-            said = json.loads((self.folder / f"state-{other}").read_text(encoding="utf-8"))
+            state = json.loads((self.folder / f"state-{other}").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            said = None
-        sign, now = said and (said["nonce"], said["beat"]), time.monotonic()
+            state = None
+        sign, now = state and (state["nonce"], state["beat"]), time.monotonic()
         before, since = self.silent.setdefault(other, (sign, now))
-        if sign != before and said:
+        if sign != before and state:
             self.silent[other] = sign, now
             if before is not None:
                 with self.lock:
-                    self.heard[other] = said
-                if said["state"] == "failed":
-                    self._lose(other, f"rank {other} failed: {said['message']}")
+                    self.states[other] = state
+                if state["state"] == "failed":
+                    self._lose(other, f"rank {other} failed: {state['message']}")
         elif (
-            other in self.heard
+            other in self.states
             and now - since > LOST
-            and self.heard[other]["state"] not in ("gone", "failed", "finished")
+            and self.states[other]["state"] not in ("gone", "failed", "finished")
         ):
-            self._lose(other, f"rank {other} has not been heard of for {LOST:.0f} seconds")
+            self._lose(other, f"rank {other} has not answered for {LOST:.0f} seconds")
 
     def _lose(self, other: int, message: str) -> None:
         with self.lock:
-            self.heard[other] = {**self.heard[other], "state": "lost"}
+            self.states[other] = {**self.states[other], "state": "lost"}
         self.trouble = self.trouble or LostRank(message)
 
 

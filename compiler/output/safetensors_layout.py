@@ -1,6 +1,6 @@
-"""Where each target's bytes will lie: safetensors files with their exact headers, before a byte is copied.
+"""Computes where each target's bytes go: safetensors files with their exact headers, before a byte is copied.
 
-Format: an 8-byte little-endian length, a JSON header, the data (https://github.com/huggingface/safetensors#format).
+Format: an 8-byte little-endian length, a JSON header, the data (safetensors 0.6, README `Format`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from compiler.diagnostics import refuse
 from compiler.dtypes import ITEM_SIZES, SAFETENSORS_CODES
 from compiler.plan.plan import TargetTensor
 
-INDEX = "model.safetensors.index.json"
 _UNITS = {
     "": 1,
     "B": 1,
@@ -52,7 +51,7 @@ def parse_size(text: str) -> int:
 
 
 def lay_out(targets: Sequence[TargetTensor], limit: int) -> list[OutFile]:
-    """Files of at most `limit` data bytes each, filled in the order of the targets; a larger tensor stands alone."""
+    """Files of at most `limit` data bytes each, filled in the order of the targets; a larger tensor gets a file of its own."""
     parts: list[list[TargetTensor]] = [[]]
     filled = 0
     for target in targets:

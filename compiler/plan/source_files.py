@@ -113,6 +113,7 @@ def merge(rules: Sequence[Merged], parts: Sequence[Checkpoint]) -> Checkpoint:
         tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         tuple(file for part in parts for file in part.files),
         MappingProxyType({place: crc for part in parts for place, crc in part.checksums.items()}),
+        tuple(file for part in parts for file in part.indexes),
     )
 
 

@@ -1,9 +1,9 @@
-"""Byte pair encoding as two kinds of files say it: by the rank of each token (tiktoken), or by the score of each piece.
+"""The merge list of a byte pair encoding that is stored by rank (tiktoken) or by score (sentencepiece).
 
-Both join, of all neighbours whose concatenation is a token, the best one first, whatever the two are. `tokenizer.json`
-has a list of pairs instead: `merges` lists every pair that can be joined. Takes the bytes of a file or a vocabulary;
-returns ranks, pairs, or None where the bytes are no file of ranks. Refuses one that contradicts itself.
-Source: https://pypi.org/project/tiktoken 0.14.0, tiktoken/load.py `load_tiktoken_bpe` and src/lib.rs.
+Both encoders merge, of all neighbours whose concatenation is a token, the one of lowest rank or highest score first.
+`tokenizer.json` needs a list of pairs instead: `merges` lists every pair that can be merged. Takes a vocabulary;
+returns pairs. Refuses tokens too long to list.
+Source: the package tiktoken 0.14.0, tiktoken/load.py `load_tiktoken_bpe` and src/lib.rs.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _MOST_WORK = 1_000_000_000  # letters; 250,000 tokens of 60
 
 
 def check_lengths(name: str, tokens: Iterable[Sized]) -> None:
-    """Refuse tokens whose pairs nobody could list: their number is that of all letters, its work that of their squares."""
+    """Refuse tokens so long that listing their pairs takes too long: the work grows with the square of their length."""
     if sum(len(token) ** 2 for token in tokens) > _MOST_WORK:
-        refuse(name, "its tokens are longer than those of any text", "damaged-file", "copy the file again")
+        refuse(name, "its tokens are too long to list their merges", "damaged-file", "copy the file again")
 
 
 def merges(tokens: Iterable[Token], parts: Container[Token]) -> Iterator[tuple[Token, Token]]:
-    """Every pair of `parts` that makes a token; those of one token stand together, tokens in the order given: best first.
+    """Every pair of `parts` that forms a token, grouped by token, in the order of `tokens` (best first).
 
-    Where two pairs that overlap make the same token (`aa|a` and `a|aa` in `aa a aa`), the left one is joined in both
-    kinds of encoding. A list cannot say so; it has the pair with the longer left part first, since runs are joined
-    from the left and leave what is shorter behind.
+    Where two overlapping pairs form the same token (`aa|a` and `a|aa` in `aa a aa`), both encoders merge the left one.
+    A list cannot express that; it has the pair with the longer left part first, since runs are merged from the left
+    and leave the shorter part behind.
     """
     for token in tokens:
         for cut in range(len(token) - 1, 0, -1):
@@ -38,8 +38,8 @@ def merges(tokens: Iterable[Token], parts: Container[Token]) -> Iterator[tuple[T
 
 
 def _alphabet() -> Sequence[str]:
-    """The character that stands for each byte in byte-level vocabularies: itself where it can be seen in Latin-1, else
-    the next from U+0100 on. Source: GPT-2, src/encoder.py `bytes_to_unicode`."""
+    """The character for each byte in byte-level vocabularies: the byte itself where Latin-1 has a visible character,
+    otherwise the next one from U+0100. Source: GPT-2, src/encoder.py `bytes_to_unicode`."""
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in seen]
     return [chr(byte) if byte in seen else chr(256 + hidden.index(byte)) for byte in range(256)]
@@ -49,5 +49,5 @@ ALPHABET = _alphabet()
 
 
 def spelled(token: bytes) -> str:
-    """A token of bytes in the characters of `ALPHABET`."""
+    """The bytes of a token in the characters of `ALPHABET`."""
     return "".join([ALPHABET[byte] for byte in token])

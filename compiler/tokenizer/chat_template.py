@@ -1,8 +1,8 @@
-"""Chat templates: what one writes of a conversation, and whether it can write a plain one.
+"""Renders chat templates, and checks whether one can render a plain conversation.
 
-A template is a program of somebody else. It is rendered in a sandbox; to find out what is wrong with it, in a process
-that has little time and memory as well (`python -m compiler.tokenizer.chat_template`, which reads a template and the special tokens as
-JSON and prints the problem). Raises whatever the template does; refuses nothing.
+A template is third-party code. It is rendered in a sandbox; `problem` does so in a process of its own with bounded time
+and memory (`python -m compiler.tokenizer.chat_template` reads a template and the special tokens as JSON and prints the
+problem). Raises whatever the template raises.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ CHAT = [{"role": role, "content": "Hello"} for role in ("user", "assistant", "us
 
 
 def problem(template: str, special: Mapping[str, str]) -> str:
-    """Why a template cannot render a conversation of three turns; empty where it can."""
+    """Why a template cannot render a conversation of three turns; empty if it can."""
     here = str(package_root())
-    words = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-m", "compiler.tokenizer.chat_template"]
-    asked = json.dumps([template, dict(special)]).encode()
+    request = json.dumps([template, dict(special)]).encode()
     try:
-        done = subprocess.run(command, input=asked, capture_output=True, timeout=2 * SECONDS, env=words, check=False)
+        done = subprocess.run(
+            command, input=request, capture_output=True, timeout=2 * SECONDS, env=environment, check=False
+        )
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:
@@ -36,30 +38,30 @@ def problem(template: str, special: Mapping[str, str]) -> str:
 
 
 def _answer() -> None:
-    """What `problem` asks its process."""
+    """The child process of `problem`."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     template, special = json.load(sys.stdin)
-    found = ""
+    failure = ""
     try:
         rendered(template, CHAT, special)
     except MemoryError:
         sys.exit(1)
     except Exception as error:  # whatever a template of somebody else raises
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
-    print(json.dumps(found))
+        failure = f"{type(error).__name__}: {error}".splitlines()[0]
+    print(json.dumps(failure))
 
 
-def rendered(template: str, messages: list[dict[str, str]], special: Mapping[str, str], **words: Any) -> str:
-    """A conversation as the template writes it, as Transformers renders it (`utils/chat_template_utils.py`, 5.24)."""
+def rendered(template: str, messages: list[dict[str, str]], special: Mapping[str, str], **variables: Any) -> str:
+    """A conversation as Transformers renders it with the template (`utils/chat_template_utils.py`, 5.24)."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what an assistant says; the text is its content."""
+        """`{% generation %}` marks the assistant's turn; it renders its content."""
 
         tags = {"generation"}  # noqa: RUF012 - as jinja2 has it
 
@@ -77,7 +79,7 @@ def rendered(template: str, messages: list[dict[str, str]], special: Mapping[str
     )
     env.globals |= {"raise_exception": fail, "strftime_now": lambda form: "1 January 2000"}
     tokens = {f"{role}_token": token for role, token in special.items()}
-    return env.from_string(template).render(messages=messages, **tokens, **words)
+    return env.from_string(template).render(messages=messages, **tokens, **variables)
 
 
 if __name__ == "__main__":

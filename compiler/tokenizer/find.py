@@ -1,9 +1,8 @@
-"""Which files of a tokenizer travel beside the weights, and of which a `tokenizer.json` is built.
+"""Finds the files of a tokenizer: those to copy, and the one to build a `tokenizer.json` from.
 
-Takes the folder that they lie in, or one file, whose kind its bytes tell. Refuses a folder without any where one was
-named, a file that is none, a link
-that leaves its folder (but for the Hugging Face cache, whose files are links), and a tokenizer whose code lies
-elsewhere: whoever loads the new folder with `trust_remote_code` would run it. Says which code does not travel.
+Takes a folder, or one file, whose kind is read from its bytes. Refuses a named place without a tokenizer, a link that
+leaves its folder (except in the Hugging Face cache, whose files are links), and an `auto_map` that points to code in
+another repository: whoever loads the new folder with `trust_remote_code` would run it. Reports code that is not copied.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from typing import Any
 from compiler.checkpoints.config_file import read_config_file
 from compiler.diagnostics import listed, refuse
 
-WHOLE, PIECES, RANKS = "tokenizer.json", "tokenizer.model", "tokenizer.tiktoken"
+TOKENIZER_JSON, SENTENCEPIECE, TIKTOKEN = "tokenizer.json", "tokenizer.model", "tokenizer.tiktoken"
 FILES = (
-    WHOLE,
+    TOKENIZER_JSON,
     "tokenizer_config.json",
-    PIECES,
+    SENTENCEPIECE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -30,60 +29,62 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-MODELS = (PIECES, "spiece.model", f"{PIECES}.v*", "*.tiktoken")  # what trainers call a model or ranks
+MODELS = (SENTENCEPIECE, "spiece.model", f"{SENTENCEPIECE}.v*", "*.tiktoken")  # file names that trainers use
 
 
 MOST_BYTES = 128 << 20  # the largest known have 40 million
 
 
 def tokenizer_files(place: Path, say: Callable[[str], None], *, named: bool) -> dict[str, Path]:
-    """Name -> file of what is to travel from a folder, or of a file alone; `named`: the user asked for it, so that there
-    must be something. Without a `tokenizer.json` there may be a sentencepiece model (PIECES, or by its own name) or a file
-    of ranks (RANKS) to build one of. Raises Refusal."""
+    """Name -> file of a folder's tokenizer, or of one file; it is an error if the user `named` the place and there is
+    none. Without a `tokenizer.json`, a sentencepiece model is listed as SENTENCEPIECE or under its own name, a tiktoken
+    file as TIKTOKEN. Raises Refusal."""
     if named and not place.exists():
         refuse(str(place), "there is no such folder or file", "missing-tokenizer")
-    found = {name: place / name for name in FILES if (place / name).is_file()}
-    if WHOLE not in found and (model := _model(place)):
-        if kind_of(model) == RANKS:
-            found.pop(model.name, None)
-            found[RANKS] = model
-        elif model.name not in found:
-            found[PIECES] = model
+    files = {name: place / name for name in FILES if (place / name).is_file()}
+    if TOKENIZER_JSON not in files and (model := _model(place)):
+        if kind_of(model) == TIKTOKEN:
+            files.pop(model.name, None)
+            files[TIKTOKEN] = model
+        elif model.name not in files:
+            files[SENTENCEPIECE] = model
     if named and place.is_file():
         name = kind_of(place) or (place.name if place.name in FILES and place.name not in MODELS else "")
-        found = {name: place} if name else {}
-    if named and not found:
-        what = "the folder holds no tokenizer" if place.is_dir() else "the file is no tokenizer"
+        files = {name: place} if name else {}
+    if named and not files:
+        what = "the folder has no tokenizer" if place.is_dir() else "the file is not a tokenizer"
         refuse(str(place), what, "missing-tokenizer", f"looked for {listed(FILES, 3)}")
     inside = (place if place.is_dir() else place.parent).resolve()
-    for file in found.values():
+    for file in files.values():
         if (size := file.stat().st_size) > MOST_BYTES:
-            refuse(str(file), f"a file of a tokenizer of {size:,} bytes", "bad-config", "this is some other file")
+            refuse(
+                str(file), f"{size:,} bytes are too many for a tokenizer file", "bad-config", "this is some other file"
+            )
         target = file.resolve()
         cached = inside.parent.name == "snapshots" and target.parent == inside.parent.parent / "blobs"
         if target.parent != inside and not cached:
             refuse(str(file), "it is a link that leaves its folder", "bad-config", "copy the file itself there")
         if file.name == "tokenizer_config.json" and (code := _code(read_config_file(file))):
-            say(f"the tokenizer has code of its own, which does not travel with it: {listed(code)}")
-    return found
+            say(f"the tokenizer has its own code, which is not copied: {listed(code)}")
+    return files
 
 
 def _model(place: Path) -> Path | None:
-    """The first file of a folder that a tokenizer can be built of."""
+    """The first file of a folder from which a tokenizer can be built."""
     files = (file for pattern in MODELS for file in sorted(place.glob(pattern)))
     return next((file for file in files if file.is_file() and kind_of(file)), None)
 
 
 def kind_of(file: Path) -> str:
-    """PIECES, RANKS or WHOLE by the first bytes; empty where they belong to none."""
+    """SENTENCEPIECE, TIKTOKEN or TOKENIZER_JSON by the first bytes; empty for anything else."""
     with file.open("rb") as opened:
         head = opened.read(200)
     if re.match(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n", head):
-        return RANKS
+        return TIKTOKEN
     if head[:1] == b"\n" and head[2:3] == b"\n":  # the first piece of a model, and its text
-        return PIECES
-    whole = re.match(rb'\s*\{\s*"(version|model|truncation|added_tokens)"', head)
-    return WHOLE if whole else ""
+        return SENTENCEPIECE
+    json_start = re.match(rb'\s*\{\s*"(version|model|truncation|added_tokens)"', head)
+    return TOKENIZER_JSON if json_start else ""
 
 
 def _code(config: dict[str, Any]) -> list[str]:

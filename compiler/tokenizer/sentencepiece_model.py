@@ -1,8 +1,8 @@
-"""A sentencepiece model, read without sentencepiece: its pieces, and how it treats a text before it looks for them.
+"""Reads a sentencepiece model without sentencepiece: its pieces and its normalization.
 
-Takes the bytes of a file; returns `Pieces`, or None where they are no such model. Refuses what contradicts itself. Only
-the fields that tell how a text becomes ids are kept; the rest says how the model was trained.
-Source: https://github.com/google/sentencepiece, src/sentencepiece_model.proto; for the encoding of its messages
+Takes the bytes of a file; returns a `SentencePieceModel`, or None if they are not one. Refuses a model that contradicts
+itself. Only the fields that affect how a text becomes ids are read.
+Source: the package sentencepiece 0.2, src/sentencepiece_model.proto; protobuf's wire format is described at
 https://protobuf.dev/programming-guides/encoding/.
 """
 
@@ -34,7 +34,7 @@ class SentencePiece:
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """A model. The id of a piece is its place. `bos`, `eos` and `pad` are pieces by their text, empty where it has none.
+    """A model. The id of a piece is its position. `bos`, `eos` and `pad` are texts of pieces, empty if there is no such piece.
 
     `charsmap` is the compiled normalization, empty for the identity; `prefix` puts a space before a text, `shrink`
     takes away spaces at its ends and all but one inside, `escape` writes a space as U+2581, `suffix` has the space
@@ -77,11 +77,11 @@ def read_pieces(name: str, data: bytes) -> SentencePieceModel | None:
     kinds = {piece.text: piece.kind for piece in pieces}
     check_lengths(name, kinds)
     if len(kinds) < len(pieces):
-        refuse(name, "two of its pieces have one text", "damaged-file")
+        refuse(name, "two of its pieces have the same text", "damaged-file")
     if not all(math.isfinite(piece.score) for piece in pieces):
-        refuse(name, "a score of it is no number", "damaged-file")
+        refuse(name, "one of its scores is not a number", "damaged-file")
     if sum(piece.kind == UNKNOWN for piece in pieces) != 1:
-        refuse(name, "it has not one piece for what is unknown, which every sentencepiece model has", "damaged-file")
+        refuse(name, "it must have exactly one unknown piece", "damaged-file")
     return _model(pieces, kinds, parts[_TRAINER], parts.get(_NORMALIZER, {}), parts.get(_DENORMALIZER, {}))
 
 
@@ -93,9 +93,9 @@ def _model(
     denormalizer: Mapping[int, int | bytes],
 ) -> SentencePieceModel:
     def role(number: int, default: str) -> str:
-        """The special piece of a name; a name that no control piece has stands for none."""
-        said = trainer.get(number)
-        text = said.decode(errors="replace") if isinstance(said, bytes) else default
+        """The text of a special piece; empty if no control piece has that text."""
+        piece = trainer.get(number)
+        text = piece.decode(errors="replace") if isinstance(piece, bytes) else default
         return text if kinds.get(text) == CONTROL else ""
 
     def flag(fields: Mapping[int, int | bytes], number: int, default: bool) -> bool:
@@ -135,7 +135,7 @@ def _as_bytes(value: int | bytes) -> bytes:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message: number, and an integer or bytes. Raises ValueError where it is none."""
+    """The fields of a message: number, and an integer or bytes. Raises ValueError if the message is malformed."""
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)
@@ -159,7 +159,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, the lowest first, and where it ends."""
+    """A number in groups of seven bits, the lowest first, and its end."""
     value = shift = 0
     while shift < 70 and at < len(data):
         byte = data[at]

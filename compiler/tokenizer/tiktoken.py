@@ -1,8 +1,8 @@
-"""A file of ranks (tiktoken) as a `tokenizer.json`.
+"""A tiktoken file as a `tokenizer.json`.
 
-Takes token -> rank, and what lies beside the file. Such a file has neither special tokens nor the pattern that cuts a
-text into words: both are the spec's (`tokenizer`). Returns `Whole`. Refuses a file where the spec says nothing of it,
-and special tokens that do not fit.
+Takes token -> rank and a `TokenizerContext`. A tiktoken file has neither special tokens nor the pattern that splits a
+text into words: both come from the spec's `tokenizer` section. Returns `TokenizerParts`. Refuses a file if the spec has
+no such section, and special tokens that do not fit. Source: the package tiktoken 0.14.0, tiktoken/load.py.
 """
 
 from __future__ import annotations
@@ -17,23 +17,31 @@ from typing import Any
 from compiler.diagnostics import refuse
 from compiler.language.spec import TiktokenSection
 from compiler.tokenizer.bpe_merges import check_lengths, merges, spelled
-from compiler.tokenizer.tokenizer_json import AddedTokens, Fields, TokenizerParts, added, added_beside, no_form, whole
+from compiler.tokenizer.tokenizer_json import (
+    Fields,
+    TokenizerContext,
+    TokenizerParts,
+    added,
+    added_by_other_files,
+    tokenizer_parts,
+    unsupported,
+)
 
 
-def of_ranks(path: Path, ranks: Mapping[bytes, int], beside: AddedTokens) -> TokenizerParts:
-    """The tokenizer of the ranks that the file at `path` holds. Raises Refusal."""
-    left_out = beside.ranks
+def from_tiktoken(path: Path, ranks: Mapping[bytes, int], context: TokenizerContext) -> TokenizerParts:
+    """The tokenizer of the ranks in the file at `path`. Raises Refusal."""
+    left_out = context.ranks
     if left_out is None:
-        no_form(
-            path, "ranks without special tokens and without a pattern, of which the spec says nothing ('tokenizer')"
+        unsupported(
+            path, "a tiktoken file has neither special tokens nor a pattern, and the spec has no `tokenizer` section"
         )
     tokens = sorted(ranks, key=lambda token: ranks[token])
     names = [spelled(token) for token in tokens]
-    special = special_names(left_out, beside.places)
-    others = added_beside(path, [*names, *special], beside)
+    special = special_names(left_out, context.places)
+    others = added_by_other_files(path, [*names, *special], context)
     own = {n: added(n, text) for n, text in enumerate(special, len(names))} | others
     by_id = dict(enumerate(names)) | {n: token["content"] for n, token in own.items()}
-    said = {role: beside.config.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    special_ids = {role: context.config.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
     model: Fields = {
         "type": "BPE",
         "dropout": None,
@@ -42,7 +50,7 @@ def of_ranks(path: Path, ranks: Mapping[bytes, int], beside: AddedTokens) -> Tok
         "end_of_word_suffix": None,
         "fuse_unk": False,
         "byte_fallback": False,
-        "ignore_merges": True,  # a word that is a token is not cut
+        "ignore_merges": True,  # a word that is a token is not split
         "vocab": {name: n for n, name in enumerate(names)},
         "merges": [[spelled(left), spelled(right)] for left, right in merges(tokens, ranks)],
     }
@@ -50,12 +58,12 @@ def of_ranks(path: Path, ranks: Mapping[bytes, int], beside: AddedTokens) -> Tok
         {"type": "Split", "pattern": {"Regex": left_out.pattern}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
     ]
-    return whole(
+    return tokenizer_parts(
         own,
         names,
-        {role: by_id[n] for role, n in said.items() if isinstance(n, int) and n in by_id},
-        beside,
-        f"a file of ranks ({len(names):,}) and {len(special):,} special tokens",
+        {role: by_id[n] for role, n in special_ids.items() if isinstance(n, int) and n in by_id},
+        context,
+        f"a tiktoken file ({len(names):,} ranks) and {len(special):,} special tokens",
         begins=left_out.begins,
         normalizer={"type": left_out.normalize} if left_out.normalize else None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": cut},
@@ -76,21 +84,23 @@ def read_ranks(name: str, data: bytes) -> dict[bytes, int] | None:
     for number, line in enumerate(lines, 1):
         if not line:
             continue
-        found = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(line)
         try:
-            token = base64.b64decode(found[1], validate=True) if found else b""
+            token = base64.b64decode(match[1], validate=True) if match else b""
         except binascii.Error:
             token = b""
-        if found is None or not token:
-            refuse(name, f"line {number} is no token in base64 with its rank", "damaged-file")
+        if match is None or not token:
+            refuse(name, f"line {number} is not a base64 token and its rank", "damaged-file")
         if token in ranks:
             refuse(name, f"line {number} repeats a token", "damaged-file")
-        ranks[token] = int(found[2])
+        ranks[token] = int(match[2])
     check_lengths(name, ranks)
     if sorted(ranks.values()) != list(range(len(ranks))):
         refuse(name, f"its ranks are not 0 to {len(ranks) - 1}, each once", "damaged-file", "lines may be missing")
     if missing := sum(bytes([byte]) not in ranks for byte in range(256)):
-        refuse(name, f"{missing} of the 256 bytes are no token of it, so that some texts have none", "damaged-file")
+        refuse(
+            name, f"{missing} of the 256 single bytes have no token, so some texts cannot be encoded", "damaged-file"
+        )
     return ranks
 
 
@@ -104,10 +114,10 @@ def special_names(left_out: TiktokenSection, places: Mapping[str, Any]) -> list[
         if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < left_out.count:
             refuse(span, f"the place of {text} is {place!r}, not one of 0 to {left_out.count - 1}", "wrong-value")
         if place in taken:
-            refuse(span, f"{text} and {taken[place]} have one place", "wrong-value")
+            refuse(span, f"{text} and {taken[place]} have the same place", "wrong-value")
         taken[place] = text
     others = (left_out.others.replace("{n}", str(n)) for n in range(left_out.count))
-    found = [taken[n] if n in taken else next(others) for n in range(left_out.count)]
-    if len(set(found)) < len(found):
-        refuse(left_out.span, "two special tokens have one text", "wrong-value", "{n} counts the others")
-    return found
+    tokens = [taken[n] if n in taken else next(others) for n in range(left_out.count)]
+    if len(set(tokens)) < len(tokens):
+        refuse(left_out.span, "two special tokens have the same text", "wrong-value", "{n} counts the others")
+    return tokens

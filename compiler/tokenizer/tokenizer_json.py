@@ -1,9 +1,8 @@
-"""The parts of a `tokenizer.json` that do not depend on what it is made of: special tokens, and what stands around a text.
+"""The parts of a `tokenizer.json` that every kind of tokenizer needs: added tokens, and the tokens around a text.
 
-Takes the tokens in the order of their ids and what lies beside the file (`Beside`); returns `Whole`. What a special token
-stands for is taken from a text wherever it is written there; each text between two of them is encoded by itself. Refuses
-tokens that two files call otherwise than each other.
-Source of the format: https://github.com/huggingface/tokenizers, tokenizers/src (0.22), the types that are serialized.
+Takes the tokens in the order of their ids and a `TokenizerContext`; returns `TokenizerParts`. Special tokens are split
+off a text first; the text between two of them is encoded by itself. Refuses tokens whose text or id differs between two
+files. Source of the format: the package tokenizers 0.22, the types that it serializes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """`fields` of tokenizer.json; `special`: role -> token; `about` the file that it was made of, in words."""
+    """`fields` of tokenizer.json; `special`: role -> token; `about`: a description of the file it was built from."""
 
     fields: Fields
     special: Mapping[str, str]
@@ -31,64 +30,64 @@ class TokenizerParts:
 
 
 @dataclass(frozen=True)
-class AddedTokens:
-    """What is known besides the file: `said` in tokenizer_config.json, `added` tokens (token -> id) by other files, the
-    `config` of the model, what the spec says of a file of `ranks`, and the `places` of special tokens behind them."""
+class TokenizerContext:
+    """What other files add: the `settings` of tokenizer_config.json and special_tokens_map.json, `added` tokens (token ->
+    id), the `config` of the model, the spec's section for tiktoken `ranks`, and the `places` of its special tokens."""
 
-    said: Mapping[str, Any]
+    settings: Mapping[str, Any]
     added: Mapping[str, int]
     config: Mapping[str, Any]
     ranks: TiktokenSection | None
     places: Mapping[str, Any]
 
 
-def no_form(
+def unsupported(
     path: Path, reason: str, hint: str = "give the tokenizer.json of the same model with --tokenizer"
 ) -> NoReturn:
-    """Refuse a file that has no form as a tokenizer.json."""
+    """Refuse a file that cannot be expressed as a tokenizer.json."""
     refuse(str(path), reason, "unsupported-tokenizer", hint)
 
 
 def added(number: int, text: str, *, normalized: bool = False, special: bool = True) -> Fields:
-    """A token that is looked for in a text before anything else; `normalized`: after the normalization."""
+    """A token that is matched in a text before all others; `normalized`: after the normalization."""
     return {"id": number, "content": text} | dict(zip(FLAGS, (False, False, False, normalized, special), strict=True))
 
 
-def added_beside(path: Path, names: Sequence[str], beside: AddedTokens) -> dict[int, Fields]:
-    """The tokens by id that other files add to those of `path`, or call otherwise. Raises Refusal."""
-    found = {number: added(number, text, special=False) for text, number in beside.added.items()}
-    entries = beside.said.get("added_tokens_decoder")
+def added_by_other_files(path: Path, names: Sequence[str], context: TokenizerContext) -> dict[int, Fields]:
+    """The tokens by id that other files add to those of `path`, or rename. Raises Refusal."""
+    tokens = {number: added(number, text, special=False) for text, number in context.added.items()}
+    entries = context.settings.get("added_tokens_decoder")
     for key, entry in entries.items() if isinstance(entries, dict) else ():
         if not key.isdigit() or not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-            refuse(str(path.parent / "tokenizer_config.json"), f"the added token {key!r} is none", "bad-config")
+            refuse(str(path.parent / "tokenizer_config.json"), f"the added token {key!r} is malformed", "bad-config")
         flags = {flag: entry[flag] for flag in FLAGS if isinstance(entry.get(flag), bool)}
-        found[int(key)] = added(int(key), entry["content"]) | flags
-    renamed = {number: token["content"] for number, token in found.items()}
+        tokens[int(key)] = added(int(key), entry["content"]) | flags
+    renamed = {number: token["content"] for number, token in tokens.items()}
     ids = {text: number for number, text in enumerate(names) if renamed.get(number, text) == text}
     for number, text in renamed.items():
         if ids.setdefault(text, number) != number:
             message = f"the token {text!r} has the id {ids[text]} in one file and {number} in another"
             refuse(str(path), message, "unsupported-tokenizer", "the files beside it belong to another tokenizer")
-    return found
+    return tokens
 
 
-def whole(
+def tokenizer_parts(
     tokens: Mapping[int, Fields],
     names: Sequence[str],
     special: Mapping[str, str],
-    beside: AddedTokens,
+    context: TokenizerContext,
     about: str,
     *,
     begins: bool,
     **parts: Fields | None,
 ) -> TokenizerParts:
-    """`tokens` are those added, by id, `names` all others in the order of ids; `begins`: a text begins with bos, where
-    nothing else is said; `parts` are the normalizer, pre_tokenizer, decoder and model."""
-    spoken = {role: content(beside.said.get(f"{role}_token")) for role in ROLES}
-    special = dict(special) | {role: text for role, text in spoken.items() if text}
+    """`tokens`: added tokens by id; `names`: all others in the order of ids; `begins`: whether a text begins with bos
+    by default; `parts`: the normalizer, pre_tokenizer, decoder and model."""
+    configured = {role: content(context.settings.get(f"{role}_token")) for role in ROLES}
+    special = dict(special) | {role: text for role, text in configured.items() if text}
     ids = {name: n for n, name in enumerate(names)} | {token["content"]: n for n, token in tokens.items()}
     begin, end = (
-        special[role] if beside.said.get(f"add_{role}_token", default) and special.get(role) in ids else ""
+        special[role] if context.settings.get(f"add_{role}_token", default) and special.get(role) in ids else ""
         for role, default in (("bos", begins), ("eos", False))
     )
     fields = {
@@ -106,7 +105,7 @@ def whole(
 
 
 def content(token: Any) -> str:
-    """The text of a token, which some files wrap into what else there is to say of it."""
+    """The text of a token, which some files wrap into a mapping."""
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 

@@ -125,11 +125,11 @@ def _table(types: tuple[str, ...]) -> Values:
 
 def _scratch(use: str, dtype: type) -> Values:
     """A block that its thread keeps: fresh memory costs more than the arithmetic."""
-    kept: Values | None = getattr(_kept, use, None)
-    if kept is None:
-        kept = np.empty(BLOCK, dtype)
-        setattr(_kept, use, kept)
-    return kept
+    block: Values | None = getattr(_kept, use, None)
+    if block is None:
+        block = np.empty(BLOCK, dtype)
+        setattr(_kept, use, block)
+    return block
 
 
 _kept = threading.local()

@@ -1,6 +1,6 @@
-"""Sources that are compared with their own checksums as they are read, so that a disk is read once.
+"""Input files whose checksums are compared while they are read, so that the disk is read once.
 
-Takes a checkpoint; returns a `Source` for each of its files. The first read of any byte of a checked range reads all of
+Takes a checkpoint; returns an `InputFile` for each of its files. The first read of any byte of a checked range reads all of
 that range and compares it; the bytes that are wanted then come from the page cache. Refuses a range that does not match,
 as `checkpoint.verify` does: with every other one. What nobody reads is not compared.
 """
@@ -38,18 +38,18 @@ class Checked(InputFile):
         super().__init__(path)
         self.ranges, self.damaged = ranges, damaged
         self.starts = [start for start, _, _ in ranges]
-        self.fresh = set(range(len(ranges)))  # nobody has begun with them
-        self.unsure = set(range(len(ranges)))  # not yet found to match
+        self.unclaimed = set(range(len(ranges)))  # no thread has taken them
+        self.unchecked = set(range(len(ranges)))  # not yet compared
         self.trouble: BaseException | None = None
         self.turn = threading.Condition()
 
     def read(self, offset: int, buffers: list[memoryview]) -> None:
-        if self.unsure:
+        if self.unchecked:
             self.compare(offset, offset + sum(map(len, buffers)))
         super().read(offset, buffers)
 
     def read_each(self, reads: Iterable[tuple[int, memoryview]]) -> None:
-        super().read_each(self.compared(reads) if self.unsure else reads)
+        super().read_each(self.compared(reads) if self.unchecked else reads)
 
     def compared(self, reads: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
         """The same reads, each once what it reads is known to match."""
@@ -64,7 +64,7 @@ class Checked(InputFile):
         """Return once all ranges between the two match; the bytes that are known to."""
         first = max(0, bisect.bisect_right(self.starts, start) - 1)
         for n in range(first, bisect.bisect_left(self.starts, end)):
-            if n in self.unsure and self.ranges[n][1] > start:
+            if n in self.unchecked and self.ranges[n][1] > start:
                 self.settle(n)
         known = self.ranges[first] if self.ranges else (start, end, 0)
         return range(known[0], known[1]) if known[0] <= start and end <= known[1] else range(start, end)
@@ -73,14 +73,14 @@ class Checked(InputFile):
         """Compare a range, unless another thread does; then the next one while it does, and wait for it."""
         while True:
             with self.turn:
-                while n in self.unsure and not self.trouble and not self.fresh.intersection(range(n, n + AHEAD)):
+                while n in self.unchecked and not self.trouble and not self.unclaimed.intersection(range(n, n + AHEAD)):
                     self.turn.wait()
                 if self.trouble:
                     raise self.trouble
-                if n not in self.unsure:
+                if n not in self.unchecked:
                     return
-                mine = next(m for m in range(n, n + AHEAD) if m in self.fresh)
-                self.fresh.discard(mine)
+                mine = next(m for m in range(n, n + AHEAD) if m in self.unclaimed)
+                self.unclaimed.discard(mine)
             try:
                 if self.sum(mine) != self.ranges[mine][2]:
                     self.damaged()
@@ -92,11 +92,11 @@ class Checked(InputFile):
                     self.turn.notify_all()
                 raise
             with self.turn:
-                self.unsure.discard(mine)
+                self.unchecked.discard(mine)
                 self.turn.notify_all()
 
     def sum(self, n: int) -> int:
-        """The CRC-32 of what lies in a range."""
+        """The CRC-32 of a range."""
         start, end, _ = self.ranges[n]
         window, crc = memoryview(bytearray(min(WINDOW, end - start))), 0
         while start < end:

@@ -62,7 +62,7 @@ class Task(NamedTuple):
 
 
 class Ledger(Protocol):
-    """Knows what an earlier run has written, and is told of what is written now, from any thread."""
+    """`has`: whether an earlier run wrote a range; `wrote` records a range, from any thread."""
 
     def has(self, path: Path, start: int, stop: int) -> bool: ...
     def wrote(self, path: Path, start: int, stop: int) -> None: ...
@@ -81,7 +81,7 @@ def transfer(
 ) -> None:
     """Write all outputs; `others` write what the outputs leave.
 
-    `opener` opens a source, `progress` is told of bytes written, from any thread.
+    `opener` opens a source; `progress` is called with the number of bytes written, from any thread.
 
     Raises Refusal (`disk-full`, `file-truncated`), OSError with the file's name, what a task or an interrupt raises;
     ValueError where the moves of an output and what it leaves do not cover it.
@@ -114,9 +114,9 @@ def _tasks(outputs: Sequence[TransferFile]) -> Iterator[Task]:
                     last = min(end, first + TASK)
                     yield Task(partial(_copy, path, moves, first, last), (Portion(path, first, last),))
             else:
-                found = list(tiles(moves[0], BLOCK))
-                portion = Portion(path, start, end, len(found))
-                yield from (Task(partial(_gather, path, moves[0], tile), (portion,)) for tile in found)
+                blocks = list(tiles(moves[0], BLOCK))
+                portion = Portion(path, start, end, len(blocks))
+                yield from (Task(partial(_gather, path, moves[0], tile), (portion,)) for tile in blocks)
 
 
 def _copy(path: Path, moves: Sequence[Move], start: int, stop: int, worker: Worker, targets: Targets) -> Iterator[int]:
@@ -132,8 +132,8 @@ def _cut(strips: Strips, start: int, stop: int, worker: Worker, targets: Targets
 
 
 def _cuts(outputs: Sequence[TransferFile]) -> dict[tuple[Path, int], Strips]:
-    """The strips of a matrix that lie between each other's runs, by the place of the first; the others' are empty."""
-    found: dict[tuple[Path, int], Strips] = {}
+    """Strips whose columns interleave in one matrix, by the place of the first strip; the others map to an empty list."""
+    cuts: dict[tuple[Path, int], Strips] = {}
     near: dict[tuple[str, int, int, int], Strips] = {}
     for output in outputs:
         for move in output.moves:
@@ -143,11 +143,11 @@ def _cuts(outputs: Sequence[TransferFile]) -> dict[tuple[Path, int], Strips]:
             rows, number = (one.source, one.rows, one.pitch), one.offset // one.pitch
             siblings = [near[key] for n in (0, -1, 1) if (key := (*rows, number + n)) in near]
             strips = next((s for s in siblings if abs(s[0][1].offset - one.offset) < one.pitch), [])
-            found[output.path, one.target] = [] if strips else strips
+            cuts[output.path, one.target] = [] if strips else strips
             if not strips:
                 near[(*rows, number)] = strips
             strips.append((output.path, one))
-    return found
+    return cuts
 
 
 def _cut_tasks(strips: Strips) -> Iterator[Task]:
@@ -234,14 +234,14 @@ class _Crew:
             self.stop.set()
 
     def record(self, task: Task) -> None:
-        """Tell the ledger what a task has completed; tasks begin in target order, so what lies before is mostly written."""
+        """Record in the ledger what a task has completed; tasks start in target order, so earlier bytes are mostly written."""
         for portion in task.portions if self.durable else ():
             self.targets[portion.path].begin(portion.start)
         for portion in task.portions if self.ledger else ():
             with self.lock:
                 portion.tasks -= 1
-                whole = portion.tasks == 0
-            if whole and self.ledger:
+                complete = portion.tasks == 0
+            if complete and self.ledger:
                 self.ledger.wrote(portion.path, portion.start, portion.stop)
 
 

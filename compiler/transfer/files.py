@@ -1,7 +1,7 @@
 """Files that are read and written at given places: whole or with an error that says which file and which byte.
 
-A `Source` fills buffers, a `Target` takes bytes; both are open within their context and safe to use from several
-threads; `Unchanged` tells whether somebody has written to a source meanwhile.
+An `InputFile` fills buffers, an `OutputFile` takes bytes; both are open within their context and safe to use from
+several threads; `Unchanged` checks that nobody has written to a source in the meantime.
 Refuses a source that ends early (`file-truncated`) and a target without room (`disk-full`); any other
 trouble is an OSError with the file's name and the offset. Never overwrites: a target must not exist yet, unless it is
 one that is continued.
@@ -39,7 +39,7 @@ class InputFile:
         os.close(self.fd)
 
     def read(self, offset: int, buffers: list[memoryview]) -> None:
-        """Fill the buffers, in their order, with what lies from `offset` on."""
+        """Fill the buffers, in their order, with the bytes from `offset` on."""
         left = sum(map(len, buffers))
         while left:
             try:
@@ -58,7 +58,7 @@ class InputFile:
                 got -= min(got, len(first))
 
     def read_each(self, reads: Iterable[tuple[int, memoryview]]) -> None:
-        """Fill each buffer with what lies from its offset on: for very many very small reads."""
+        """Fill each buffer with the bytes from its offset on: for very many small reads."""
         fd, preadv = self.fd, os.preadv
         for offset, buffer in reads:
             if preadv(fd, (buffer,), offset) != len(buffer):
@@ -66,37 +66,37 @@ class InputFile:
 
 
 class Unchanged:
-    """Files that nobody may write to for a while."""
+    """The size and time of change of files, to detect later writes."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.seen = {path: self.stamp(path) for path in paths}
 
     def stamp(self, path: Path) -> tuple[int, int]:
-        found = path.stat()
-        return found.st_size, found.st_mtime_ns
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
 
     def check(self) -> None:
         """Refuse the first one that was written to since (`file-changed`)."""
         for path, stamp in self.seen.items():
             if self.stamp(path) != stamp:
-                hint = "wait until nothing writes to it, and convert it again"
-                refuse(str(path), "it was written to while it was read", "file-changed", hint)
+                hint = "wait until nothing writes to it, then run again"
+                refuse(str(path), "it changed while it was read", "file-changed", hint)
 
 
 class OutputFile:
     """A file being written, open within its context and removed if that ends in an error.
 
-    With `kept` it is neither: it may exist, and what is in it stays.
+    With `keep` it may exist already, its content stays, and an error does not remove it.
     """
 
-    def __init__(self, path: Path, size: int, kept: bool = False) -> None:
+    def __init__(self, path: Path, size: int, keep: bool = False) -> None:
         self.path = str(path)
         self.size = size
-        self.kept = kept
-        self.begun = 0  # the disk has been asked to write what lies before
+        self.keep = keep
+        self.begun = 0  # writeback was started for the bytes before it
 
     def __enter__(self) -> OutputFile:
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | (0 if self.kept else os.O_EXCL), 0o666)
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | (0 if self.keep else os.O_EXCL), 0o666)
         try:
             self.reserve()
         except BaseException:
@@ -106,11 +106,11 @@ class OutputFile:
 
     def __exit__(self, kind: object, *error: object) -> None:
         os.close(self.fd)
-        if kind is not None and not self.kept:
+        if kind is not None and not self.keep:
             os.unlink(self.path)
 
     def reserve(self) -> None:
-        """Have the file system set the space aside, so that a full disk shows now and blocks lie together."""
+        """Reserve the space, so that a full disk fails now and blocks are contiguous."""
         try:
             if not hasattr(os, "posix_fallocate"):  # macOS
                 raise OSError(errno.ENOSYS, "no posix_fallocate")
@@ -157,10 +157,10 @@ class OutputFile:
             offset += sum(map(len, parts))
 
     def begin(self, end: int) -> None:
-        """Have the disk begin with what lies before `end`, so that the last fsync has less to wait for.
+        """Start writing the bytes before `end` to disk, so that the last fsync has less to wait for.
 
-        Linux starts to write back what a process says it will not need, keeps it cached while it does, and returns
-        (generic_fadvise, https://github.com/torvalds/linux/blob/master/mm/fadvise.c); elsewhere nothing is lost.
+        On POSIX_FADV_DONTNEED Linux starts writeback of dirty pages and returns at once (mm/fadvise.c
+        `generic_fadvise`); elsewhere the call does no harm.
         """
         start, self.begun = self.begun, min(self.begun, end)  # another thread may do the same: that is no harm
         if end - start >= BEHIND and hasattr(os, "posix_fadvise"):

@@ -45,9 +45,9 @@ class Gatherer:
         origin, atoms = piece.axes[0]
         values = self.load(piece)
         if len(set(piece.types)) > 1:
-            whole = values.size == block.size
-            values = self.cast(values, piece, block if whole else None, dtype)
-            if whole:  # the cast itself has put them in their places
+            complete = values.size == block.size
+            values = self.cast(values, piece, block if complete else None, dtype)
+            if complete:  # the cast itself has put them in their places
                 return
         strides = [a.step * block.itemsize for a in atoms]
         _copy(values, as_strided(block[origin:], values.shape, strides))
@@ -83,11 +83,11 @@ class Gatherer:
         return out.reshape(values.shape)
 
     def buffer(self, use: str, size: int) -> Values:
-        """A buffer that is kept from tile to tile: fresh memory costs more than filling it."""
-        kept = self.buffers.get(use)
-        if kept is None or kept.size < size:
-            self.buffers[use] = kept = np.empty(size, np.uint8)
-        return kept[:size]
+        """A buffer that is reused from tile to tile: new memory costs more than filling it."""
+        block = self.buffers.get(use)
+        if block is None or block.size < size:
+            self.buffers[use] = block = np.empty(size, np.uint8)
+        return block[:size]
 
 
 def _near(atoms: Atoms, size: int) -> tuple[list[Atom], int]:

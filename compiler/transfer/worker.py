@@ -26,7 +26,7 @@ VECTOR = 512  # wanted buffers per read, and as many gaps; Linux allows 1024
 
 
 class Sink(Protocol):
-    """Where bytes go: `files.Target` or `Memory`."""
+    """Where bytes go: `files.OutputFile` or `Memory`."""
 
     def write(self, data: memoryview, offset: int) -> None: ...
     def write_each(self, writes: Iterable[tuple[memoryview, int]]) -> None: ...
@@ -127,7 +127,7 @@ class Worker:
                         pass
 
     def read(self, wanted: list[Copy], start: int, window: memoryview) -> None:
-        """Fill the window that begins at `start` of the target; what lies close together in a source is one read."""
+        """Fill the window that begins at `start` of the target; runs close to each other in a source are one read."""
         self.unwanted = self.unwanted or memoryview(bytearray(GAP))
         wanted.sort()
         buffers: list[memoryview] = []

@@ -280,7 +280,7 @@ def test_what_refers_to_itself_is_left_out(tmp_path: Path) -> None:
             ["w"],
             "opened 'ema' (beside: optimizer); not kept: optimizer (holds tensors)",
         ),
-        ({"w": 1, "optimizer": {"s": 3}}, ["w"], "skipped what is no tensor: optimizer (a dict)"),
+        ({"w": 1, "optimizer": {"s": 3}}, ["w"], "skipped entries that are not tensors: optimizer (a dict)"),
         (
             {"whatever": {"w": 1}, "lr_scheduler": {"s": 3}},
             ["w"],
@@ -289,14 +289,14 @@ def test_what_refers_to_itself_is_left_out(tmp_path: Path) -> None:
         (
             {"net": {"w": 1, "alpha": 0.5, "hole": None}},
             ["w"],
-            "skipped what is no tensor: alpha (a float), hole (None)",
+            "skipped entries that are not tensors: alpha (a float), hole (None)",
         ),
         ({"module.a.w": 1, "module.b.w": 2}, ["a.w", "b.w"], "stripped the prefix 'module.' from 2 names"),
         ({"_orig_mod.module.w": 1}, ["w"], "stripped the prefix '_orig_mod.module.' from 1 names"),
         (
             {"a._fsdp_wrapped_module.b._checkpoint_wrapped_module.w": 1},
             ["a.b.w"],
-            "took wrappers' components out of 1 names",
+            "removed wrapper components from 1 names",
         ),
         ({"modules.w": 1, "a.module": 2, "model.w": 3}, ["modules.w", "a.module", "model.w"], ""),
         (

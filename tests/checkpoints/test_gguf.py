@@ -139,7 +139,7 @@ def entry(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
 
 HEAD = b"GGUF" + struct.pack("<I", 3)
 LIES = {
-    "a tensor twice": ((HEAD + struct.pack("<QQ", 2, 0) + 2 * entry(b"a", (2,), 0, 0)), "stands there twice"),
+    "a tensor twice": ((HEAD + struct.pack("<QQ", 2, 0) + 2 * entry(b"a", (2,), 0, 0)), "occurs twice"),
     "an overlap": (
         HEAD + struct.pack("<QQ", 2, 0) + entry(b"a", (16,), 0, 0) + entry(b"b", (2,), 0, 32),
         "'a' and 'b' overlap",

@@ -81,7 +81,7 @@ CASES: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {
         ["opened 'model_ema'", "opened 'module'"],
     ),
     "a path": (lambda: {"a": {"b.c": WEIGHTS}, "d": {"x": torch.ones(1)}}, ["--weights", "a.b.c"], ["opened 'b.c'"]),
-    "ema beside": (lambda: resumed() | {"ema": {"x": torch.ones(2)}}, [], ["--weights ema takes those"]),
+    "ema beside": (lambda: resumed() | {"ema": {"x": torch.ones(2)}}, [], ["--weights ema reads those"]),
 }
 
 

@@ -28,6 +28,7 @@ from compiler.executor import nonfinite_values
 from compiler.jobs import compile, convert
 from compiler.language import schema
 from compiler.output import journal
+from compiler.output.earlier_run import MARK
 from compiler.transfer import engine, strided_copy, worker
 
 # Small enough that a small checkpoint is written in hundreds of steps and noted dozens of times.
@@ -103,6 +104,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 USERS = {"notes.txt": b"mine", "more/deep.txt": b"mine, too"}
 STALE = {"config.json": b"{}", "model-00001-of-00009.safetensors": b"old"}
+# Last, because a manifest is newer than what it lists.
+STALE["mapspec.json"] = json.dumps(
+    {"mapspec": "0", "files": {name: len(text) for name, text in STALE.items()}}
+).encode()
 
 
 class Trial:
@@ -113,7 +118,7 @@ class Trial:
         self.out = folder / "out"
         self.before = {**USERS, **STALE} if over else {}
         if over and "--reverse" in options:
-            self.before = {".": b"old"}
+            self.before = {".": b"old" + len(MARK).to_bytes(2, "little") + MARK}
         self.words = ["run", spec, str(source), str(self.out), *options, *["--force"] * over]
         self.clean()
         status, said = run(self.words)
@@ -142,8 +147,8 @@ class Trial:
         """Continued: the whole, and nothing beside it."""
         status, said = run([*self.words, "--resume"])
         self.counts["resumed"] += 1
-        self.counts["continued from a note"] += "as they were written" in said
-        self.counts["only named"] += "has its name now" in said
+        self.counts["continued from a note"] += "are unchanged and are reused" in said
+        self.counts["only named"] += "moved it to its final name" in said
         if status or files(self.out) != self.expected:
             self.wrong.append(f"{what}: {status}, {said.strip()[:300]}")
         if left := [p.name for p in self.folder.iterdir() if p != self.out]:

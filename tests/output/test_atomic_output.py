@@ -173,7 +173,7 @@ def test_an_unfinished_run_is_not_thrown_away_by_mistake(tmp_path: Path, program
     assert image(tmp_path / ".out.mapspec-partial").keys() == left.keys()
     notes = Notes(silent=True)
     convert(program, Request([source], resume=True), out, notes)
-    assert any("as they were written" in line for line in notes.lines())
+    assert any("are unchanged and are reused" in line for line in notes.lines())
     assert image(out) == image(tmp_path / "whole")
     killed(source, tmp_path / "again")
     convert(program, Request([source], force=True), tmp_path / "again")
@@ -222,7 +222,7 @@ def test_a_signal_leaves_what_can_be_continued_and_says_so(
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number
-    assert "the same command with --resume goes on from there" in said
+    assert "run the same command with --resume to continue" in said
     assert "Traceback" not in said
     convert(program, Request([source], resume=True), tmp_path / "out")
     convert(program, Request([source]), tmp_path / "whole")
@@ -443,7 +443,7 @@ def test_what_lies_beside_the_weights_is_the_same(tmp_path: Path, source: Path) 
     process.communicate()
     command = [sys.executable, "-c", code, "run", "llama", str(source), str(out), *options, "--resume", "--jobs", "4"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False)
-    assert b"are there and as they were written" in done.stderr
+    assert b"are unchanged and are reused" in done.stderr
     wholes.append(image(out))
     assert {"README.md", "mapspec.json", "model.safetensors.index.json", "tokenizer.json"} <= wholes[0].keys()
     assert all(whole == wholes[0] for whole in wholes)

@@ -117,7 +117,7 @@ def test_a_killed_rank_is_missed_and_the_run_resumed(source: Path, plain: dict[s
     out = source.parent / "out"
     ends = ended(start(3, source, out, END="kill", WHOM="1", LOST="1"))
     assert [status for status, _, _ in ends] == [1, -signal.SIGKILL, 1], ends
-    assert "rank 1 has not been heard of" in ends[0][2]
+    assert "rank 1 has not answered" in ends[0][2]
     assert "--resume" in ends[0][2]
     assert not out.exists()
     hidden = source.parent / ".out.mapspec-partial"
@@ -127,7 +127,7 @@ def test_a_killed_rank_is_missed_and_the_run_resumed(source: Path, plain: dict[s
     total = sum(stop - start for note in noted for _, start, stop in note["ranges"])
     ends = ended(start(2, source, out, "--resume"))
     assert [status for status, _, _ in ends] == [0, 0], ends
-    assert f"{total:,} bytes of an earlier run are there" in ends[0][2], "of all three"
+    assert f"{total:,} bytes of an earlier run are unchanged" in ends[0][2], "of all three"
     assert content(out) == plain
     assert sorted(p.name for p in source.parent.iterdir()) == ["model.pth", "out", "plain"]
 
@@ -190,5 +190,5 @@ def test_shares(sizes: list[int], count: int) -> None:
 def test_an_environment_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(Refusal, match="which is no rank"):
+    with pytest.raises(Refusal, match="not a valid rank"):
         ranks.from_environment(Path("x"))

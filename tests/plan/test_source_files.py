@@ -131,7 +131,7 @@ def test_one_file_of_another_name_is_a_whole_model(tmp_path: Path) -> None:
 
 def test_a_plain_glob_names_no_parts(tmp_path: Path) -> None:
     save(tmp_path, cut(model(2, 2, 3), 2))
-    with pytest.raises(Refusal, match="several files in this folder may be meant"):
+    with pytest.raises(Refusal, match="several checkpoints in this folder"):
         open_source(program("'*.pth'"), [tmp_path])
 
 

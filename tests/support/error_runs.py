@@ -509,7 +509,7 @@ def unfit_ranks() -> str:
     told = {"state": "go", "place": "out", "fingerprint": "that of another run", "nonce": "1"}
     held(
         "compiler.output.ranks.Crew._wait",
-        lambda crew, done, limit=0.0: crew.heard.update({0: told | {"known": {"1": crew.nonce}}}),
+        lambda crew, done, limit=0.0: crew.states.update({0: told | {"known": {"1": crew.nonce}}}),
     )
     return RUN
 

@@ -24,7 +24,7 @@ from compiler.diagnostics import Refusal
 from compiler.program.loading import load_program
 from compiler.tokenizer import assemble
 from compiler.tokenizer.bpe_merges import merges
-from compiler.tokenizer.find import PIECES, RANKS, WHOLE, kind_of, tokenizer_files
+from compiler.tokenizer.find import SENTENCEPIECE, TIKTOKEN, TOKENIZER_JSON, kind_of, tokenizer_files
 from compiler.tokenizer.sentencepiece_model import read_pieces
 from compiler.tokenizer.tiktoken import read_ranks, special_names
 
@@ -52,7 +52,7 @@ def built(place: Path, spec: str = "", scaled: Any = None, say: Callable[[str], 
 
 
 def loaded(tokenizer: assemble.Tokenizer) -> Any:
-    return Tokenizer.from_str(tokenizer.texts[WHOLE])
+    return Tokenizer.from_str(tokenizer.texts[TOKENIZER_JSON])
 
 
 def recorded(name: str) -> tuple[assemble.Tokenizer, dict[str, Any]]:
@@ -114,13 +114,13 @@ def test_ids_become_texts_again(name: str) -> None:
 def test_a_part_that_is_wrong_shows(name: str, part: str, value: Any) -> None:
     """The recorded texts notice each part of what is built."""
     tokenizer, _ = recorded(name)
-    fields = json.loads(tokenizer.texts[WHOLE])
+    fields = json.loads(tokenizer.texts[TOKENIZER_JSON])
     *path, last = part.split(".")
     place = fields
     for step in path:
         place = place[int(step)] if isinstance(place, list) else place[step]
     place[last] = value
-    wrong = assemble.Tokenizer({}, {WHOLE: json.dumps(fields)}, {}, {}, "")
+    wrong = assemble.Tokenizer({}, {TOKENIZER_JSON: json.dumps(fields)}, {}, {}, "")
     found = different(name, wrong)
     if (name, part) != ("llama3", "model.ignore_merges"):  # a trained vocabulary reaches every token by its merges
         assert found
@@ -144,23 +144,23 @@ def test_merges_are_every_way_to_join_a_token() -> None:
 
 def test_what_a_file_is_its_bytes_tell(tmp_path: Path) -> None:
     """Meta calls both kinds tokenizer.model."""
-    for name, source, kind in [("tokenizer.model", "ranks.tiktoken", RANKS), ("x.json", "bpe.model", PIECES)]:
+    for name, source, kind in [("tokenizer.model", "ranks.tiktoken", TIKTOKEN), ("x.json", "bpe.model", SENTENCEPIECE)]:
         shutil.copyfile(DATA / source, tmp_path / name)
         assert kind_of(tmp_path / name) == kind
     found = built(tmp_path, "meta_llama", False)
     assert set(found.names) == {
-        WHOLE,
+        TOKENIZER_JSON,
         "tokenizer_config.json",
     }  # ranks stay behind: other programs take them for pieces
     found = built(tmp_path / "x.json")
-    assert set(found.names) == {WHOLE, "tokenizer_config.json", PIECES}
-    assert found.copies[PIECES] == tmp_path / "x.json"
+    assert set(found.names) == {TOKENIZER_JSON, "tokenizer_config.json", SENTENCEPIECE}
+    assert found.copies[SENTENCEPIECE] == tmp_path / "x.json"
 
 
 def test_a_tokenizer_that_is_complete_travels_as_it_is(tmp_path: Path) -> None:
     shutil.copyfile(DATA / "bpe.model", tmp_path / "tokenizer.model")
-    (tmp_path / WHOLE).write_text('{"model": {"vocab": {"a": 0}}}')
-    assert set(built(tmp_path).copies) == {WHOLE, "tokenizer.model"}
+    (tmp_path / TOKENIZER_JSON).write_text('{"model": {"vocab": {"a": 0}}}')
+    assert set(built(tmp_path).copies) == {TOKENIZER_JSON, "tokenizer.model"}
 
 
 def test_tokens_of_other_files_belong_to_it(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_tokens_of_other_files_belong_to_it(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<extra>": beyond + 1}))
     found = built(tmp_path)
-    assert set(found.names) == {WHOLE, "tokenizer_config.json", "chat_template.jinja", "tokenizer.model"}
+    assert set(found.names) == {TOKENIZER_JSON, "tokenizer_config.json", "chat_template.jinja", "tokenizer.model"}
     config = json.loads(found.texts["tokenizer_config.json"])
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert config["eos_token"] == {"content": "<|end|>"}
@@ -209,22 +209,25 @@ def _pieces(name: str) -> list[str]:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\n", "the file is no tokenizer [missing-tokenizer]"),
-        (b"\n\x05\n\x03abc", "neither a sentencepiece model nor a file of ranks"),
-        ((DATA / "bpe.model").read_bytes() + SUFFIX, "it puts the space behind a word [unsupported-tokenizer]"),
-        ((DATA / "bpe.model").read_bytes() + WORDS, "a model of words or of characters [unsupported-tokenizer]"),
-        ((DATA / "bpe.model").read_bytes() + b"\n\x08\n\x01a\x15\0\0\0\0", "two of its pieces have one text"),
-        ((DATA / "bpe.model").read_bytes() + b"\n\x0a\n\x03qqq\x15\0\0\xc0\x7f", "a score of it is no number"),
-        ((DATA / "bpe.model").read_bytes() + b"\n\x07\n\x03qqq\x18\x02", "not one piece for what is unknown"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "the file is not a tokenizer [missing-tokenizer]"),
+        (b"\n\x05\n\x03abc", "neither a sentencepiece model nor a tiktoken file"),
+        (
+            (DATA / "bpe.model").read_bytes() + SUFFIX,
+            "it puts the space after a word (treat_whitespace_as_suffix) [unsupported-tokenizer]",
+        ),
+        ((DATA / "bpe.model").read_bytes() + WORDS, "not BPE or unigram [unsupported-tokenizer]"),
+        ((DATA / "bpe.model").read_bytes() + b"\n\x08\n\x01a\x15\0\0\0\0", "two of its pieces have the same text"),
+        ((DATA / "bpe.model").read_bytes() + b"\n\x0a\n\x03qqq\x15\0\0\xc0\x7f", "one of its scores is not a number"),
+        ((DATA / "bpe.model").read_bytes() + b"\n\x07\n\x03qqq\x18\x02", "exactly one unknown piece"),
         ((DATA / "bpe.model").read_bytes() + b"\n\x07\n\x03qqq\x18\x05", "marked as unused [unsupported-tokenizer]"),
         ((DATA / "bpe.model").read_bytes()[:-3], "neither a sentencepiece model"),
         (b"YQ== 0\nYg== 2\n", "its ranks are not 0 to 1"),
         (b"YQ== 0\nYQ== 1\n", "line 2 repeats a token"),
-        (b"YQ== 0\nYg=== 1\n", "line 2 is no token in base64 with its rank"),
-        (b"YQ== 0\nYg== 1\n", "254 of the 256 bytes are no token of it"),
+        (b"YQ== 0\nYg=== 1\n", "line 2 is not a base64 token and its rank"),
+        (b"YQ== 0\nYg== 1\n", "254 of the 256 single bytes have no token"),
         (
             (DATA / "ranks.tiktoken").read_bytes(),
-            "of which the spec says nothing ('tokenizer') [unsupported-tokenizer]",
+            "the spec has no `tokenizer` section [unsupported-tokenizer]",
         ),
     ],
 )
@@ -239,7 +242,7 @@ def test_what_merely_lies_there_travels_with_a_word(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes((DATA / "ranks.tiktoken").read_bytes())
     said: list[str] = []
     assert built(tmp_path, say=said.append, named=False).copies == {"tokenizer.model": tmp_path / "tokenizer.model"}
-    assert said[0].startswith("no tokenizer.json is built of tokenizer.model: ranks without special tokens")
+    assert said[0].startswith("cannot build tokenizer.json from tokenizer.model: a tiktoken file has neither")
 
 
 def test_tokens_that_two_files_call_otherwise_are_refused(tmp_path: Path) -> None:
@@ -251,7 +254,7 @@ def test_tokens_that_two_files_call_otherwise_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("places", "says"),
-    [({"<|eot_id|>": 256}, "not one of 0 to 255"), ({"<|eot_id|>": 0, "<|eom_id|>": 0}, "have one place")],
+    [({"<|eot_id|>": 256}, "not one of 0 to 255"), ({"<|eot_id|>": 0, "<|eom_id|>": 0}, "have the same place")],
 )
 def test_places_that_do_not_fit_are_refused(places: dict[str, int], says: str) -> None:
     special = load_program("meta_llama").spec.tokenizer
@@ -377,5 +380,6 @@ def test_too_few_rows_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
             ]
         )
     assert (
-        f"the embedding has 600 rows, and the tokenizer ids up to {len(_pieces('bpe')) - 1}" in capsys.readouterr().err
+        f"the embedding has 600 rows, but the tokenizer has ids up to {len(_pieces('bpe')) - 1}"
+        in capsys.readouterr().err
     )

@@ -1,9 +1,9 @@
-"""The header of a GGUF file: every tensor, where its bytes lie, and the values that describe the model.
+"""The header of a GGUF file: every tensor with its byte range, and the key-values that describe the model.
 
 Takes a path; returns the tensors, in torch's order of axes, and a table of plain values: a key that begins with the
 architecture's name loses that, and dots become underscores (`NAME.attention.head_count` is `attention_head_count`). A
-float32 is the shortest decimal that means it. Long lists, such as a tokenizer's words, are passed over. Refuses
-quantised blocks, and a header that claims what the file cannot hold. Source:
+float32 becomes the shortest decimal that rounds to it. Long lists, such as a vocabulary, are skipped. Refuses quantised
+blocks, and a header that claims more than the file can hold. Source:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and `ggml_type` in ggml.h.
 """
 
@@ -24,7 +24,7 @@ MOST_AXES = 4  # GGML_MAX_DIMS
 MOST_TENSORS = 1_000_000
 MOST_ITEMS = 4_000_000  # of lists of texts; a tokenizer has four such lists of some 250,000
 MOST_TEXT = 1 << 20  # bytes of a key, a name or a text
-MOST_LISTED = 64  # values of a list that is kept
+MOST_LISTED = 64  # values of a list; longer lists are skipped
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TYPES = {
@@ -57,7 +57,7 @@ def open_gguf(path: Path) -> tuple[dict[str, Tensor], dict[str, Value]]:
         start, dtype = base + offset, TYPES[kind]
         end = start + math.prod(shape) * ITEM_SIZES[dtype]
         if name in tensors:
-            _damaged(path, f"the tensor {name!r} stands there twice")
+            _damaged(path, f"the tensor {name!r} occurs twice")
         if offset % alignment or end > size:
             _damaged(path, f"the tensor {name!r} reaches from byte {start:,} to {end:,} of {size:,}")
         tensors[name] = Tensor(name, dtype, shape, dense_strides(shape), path, start, (start, end))
@@ -74,24 +74,26 @@ def _named(values: dict[str, Value]) -> dict[str, Value]:
 
 
 def _refuse_quantised(path: Path, kinds: list[tuple[str, int]]) -> None:
-    strange = {kind: name for name, kind in reversed(kinds) if kind not in TYPES}
-    if strange:
-        found = listed(f"{QUANTISED.get(kind, f'type {kind}')} ({strange[kind]!r})" for kind in sorted(strange))
+    example_names = {kind: name for name, kind in reversed(kinds) if kind not in TYPES}
+    if example_names:
+        types = listed(
+            f"{QUANTISED.get(kind, f'type {kind}')} ({example_names[kind]!r})" for kind in sorted(example_names)
+        )
         hint = "its weights were rounded when it was made: start from a GGUF file of F16, BF16 or F32, or from the original"
-        refuse(str(path), f"tensors in blocks of a quantised type: {found}", "unsupported-tensor", hint)
+        refuse(str(path), f"tensors in blocks of a quantised type: {types}", "unsupported-tensor", hint)
 
 
 class _Reader:
-    """Takes values off a file in order, never more than it has."""
+    """Reads values from a file in order, never past its end."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
         self.size = file.seek(0, 2)
-        self.items = 0  # of lists that cannot be passed over in one step
+        self.items = 0  # of lists that cannot be skipped in one step
         file.seek(0)
 
     def preamble(self) -> tuple[int, dict[str, Value]]:
-        """The number of tensors, and the values under their whole keys."""
+        """The number of tensors, and the values under their complete keys."""
         self.take(len(MAGIC))
         version = int(self.number("I"))
         if version & 0xFFFF == 0:
@@ -99,7 +101,7 @@ class _Reader:
                 str(self.path),
                 "it was written on a big-endian machine",
                 "unknown-format",
-                "make it again on a usual one",
+                "make it again on a little-endian machine",
             )
         if version not in (2, 3):
             hint = "versions 2 and 3 are known; make it again with a newer tool"
@@ -111,14 +113,14 @@ class _Reader:
         for _ in range(pairs):
             key = self.text()
             if key in values:
-                _damaged(self.path, f"the key {key!r} stands there twice")
+                _damaged(self.path, f"the key {key!r} occurs twice")
             value = self.value(int(self.number("I")))
             if value is not None:
                 values[key] = value
         return count, values
 
     def entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Name, shape, type and offset of a tensor. GGUF counts axes from the one whose elements lie side by side."""
+        """Name, shape, type and offset of a tensor. GGUF lists the innermost axis first."""
         name, axes = self.text(), int(self.number("I"))
         if axes > MOST_AXES:
             _damaged(self.path, f"the tensor {name!r} has {axes:,} axes")
@@ -128,7 +130,7 @@ class _Reader:
         return name, tuple(reversed(sizes)), int(self.number("I")), int(self.number("Q"))
 
     def value(self, kind: int, depth: int = 0) -> Value | None:
-        """A value of this type; None for a list that is too long to be kept, or holds lists."""
+        """A value of this type; None for a list that is too long, or that holds lists."""
         if kind == STRING:
             return self.text()
         if kind != ARRAY:
@@ -160,8 +162,8 @@ class _Reader:
         return SCALARS[kind]
 
     def number(self, code: str) -> bool | int | float:
-        found: bool | int | float = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
-        return _meant(found) if code == "f" else found
+        number: bool | int | float = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+        return _meant(number) if code == "f" else number
 
     def text(self) -> str:
         length = int(self.number("Q"))
@@ -173,10 +175,10 @@ class _Reader:
             _damaged(self.path, "a text that is not UTF-8")
 
     def take(self, count: int) -> bytes:
-        found = self.file.read(count)
-        if len(found) < count:
+        data = self.file.read(count)
+        if len(data) < count:
             _damaged(self.path, "it ends within its header")
-        return found
+        return data
 
 
 def _meant(value: float) -> float:

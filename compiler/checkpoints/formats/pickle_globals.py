@@ -1,4 +1,4 @@
-"""What the names inside a pickle stand for, when nothing may be imported and nothing may be called.
+"""Stand-ins for the names inside a pickle: nothing is imported and nothing is called.
 
 `Global` is a name that a pickle mentions; a known one carries a `build` function of ours that makes plain data or a
 `View` of stored bytes from the arguments. Every other class or function yields an `Inert` record of what it was given.
@@ -49,7 +49,7 @@ _OLD_STORAGES = {
     "QInt32": "qint32",
     "QUInt4x2": "quint4x2",
     "QUInt2x4": "quint2x4",
-    "Untyped": "uint8",  # bytes; the tensor beside it names its own type
+    "Untyped": "uint8",  # bytes; the tensor has its own type
 }
 STORAGE_TYPES = {name + "Storage": dtype for name, dtype in _OLD_STORAGES.items()}
 STORED_SIZES = ITEM_SIZES | {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
@@ -59,7 +59,7 @@ _SCALARS |= {"u8": "Q", "u4": "I", "u2": "H", "u1": "B"}
 
 @dataclass(slots=True, eq=False)
 class Storage:
-    """A run of bytes that lies elsewhere in the file: `numel` elements of `dtype`; a part of it where `part` says."""
+    """Bytes elsewhere in the file: `numel` elements of `dtype`, or the range `part` of them."""
 
     key: str
     dtype: str
@@ -96,7 +96,7 @@ class Inert:
     values: list[Any] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        return f"<{self.cls.path}>"  # what lies inside may be deep or refer back
+        return f"<{self.cls.path}>"  # its content may be deep or cyclic
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +114,7 @@ class Global:
 
 
 class Unfit(Exception):
-    """Arguments that no pickler writes; the reader turns it into a refusal that says where."""
+    """Arguments that no pickler writes; the reader turns it into a Refusal with the byte offset."""
 
 
 def named(module: str, name: str, file: str) -> Global:
@@ -122,12 +122,12 @@ def named(module: str, name: str, file: str) -> Global:
     module = _OLD_MODULES.get(module, module)
     path = f"{module}.{name}"
     if not path.isprintable():
-        raise Unfit("a name that is none")
+        raise Unfit("a malformed name")
     parts = path.split(".")
     acts = _MODULES_THAT_ACT.fullmatch(parts[0]) or _NAMES_THAT_ACT.fullmatch(path)
     # Protocol 4 walks dots inside a name, so `torch` + `os.system` reaches the same function.
     if acts or any(_MODULES_THAT_ACT_ANYWHERE.fullmatch(part) for part in parts[1:-1]):
-        message = f"it wants to run {path} when loaded; this file is an attack or damaged"
+        message = f"it would run {path} when loaded; this file is an attack or damaged"
         refuse(file, message, "hostile-pickle", "nothing was run; do not load this file with torch.load or pickle")
     build = _BUILDERS.get(path)
     if build is None and parts[0] == "torch" and parts[-1].startswith("_rebuild"):
@@ -163,11 +163,11 @@ def _sequence(values: Any) -> list[Any]:
 def _dict(pairs: Any = ()) -> dict[Any, Any]:
     if isinstance(pairs, dict):
         return dict(pairs)
-    found = {}
+    items = {}
     for pair in _sequence(pairs):
         key, value = _sequence(pair)
-        found[hashable(key)] = value
-    return found
+        items[hashable(key)] = value
+    return items
 
 
 def _set(values: Any = ()) -> set[Any]:
@@ -204,7 +204,7 @@ def _new(cls: Any, *args: Any) -> Inert:
 
 def _class(cls: Any) -> Global:
     if not isinstance(cls, Global):
-        raise Unfit("an instance of something that is no class")
+        raise Unfit("an instance of something that is not a class")
     return cls
 
 
@@ -223,7 +223,7 @@ def _storage_of(storage: Any) -> Storage:
 
 
 def _view(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> View | Unreadable:
-    """`rest`: requires_grad, backward_hooks, metadata; the metadata may say that a conjugation is still to be done."""
+    """`rest`: requires_grad, backward_hooks, metadata; the metadata may have a pending conjugation."""
     view = View(_storage_of(storage), storage.dtype, offset, shape, strides)
     return _resolved(view, rest[2] if len(rest) > 2 else None)
 

@@ -59,7 +59,7 @@ class _Machine:
         self.names: dict[tuple[str, str], Global] = {}
 
     def run(self) -> Any:
-        """Run to the STOP opcode. The dozen opcodes that make up nearly all of a state dict stand first, inline."""
+        """Run to the STOP opcode. The dozen opcodes that make up nearly all of a state dict come first, inline."""
         data, memo, cold = self.data, self.memo, _COLD
         position = self.position
         stretch = min(_STRETCH, MAX_OPCODES)
@@ -93,7 +93,7 @@ class _Machine:
                     function = stack[-1]
                     self.position = position
                     if type(function) is not Global or type(args) is not tuple:
-                        raise Unfit("a call of something that is no function")
+                        raise Unfit("a call of something that is not a function")
                     if function.copies or len(args) > 16:
                         self.count_copies(args)
                     stack[-1] = function.build(*args) if function.build else Inert(function, args)
@@ -137,7 +137,7 @@ class _Machine:
 
         known = next((o.name for o in pickletools.opcodes if o.code == chr(op)), None)
         if known is None:
-            raise Unfit(f"{op:#04x} is no opcode")
+            raise Unfit(f"{op:#04x} is not an opcode")
         message = f"a pickle with {known} at byte {self.position - 1}, which torch.save does not write"
         hint = "load it where it was made and save it again with torch.save and its default protocol"
         refuse(self.file, message, "unsupported-pickle", hint)
@@ -170,13 +170,13 @@ class _Machine:
         target = self.stack[-1]
         target = target.values if isinstance(target, Inert) else target
         if type(target) is not list:
-            raise Unfit("an append to something that is no list")
+            raise Unfit("an append to something that is not a list")
         target.extend(values)
 
     def add(self, values: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not set:
-            raise Unfit("an addition to something that is no set")
+            raise Unfit("an addition to something that is not a set")
         target.update(hashable(v) for v in values)
 
     def new_set(self, values: list[Any]) -> None:
@@ -187,7 +187,7 @@ class _Machine:
         target = self.stack[-1]
         target = target.items if isinstance(target, Inert) else target
         if type(target) is not dict or len(items) % 2:
-            raise Unfit("an item for something that is no dictionary")
+            raise Unfit("an item for something that is not a dictionary")
         for i in range(0, len(items), 2):
             key = items[i]
             if type(key) is not str:
@@ -199,7 +199,7 @@ class _Machine:
     def new_object(self, args: Any) -> None:
         cls = self.stack.pop()
         if type(cls) is not Global or type(args) is not tuple:
-            raise Unfit("an instance of something that is no class")
+            raise Unfit("an instance of something that is not a class")
         self.count_copies(args)
         self.push(cls.build(*args) if cls.build else Inert(cls, args))
 
@@ -226,7 +226,7 @@ class _Machine:
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
-            raise Unfit("a name that is no text")
+            raise Unfit("a name that is not text")
         self.push_name(module, name)
 
     def push_name(self, module: str, name: str) -> None:
@@ -237,13 +237,13 @@ class _Machine:
         self.push(self.names[module, name])
 
     def count_copies(self, args: tuple[Any, ...]) -> None:
-        """A short pickle can name one long value again and again; what is made of it must not grow beyond the file."""
+        """Count the elements of `args`: a short pickle can name one long value many times, and copies must stay bounded."""
         self.count(len(args) + sum(len(a) for a in args if isinstance(a, _SIZED)))
 
     def count(self, elements: int) -> None:
         self.left -= elements
         if self.left < 0:
-            raise Unfit("it makes more of its values than it holds")
+            raise Unfit("its values expand beyond the file's size")
 
     def tuple3(self) -> None:
         first, second, third = self.stack[-3:]

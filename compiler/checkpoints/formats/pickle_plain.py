@@ -1,4 +1,4 @@
-"""Turn what lay beside the weights into plain Python data: dict, list, str, int, float, bool, None.
+"""Turn objects stored with the weights into plain Python data: dict, list, str, int, float, bool, None.
 
 Takes an object made of the stand-ins of `compiler.checkpoints.formats.pickle_globals`; returns a copy without them: instances as dictionaries of
 their attributes, classes and functions as their dotted names. Raises LeftOut where it holds tensors, is huge, or is
@@ -18,7 +18,7 @@ _LONGEST_NAME = 300
 
 
 class LeftOut(Exception):
-    """Why an object is not kept."""
+    """Why an object was left out."""
 
 
 def shown(name: object) -> str:
@@ -65,7 +65,7 @@ class Plain:
         return self._instance(value, depth)
 
     def _instance(self, value: Inert, depth: int) -> object:
-        """An instance as its attributes; its class is told where it matters, which for a namespace it does not."""
+        """An instance as its attributes, and its class as `__class__` unless it is a plain namespace."""
         path, state = value.cls.path, value.state
         if path in ("numpy.ndarray", "numpy.dtype") or path.endswith(".scalar"):
             return f"<{path}>"
@@ -75,19 +75,19 @@ class Plain:
             state = {**(state[0] or {}), **state[1]} if isinstance(state[0], dict | None) else state[1]
         if value.values and not value.items and state is None:
             return self._of(value.values, depth + 1)
-        found: dict[object, object] = {}
+        fields: dict[object, object] = {}
         if path not in ("argparse.Namespace", "types.SimpleNamespace"):
-            found["__class__"] = path
+            fields["__class__"] = path
         if value.args:
-            found["__args__"] = self._of(value.args, depth + 1)
+            fields["__args__"] = self._of(value.args, depth + 1)
         for part in (state, value.items):
             if isinstance(part, dict):
-                found |= {self._key(k): self._of(v, depth + 1) for k, v in part.items()}
+                fields |= {self._key(k): self._of(v, depth + 1) for k, v in part.items()}
             elif part is not None:
-                found["__state__"] = self._of(part, depth + 1)
+                fields["__state__"] = self._of(part, depth + 1)
         if value.values:
-            found["__values__"] = self._of(value.values, depth + 1)
-        return found
+            fields["__values__"] = self._of(value.values, depth + 1)
+        return fields
 
     def _key(self, key: Any) -> object:
         if isinstance(key, str | int | float | None):

@@ -31,7 +31,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         header = _parse(path, file.read(length))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        _refuse(path, "its __metadata__ is no table of strings")
+        _refuse(path, "its __metadata__ is not a table of strings")
     tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
     end = 8 + length
     for tensor in sorted(tensors.values(), key=lambda t: t.extent):
@@ -48,9 +48,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
         header = strict_json.parse(text, MAX_VALUES)
     except ValueError as error:
-        _refuse(path, f"its header is no valid JSON ({str(error)[:120]})")
+        _refuse(path, f"its header is not valid JSON ({str(error)[:120]})")
     if not text.startswith(b"{") or not isinstance(header, dict):
-        _refuse(path, "its header is no JSON object")
+        _refuse(path, "its header is not a JSON object")
     return header
 
 

@@ -1,4 +1,4 @@
-"""Where one tensor lies in a file, and its bytes.
+"""The place of one tensor in a file, and its bytes.
 
 A reader hands out `Tensor`s; the executor copies byte ranges by them. `read_bytes` is the plain way to one tensor's
 logical bytes, for small things and for checks. Refuses a file that ends before the bytes do.
@@ -44,7 +44,7 @@ class Tensor:
 
     @property
     def contiguous(self) -> bool:
-        """Whether the logical bytes lie in the file as one range."""
+        """Whether the logical bytes are one range of the file."""
         return not _loops(self.shape, self.strides) or _loops(self.shape, self.strides) == [(math.prod(self.shape), 1)]
 
     @property
@@ -66,7 +66,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """One tensor whose `members` lie in several places, one behind the other along `axis`; a member may be joined itself."""
+    """One tensor whose `members` are stored in several places, concatenated along `axis`; a member may be joined itself."""
 
     name: str
     dtype: str
@@ -80,7 +80,7 @@ class Joined:
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """The stored tensors that it is made of."""
+        """The stored tensors that it joins."""
         return tuple(part for member in self.members for part in member.parts)
 
 
@@ -95,7 +95,7 @@ def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """How many elements lie between the first and the last one of a view, both included; 0 for an empty view."""
+    """How many elements a view covers, from its first to its last one; 0 for an empty view."""
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -128,7 +128,7 @@ def read_bytes(tensor: Tensor | Joined) -> bytearray:
 
 
 def _loops(shape: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    """The fewest (size, stride) loops that visit a view in order; none for an empty view or for one element."""
+    """The fewest (size, stride) loops that visit a view in order; empty for an empty view or for one element."""
     if 0 in shape:
         return []
     loops: list[tuple[int, int]] = []

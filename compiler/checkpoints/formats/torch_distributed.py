@@ -42,7 +42,7 @@ class Distributed:
         entries, stored, paths = (known.get(n) for n in ("state_dict_metadata", "storage_data", "planner_data"))
         if not isinstance(entries, dict) or not isinstance(stored, dict):
             hint = "is it the `.metadata` of torch.distributed.checkpoint?"
-            self.refuse("no metadata of a distributed checkpoint", "unknown-format", hint)
+            self.refuse("not the metadata of a distributed checkpoint", "unknown-format", hint)
         self.stored = {self.key(index): info for index, info in stored.items()}
         self.chunks: dict[str, list[Chunk]] = {}
         self.tree: dict[str, Any] = {}
@@ -67,14 +67,14 @@ class Distributed:
             self.refuse(f"the entry of {shown(name)} makes no sense")
         if dtype.name not in ITEM_SIZES:
             return Unreadable(f"a tensor of the element type {dtype.name}")
-        found = []
+        boxes = []
         for chunk in chunks:
             box = _fields(chunk, "ChunkStorageMetadata")
             offsets, sizes = box.get("offsets"), box.get("sizes")
             if not _sizes(offsets) or not _sizes(sizes) or not len(offsets) == len(sizes) == len(shape):
                 self.refuse(f"a chunk of {shown(name)} makes no sense")
-            found.append((offsets, sizes))
-        self.chunks[name] = found
+            boxes.append((offsets, sizes))
+        self.chunks[name] = boxes
         return View(Storage(name, dtype.name, 0), dtype.name, 0, shape, dense_strides(shape))
 
     def object(self, name: str) -> Any:
@@ -89,20 +89,20 @@ class Distributed:
 
     def put(self, path: Any, name: str, value: Any) -> None:
         """At its place in the tree: `path`, where the trainer had it nested, or its plain name."""
-        words = path if isinstance(path, tuple) and path and all(type(w) in (str, int) for w in path) else (name,)
+        keys = path if isinstance(path, tuple) and path and all(type(w) in (str, int) for w in path) else (name,)
         node = self.tree
-        for word in words[:-1]:
+        for word in keys[:-1]:
             node = node.setdefault(str(word), {})
             if not isinstance(node, dict):
-                self.refuse(f"{shown(name)} lies inside of something that is no dictionary")
-        if str(words[-1]) in node:
+                self.refuse(f"{shown(name)} is inside something that is not a dictionary")
+        if str(keys[-1]) in node:
             self.refuse(f"{shown(name)} is there twice")
-        node[str(words[-1])] = value
+        node[str(keys[-1])] = value
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def locate(self, name: str, view: View) -> Tensor | Joined:
-        """Where the tensor of a View of this tree lies. Raises Refusal."""
+        """The stored tensor of a View of this tree. Raises Refusal."""
         key, shape = view.storage.key, view.shape
         chunks = [chunk for chunk in self.chunks[key] if 0 not in chunk[1]]
         if not chunks and 0 in shape:
@@ -154,7 +154,7 @@ class Distributed:
         fields = _fields(info, "_StorageInfo")
         file, extent = fields.get("relative_path"), (fields.get("offset"), fields.get("length"))
         if not isinstance(file, str) or not _sizes(extent):
-            self.refuse(f"nothing says where {shown(name)} lies")
+            self.refuse(f"the metadata has no location for {shown(name)}")
         if problem := shard_fault(self.path.parent, file):
             refuse(str(self.path), f"its file {file[:200]!r} {problem}", "bad-index")
         if fields.get("transform_descriptors"):
@@ -179,7 +179,7 @@ class Distributed:
 
 
 def _fields(value: Any, name: str) -> dict[Any, Any]:
-    """The attributes of an instance of a class of that name; none where it is something else."""
+    """The attributes of an instance of a class of that name; empty for anything else."""
     fits = isinstance(value, Inert) and value.cls.name == name and isinstance(value.state, dict)
     return value.state if fits else {}
 

@@ -1,4 +1,4 @@
-"""Files of torch.save, read without torch: what they hold, and where the bytes of its tensors lie.
+"""Files of torch.save, read without torch: their object, and the byte ranges of its tensors.
 
 Takes a path; returns the pickled object, its tensors as `View`s, and a `Places` that locates a view. Two formats: the
 zip of torch >= 1.6 (a `data.pkl` and one record per storage) and the older stream (magic number, pickle, storages).
@@ -28,7 +28,7 @@ _MOST_BYTES = 1 << 46  # of one logical tensor; an expanded view costs its maker
 
 @dataclass
 class Places:
-    """Where the storages of one file lie: their byte extents, filled as storages are asked for, and their checksums."""
+    """The byte extents of one file's storages, filled in as storages are located, and their checksums."""
 
     path: Path
     extents: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -41,13 +41,13 @@ class Places:
         if storage.part is not None:
             first, count = (n * STORED_SIZES[storage.dtype] for n in storage.part)
             if first + count > end - start:
-                self.refuse(name, "its storage is a part that leaves the whole")
+                self.refuse(name, "its storage view exceeds the storage")
             start, end = start + first, start + first + count
         shape, strides, offset = view.shape, view.strides, view.offset
         if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= 64):
             self.refuse(name, "its shape and strides do not fit each other")
         if not all(type(n) is int and 0 <= n < 1 << 63 for n in (offset, *shape, *strides)):
-            self.refuse(name, "its shape, strides or offset are no sizes")
+            self.refuse(name, "its shape, strides or offset are not sizes")
         length = span(shape, strides)
         if length and (offset + length) * item > end - start:
             self.refuse(name, f"it reaches byte {(offset + length) * item:,} of a storage of {end - start:,}")
@@ -74,9 +74,9 @@ def open_zip(path: Path, locating: Callable[[Any], Any], part: tuple[int, int] |
         archive = Archive(Slice(file, *part) if part else file, str(path))
         root = _root(archive)
         order = archive.records.get(f"{root}/byteorder")
-        if order is not None and (said := archive.read(order) if order.size < 16 else b"") != b"little":
-            what = "it was written on a big-endian machine" if said == b"big" else "it names no known order of bytes"
-            refuse(str(path), what, "unknown-format", "save it again on a usual machine")
+        if order is not None and (byte_order := archive.read(order) if order.size < 16 else b"") != b"little":
+            what = "it was written on a big-endian machine" if byte_order == b"big" else "its byte order is unknown"
+            refuse(str(path), what, "unknown-format", "save it again on a little-endian machine")
         pickled = archive.records[f"{root}/data.pkl"]
         if pickled.size > MAX_BYTES:
             refuse(
@@ -115,7 +115,12 @@ def open_legacy(path: Path) -> tuple[Any, Places]:
         if version != 1001:
             refuse(name, "torch.save's old format in an unknown version; only 1001 is known", "unknown-format")
         if not isinstance(system, dict) or system.get("little_endian") is not True:
-            refuse(name, "it was written on a big-endian machine", "unknown-format", "save it again on a usual one")
+            refuse(
+                name,
+                "it was written on a big-endian machine",
+                "unknown-format",
+                "save it again on a little-endian machine",
+            )
         storages: dict[str, Storage] = {}
         tree, position = load(data, name, lambda saved: _storage(saved, storages, name), position)
         keys, position = load(data, name, start=position)
@@ -157,7 +162,7 @@ def _root(archive: Archive) -> str:
         refuse(archive.path, "a numpy .npz archive", "unknown-format", hint)
     if len(roots) != 1:
         hint = "if it packs checkpoints, unpack it first"
-        message = f"a zip file, but none of torch.save; it holds {listed(names, 4) or 'nothing'}"
+        message = f"a zip file, but not one of torch.save; it holds {listed(names, 4) or 'nothing'}"
         refuse(archive.path, message, "unknown-format", hint)
     return roots[0]
 
@@ -181,5 +186,5 @@ def _storage(saved: Any, storages: dict[str, Storage], path: str) -> Any:
         return known
     _, first, count = part
     if type(first) is not int or type(count) is not int or first < 0 or count < 0:
-        raise Unfit("a part of a storage that is none")
+        raise Unfit("a malformed part of a storage")
     return Storage(key, dtype, numel, (first, count))

@@ -1,7 +1,7 @@
-"""The table of contents of a zip file, read strictly: which stored bytes lie where.
+"""The table of contents of a zip file, read strictly: the byte range of every record.
 
-Takes an open file; returns records by name. Written for the zip files that torch writes, where every record is stored
-as it is and lies alone. Refuses what two zip readers could read differently: names twice, records that overlap, bytes
+Takes an open file; returns records by name. Written for the zip files of torch, whose records are stored
+uncompressed and do not overlap. Refuses what two zip readers could read differently: names twice, records that overlap, bytes
 before the archive, a header that contradicts the table; and compressed or encrypted records.
 Source: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14-16 (its end, zip64).
 """
@@ -29,7 +29,7 @@ class Readable(Protocol):
 
 @dataclass(slots=True)
 class ZipRecord:
-    """One stored record: its header lies at `header`, its bytes end at or before `limit`."""
+    """One stored record: its header starts at byte `header`, its bytes end at or before `limit`."""
 
     name: str
     size: int
@@ -68,7 +68,7 @@ class Archive:
         self._lay_out(start)
 
     def locate(self, record: ZipRecord) -> int:
-        """The offset of a record's first byte, which only its local header tells."""
+        """The offset of a record's first byte, which depends on its local header."""
         if record.compressed:
             hint = "torch stores records as they are; load and save the file again with torch.save"
             refuse(self.path, f"{record.name!r} is compressed", "unknown-format", hint)
@@ -84,26 +84,26 @@ class Archive:
         return start
 
     def read(self, record: ZipRecord) -> bytes:
-        """The bytes of a record, checked against its checksum; a checksum of 0 means that none was written."""
+        """The bytes of a record, compared with its checksum; 0 means that no checksum was written."""
         data = self._at(self.locate(record), record.size)
         if record.crc and zlib.crc32(data) != record.crc:
             self._refuse(f"the checksum of {record.name!r} does not match its bytes")
         return data
 
     def _end(self, size: int) -> tuple[int, int, int]:
-        """Where the table lies, its length in bytes, and how many records it names."""
+        """The offset of the table, its length in bytes, and its number of records."""
         tail_start = max(0, size - END.size - FULL16)
         tail = self._at(tail_start, size - tail_start)
-        found = tail.rfind(b"PK\5\6")
-        if found < 0 or found + END.size > len(tail):
+        mark = tail.rfind(b"PK\5\6")
+        if mark < 0 or mark + END.size > len(tail):
             hint = "download or copy it again; compare its size with the original's"
             refuse(self.path, "a zip file without its end: it was cut short", "damaged-file", hint)
-        _, disk, table_disk, here, count, length, start, comment = END.unpack_from(tail, found)
-        end = tail_start + found
+        _, disk, table_disk, here, count, length, start, comment = END.unpack_from(tail, mark)
+        end = tail_start + mark
         if end + END.size + comment != size:
             self._refuse("there are stray bytes after its end")
         locator = self._at(end - LOCATOR64.size, LOCATOR64.size) if end >= LOCATOR64.size else b""
-        if locator.startswith(b"PK\6\7"):  # torch writes the zip64 end always, beside the plain one
+        if locator.startswith(b"PK\6\7"):  # torch always writes the zip64 end as well
             record = LOCATOR64.unpack(locator)[2]
             if record + END64.size + LOCATOR64.size > end:
                 self._refuse("its zip64 end is missing")
@@ -116,9 +116,9 @@ class Archive:
                 self._refuse("its zip64 end contradicts its end")
             (count, length, start), end = wide, record
         if disk or table_disk or here != count:
-            self._refuse("it is one part of a split archive")
+            self._refuse("it is one volume of a split archive")
         if start + length != end:
-            self._refuse("its table of contents is not where it says")
+            self._refuse("its table of contents is not at its stated offset")
         if length > _MOST_TABLE:
             self._refuse(f"its table of contents has {length:,} bytes")
         return start, length, count
@@ -138,7 +138,7 @@ class Archive:
             except UnicodeDecodeError:
                 name = ""
             if not name or not name.isprintable():
-                self._refuse("a record's name is no text")
+                self._refuse("a record's name is not printable text")
             position += names
             if FULL32 in (packed, size, header):
                 extra = table[position : position + extras]
