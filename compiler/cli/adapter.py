@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compiler.cli.options import Notes, Parser, print_json, program_of, request
+from compiler.cli.options import Notes, Parser, print_json, request
 
 
 def adapter_parser() -> Parser:
@@ -27,13 +27,14 @@ def adapter_parser() -> Parser:
 def adapter(options: argparse.Namespace) -> int:
     from compiler.checkpoints import config_file
     from compiler.jobs.adapter import carry, read_adapter, turned, write_peft, write_plain
+    from compiler.jobs.detect import named_program
     from compiler.jobs.prepare import prepare
     from compiler.output.atomic_output import AtomicOutput
 
     notes = Notes(silent=options.json)
     options.source = [options.base]
     asked = request(options)
-    program = program_of(options.spec, asked, notes)
+    program = named_program(options.spec, asked, notes)
     output = AtomicOutput(options.out, options.force, folder=not options.reverse)
     output.check()
     prepared = prepare(program, asked, notes)

@@ -11,15 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from compiler.cli.notes import sentences
 from compiler.diagnostics import MAX_SHOWN, Diagnostic, printable, refuse
 from compiler.jobs.request import DEFAULTS, Request
-from compiler.plan.notes import ChosenSpec, Listener, Note
-
-if TYPE_CHECKING:
-    from compiler.program.program import Program
+from compiler.plan.notes import Note
 
 SPEC_HELP = "a spec: a YAML file, or the name of a shipped one"
 AUTO_HELP = SPEC_HELP + "; auto takes the one that fits"
@@ -89,22 +86,6 @@ def request(options: argparse.Namespace) -> Request:
     words = vars(options)
     given = {field.name: words[field.name] for field in fields(Request) if field.name in words}
     return Request(**given, assigned=parse_assignments(options.set))
-
-
-def program_of(spec: str, asked: Request, on_note: Listener) -> Program:
-    """The program of the spec that a word names; for `auto` of the one that fits the source. Raises Refusal."""
-    from compiler.program.loading import load_program
-
-    if spec != "auto":
-        return load_program(spec)
-    from compiler.jobs.detect import detect, known_specs, unique
-
-    if asked.reverse:
-        refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
-    programs = known_specs()
-    fit = unique(detect(asked, programs), asked.source[0])
-    on_note(ChosenSpec(fit.spec, fit.summary))
-    return next(program for program in programs if program.spec.path == fit.path)
 
 
 class Notes:

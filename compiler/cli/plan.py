@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from compiler.cli.notes import sentences
-from compiler.cli.options import Notes, Parser, print_json, program_of, request
+from compiler.cli.options import Notes, Parser, print_json, request
 from compiler.plan.notes import ClassAgrees, DefaultArguments
 from compiler.plan_report.text import text
 
@@ -34,12 +34,13 @@ def plan_parser() -> Parser:
 
 
 def plan(options: argparse.Namespace) -> int:
+    from compiler.jobs.detect import named_program
     from compiler.jobs.prepare import prepare
     from compiler.plan_report.overview import overview
 
     notes = Notes(silent=options.json or options.html is not None)
     asked = request(options)
-    program = program_of(options.spec, asked, notes)
+    program = named_program(options.spec, asked, notes)
     prepared = prepare(program, asked, notes)
     if options.check:
         from compiler.proof.class_check import ClassCheck

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compiler.cli.options import Meter, Notes, Parser, print_json, program_of, request
+from compiler.cli.options import Meter, Notes, Parser, print_json, request
 from compiler.cli.verify import add_source_model, verified
 from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
 
@@ -39,6 +39,7 @@ def run_parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     from compiler.jobs.convert import convert
+    from compiler.jobs.detect import named_program
     from compiler.output.ranks import from_environment
 
     notes = Notes(silent=options.json)
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if options.parts != 1 and not options.reverse:
         refuse("compile run", "--parts cuts what --reverse makes", "wrong-usage", "add --reverse")
     asked = request(options)
-    program = program_of(options.spec, asked, notes)
+    program = named_program(options.spec, asked, notes)
     with Meter() as meter:
         plan = convert(program, asked, options.out, notes, meter)
     if not from_environment(options.out).leads:  # the leader says and does the rest

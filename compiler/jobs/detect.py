@@ -22,6 +22,7 @@ from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.jobs.prepare import bind_source
 from compiler.jobs.request import Request
+from compiler.plan.notes import ChosenSpec, Listener, ignore_note
 from compiler.plan.source_files import Opened, open_source
 from compiler.program.environment import NamedShapes
 from compiler.program.loading import load_program
@@ -99,6 +100,18 @@ def unique(fits: Sequence[Fit], path: Path) -> Fit:
         hint = f"the nearest is {near[0].spec}: {near[0].reasons[0]}" if near else "compile draft proposes a new one"
         refuse(str(path), "no spec fits", "no-fitting-spec", hint)
     return good[0]
+
+
+def named_program(spec: str, request: Request, on_note: Listener = ignore_note) -> Program:
+    """The program of a spec by path or name; for `auto` that of the shipped spec that fits the source. Raises Refusal."""
+    if spec != "auto":
+        return load_program(spec)
+    if request.reverse:
+        refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
+    programs = known_specs()
+    fit = unique(detect(request, programs), request.source[0])
+    on_note(ChosenSpec(fit.spec, fit.summary))
+    return next(program for program in programs if program.spec.path == fit.path)
 
 
 def _called(path: Path) -> Iterable[str]:

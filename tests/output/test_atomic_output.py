@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.signals import default_signals
 from support.synthetic import synthetic
 
 from compiler.cli.options import Notes
@@ -96,9 +97,10 @@ def refusal(*args: Any) -> Any:
 
 def start(source: Path, out: Path, *options: str, code: str = SLOW) -> subprocess.Popen[str]:
     words = [sys.executable, "-c", code, "run", "llama", str(source), str(out), *options]
-    return subprocess.Popen(
-        words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent
-    )
+    with default_signals():
+        return subprocess.Popen(
+            words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent
+        )
 
 
 def noted(process: subprocess.Popen[str]) -> None:
