@@ -80,7 +80,7 @@ def _signature(question: list[Json], ask: Callable[[], ClassSignature]) -> Class
 
 
 def _recall(question: list[Json], ask: Callable[[], Json]) -> Json:
-    folder, releases = _folder(), _releases()
+    folder, releases = cache_folder(), _releases()
     if folder is None or any("dev" in release for release in releases):
         return ask()
     text = json.dumps([question, releases, _source()], sort_keys=True)
@@ -102,7 +102,8 @@ def _recall(question: list[Json], ask: Callable[[], Json]) -> Json:
     return answer
 
 
-def _folder() -> Path | None:
+def cache_folder() -> Path | None:
+    """Where results are cached; None if the cache is disabled."""
     named = os.environ.get("MAPSPEC_CACHE")
     if named is not None:
         return Path(named) if named else None
