@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
+from compiler.executor.preconditions import equal_tensors
 from compiler.plan import arguments
 from compiler.plan.bind import bind
 from compiler.plan.source_files import Opened, open_source
@@ -152,7 +154,7 @@ def _bound(
         told = arguments.gather(
             program, paths[0], checkpoint.objects, config, {n: v for n, v in assigned.items() if n in known}
         )
-        env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
+        env = Environment(program, NamedShapes(checkpoint.tensors, partial(equal_tensors, checkpoint)), told.given)
         env.check()
         plan = bind(program, checkpoint.tensors, env)
         if program.keep_all:

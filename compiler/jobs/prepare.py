@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.diagnostics import Refusal, listed, refuse
 from compiler.executor import preconditions
-from compiler.executor.preconditions import check_made
+from compiler.executor.preconditions import check_made, equal_tensors
 from compiler.plan import arguments
 from compiler.plan.bind import bind
 from compiler.plan.plan import Plan
@@ -94,7 +95,7 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
     told = arguments.gather(program, request.source[0], checkpoint.objects, request.config, request.assigned)
     for note in told.notes:
         say(note)
-    env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
+    env = Environment(program, NamedShapes(checkpoint.tensors, partial(equal_tensors, checkpoint)), told.given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)

@@ -20,7 +20,7 @@ from compiler.language.name_pattern import Pattern
 from compiler.plan.bind import bind
 from compiler.plan.plan import Plan
 from compiler.program.axis_labels import AxisLabels
-from compiler.program.environment import Environment, Given, NamedShapes
+from compiler.program.environment import Environment, Given, NamedShapes, reads_data
 from compiler.program.inverse import SourceShapes, invert
 from compiler.program.program import Program
 from compiler.proof.config_faults import (
@@ -160,8 +160,10 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> BoundExample
     _check_covered(program, env, shapes)
     _check_ties(program, env, signature.ties)
     source = invert(program, env, shapes)
-    arguments = {n: g for n, g in given.items() if n in spec.arguments}
-    forward = Environment(program, NamedShapes(source), arguments)
+    # Data is not known here, so facts over it have the value of the example.
+    data = reads_data(program)
+    known = {n: g for n, g in given.items() if n in spec.arguments or n in data}
+    forward = Environment(program, NamedShapes(source), known, trusted=data)
     for fact in given.keys() & spec.facts.keys():
         if forward[fact] != given[fact].value:
             refused = Report()
