@@ -17,6 +17,11 @@ def schema_path() -> Path:
     return _PACKAGE / "schema.json"
 
 
+def axis_labels_path() -> Path:
+    """The recorded axis labels of the shipped specs."""
+    return _PACKAGE / "axis_labels.json"
+
+
 def folder(name: str) -> Path:
     """A shipped folder: `specs`, `templates` or `docs`."""
     inside = _PACKAGE / name

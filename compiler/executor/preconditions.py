@@ -33,12 +33,17 @@ def _holds(dtype: str, shape: tuple[int, ...], data: bytearray, fill: float) -> 
     return bool((tensor == fill).all())
 
 
+def equal_tensors(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two tensors of a checkpoint have the same dtype, shape and bytes."""
+    a, b = checkpoint.tensors[one], checkpoint.tensors[other]
+    return a.region == b.region or ((a.dtype, a.shape) == (b.dtype, b.shape) and read_bytes(a) == read_bytes(b))
+
+
 def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
     """Compare each alias with its owner, bit for bit, before anything is written. Raises Refusal."""
     spec = plan.program.spec
     for alias, owner in plan.ties:
-        a, b = checkpoint.tensors[alias], checkpoint.tensors[owner]
-        if a.region == b.region or ((a.dtype, a.shape) == (b.dtype, b.shape) and read_bytes(a) == read_bytes(b)):
+        if equal_tensors(checkpoint, alias, owner):
             continue
         tie = next(t for t in plan.program.ties if t.alias.match(alias) is not None)
         free = tie.when.text if tie.when is not None and tie.when.text in spec.arguments else ""

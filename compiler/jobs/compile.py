@@ -11,6 +11,7 @@ from compiler.program.loading import load_program
 def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda found: None) -> dict[str, str]:
     """`{path below generated/: content}` of one spec, proven against its target class; `warn` hears what is probably
     not meant. Raises Refusal."""
+    from compiler.program.axis_labels import record_labels
     from compiler.program.lint import lint
     from compiler.proof.proof import prove as prove_program
     from compiler.render.converter import render
@@ -25,7 +26,9 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
     for warning in found:
         warn(warning)
     if prove:
-        for warning in prove_program(program):
+        proof = prove_program(program)
+        record_labels(program.spec, proof.labels)
+        for warning in proof.warnings:
             warn(warning)
     spec = program.spec
     if spec.target.model is not None:

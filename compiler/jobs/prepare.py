@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def bind_source(
     settings = arguments.gather(program, request.source[0], checkpoint.objects, request.config, request.assigned)
     for one in settings.notes:
         note(one)
-    env = Environment(program, NamedShapes(checkpoint.tensors), settings.given)
+    equal = partial(preconditions.equal_tensors, checkpoint)
+    env = Environment(program, NamedShapes(checkpoint.tensors, equal), settings.given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)

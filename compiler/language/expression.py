@@ -12,6 +12,7 @@ import math
 import operator
 import re
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,26 +24,32 @@ MAX_TEXT = 2_000
 MAX_DEPTH = 40
 MAX_BITS = 256
 MAX_LENGTH = 100_000
-ASKING = frozenset(["dim", "count", "exists"])  # functions that read the checkpoint's names and shapes
-_BARE_NAME = re.compile(r"\b(?:dim|count|exists)\(\s*([A-Za-z_{][\w.{}|:]*\.[\w.{}|:]*)")
+# Functions that read the checkpoint: names and shapes, and `equal` the data of two tensors.
+ASKING = frozenset(["dim", "count", "exists", "equal"])
+_BARE_NAME = re.compile(r"\b(?:dim|count|exists|equal)\(\s*([A-Za-z_{][\w.{}|:]*\.[\w.{}|:]*)")
 _ASSIGNED = re.compile(r"(?<![=<>!])=(?!=)")
 
 # Function -> number of arguments; None: one or more.
-FUNCTIONS = {"round_up": 2, "ceil": 1, "min": None, "max": None, "int": 1, "len": 1, "dim": 2, "count": 1, "exists": 1}
+FUNCTIONS = {
+    "round_up": 2, "ceil": 1, "log2": 1, "min": None, "max": None, "int": 1, "len": 1, "dim": 2, "count": 1, "exists": 1,
+    "equal": 2,
+}  # fmt: skip
 _USES = {
     "dim": 'as in dim("layers.0.norm.weight", 0), the length of axis 0',
     "count": 'as in count("layers.{i}.norm.weight")',
     "exists": 'as in exists("layers.0.norm.weight")',
     "round_up": "as in round_up(rows, 64)",
+    "equal": 'as in equal("output.weight", "tok_embeddings.weight")',
 }
 
 
 class Shapes(Protocol):
-    """The names and shapes of a checkpoint, for `dim`, `count` and `exists`."""
+    """What `dim`, `count`, `exists` and `equal` ask of a checkpoint. Raises LookupError for what it cannot answer."""
 
     def dim(self, name: str, axis: int) -> int: ...
     def count(self, pattern: str) -> int: ...
     def exists(self, pattern: str) -> bool: ...
+    def equal(self, one: str, other: str) -> bool: ...
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -79,6 +86,7 @@ UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
 PURE: dict[str, Callable[..., Any]] = {
     "round_up": round_up,
     "ceil": math.ceil,
+    "log2": math.log2,
     "min": min,
     "max": max,
     "int": int,
@@ -101,17 +109,27 @@ class Expr:
     def names(self) -> frozenset[str]:
         """The free names: arguments and facts that it reads."""
         called = {id(n.func) for n in ast.walk(self.tree) if isinstance(n, ast.Call)}
-        return frozenset(n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name) and id(n) not in called)
+        found = (n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name) and id(n) not in called)
+        return frozenset(found) - self.indices
+
+    @cached_property
+    def indices(self) -> frozenset[str]:
+        """The indices that its lists run over: `i` of `[i * 2 for i in range(n)]`."""
+        return frozenset(
+            n.target.id
+            for n in ast.walk(self.tree)
+            if isinstance(n, ast.comprehension) and isinstance(n.target, ast.Name)
+        )
 
     @cached_property
     def asked(self) -> tuple[tuple[str, str, Span], ...]:
-        """(function, name or pattern, place) of each call of `ASKING`."""
+        """(function, name or pattern, place) of each call of `ASKING`, once for each alternative."""
         found = []
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ASKING:
-                text = node.args[0]
-                assert isinstance(text, ast.Constant)
-                found.append((node.func.id, str(text.value), self.at(text).within(1, len(str(text.value)))))
+                for text in (arg for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)):
+                    span = self.at(text).within(1, len(str(text.value)))
+                    found += [(node.func.id, name, span) for name in alternatives(str(text.value))]
         return tuple(found)
 
     def at(self, node: ast.AST) -> Span:
@@ -140,6 +158,29 @@ def parse_expr(text: str, span: Span) -> Expr:
     return expr
 
 
+def alternatives(text: str) -> list[str]:
+    """The names that `conv.weight_g|conv.weight` stands for; a `|` within braces or in a regular expression is theirs."""
+    if len(text) > 1 and text.startswith("/") and text.endswith("/"):
+        return [text]
+    found, depth = [""], 0
+    for char in text:
+        depth += (char == "{") - (char == "}")
+        if char == "|" and depth == 0:
+            found.append("")
+        else:
+            found[-1] += char
+    return found
+
+
+def filled(text: str, indices: Mapping[str, Any]) -> str:
+    """A name pattern with numbers for the indices of a list: `{i}`, and `{i+1}` for a shifted one."""
+    for name, value in indices.items():
+        if isinstance(value, int):
+            shifted = re.compile(rf"\{{{name}(?:([+-]\d{{1,6}}))?\}}")
+            text = shifted.sub(lambda at, value=value: str(value + int(at[1] or 0)), text)  # type: ignore[misc]
+    return text
+
+
 def _parse(text: str, span: Span) -> ast.expr:
     if len(text) > MAX_TEXT:
         refuse(
@@ -156,7 +197,7 @@ def _parse(text: str, span: Span) -> ast.expr:
         if isinstance(error, SyntaxError) and error.lineno == 1 and error.offset:
             where = span.within(max(0, min(error.offset - 2, len(text) - 1)))
         message = error.msg if isinstance(error, SyntaxError) else "nested too deeply"
-        hint = "arithmetic, comparison and the functions dim, count, exists, round_up, ceil, min, max, int, len"
+        hint = f"arithmetic, comparison, lists and the functions {', '.join(FUNCTIONS)}"
         if bare := _BARE_NAME.search(text):
             where, hint = (
                 span.within(bare.start(1), len(bare[1])),
@@ -205,8 +246,12 @@ def _check(expr: Expr, node: ast.AST, depth: int) -> None:
             key = next(k for k in keys if not (isinstance(k, ast.Constant) and isinstance(k.value, str)))
             hint = f'as in {{"{key.id if isinstance(key, ast.Name) else "key"}": value}}'
             refuse(expr.at(key or node), "the key of a dict must be a quoted string", "expression-syntax", hint)
-        case ast.Subscript(value=value, slice=ast.Constant(value=str() | int())):
-            children = [value]
+        case ast.Subscript(value=value, slice=ast.Slice(lower=lower, upper=upper, step=None)):
+            children = [value, *(bound for bound in (lower, upper) if bound is not None)]
+        case ast.Subscript(value=value, slice=key) if not isinstance(key, ast.Slice | ast.Tuple):
+            children = [value, key]
+        case ast.ListComp(elt=element, generators=[one]):
+            children = _check_list(expr, node, element, one, depth)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
             children = _check_call(expr, node, name, args)
         case ast.Call(func=ast.Name(id=name)):
@@ -220,6 +265,22 @@ def _check(expr: Expr, node: ast.AST, depth: int) -> None:
             )
     for child in children:
         _check(expr, child, depth + 1)
+
+
+def _check_list(expr: Expr, node: ast.AST, element: ast.expr, one: ast.comprehension, depth: int) -> list[ast.AST]:
+    """`[element for i in range(n) if condition]`: one index, over a range or a list, without another list in it."""
+    use = "as in [2 * i for i in range(n_layers)]"
+    if not isinstance(one.target, ast.Name) or one.is_async or len(one.ifs) > 1:
+        refuse(expr.at(node), "a list is built over one index, with at most one condition", "expression-syntax", use)
+    inner = [element, *one.ifs]
+    if any(isinstance(n, ast.ListComp) for part in inner for n in ast.walk(part)):
+        refuse(expr.at(node), "a list that is built inside another", "expression-syntax", "make the inner list a fact")
+    match one.iter:
+        case ast.Call(func=ast.Name(id="range"), args=[_] | [_, _] as bounds, keywords=[]):
+            return [*inner, *bounds]
+        case ast.Call(func=ast.Name(id="range")):
+            refuse(expr.at(one.iter), "range takes one or two bounds", "expression-syntax", use)
+    return [*inner, one.iter]
 
 
 def _is_word(node: ast.AST) -> bool:
@@ -242,8 +303,9 @@ def _check_call(expr: Expr, node: ast.AST, name: str, args: list[ast.expr]) -> l
             "expression-syntax",
             _USES.get(name, ""),
         )
-    if name in ASKING and not (isinstance(args[0], ast.Constant) and isinstance(args[0].value, str)):
-        refuse(expr.at(args[0]), f"{name} takes a tensor name written as a string", "expression-syntax", _USES[name])
+    for arg in (args if name == "equal" else args[:1]) if name in ASKING else ():
+        if not (isinstance(arg, ast.Constant) and isinstance(arg.value, str)):
+            refuse(expr.at(arg), f"{name} takes a tensor name written as a string", "expression-syntax", _USES[name])
     return [*args]
 
 
@@ -256,6 +318,7 @@ class ExpressionEvaluator:
 
     def __init__(self, at: Callable[[ast.AST], Span], names: Mapping[str, Any], shapes: Shapes) -> None:
         self.at, self.names, self.shapes = at, names, shapes
+        self.indices: dict[str, Any] = {}  # of the list that is being built
 
     def fail(self, node: ast.AST, message: str, kind: str = "expression-value", hint: str = "") -> NoReturn:
         refuse(self.at(node), message, kind, hint)
@@ -312,16 +375,56 @@ class ExpressionEvaluator:
                 return {
                     k.value: self.value(v) for k, v in zip(keys, values, strict=True) if isinstance(k, ast.Constant)
                 }
-            case ast.Subscript(value=value, slice=ast.Constant(value=key)):
-                return self.value(value)[key]
+            case ast.Subscript(value=value, slice=ast.Slice(lower=lower, upper=upper)):
+                bounds = [None if bound is None else self.value(bound) for bound in (lower, upper)]
+                return self.value(value)[bounds[0] : bounds[1]]
+            case ast.Subscript(value=value, slice=key):
+                return self.value(value)[self.value(key)]
+            case ast.ListComp(elt=element, generators=[one]):
+                return self.each(node, element, one)
             case ast.Call(func=ast.Name(id=name), args=args):
-                function = getattr(self.shapes, name) if name in ASKING else PURE[name]
                 values_ = [self.value(arg) for arg in args]
+                if name not in ASKING:
+                    return PURE[name](*values_)
                 try:
-                    return function(*values_)
+                    return self.asked(name, [filled(v, self.indices) if isinstance(v, str) else v for v in values_])
                 except LookupError as error:
                     self.fail(node, str(error.args[0]), "missing-tensor")
         raise TypeError(f"unchecked node {node!r}")
+
+    def asked(self, name: str, values: list[Any]) -> Any:
+        """The answer of the checkpoint: of `dim` for the first alternative that exists. Raises LookupError."""
+        names = alternatives(values[0])
+        if name == "equal":
+            return self.shapes.equal(*values)
+        if name == "dim":
+            return self.shapes.dim(
+                next((n for n in names if len(names) > 1 and self.shapes.exists(n)), names[0]), values[1]
+            )
+        found = (getattr(self.shapes, name)(one) for one in names)
+        return any(found) if name == "exists" else sum(found)
+
+    def each(self, node: ast.AST, element: ast.expr, one: ast.comprehension) -> list[Any]:
+        """The list that runs over an index."""
+        assert isinstance(one.target, ast.Name)
+        match one.iter:
+            case ast.Call(func=ast.Name(id="range"), args=bounds):
+                over: Any = range(*(self.value(bound) for bound in bounds))
+            case _:
+                over = self.value(one.iter)
+        if not isinstance(over, range | list) or len(over) > MAX_LENGTH:
+            self.fail(node, f"{ast.unparse(one.iter)} is not a list, or too long")
+        found = []
+        outer = self.names
+        try:
+            for value in over:
+                self.indices = {one.target.id: value}
+                self.names = ChainMap(self.indices, outer)  # type: ignore[arg-type]
+                if all(self.value(condition) for condition in one.ifs):
+                    found.append(self.value(element))
+        finally:
+            self.names, self.indices = outer, {}
+        return found
 
     def binary(self, node: ast.AST, op: ast.operator, a: Any, b: Any) -> Any:
         if (

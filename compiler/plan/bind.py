@@ -17,6 +17,7 @@ from compiler.ops.structural import Cast
 from compiler.plan.claims import Claimant
 from compiler.plan.config_values import check_config_values
 from compiler.plan.plan import Group, Plan, TargetTensor
+from compiler.plan.shape_check import check_shapes
 from compiler.process import uncollected
 from compiler.program.environment import Environment, TensorTable
 from compiler.program.program import Program, Rule
@@ -37,7 +38,7 @@ def bind(
     config = {} if reverse else {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in program.spec.config}
     check_config_values(program, env, config)
     special = program.spec.tokenizer
-    return Plan(
+    plan = Plan(
         program,
         tuple(groups),
         tuple(binder.claimant.ties),
@@ -48,6 +49,8 @@ def bind(
         tuple(binder.claimant.made),
         {text: env.evaluate(place) for text, place in special.named.items()} if special and not reverse else {},
     )
+    check_shapes(plan, signature, env)
+    return plan
 
 
 class _Binder:

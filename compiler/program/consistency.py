@@ -149,8 +149,14 @@ class _Checker:
                         "unknown-name",
                         nearest(name, known),
                     )
+            for index in sorted(expr.indices & {*known}):
+                message = f"the index {index!r} of this list is the name of an argument or fact"
+                self.report.add(expr.span, message, "duplicate-name", "rename the index")
             for function, text, span in expr.asked:
-                self.check_asked(function, text, span, claimed, program.keep_all)
+                self.check_asked(function, text, span, claimed, program.keep_all, expr.indices)
+                if function == "equal" and not any(fact is expr for fact in spec.facts.values()):
+                    message = "equal reads data, so it is allowed in a fact only"
+                    self.report.add(span, message, "expression-syntax", "make it a fact and use the fact")
         self.check_cycles()
         for example in spec.examples:
             for name, (_, span) in example.items():
@@ -159,16 +165,21 @@ class _Checker:
                         span, f"{name!r} is neither an argument nor a fact", "unknown-name", nearest(name, known)
                     )
 
-    def check_asked(self, function: str, text: str, span: Span, claimed: list[Pattern], keep_all: bool) -> None:
+    def check_asked(
+        self, function: str, text: str, span: Span, claimed: list[Pattern], keep_all: bool, indices: frozenset[str]
+    ) -> None:
         try:
             pattern = parse_pattern(text, span)
         except Refusal as refusal:
             self.report.absorb(refusal)
             return
-        if function == "dim" and not pattern.is_name:
+        free = [
+            part for part in pattern.parts if not isinstance(part, str) and getattr(part, "name", "") not in indices
+        ]
+        if (function in ("dim", "equal") or pattern.holes.keys() & indices) and free:
             self.report.add(
                 span,
-                f"dim takes the name of one tensor; {text} matches many",
+                f"{function} takes the name of one tensor; {text} matches many",
                 "name-syntax",
                 "write a number for the index, as in layers.0",
             )

@@ -6,7 +6,7 @@ states must agree with the checkpoint. `check` evaluates the requirements before
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
@@ -50,11 +50,14 @@ class Given:
 
 
 class NamedShapes:
-    """Answers expressions from the names and shapes of a checkpoint."""
+    """Answers expressions from the names and shapes of a checkpoint, and `equal` by the function that compares two of
+    its tensors, if there is one."""
 
-    def __init__(self, signature: TensorTable) -> None:
+    def __init__(self, signature: TensorTable, compare: Callable[[str, str], bool] | None = None) -> None:
         self.signature = signature
         self.counts: dict[str, int] = {}
+        self.compare = compare
+        self.compared: dict[tuple[str, str], bool] = {}
 
     def dim(self, name: str, axis: int) -> int:
         if name not in self.signature:
@@ -72,6 +75,19 @@ class NamedShapes:
 
     def exists(self, pattern: str) -> bool:
         return pattern in self.signature or self.count(pattern) > 0
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether both tensors exist and have the same dtype, shape and bytes."""
+        if one not in self.signature or other not in self.signature:
+            return False
+        a, b = self.signature[one], self.signature[other]
+        if (tuple(a.shape), a.dtype) != (tuple(b.shape), b.dtype):
+            return False
+        if self.compare is None:
+            raise LookupError(f"the data of {one} and {other} is not known here; give the fact a value")
+        if (one, other) not in self.compared:
+            self.compared[one, other] = self.compare(one, other)
+        return self.compared[one, other]
 
 
 class Environment(Mapping[str, Any]):
@@ -278,10 +294,19 @@ _TYPES: dict[type, str] = {
 }
 
 
+def reads_data(program: Program) -> frozenset[str]:
+    """The facts that compare the data of tensors, or depend on one that does."""
+    facts = program.spec.facts
+    found = {name for name, fact in facts.items() if any(function == "equal" for function, _, _ in fact.asked)}
+    while more := {name for name, fact in facts.items() if name not in found and fact.names & found}:
+        found |= more
+    return frozenset(found)
+
+
 def unfounded(program: Program, given: Mapping[str, object]) -> frozenset[str]:
     """The facts that depend, directly or through other facts, on an argument without a given value."""
     spec = program.spec
-    loose = spec.arguments.keys() - given.keys()
+    loose = (spec.arguments.keys() - given.keys()) | reads_data(program)
     while more := {name for name, fact in spec.facts.items() if name not in loose and fact.names & loose}:
         loose |= more
     return frozenset(loose & spec.facts.keys())

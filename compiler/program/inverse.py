@@ -64,6 +64,9 @@ class SourceShapes:
             raise LookupError(f"the number of {pattern} does not follow from the target; give the fact a value")
         return sum(parsed.match(name) is not None for name in {*self.known, *self.names})
 
+    def equal(self, one: str, other: str) -> bool:
+        raise LookupError(f"whether {one} equals {other} does not follow from the target; give the fact a value")
+
     def exists(self, pattern: str) -> bool:
         parsed = parse_pattern(pattern, Span(""))
         if any(parsed.match(name) is not None for name in (*self.known, *self.names)):

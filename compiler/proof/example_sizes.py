@@ -25,10 +25,11 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class BoundExample:
-    """One example: the values it gives, the values of all arguments and facts, and the plan."""
+    """One example: the values it gives, the values of all arguments and facts, the source's shapes, and the plan."""
 
     given: Values
     values: Values
+    source: Mapping[str, tuple[int, ...]]
     plan: Plan
 
 

@@ -12,13 +12,15 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, located, nearest
 from compiler.language.name_pattern import Pattern
 from compiler.plan.bind import bind
 from compiler.plan.plan import Plan
-from compiler.program.environment import Environment, Given, NamedShapes
+from compiler.program.axis_labels import AxisLabels
+from compiler.program.environment import Environment, Given, NamedShapes, reads_data
 from compiler.program.inverse import SourceShapes, invert
 from compiler.program.program import Program
 from compiler.proof.class_check import class_question, config_written
@@ -30,6 +32,7 @@ from compiler.proof.config_faults import (
     unfilled_fields,
 )
 from compiler.proof.example_sizes import BoundExample, check_examples
+from compiler.proof.shape_labels import axis_labels
 from compiler.target.model_class import COMMON_FIELDS
 
 if TYPE_CHECKING:
@@ -38,8 +41,16 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
-def prove(program: Program) -> list[Diagnostic]:
-    """Check a program against its target class with each of its examples. Returns warnings. Raises Refusal."""
+@dataclass(frozen=True)
+class Proof:
+    """The result of a proof: what is probably a mistake, and the labels of all axes."""
+
+    warnings: tuple[Diagnostic, ...]
+    labels: AxisLabels
+
+
+def prove(program: Program) -> Proof:
+    """Check a program against its target class with each of its examples. Raises Refusal."""
     spec = program.spec
     report = Report()
     if not spec.examples:
@@ -82,7 +93,8 @@ def prove(program: Program) -> list[Diagnostic]:
             program, schema, configs, lambda c: target_signature(program, c).shapes
         )
     report.settle()
-    return list(unfilled_fields(program, schema.declared)) if schema is not None else []
+    warnings = unfilled_fields(program, schema.declared) if schema is not None else ()
+    return Proof(tuple(warnings), axis_labels(program, bound))
 
 
 def _schema(program: Program) -> ConfigSchema | None:
@@ -134,8 +146,10 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> BoundExample
     _check_covered(program, env, shapes)
     _check_ties(program, env, signature.ties)
     source = invert(program, env, shapes)
-    arguments = {n: g for n, g in given.items() if n in spec.arguments}
-    forward = Environment(program, NamedShapes(source), arguments)
+    # Data is not known here, so facts over it have the value of the example.
+    data = reads_data(program)
+    known = {n: g for n, g in given.items() if n in spec.arguments or n in data}
+    forward = Environment(program, NamedShapes(source), known, trusted=data)
     for fact in given.keys() & spec.facts.keys():
         if forward[fact] != given[fact].value:
             refused = Report()
@@ -161,7 +175,8 @@ def _prove_example(program: Program, example: Mapping[str, Any]) -> BoundExample
     if missing := sorted(shapes.keys() - made.keys()):
         _uncovered(program, missing, shapes, report)
     report.settle()
-    return BoundExample(example, {name: forward[name] for name in forward}, plan)
+    values = {name: forward[name] for name in forward}
+    return BoundExample(example, values, {name: tensor.shape for name, tensor in source.items()}, plan)
 
 
 def check_target(plan: Plan) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.diagnostics import Span
-from compiler.language.expression import Expr
+from compiler.language.expression import ASKING, Expr, alternatives
 from compiler.language.name_pattern import Hole, Pattern
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.ops.algebra import Size
@@ -124,8 +124,11 @@ _OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
 class _Rewriter(ast.NodeTransformer):
     def __init__(self, printer: ExprPrinter) -> None:
         self.printer = printer
+        self.index = ""  # of the list that is being printed
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id == self.index:
+            return node
         if node.id == self.printer.number:
             return ast.Name("n", ast.Load())
         if not self.printer.holder:
@@ -148,25 +151,69 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         assert isinstance(node.func, ast.Name)
         name = node.func.id
-        if name in ("dim", "count", "exists"):
-            text = node.args[0]
-            assert isinstance(text, ast.Constant)
-            return self.asked(name, str(text.value), node.args[1:])
+        if name in ASKING:
+            texts = [
+                str(arg.value) for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+            ]
+            return self.asked(name, texts, [] if name == "equal" else node.args[1:])
         node.args = [self.visit(arg) for arg in node.args]
-        if name == "ceil":
+        if name in ("ceil", "log2"):
             self.printer.helpers.add("math")
-            node.func = ast.Attribute(ast.Name("math", ast.Load()), "ceil", ast.Load())
+            node.func = ast.Attribute(ast.Name("math", ast.Load()), name, ast.Load())
         elif name == "round_up":
             self.printer.helpers.add("round_up")
         return node
 
-    def asked(self, name: str, text: str, rest: list[ast.expr]) -> ast.AST:
-        shapes, constant = ast.Name("shapes", ast.Load()), ast.Constant(text)
-        pattern = parse_pattern(text, Span(""))
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        """The index of a list stays a bare name; `range` stays Python's."""
+        one = node.generators[0]
+        assert isinstance(one.target, ast.Name)
+        over = one.iter
+        if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "range":
+            one.iter = ast.Call(over.func, [self.visit(arg) for arg in over.args], [])
+        else:
+            one.iter = self.visit(over)
+        self.index = one.target.id
+        one.ifs, node.elt = [self.visit(condition) for condition in one.ifs], self.visit(node.elt)
+        self.index = ""
+        return node
+
+    def asked(self, name: str, texts: list[str], rest: list[ast.expr]) -> ast.expr:
+        shapes = ast.Name("shapes", ast.Load())
+        if name == "equal":
+            self.printer.helpers.add("equal")
+            source = ast.Name("source", ast.Load())
+            return ast.Call(ast.Name("equal", ast.Load()), [source, *map(self.named, texts)], [])
+        names = alternatives(texts[0])
         if name == "dim":
-            return ast.Subscript(ast.Subscript(shapes, constant, ast.Load()), self.visit(rest[0]), ast.Load())
-        if name == "exists" and pattern.is_name:
-            return ast.Compare(constant, [ast.In()], [shapes])
+            tensor = self.named(names[-1])
+            for other in reversed(names[:-1]):
+                tensor = ast.IfExp(ast.Compare(self.named(other), [ast.In()], [shapes]), self.named(other), tensor)
+            return ast.Subscript(ast.Subscript(shapes, tensor, ast.Load()), self.visit(rest[0]), ast.Load())
+        found = [self.counted(name, text) for text in names]
+        if name == "exists":
+            return found[0] if len(found) == 1 else ast.BoolOp(ast.Or(), found)
+        total = found[0]
+        for more in found[1:]:
+            total = ast.BinOp(total, ast.Add(), more)
+        return total
+
+    def named(self, text: str) -> ast.expr:
+        """The name of a tensor: a literal, or an f-string over the index of a list."""
+        pattern = parse_pattern(text, Span(""))
+        if pattern.is_name:
+            return ast.Constant(text)
+
+        def index(hole: Hole) -> str:
+            return f"{hole.name}{hole.shift:+d}" if hole.shift else hole.name
+
+        return ast.parse(f_string(pattern, index), mode="eval").body
+
+    def counted(self, name: str, text: str) -> ast.expr:
+        """One alternative of `exists` or `count`."""
+        shapes, pattern = ast.Name("shapes", ast.Load()), parse_pattern(text, Span(""))
+        if name == "exists" and (pattern.is_name or self.index in pattern.holes):
+            return ast.Compare(self.named(text), [ast.In()], [shapes])
         self.printer.helpers.add("count")
         regex = ast.Name(raw(pattern.regex), ast.Load())  # a name is printed as it stands: a raw literal stays one
         call = ast.Call(ast.Name("count", ast.Load()), [shapes, regex], [])

@@ -128,14 +128,15 @@ def _store(question: list[Json], answer: Json) -> None:
 
 def _place(question: list[Json]) -> tuple[Path | None, str]:
     """The file of a question, None where nothing is cached, and the question as text."""
-    folder, releases = _folder(), _releases()
+    folder, releases = cache_folder(), _releases()
     text = json.dumps([question, releases, _source()], sort_keys=True, default=dict)
     if folder is None or any("dev" in release for release in releases):
         return None, text
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json", text
 
 
-def _folder() -> Path | None:
+def cache_folder() -> Path | None:
+    """Where results are cached; None if the cache is disabled."""
     named = os.environ.get("MAPSPEC_CACHE")
     if named is not None:
         return Path(named) if named else None

@@ -259,7 +259,22 @@ ATTACKS = [
     "__import__('os').system('true')",
     "n.__class__",
     "(lambda: 1)()",
-    "[x for x in [1]]",
+    "[x for x in [1] for y in [2]]",
+    "[[y for y in [x]] for x in [1]]",
+    "[x for x in [1] if x if x]",
+    "[x for x, y in [[1, 2]]]",
+    "{x for x in [1]}",
+    "{x: x for x in [1]}",
+    "(x for x in [1])",
+    "[x for x in range(10 ** 9)]",
+    "[x for x in range(1, 2, 3)]",
+    "[x for x in range(n=1)]",
+    "[x for x in n]",
+    "range(3)",
+    "log2(0)",
+    "dim('t|u', 0, 1)",
+    "equal('t')",
+    "equal('t', n)",
     "f'{n}'",
     "open('x')",
     "(n := 3)",
@@ -310,14 +325,35 @@ def test_any_text_has_a_value_or_is_refused(text: str) -> None:
         parse_expr(text, HERE).evaluate(NAMES, NoShapes())
     except Refusal:
         return
-    allowed = (ast.Expression, ast.expr, ast.expr_context, ast.operator, ast.cmpop, ast.boolop, ast.unaryop)
+    allowed = (
+        ast.Expression,
+        ast.expr,
+        ast.expr_context,
+        ast.operator,
+        ast.cmpop,
+        ast.boolop,
+        ast.unaryop,
+        ast.comprehension,
+    )
     for node in ast.walk(ast.parse(f"({text}\n)", mode="eval")):
         assert isinstance(node, allowed)
-        assert not isinstance(node, (ast.Lambda, ast.Attribute, ast.ListComp, ast.JoinedStr, ast.NamedExpr, ast.Await))
+        assert not isinstance(node, (ast.Lambda, ast.Attribute, ast.SetComp, ast.JoinedStr, ast.NamedExpr, ast.Await))
 
 
 def test_every_function_is_known_to_the_properties() -> None:
-    assert {"round_up", "ceil", "min", "max", "int", "len", "dim", "count", "exists"} == FUNCTIONS.keys()
+    assert {
+        "round_up",
+        "ceil",
+        "log2",
+        "min",
+        "max",
+        "int",
+        "len",
+        "dim",
+        "count",
+        "exists",
+        "equal",
+    } == FUNCTIONS.keys()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

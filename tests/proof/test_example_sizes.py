@@ -24,7 +24,7 @@ def problems(folder: Path, name: str, *changes: tuple[str, str], example: str | 
         text = text[: text.index(EXAMPLES)] + EXAMPLES + example
     (folder / f"{name}.yaml").write_text(text)
     try:
-        return prove(load_program(str(folder / f"{name}.yaml")))
+        return list(prove(load_program(str(folder / f"{name}.yaml"))).warnings)
     except Refusal as refusal:
         return list(refusal.diagnostics)
 

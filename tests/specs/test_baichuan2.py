@@ -81,7 +81,8 @@ def test_what_it_is_not_for_is_refused(
 def test_the_first_generation_points_here(tmp_path: Path) -> None:
     shutil.copytree(CASE / "source", tmp_path / "source")
     tensors = load_file(tmp_path / "source" / "model.safetensors")
-    tensors["model.embed_tokens.weight"] = torch.zeros(125696, 32, dtype=torch.float16)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.zeros(125696, 32, dtype=torch.float16)
     save_file(tensors, tmp_path / "source" / "model.safetensors")
     config = json.loads((tmp_path / "source" / "config.json").read_text())
     (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"vocab_size": 125696}))
