@@ -18,6 +18,7 @@ from compiler.executor import preconditions
 from compiler.executor.preconditions import check_made
 from compiler.plan import arguments
 from compiler.plan.bind import bind
+from compiler.plan.checkpoint_statements import unread_statements
 from compiler.plan.plan import Plan
 from compiler.plan.source_checks import check_quantized, uneven, whole_numbers
 from compiler.plan.source_files import open_source
@@ -94,6 +95,8 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
     told = arguments.gather(program, request.source[0], checkpoint.objects, request.config, request.assigned)
     for note in told.notes:
         say(note)
+    if stated := unread_statements(program, checkpoint.objects, str(checkpoint.path)):
+        say(f"not carried over from the checkpoint: {listed(stated, 40)}")
     env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)

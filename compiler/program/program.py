@@ -80,6 +80,7 @@ class Program:
     ignored: tuple[tuple[Pattern, str], ...]
     created: tuple[Rule, ...] = ()  # their sources are looked at, not read; their one step is `arithmetic.Full`
     merged: tuple[Merged, ...] = ()
+    unread: tuple[Pattern, ...] = ()  # names that the checkpoint states and nobody has to read
 
     @property
     def keep_all(self) -> bool:
