@@ -2,8 +2,9 @@
 
 Takes a Program and the plain objects of a checkpoint. A statement is read if the spec has an argument or a fact of its
 name. Of the others, those that the spec does not list under `source.unread` are returned, to be reported once; those that
-are known to change what the model computes are refused (`unread-statement`). Sources of the meanings: llama.cpp's
-src/llama-model.cpp and llama-context.cpp with the package gguf 0.19 for the keys; Megatron-LM's TransformerConfig.
+are known to change what the model computes are refused (`unread-statement`). Sources of the meanings:
+the package gguf 0.19 and the hyperparameters that the C++ runtime of such files loads; the TransformerConfig and the
+command line of the trainer whose args they are.
 """
 
 from __future__ import annotations
@@ -88,7 +89,6 @@ _ARGS: dict[str, tuple[Any, ...]] = {
     "mtp_num_layers": (0,),
     "multi_latent_attention": (False,),
     "no_rope_freq": (),
-    "openai_gelu": (False,),
     "qk_l2_norm": (False,),
     "quick_geglu": (False,),
     "quick_gelu": (False,),
