@@ -14,11 +14,11 @@ def adapter_parser() -> Parser:
     parser.add_argument(
         "base", type=Path, metavar="BASE", help="the base model: the source of SPEC (--reverse: its folder)"
     )
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="a file, or the folder of a PEFT adapter")
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="the folder of a PEFT adapter, or its file")
     parser.add_argument("out", type=Path, metavar="OUT", help="the PEFT folder to write (--reverse: a .pth)")
     parser.add_settings()
     parser.add_field("reverse", "from a PEFT adapter of the converted model to a .pth")
-    parser.add_field("force", "write over what is there")
+    parser.add_field("force", "replace what an earlier run wrote")
     parser.add_json()
     parser.set_defaults(checksums=False)
     return parser
@@ -26,10 +26,12 @@ def adapter_parser() -> Parser:
 
 def adapter(options: argparse.Namespace) -> int:
     from compiler.checkpoints import config_file
-    from compiler.jobs.adapter import carry, read_adapter, turned, write_peft, write_plain
+    from compiler.jobs.adapter import carry, check_copies
     from compiler.jobs.detect import named_program
+    from compiler.jobs.peft_format import module_kinds, peft_files, read_adapter, write_peft, write_plain
     from compiler.jobs.prepare import prepare
     from compiler.output.atomic_output import AtomicOutput
+    from compiler.plan.notes import Remark
 
     notes = Notes(silent=options.json)
     options.source = [options.base]
@@ -39,12 +41,20 @@ def adapter(options: argparse.Namespace) -> int:
     output.check()
     prepared = prepare(program, asked, notes)
     plan, base = prepared.plan, prepared.checkpoint
-    config_path = options.config or config_file.beside(options.base, "config.json") if plan.reverse else None
-    over = turned(program.spec.target, config_file.read_config_file(config_path) if config_path else plan.config)
-    pairs = carry(plan, base.tensors, read_adapter(options.adapter, over if plan.reverse else ()), str(options.adapter))
+    spec = program.spec
+    config = options.config or config_file.beside(options.base, "config.json" if plan.reverse else spec.source_config)
+    fields = config_file.read_config_file(config) if plan.reverse and config else plan.config
+    kinds = module_kinds(spec.target, fields)
+    given = read_adapter(options.adapter, kinds) if plan.reverse else read_adapter(options.adapter)
+    check_copies(base, given, str(options.adapter))
+    pairs = carry(plan, base.tensors, given.pairs, str(options.adapter))
+    reads = [options.base, options.adapter, *base.files, *base.indexes, *given.files, Path(spec.path)]
+    output.protect([*reads, *([config] if config else [])], peft_files())
     with output:
-        write_plain(pairs, output.place) if plan.reverse else write_peft(pairs, plan, output.place, over)
+        write_plain(pairs, output.place) if plan.reverse else write_peft(pairs, plan, output.place, kinds)
         output.finish()
+    for line in output.notes:
+        notes(Remark(line))
     ranks = sorted({pair.a.shape[0] for pair in pairs.values()})
     if options.json:
         print_json({"out": str(options.out), "weights": len(pairs), "ranks": ranks, "notes": notes.lines()})

@@ -14,11 +14,12 @@ from typing import Any
 
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
-from compiler.diagnostics import Refusal, refuse
+from compiler.diagnostics import Refusal, listed, refuse
 from compiler.executor import preconditions
 from compiler.jobs.request import Request
 from compiler.plan import arguments
 from compiler.plan.bind import bind
+from compiler.plan.checkpoint_statements import unread_statements
 from compiler.plan.notes import DefaultArguments, IgnoredTensors, Listener, Note, Remark, UnreadFields, ignore_note
 from compiler.plan.plan import Plan
 from compiler.plan.source_checks import check_quantized, integer_tensors, uneven_shapes
@@ -90,6 +91,8 @@ def bind_source(
     settings = arguments.gather(program, request.source[0], checkpoint.objects, request.config, request.assigned)
     for one in settings.notes:
         note(one)
+    if stated := unread_statements(program, checkpoint.objects, str(checkpoint.path)):
+        note(Remark(f"not carried over from the checkpoint: {listed(stated, 40)}"))
     equal = partial(preconditions.equal_tensors, checkpoint)
     env = Environment(program, NamedShapes(checkpoint.tensors, equal), settings.given)
     env.check()

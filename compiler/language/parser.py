@@ -52,6 +52,7 @@ def read_spec(root: Node) -> Spec:
         weights=_string(root.get("source"), "weights"),
         source_config=_string(root.get("source"), "config"),
         nested=_string(root.get("source"), "nested") == "true",
+        unread=tuple((Text(k.text, k.span), str(document.plain(v))) for k, v in _entries(root.get("source"), "unread")),
         target=target,
         arguments=arguments,
         facts=facts,

@@ -130,6 +130,7 @@ class Spec:
     weights: str
     source_config: str
     nested: bool
+    unread: tuple[tuple[Text, str], ...]  # names that the checkpoint states and nobody has to read, and why
     target: TargetModel
     arguments: Mapping[str, Argument]
     facts: Mapping[str, Expr]

@@ -82,6 +82,7 @@ class Program:
         Rule, ...
     ] = ()  # they use the dtype and shape of their source, not its data; the one step is `arithmetic.Full`
     merged: tuple[Merged, ...] = ()
+    unread: tuple[Pattern, ...] = ()  # names that the checkpoint states and nobody has to read
 
     @property
     def keep_all(self) -> bool:

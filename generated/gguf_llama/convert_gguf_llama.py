@@ -25,12 +25,18 @@ ARGUMENTS = {
     "general_architecture": "llama",
     "attention_head_count_kv": None,
     "attention_key_length": None,
+    "attention_value_length": None,
+    "block_count": None,
+    "feed_forward_length": None,
+    "embedding_length": None,
+    "vocab_size": None,
     "attention_sliding_window": None,
     "expert_count": 0,
     "rope_freq_base": 10000.0,
     "rope_dimension_count": None,
-    "rope_scaling_type": "none",
-    "rope_scaling_factor": 1.0,
+    "rope_scaling_type": None,
+    "rope_scaling_factor": None,
+    "rope_scale_linear": None,
     "rope_scaling_original_context_length": None,
     "tokenizer_ggml_bos_token_id": None,
     "tokenizer_ggml_eos_token_id": None,
@@ -203,14 +209,10 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("a mixture of experts has no Llama form")
     if f.attention_sliding_window is not None:
         raise SystemExit("a sliding window has no Llama form")
-    if f.rope_scaling_type not in ["none", "linear", "yarn"]:
-        raise SystemExit("this kind of rope scaling has no rule here")
     if not (f.llama3_factor is not None or "rope_freqs.weight" not in shapes):
         raise SystemExit(
             "rope_freqs.weight stands for a rope scaling whose factor the file does not name; give llama3_factor"
         )
-    if not (f.llama3_factor is None or f.rope_scaling_type == "none"):
-        raise SystemExit("llama3_factor and rope_scaling_type contradict each other")
     f.rows = shapes["token_embd.weight"][0]
     f.width = shapes["token_embd.weight"][1]
     f.intermediate = shapes["blk.0.ffn_gate.weight"][0]
@@ -218,6 +220,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.head_dim = shapes["blk.0.attn_q.weight"][0] // f.attention_head_count
     f.kv_heads = shapes["blk.0.attn_k.weight"][0] // f.head_dim
     f.tied = "output.weight" not in shapes
+    f.rope_factor = f.rope_scaling_factor or f.rope_scale_linear or 1.0
+    f.rope_kind = "none" if f.rope_factor == 1 and f.rope_scaling_type != "yarn" else f.rope_scaling_type or "linear"
     if shapes["blk.0.attn_q.weight"][0] != f.attention_head_count * f.head_dim:
         raise SystemExit("attention_head_count does not fit attn_q")
     if shapes["blk.0.attn_k.weight"][0] != f.kv_heads * f.head_dim:
@@ -230,6 +234,20 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("attention_key_length does not fit attn_q")
     if not (f.rope_dimension_count is None or f.rope_dimension_count == f.head_dim):
         raise SystemExit("a rotary embedding of part of a head has no Llama form")
+    if f.rope_kind not in ["none", "linear", "yarn"]:
+        raise SystemExit("this rope_scaling_type has no rule here")
+    if not (f.attention_value_length is None or f.attention_value_length == f.head_dim):
+        raise SystemExit("attention_value_length differs from the width of a head")
+    if f.block_count not in [None, f.n_layers]:
+        raise SystemExit("block_count differs from the number of blocks in the file")
+    if f.embedding_length not in [None, f.width]:
+        raise SystemExit("embedding_length does not fit token_embd")
+    if f.feed_forward_length not in [None, f.intermediate]:
+        raise SystemExit("feed_forward_length does not fit ffn_gate")
+    if f.vocab_size not in [None, f.rows]:
+        raise SystemExit("vocab_size does not fit token_embd")
+    if not (f.llama3_factor is None or f.rope_kind == "none"):
+        raise SystemExit("llama3_factor and rope_scaling_type contradict each other")
     return f
 
 
@@ -257,14 +275,14 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
             "original_max_position_embeddings": 8192,
         }
         if f.llama3_factor is not None
-        else {"rope_type": "linear", "factor": f.rope_scaling_factor}
-        if f.rope_scaling_type == "linear"
+        else {"rope_type": "linear", "factor": f.rope_factor}
+        if f.rope_kind == "linear"
         else {
             "rope_type": "yarn",
-            "factor": f.rope_scaling_factor,
+            "factor": f.rope_factor,
             "original_max_position_embeddings": f.rope_scaling_original_context_length or f.context_length,
         }
-        if f.rope_scaling_type == "yarn"
+        if f.rope_kind == "yarn"
         else None,
         "hidden_act": "silu",
         "attention_bias": False,

@@ -25,10 +25,16 @@ ARGUMENTS = {
     "general_architecture": "qwen3moe",
     "attention_head_count_kv": None,
     "attention_key_length": None,
+    "attention_value_length": None,
+    "block_count": None,
+    "expert_feed_forward_length": None,
+    "embedding_length": None,
+    "vocab_size": None,
     "expert_count": None,
     "feed_forward_length": None,
-    "rope_scaling_type": "none",
-    "rope_scaling_factor": 1.0,
+    "rope_scaling_type": None,
+    "rope_scaling_factor": None,
+    "rope_scale_linear": None,
     "rope_scaling_original_context_length": None,
     "tokenizer_ggml_bos_token_id": None,
     "tokenizer_ggml_eos_token_id": None,
@@ -194,8 +200,6 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("the file names another architecture")
     if count(shapes, r"blk\.(?P<i>\d+)\.ffn_gate\.weight") > 0:
         raise SystemExit("some layers are dense, which has no rule here")
-    if f.rope_scaling_type not in ["none", "yarn"]:
-        raise SystemExit("this kind of rope scaling has no rule here")
     f.rows = shapes["token_embd.weight"][0]
     f.width = shapes["token_embd.weight"][1]
     f.experts = shapes["blk.0.ffn_gate_inp.weight"][0]
@@ -204,6 +208,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.head_dim = shapes["blk.0.attn_q_norm.weight"][0]
     f.kv_heads = shapes["blk.0.attn_k.weight"][0] // f.head_dim
     f.tied = "output.weight" not in shapes
+    f.rope_factor = f.rope_scaling_factor or f.rope_scale_linear or 1.0
+    f.rope_kind = "none" if f.rope_factor == 1 and f.rope_scaling_type != "yarn" else f.rope_scaling_type or "linear"
     if shapes["blk.0.attn_q.weight"][0] != f.attention_head_count * f.head_dim:
         raise SystemExit("attention_head_count does not fit attn_q")
     if shapes["blk.0.attn_k.weight"][0] != f.kv_heads * f.head_dim:
@@ -218,6 +224,18 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("expert_count does not fit the router")
     if f.expert_used_count > f.experts:
         raise SystemExit("expert_used_count exceeds the number of experts")
+    if f.rope_kind not in ["none", "linear", "yarn"]:
+        raise SystemExit("this rope_scaling_type has no rule here")
+    if not (f.attention_value_length is None or f.attention_value_length == f.head_dim):
+        raise SystemExit("attention_value_length differs from the width of a head")
+    if f.block_count not in [None, f.n_layers]:
+        raise SystemExit("block_count differs from the number of blocks in the file")
+    if f.embedding_length not in [None, f.width]:
+        raise SystemExit("embedding_length does not fit token_embd")
+    if f.expert_feed_forward_length not in [None, f.intermediate]:
+        raise SystemExit("expert_feed_forward_length does not fit ffn_gate")
+    if f.vocab_size not in [None, f.rows]:
+        raise SystemExit("vocab_size does not fit token_embd")
     return f
 
 
@@ -240,12 +258,14 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "bos_token_id": f.tokenizer_ggml_bos_token_id,
         "eos_token_id": f.tokenizer_ggml_eos_token_id,
         "intermediate_size": f.feed_forward_length or f.intermediate,
-        "rope_scaling": {
+        "rope_scaling": {"rope_type": "linear", "factor": f.rope_factor}
+        if f.rope_kind == "linear"
+        else {
             "rope_type": "yarn",
-            "factor": f.rope_scaling_factor,
+            "factor": f.rope_factor,
             "original_max_position_embeddings": f.rope_scaling_original_context_length or f.context_length,
         }
-        if f.rope_scaling_type == "yarn"
+        if f.rope_kind == "yarn"
         else None,
         "hidden_act": "silu",
         "attention_bias": False,

@@ -31,6 +31,8 @@ ARGUMENTS = {
     "apply_layernorm_1p": False,
     "apply_residual_connection_post_layernorm": False,
     "squared_relu": False,
+    "swiglu": False,
+    "position_embedding_type": "learned_absolute",
     "bos_token_id": 50256,
     "eos_token_id": 50256,
 }
@@ -159,8 +161,10 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("norms whose weights lack their one (apply_layernorm_1p) have no rule here")
     if f.apply_residual_connection_post_layernorm:
         raise SystemExit("the residual of GPT-2 does not come behind the norm")
-    if f.squared_relu:
-        raise SystemExit("GPT-2 has no squared ReLU")
+    if not (not f.squared_relu and (not f.swiglu)):
+        raise SystemExit("GPT-2 has neither a squared ReLU nor a gated MLP")
+    if f.position_embedding_type != "learned_absolute":
+        raise SystemExit("GPT-2 has learned positions")
     f.modern = "language_model.encoder.layers.0.self_attention.query_key_value.weight" in shapes
     f.padded_vocab_size = shapes["language_model.embedding.word_embeddings.weight"][0]
     f.tokens = f.padded_vocab_size if f.vocab_size is None else f.vocab_size

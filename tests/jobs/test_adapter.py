@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.oracle_cases import Case
 from support.parity import ORACLES, difference, logits
 from support.source_models import Args, Grouped, Interleaved
@@ -17,8 +17,9 @@ from support.source_models import Args, Grouped, Interleaved
 from compiler.cli.main import main
 from compiler.diagnostics import Refusal
 from compiler.executor.apply_rule import applied, loaded
-from compiler.jobs.adapter import CONFIG, Pair, carry, read_adapter, write_peft, write_plain
+from compiler.jobs.adapter import carry
 from compiler.jobs.convert import convert, write
+from compiler.jobs.peft_format import CONFIG, Pair, read_adapter, write_peft, write_plain
 from compiler.jobs.prepare import prepare
 from compiler.ops.structural import Cast, Rearrange
 from compiler.program.loading import load_program
@@ -160,17 +161,19 @@ def test_there_and_back(tmp_path: Path) -> None:
         ({"lora_alpha": 32, "use_rslora": True}, 8.0),
         ({"lora_alpha": 16, "alpha_pattern": {"q_proj": 8}}, 0.5),
         ({"lora_alpha": 16, "alpha_pattern": {"k_proj": 8}}, 1.0),
+        ({"lora_alpha": 16, "alpha_pattern": {"k_proj|q_proj": 8}}, 0.5),
+        ({"lora_alpha": 16, "alpha_pattern": {"proj": 8}}, 1.0),
     ],
 )
 def test_the_scale_of_peft_is_multiplied_in(fields: dict[str, Any], scale: float, tmp_path: Path) -> None:
     prepared = prepare(BASE.program, BASE.request)
     plan, checkpoint = prepared.plan, prepared.checkpoint
-    pairs = carry(plan, checkpoint.tensors, read_adapter(LORA), "")
+    pairs = carry(plan, checkpoint.tensors, read_adapter(LORA).pairs, "")
     write_peft(pairs, plan, tmp_path / "peft")
     path = tmp_path / "peft" / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     name = "model.layers.1.self_attn.q_proj.weight"
-    found = read_adapter(tmp_path / "peft")[name]
+    found = read_adapter(tmp_path / "peft").pairs[name]
     assert torch.equal(found.a, pairs[name].a)
     assert torch.equal(found.b.float(), pairs[name].b.float() * scale)
 
@@ -183,7 +186,7 @@ def test_other_names_of_a_layer_get_their_own_rank(tmp_path: Path) -> None:
     convert(BASE.program, BASE.request, tmp_path / "base")
     prepared = prepare(BASE.program, BASE.request)
     plan, checkpoint = prepared.plan, prepared.checkpoint
-    pairs = read_adapter(LORA)
+    pairs = dict(read_adapter(LORA).pairs)
     first = "model.layers.0.self_attn.q_proj.weight"
     del pairs["model.layers.1.self_attn.q_proj.weight"]
     pairs[first] = Pair(pairs[first].a[:3], pairs[first].b[:, :3])
@@ -202,15 +205,119 @@ def test_other_names_of_a_layer_get_their_own_rank(tmp_path: Path) -> None:
 # What is refused
 
 
-def test_what_is_no_plain_lora_is_refused(tmp_path: Path) -> None:
-    prepared = prepare(BASE.program, BASE.request)
-    plan, checkpoint = prepared.plan, prepared.checkpoint
-    write_peft(carry(plan, checkpoint.tensors, read_adapter(LORA), ""), plan, tmp_path)
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "LOHA"}, "peft_type LOHA"),
+        ({"peft_type": "LOKR"}, "peft_type LOKR"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base model"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"a_setting_of_tomorrow": 2}, "a_setting_of_tomorrow"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_setting_that_changes_the_adapter_is_refused(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
+    write_peft(read_adapter(LORA).pairs, prepare(BASE.program, BASE.request).plan, tmp_path)
     plain = json.loads((tmp_path / CONFIG).read_text())
-    for fields in ({"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}):
-        (tmp_path / CONFIG).write_text(json.dumps(plain | fields))
-        with pytest.raises(Refusal, match="not a plain LoRA"):
+    (tmp_path / CONFIG).write_text(json.dumps(plain | fields))
+    for place in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        with pytest.raises(Refusal, match=f"not a plain LoRA: .*{says}"):
+            read_adapter(place)
+    neutral = {"lora_dropout": 0.1, "layers_to_transform": [0, 1], "use_dora": False, "bias": "none", "novel": None}
+    (tmp_path / CONFIG).write_text(json.dumps(plain | neutral))
+    assert read_adapter(tmp_path).pairs
+
+
+def test_what_is_not_part_of_a_lora_is_refused(tmp_path: Path) -> None:
+    """A saved module, a magnitude of DoRA: nothing is dropped."""
+    write_peft(read_adapter(LORA).pairs, prepare(BASE.program, BASE.request).plan, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name in ("base_model.model.lm_head.weight", "base_model.model.x.lora_magnitude_vector", "x.lora_B.bias"):
+        save_file(tensors | {name: torch.ones(2, 2)}, file)
+        with pytest.raises(Refusal, match=f"not part of a plain LoRA: {name}"):
             read_adapter(tmp_path)
+    twice = "model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file(tensors | {twice: torch.ones(2, 2)}, file)
+    with pytest.raises(Refusal, match="occurs twice"):
+        read_adapter(tmp_path)
+
+
+def test_a_file_of_peft_is_scaled_by_the_settings_next_to_it(tmp_path: Path) -> None:
+    plan = prepare(BASE.program, BASE.request).plan
+    write_peft(read_adapter(LORA).pairs, plan, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"the base model may be in the same folder")
+    settings = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(settings | {"lora_alpha": 64}))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    plain = read_adapter(LORA).pairs[name].b.float()
+    for place in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        assert torch.equal(read_adapter(place).pairs[name].b.float(), plain * 4)
+    (tmp_path / CONFIG).write_text(json.dumps({n: v for n, v in settings.items() if n != "lora_alpha"}))
+    assert torch.equal(read_adapter(tmp_path).pairs[name].b.float(), plain / 2)  # PEFT's default is 8
+    (tmp_path / CONFIG).unlink()
+    with pytest.raises(Refusal, match="missing-config"):
+        read_adapter(tmp_path / "adapter_model.safetensors")
+    assert read_adapter(LORA).pairs
+
+
+def test_an_embedding(tmp_path: Path) -> None:
+    """PEFT names and transposes its factors otherwise, and may save a copy of the weights."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    convert(BASE.program, BASE.request, tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["embed_tokens", "q_proj"]))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
+    assert run("qwen3", tmp_path / "base", tmp_path / "peft", tmp_path / "x.pth", "--reverse") == 0
+    pair = read_adapter(tmp_path / "x.pth").pairs["model.embed_tokens.weight"]
+    embedding = base.get_input_embeddings()
+    delta = embedding.get_delta_weight("default")
+    assert torch.allclose(pair.b @ pair.a, delta, atol=1e-5)
+    source = [tmp_path / "x.pth" if w == LORA else tmp_path / "again" if w == "OUT" else w for w in base_words()]
+    assert run(*source) == 0
+    again = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32), tmp_path / "again"
+    )
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.allclose(again.eval()(ids).logits, model.eval()(ids).logits, atol=1e-3)
+
+    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    stored = load_file(tmp_path / "base" / "model.safetensors")["model.embed_tokens.weight"]
+    words = ("qwen3", tmp_path / "base", tmp_path / "peft", tmp_path / "y.pth", "--reverse")
+    save_file(tensors | {name: stored + 1}, tmp_path / "peft" / "adapter_model.safetensors")
+    assert run(*words) == 1
+    save_file(tensors | {name: stored}, tmp_path / "peft" / "adapter_model.safetensors")
+    assert run(*words) == 0
+
+
+def test_the_adapter_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(BASE.program, BASE.request, tmp_path / "base")
+    assert run(*[tmp_path / "peft" if w == "OUT" else w for w in base_words()]) == 0
+    reverse = ("qwen3", tmp_path / "base", tmp_path / "peft")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for out in ("peft/adapter_model.safetensors", "peft/adapter_config.json", "base/model.safetensors"):
+        assert run(*reverse, tmp_path / out, "--reverse", "--force") == 1
+        assert "[output-exists]" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    for _ in range(2):  # over what the first one wrote
+        assert run(*reverse, tmp_path / "x.pth", "--reverse", "--force") == 0
+        assert run(*[tmp_path / "peft" if w == "OUT" else w for w in base_words()], "--force") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "peft", "x.pth"]
+    assert not list(tmp_path.rglob("*~"))
 
 
 def test_half_a_pair_and_none_are_refused(tmp_path: Path) -> None:
@@ -266,7 +373,7 @@ def test_a_rule_that_turns_a_matrix_over(tmp_path: Path) -> None:
         got = PeftModel.from_pretrained(base, tmp_path / "peft").eval()(ids).logits
         assert (got - wanted(ids).logits).abs().max() < 1e-4 * apart
     assert run("nanogpt_gpt2", tmp_path / "base", tmp_path / "peft", tmp_path / "back.pth", "--reverse") == 0
-    back = read_adapter(tmp_path / "back.pth")
+    back = read_adapter(tmp_path / "back.pth").pairs
     assert back.keys() == pairs.keys()
     assert all(torch.allclose(back[n].b @ back[n].a, pairs[n].b @ pairs[n].a, atol=1e-5) for n in pairs)
 

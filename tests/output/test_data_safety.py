@@ -196,10 +196,21 @@ PLACES = ("model.pth", "out", "out/config.json", "out/model.safetensors", "out/m
           "out/tokenizer.json", "t", "t/tokenizer.json", "out/mapspec.json", ".out.mapspec-partial/new",
           "out/model.safetensors.index.json", "out/model-00001-of-00002.safetensors", "x/y")  # fmt: skip
 names = st.sampled_from(PLACES)
-actions = st.one_of(
-    st.tuples(st.sampled_from(["text", "weights", "folder", "remove", "run", "shards"]), names, names),
-    st.tuples(st.sampled_from(["link", "hard link", "copy"]), names, names),
+steps = st.one_of(
+    st.tuples(st.sampled_from(["text", "weights", "folder", "remove", "run", "shards", "copy"]), names, names),
+    st.tuples(
+        st.sampled_from(["link", "hard link"]), names, st.sampled_from([p for p in PLACES if p.startswith("out")])
+    ),
 )
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[list[tuple[str, str, str]], str, str]:
+    """Steps that make a layout, mostly over an earlier output; what is read, mostly something that they made; the output."""
+    made = draw(st.lists(steps, max_size=8))
+    first = draw(st.sampled_from([[("run", "out", "model.pth")], [("shards", "out", "model.pth")], []]))
+    source = draw(st.sampled_from([name for action, name, _ in made if action != "remove"] + ["model.pth", "out"]))
+    return [*first, *made], source, draw(st.sampled_from(["out", "out", "out", *PLACES]))
 
 
 class Layout:
@@ -258,35 +269,34 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(
-    st.lists(actions, max_size=9),
-    names,
-    names,
+    layouts(),
     st.booleans(),
     st.booleans(),
     st.booleans(),
     st.one_of(st.none(), names),
     st.sampled_from(["", "", "write", "finish"]),
 )
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_run_loses_a_byte(
-    cached: Path, steps: list[tuple[str, str, str]], source: str, out: str, shards: bool, force: bool, reverse: bool,
+    cached: Path, layout: tuple[list[tuple[str, str, str]], str, str], shards: bool, force: bool, reverse: bool,
     tokenizer: str | None, failure: str,
 ) -> None:  # fmt: skip
     """Whatever the layout, whether the run succeeds, is refused or fails: every content that no run wrote is still there,
     and the file that was read has its name and content."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        layout = Layout(Path(folder), cached, load_program("llama"))
-        for step in steps:
-            layout.act(*step)
-        before = layout.contents()
-        read = layout.root / source
+        made, source, out = layout
+        files = Layout(Path(folder), cached, load_program("llama"))
+        for step in made:
+            files.act(*step)
+        before = files.contents()
+        read = files.root / source
         content = read.read_bytes() if read.is_file() else b""
         if failure:
             _fail(patch, failure)
         with suppress(Refusal):
-            place = layout.root / tokenizer if tokenizer else None
-            layout.convert(read, layout.root / out, shards, force or not failure, reverse, place)
-        after = {p.read_bytes() for p in layout.root.rglob("*") if p.is_file()}
+            place = files.root / tokenizer if tokenizer else None
+            files.convert(read, files.root / out, shards, force or not failure, reverse, place)
+        after = {p.read_bytes() for p in files.root.rglob("*") if p.is_file()}
         assert before <= after
         assert not content or read.read_bytes() == content
 

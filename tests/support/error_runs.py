@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -330,6 +331,20 @@ def unmet_requirement_of_a_checkpoint() -> str:
 
 def unreadable_file() -> str:
     return "run small.yaml missing.safetensors out"
+
+
+def unread_statement() -> str:
+    pair = len("llama.logit_scale").to_bytes(8, "little") + b"llama.logit_scale" + struct.pack("<If", 6, 0.5)
+    name = (
+        len("general.architecture").to_bytes(8, "little")
+        + b"general.architecture"
+        + struct.pack("<IQ", 8, 5)
+        + b"llama"
+    )
+    tensor = struct.pack("<Q", 4) + b"norm" + struct.pack("<IQIQ", 1, 8, 0, 0)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + name + pair + tensor
+    Path("model.gguf").write_bytes(header + bytes(-len(header) % 32) + bytes(32))
+    return "run small.yaml model.gguf out"
 
 
 def unread_config() -> str:
