@@ -10,17 +10,24 @@ from compiler.cli.options import Parser, notes, print_json
 
 
 def draft_parser() -> Parser:
-    parser = Parser("draft", "Propose a spec for a checkpoint: by names, and by what shapes allow.")
+    parser = Parser(
+        "draft", "Propose a spec for an unknown checkpoint. Open decisions are listed in it under `undecided`."
+    )
     parser.add_source()
     parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")
     parser.add_settings()
     parser.add_argument(
-        "--like", type=Path, metavar="DIR", help="the same model, converted by someone: decides by trying"
+        "--like",
+        type=Path,
+        metavar="DIR",
+        help="the same model, already converted: answers questions by comparing bytes",
     )
     parser.add_argument(
-        "--reference", metavar="MODULE:CLASS", help="the source's own model, importable from here: decides by running"
+        "--reference",
+        metavar="MODULE:CLASS",
+        help="the source's own model, importable from here: answers questions by comparing logits",
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where the spec goes (default: stdout)")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the spec to write (default: stdout)")
     parser.add_json()
     return parser
 
@@ -28,7 +35,7 @@ def draft_parser() -> Parser:
 def draft(options: argparse.Namespace) -> int:
     from compiler.checkpoints.checkpoint import open_checkpoint
     from compiler.diagnostics import refuse
-    from compiler.draft.decide_by_example import decide
+    from compiler.draft.decide_by_example import decide_by_example
     from compiler.draft.proposal import propose
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
@@ -45,17 +52,17 @@ def draft(options: argparse.Namespace) -> int:
         name, shapes, options.target, _given(options, checkpoint.objects), f"*{options.source[0].suffix}"
     )
     if options.like is not None:
-        proposal = decide(proposal, checkpoint, open_checkpoint(options.like))
+        proposal = decide_by_example(proposal, checkpoint, open_checkpoint(options.like))
     kept, say = notes(options)
     if options.reference:
         from compiler.checkpoints.config_file import parse_assignments
-        from compiler.draft.decide_by_model import consult
+        from compiler.draft.decide_by_model import decide_by_model
         from compiler.jobs.prepare import Request
         from compiler.verify.compare import SourceModel
 
         request = Request(options.source, options.config, parse_assignments(options.set), weights=options.weights)
-        proposal, came_of_it = consult(proposal, checkpoint, request, SourceModel(entry=options.reference))
-        say(came_of_it)
+        proposal, outcome = decide_by_model(proposal, checkpoint, request, SourceModel(entry=options.reference))
+        say(outcome)
     text = proposal.text()
     if options.out is not None:
         try:
@@ -75,7 +82,7 @@ def draft(options: argparse.Namespace) -> int:
 
 
 def _given(options: argparse.Namespace, objects: Any) -> dict[str, Any]:
-    """What is said of the model: in the checkpoint itself, in a config, by `--set`."""
+    """Fields of the source's config: from the checkpoint itself, from a config file, from `--set`."""
     from compiler.checkpoints import config_file
     from compiler.plan import arguments
     from compiler.target import config_dialects

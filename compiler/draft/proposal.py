@@ -1,7 +1,7 @@
-"""A draft as the text of a spec, and the whole way to it: from the shapes of a checkpoint and the name of a class.
+"""Drafts a spec from the shapes of a checkpoint and the name of a target class, and writes it as YAML.
 
-Every guess is written with its confidence as a remark; what is undecided stands under `undecided`, which keeps the spec
-from compiling. Refuses a class that cannot be built from what is known of its config.
+Each rule carries its confidence as a comment. Open questions are listed under `undecided`; while an entry is there, the
+spec does not compile. Raises Refusal for a class that cannot be built from what is known of its config.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any
 from compiler.diagnostics import Refusal
 from compiler.draft.reshape_steps import Step
 from compiler.draft.rules import Draft, Guess, draft
-from compiler.draft.sizes import WORDS, Measures, measure, target_config
-from compiler.draft.submodel_sizes import towers
-from compiler.draft.tensor_roles import Shape, fold
+from compiler.draft.sizes import SIZE_FIELDS, Sizes, measure, target_config
+from compiler.draft.submodel_sizes import submodel_fields
+from compiler.draft.tensor_roles import Shape, name_families
 from compiler.target import config_dialects
 from compiler.target import model_class as target
 
-NO_TENSOR = "no tensor of the checkpoint was found for it"
+NO_TENSOR = "no tensor of the checkpoint matches this target tensor"
 GUESS = "nothing tells it; the value is a guess"
 _TIE = "tie_word_embeddings"
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """The text of a spec, and what it was made from. `text` with `decided=True` leaves the questions out."""
+    """A drafted spec. `text(decided=True)` omits the questions."""
 
     name: str
     target: str
     weights: str
     draft: Draft
-    sizes: Measures
+    sizes: Sizes
     config: Mapping[str, Any]
 
     def text(self, decided: bool = False) -> str:
@@ -42,7 +42,7 @@ class Proposal:
 
     @property
     def questions(self) -> dict[str, str]:
-        """What must be decided, by what it is about."""
+        """Open questions by subject: a rule, a tensor or a config field."""
         found = {guess.key: guess.question for guess in self.draft.guesses if guess.question}
         found |= dict.fromkeys(self.draft.missing, NO_TENSOR)
         return found | dict.fromkeys(sorted(self.sizes.guessed), GUESS)
@@ -51,37 +51,39 @@ class Proposal:
 def propose(
     name: str, shapes: Mapping[str, tuple[Shape, str]], model_class: str, given: Mapping[str, Any], weights: str = "*"
 ) -> Proposal:
-    """Draft a spec for tensors of these shapes and types. `given`: what a config says. Raises Refusal."""
-    forms = fold(shapes)
-    sizes = measure(forms, given)
+    """Draft a spec for tensors of these shapes and element types. `given`: fields of the source's config. Raises Refusal."""
+    families = name_families(shapes)
+    sizes = measure(families, given)
     fields = target.config_fields(model_class)
     config = target_config(sizes, given, fields)
-    config |= (apart := towers(forms, given, fields, sizes))
-    if "encoder_layers" in apart and "num_hidden_layers" not in given:
-        config.pop("num_hidden_layers", None)  # of such a class a name for one of the two
+    config |= (submodels := submodel_fields(families, given, fields, sizes))
+    if "encoder_layers" in submodels and "num_hidden_layers" not in given:
+        config.pop("num_hidden_layers", None)  # in such a class an alias of one of the two
     if _TIE in fields and _TIE not in config:
-        config[_TIE] = not any(form.role == "head" for form in forms)
+        config[_TIE] = not any(family.role == "head" for family in families)
     for flag, roles in (("attention_bias", ("q", "k", "v", "qkv", "o")), ("mlp_bias", ("down",))):
         if flag in fields and flag not in config:
-            config[flag] = any(form.role in roles and form.part == "bias" for form in forms)
+            config[flag] = any(family.role in roles and family.part == "bias" for family in families)
     if (
         isinstance(pad := config.get("pad_token_id", fields.get("pad_token_id")), int)
         and pad >= sizes["vocab_size"] > 0
     ):
         config["pad_token_id"] = None  # the class's own default is for another vocabulary
     signature = _signature(model_class, config, given)
-    theirs = fold({n: (tuple(s), "float32") for n, s in signature.shapes.items()})
-    rows = {form.shape[0] for form in forms if form.role == "embedding" and form.shape}
+    target_families = name_families({n: (tuple(s), "float32") for n, s in signature.shapes.items()})
+    rows = {family.shape[0] for family in families if family.role == "embedding" and family.shape}
     if rows and max(rows) > sizes["vocab_size"] > 0:
         sizes.values["padded_vocab_size"] = max(rows)
-        first = next(form for form in forms if form.role == "embedding" and form.shape[0] == max(rows))
+        first = next(family for family in families if family.role == "embedding" and family.shape[0] == max(rows))
         sizes.expressions["padded_vocab_size"] = f'dim("{first.first()}", 0)'
-    return Proposal(name, model_class, weights, draft(forms, theirs, dict(signature.ties), sizes), sizes, config)
+    return Proposal(
+        name, model_class, weights, draft(families, target_families, dict(signature.ties), sizes), sizes, config
+    )
 
 
 def _signature(model_class: str, config: dict[str, Any], given: Mapping[str, Any]) -> target.ClassSignature:
-    """What the class writes. A class may compute `head_dim`, and then takes none; the config loses it, as it loses a
-    value of a type that the class does not take."""
+    """The tensors that the class writes. Removes from `config` a `head_dim` that the class computes itself, and values of a
+    type that the class rejects. Raises Refusal."""
     kind = target.model_type(model_class)
     while True:
         written = config_dialects.config_json(config, model_class=model_class, model_type=kind, dtype="float32")
@@ -128,7 +130,7 @@ def _lines(proposal: Proposal, decided: bool) -> list[str]:
 
 
 def scalar(text: str) -> str:
-    """A text as YAML: plain where that is safe."""
+    """A text as a YAML scalar, quoted unless it is safe without quotes."""
     safe = re.fullmatch(r"[A-Za-z_][\w.{}|/:+-]*", text) and not text.endswith(":") and ": " not in text
     return text if safe and text not in ("true", "false", "null", "yes", "no") else json.dumps(text)
 
@@ -190,7 +192,7 @@ def _flow(step: Step) -> str:
 
 
 def _values(proposal: Proposal, body: str) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """Arguments, facts, and the lines of the config: measured where a shape tells it, given elsewhere."""
+    """Arguments, facts and the lines of `config`. A size that a shape gives is a fact; anything else is an argument."""
     sizes, config = proposal.sizes, proposal.config
     copied, renamed, fixed = [], {}, {}
     arguments: dict[str, Any] = {}
@@ -198,7 +200,7 @@ def _values(proposal: Proposal, body: str) -> tuple[dict[str, Any], dict[str, st
     rows = {"q_rows": "num_attention_heads * head_dim", "kv_rows": "num_key_value_heads * head_dim"}
 
     def need(word: str) -> None:
-        """Define a word, and the words that its expression needs before it."""
+        """Define a size, after the sizes that its expression uses."""
         if word in arguments or word in facts:
             return
         expression = rows.get(word) or sizes.expressions.get(word)
@@ -208,13 +210,13 @@ def _values(proposal: Proposal, body: str) -> tuple[dict[str, Any], dict[str, st
             if name != word:
                 facts[word] = name
             return
-        for other in (*WORDS, "padded_vocab_size"):
+        for other in (*SIZE_FIELDS, "padded_vocab_size"):
             if other != word and re.search(rf"\b{other}\b", expression):
                 need(other)
         facts[word] = expression
 
     for name, value in config.items():
-        word = next((w for w, names in WORDS.items() if name in names and sizes.values.get(w) == value), None)
+        word = next((w for w, names in SIZE_FIELDS.items() if name in names and sizes.values.get(w) == value), None)
         word = name if sizes.expressions.get(name) and sizes.values.get(name) == value else word
         if word is not None and (name == word or word in sizes.expressions):
             need(word)
@@ -231,7 +233,7 @@ def _values(proposal: Proposal, body: str) -> tuple[dict[str, Any], dict[str, st
                 renamed[name] = told
         else:
             fixed[name] = value
-    for word in (*WORDS, "padded_vocab_size", *rows):
+    for word in (*SIZE_FIELDS, "padded_vocab_size", *rows):
         if re.search(rf"\b{word}\b", body):
             need(word)
     lines = [f"  copy: [{', '.join(copied)}]"]

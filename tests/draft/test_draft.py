@@ -1,4 +1,4 @@
-"""`compile draft`: what it finds by itself, what it asks, and that asking keeps a spec from compiling."""
+"""`compile draft`: the rules it finds, the questions it asks, and that an open question keeps a spec from compiling."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.checkpoints.config_file import read_config_file
 from compiler.cli.main import main
 from compiler.diagnostics import Refusal
-from compiler.draft.decide_by_example import decide
-from compiler.draft.decide_by_model import consult
+from compiler.draft.decide_by_example import decide_by_example
+from compiler.draft.decide_by_model import decide_by_model
 from compiler.draft.proposal import Proposal, propose
-from compiler.draft.reshape_steps import way
-from compiler.draft.tensor_roles import NameFamily, fold
+from compiler.draft.reshape_steps import reshape
+from compiler.draft.tensor_roles import NameFamily, name_families
 from compiler.jobs.compile import build
 from compiler.jobs.convert import convert
 from compiler.jobs.prepare import Request, prepare
@@ -127,7 +127,7 @@ def test_a_second_checkpoint_decides(name: str, tmp_path: Path) -> None:
     source, config, plan = benchmark.example(program)
     proposal = benchmark.draft(program, source, config)
     asked = len(proposal.questions)
-    proposal = decide(proposal, open_checkpoint(tmp_path / "in"), open_checkpoint(tmp_path / "out"))
+    proposal = decide_by_example(proposal, open_checkpoint(tmp_path / "in"), open_checkpoint(tmp_path / "out"))
     assert len(proposal.questions) < asked
     assert "qkv" not in proposal.questions
     proposal = dataclasses.replace(proposal, name="x_draft")
@@ -163,10 +163,12 @@ def test_the_sources_own_model_decides(name: str, model: str) -> None:
 
     # Another model decides nothing.
     other = SourceModel(entry="test_draft:Shifted" + model)
-    unchanged, said = consult(proposal, checkpoint, case.request, other, here)
-    assert (unchanged, "none computes" in said) == (proposal, True), said
+    unchanged, said = decide_by_model(proposal, checkpoint, case.request, other, here)
+    assert (unchanged, "none of" in said) == (proposal, True), said
 
-    found, said = consult(proposal, checkpoint, case.request, SourceModel(entry=f"support.source_models:{model}"), here)
+    found, said = decide_by_model(
+        proposal, checkpoint, case.request, SourceModel(entry=f"support.source_models:{model}"), here
+    )
     assert len(proposal.questions) >= 3
     assert found.questions == {}, said
     assert "logits agree within" in found.text()
@@ -231,7 +233,7 @@ def test_folding_loses_no_name(layers: int, experts: int, order: list[int]) -> N
     names = [f"layers.{i}.experts.{e}.w1.weight" for i in range(layers) for e in range(experts)]
     names += [f"layers.{i}.norm.weight" for i in range(layers)] + ["head.weight", "layers.0.first.weight"]
     shapes = {names[n]: ((4,), "float32") for n in [*order, *range(len(names))] if n < len(names)}
-    forms = fold(shapes)
+    forms = name_families(shapes)
     assert sorted(name for form in forms for name in form.names) == sorted(shapes)
     assert {form.text for form in forms} == {
         "layers.{i}.experts.{e}.w1.weight", "layers.{i}.norm.weight", "head.weight", "layers.0.first.weight",
@@ -249,5 +251,5 @@ def test_folding_loses_no_name(layers: int, experts: int, order: list[int]) -> N
 )
 def test_one_shape_to_another(source: tuple[int, ...], target: tuple[int, ...], steps: object) -> None:
     one, other = (NameFamily("a", shape, "float32", (), ("a",)) for shape in (source, target))
-    found = way(one, other)
+    found = reshape(one, other)
     assert (found.steps if found else None) == steps
