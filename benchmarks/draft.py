@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.diagnostics import Refusal
-from compiler.draft.proposal import Proposal, propose
+from compiler.draft.proposal import propose
+from compiler.draft.spec_text import Proposal
 from compiler.draft.tensor_roles import name_families
 from compiler.language.parser import load_spec
 from compiler.layout import array as layout

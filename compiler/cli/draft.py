@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from compiler.cli.options import Parser, notes, print_json
+
+MOST_PROBLEMS = 5  # that are printed where a draft does not bind
 
 
 def draft_parser() -> Parser:
@@ -34,9 +37,11 @@ def draft_parser() -> Parser:
 
 def draft(options: argparse.Namespace) -> int:
     from compiler.checkpoints.checkpoint import open_checkpoint
-    from compiler.diagnostics import refuse
-    from compiler.draft.decide_by_example import decide_by_example
+    from compiler.diagnostics import Refusal, refuse
+    from compiler.draft.decide_by_example import decide_by_example, plan_of
     from compiler.draft.proposal import propose
+    from compiler.language.parser import load_spec
+    from compiler.resources import schema_path
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
         what = "the file exists" if options.out.exists() else "a spec is a file called NAME.yaml"
@@ -48,9 +53,8 @@ def draft(options: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(options.source[0] if len(options.source) == 1 else options.source, options.weights)
     name = options.out.stem if options.out is not None else "draft"
     shapes = {n: (tuple(t.shape), t.dtype) for n, t in checkpoint.tensors.items()}
-    proposal = propose(
-        name, shapes, options.target, _given(options, checkpoint.objects), f"*{options.source[0].suffix}"
-    )
+    weights = f"*{options.source[0].suffix}"
+    proposal = propose(name, shapes, options.target, _given(options, checkpoint.objects), weights)
     if options.like is not None:
         proposal = decide_by_example(proposal, checkpoint, open_checkpoint(options.like))
     kept, say = notes(options)
@@ -63,7 +67,14 @@ def draft(options: argparse.Namespace) -> int:
         request = Request(options.source, options.config, parse_assignments(options.set), weights=options.weights)
         proposal, outcome = decide_by_model(proposal, checkpoint, request, SourceModel(entry=options.reference))
         say(outcome)
-    text = proposal.text()
+    schema = os.path.relpath(schema_path(), options.out.parent) if options.out is not None else ""
+    text = proposal.text(schema=schema)
+    load_spec(f"{name}.yaml", text)
+    try:
+        plan_of(proposal, checkpoint)
+    except Refusal as refusal:
+        for problem in refusal.diagnostics[:MOST_PROBLEMS]:
+            say(f"the draft does not bind to this checkpoint yet: {problem.message}")
     if options.out is not None:
         try:
             options.out.write_text(text, encoding="utf-8")
@@ -82,10 +93,11 @@ def draft(options: argparse.Namespace) -> int:
 
 
 def _given(options: argparse.Namespace, objects: Any) -> dict[str, Any]:
-    """Fields of the source's config: from the checkpoint itself, from a config file, from `--set`."""
+    """Fields of the source's config: from the checkpoint itself, from a config file, from `--set`. Raises Refusal."""
     from compiler.checkpoints import config_file
+    from compiler.draft.sizes import SETTING_FIELDS, SIZE_FIELDS
     from compiler.plan import arguments
-    from compiler.target import config_dialects
+    from compiler.target import config_dialects, model_class
 
     found: dict[str, Any] = {}
     for key in reversed(arguments.OBJECTS):
@@ -94,6 +106,9 @@ def _given(options: argparse.Namespace, objects: Any) -> dict[str, Any]:
     beside = (config_file.beside(options.source[0], name) for name in ("config.json", "params.json"))
     path = options.config or next(filter(None, beside), None)
     if path is not None:
-        found |= config_dialects.read_config(config_file.read_config_file(path))
+        known = {*model_class.config_fields(options.target)} - arguments.BAGGAGE
+        known |= {name for names in (*SIZE_FIELDS.values(), *SETTING_FIELDS) for name in names}
+        whole = config_file.read_config_file(path)
+        found |= config_dialects.read_config(whole | arguments.model_part(whole, known))
     found |= config_file.parse_assignments(options.set)
     return {name: value for name, value in found.items() if name not in arguments.BAGGAGE - {"dtype"}}

@@ -7,7 +7,7 @@ tensors the rule reads, the steps that combine them, and the open question.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from compiler.draft.reshape_steps import Step
 from compiler.draft.tensor_roles import NameFamily, assign_roles
@@ -37,6 +37,7 @@ def merge_companions(families: Sequence[NameFamily]) -> tuple[list[NameFamily], 
     made: dict[str, NameFamily] = {}
     taken: set[str] = set()
     pairs = [(f, named[f.text + "_scale_inv"]) for f in families if f.text + "_scale_inv" in named]
+    pairs = [(f, scales) for f, scales in pairs if len(f.shape) == len(scales.shape) == 2]
     block = [_block([(w.shape[axis], s.shape[axis]) for w, s in pairs]) for axis in (0, 1)] if pairs else []
     for weight, scale in pairs:
         steps: tuple[Step, ...] = ({"dequantize": {"format": "blocks", "block": block}},)
@@ -44,8 +45,8 @@ def merge_companions(families: Sequence[NameFamily]) -> tuple[list[NameFamily], 
         taken.add(scale.text)
     for family in families:
         stem = family.text.removesuffix("_blocks")
-        if stem != family.text and stem + "_scales" in named and family.shape[-1:] == (16,):
-            whole = replace(family, text=stem, shape=(*family.shape[:-2], 32 * family.shape[-2]))
+        if stem != family.text and stem + "_scales" in named and family.shape[-1:] == (16,) and len(family.shape) > 1:
+            whole = family.with_shape(stem, (*family.shape[:-2], 32 * family.shape[-2]))
             made[family.text] = whole
             companions[stem] = Companions(
                 (family.text, stem + "_scales"), ({"dequantize": {"format": "mxfp4"}},), PACKED
@@ -54,7 +55,7 @@ def merge_companions(families: Sequence[NameFamily]) -> tuple[list[NameFamily], 
         for left, right in (("lora.A", "lora.B"), ("lora_A", "lora_B"), ("lora_A.default", "lora_B.default")):
             stem = family.text.removesuffix(".weight")
             one, other = f"{stem}.{left}.weight", f"{stem}.{right}.weight"
-            if stem != family.text and one in named and other in named:
+            if stem != family.text and one in named and other in named and named[one].shape:
                 step: Step = {"lora": {"rank": named[one].shape[0]}}
                 companions[family.text] = Companions((one, other), (step,), ADAPTER)
                 taken |= {one, other}

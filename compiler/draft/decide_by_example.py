@@ -14,9 +14,10 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.diagnostics import Refusal
 from compiler.draft.fuse_steps import IN_GROUPS, PAIRED
-from compiler.draft.proposal import Proposal
+from compiler.draft.name_similarity import slug
 from compiler.draft.reshape_steps import TRANSPOSE, Step
-from compiler.draft.rules import GATE, SURE, Draft, Guess
+from compiler.draft.rules import GATE, LOOSE, SURE, Draft, Guess
+from compiler.draft.spec_text import Proposal
 from compiler.executor.execute import arrange_group
 from compiler.language.parser import load_spec
 from compiler.layout.moves import extents, lower
@@ -31,7 +32,7 @@ ROTATIONS = ("rope_to_half", "rope_to_interleaved")
 
 def decide_by_example(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
     """The proposal without the questions that the converted checkpoint `answer` decides."""
-    proposal = _swap_gates(proposal, checkpoint, answer)
+    proposal = _exchange_targets(proposal, checkpoint, answer)
     for number, guess in enumerate(proposal.draft.guesses):
         if not guess.question:
             continue
@@ -43,24 +44,31 @@ def decide_by_example(proposal: Proposal, checkpoint: Checkpoint, answer: Checkp
     return proposal
 
 
-def _swap_gates(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
-    """Exchanges the targets of an MLP's gate and up projection where the converted checkpoint has them so."""
-    asked = [n for n, guess in enumerate(proposal.draft.guesses) if guess.question == GATE]
+def _exchange_targets(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
+    """Exchanges the targets of two rules that shapes do not distinguish where the converted checkpoint has them so."""
+    asked = [n for n, guess in enumerate(proposal.draft.guesses) if guess.question in (GATE, LOOSE)]
     for one, other in combinations(asked, 2):
         a, b = proposal.draft.guesses[one], proposal.draft.guesses[other]
+        if (a.question, a.shape) != (b.question, b.shape):
+            continue
         if any(_reproduces(proposal, n, g, checkpoint, answer) for n, g in ((one, a), (other, b))):
             continue
-        swapped = with_guess(proposal, one, replace(a, targets=b.targets))
-        swapped = with_guess(swapped, other, replace(b, targets=a.targets))
-        if all(_reproduces(swapped, n, swapped.draft.guesses[n], checkpoint, answer) for n in (one, other)):
-            proposal = swapped
+        exchanged = with_guess(proposal, one, replace(a, targets=b.targets))
+        exchanged = with_guess(exchanged, other, replace(b, targets=a.targets))
+        right = [_reproduces(exchanged, n, exchanged.draft.guesses[n], checkpoint, answer) for n in (one, other)]
+        if all(right) or (a.question == LOOSE and any(right)):  # of three or more, one exchange after another
+            proposal = exchanged
     return proposal
 
 
 def with_guess(proposal: Proposal, number: int, guess: Guess) -> Proposal:
-    """The proposal with guess `number` replaced."""
+    """The proposal with guess `number` replaced; its step gets a name that no other step has."""
     guesses = [*proposal.draft.guesses]
-    guesses[number] = guess
+    others = {other.name for n, other in enumerate(guesses) if n != number}
+    name, count = guess.name, 2
+    while name and name in others:
+        name, count = f"{guess.name}_{count}", count + 1
+    guesses[number] = replace(guess, name=name)
     return replace(proposal, draft=Draft(guesses, proposal.draft.missing))
 
 
@@ -78,7 +86,7 @@ def alternatives(guess: Guess) -> list[Guess]:
 
 
 def _variants(guess: Guess) -> Iterator[Guess]:
-    name = guess.name or "tried"
+    name = guess.name or slug("_".join(guess.targets)) or "step"
     if len(guess.sources) == len(guess.targets) == 1 and guess.kind in ("rename", "transform"):
         ways: list[list[Step]] = [[], *([{word: heads_argument(guess)}] for word in ROTATIONS), [TRANSPOSE]]
         for steps in ways:

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import Refusal, listed
 from compiler.draft.decide_by_example import ROTATIONS, alternatives, heads_argument, plan_of, with_guess
 from compiler.draft.name_similarity import slug
-from compiler.draft.proposal import Proposal
 from compiler.draft.reshape_steps import TRANSPOSE, Step
-from compiler.draft.rules import GATE, ROPE, SQUARE, SURE, Guess
+from compiler.draft.rules import GATE, LOOSE, ROPE, SQUARE, SURE, Guess
 from compiler.draft.sizes import with_synonyms
+from compiler.draft.spec_text import Proposal
 from compiler.jobs.prepare import Request
 from compiler.model_folder.sidecar_files import texts
 from compiler.plan.plan import Plan
@@ -30,6 +30,7 @@ from compiler.verify.compare import Run, SourceModel, Verdict, draw_tokens, judg
 from compiler.verify.run_model import Job, Trial
 
 MOST_COMBINATIONS = 128  # combinations that are run at most
+MOST_EXCHANGED = 4  # tensors of one shape whose targets are exchanged
 MARGIN = 10  # the others must differ by this many times more
 Choice = Mapping[int, Guess]  # number of a guess -> the guess to use
 
@@ -55,7 +56,10 @@ def decide_by_model(
         return proposal, f"{model} was not run: {why}"
     ways = list(product(*(range(len(choices)) for choices in questions)))
     chosen = [_with_choices(proposal, [q[n] for q, n in zip(questions, way, strict=True)]) for way in ways]
-    plans = [_comparable_plan(first, other, checkpoint) or first for other in chosen]
+    plans = [_comparable_plan(first, other, checkpoint) for other in chosen]
+    runnable = [n for n, plan in enumerate(plans) if plan is not None]
+    ways, plans = [ways[n] for n in runnable], [plans[n] for n in runnable]
+    count = len(ways)
     values = with_synonyms({**proposal.sizes.values, **first.config}) | dict(first.values)
     verdicts = _run_combinations(plans, replace(first, values=values), request, model, run)
     right = [n for n, verdict in enumerate(verdicts) if verdict.agrees]
@@ -70,7 +74,7 @@ def decide_by_model(
         found = {ways[n][place] for n in right}
         within = max(verdicts[n].difference for n in right)
         others = [v.difference for n, v in enumerate(verdicts) if ways[n][place] not in found]
-        if len(found) != 1 or min(others) < MARGIN * within:
+        if len(found) != 1 or min(others, default=0.0) < MARGIN * within:
             continue
         remark = f"logits agree within {within:.2g}; with the alternatives they differ by {min(others):.2g} or more"
         for number, guess in choices[found.pop()].items():
@@ -82,7 +86,9 @@ def decide_by_model(
     )
 
 
-def _run_combinations(plans: list[Plan], plan: Plan, request: Request, model: SourceModel, run: Run) -> list[Verdict]:
+def _run_combinations(
+    plans: Sequence[Plan | None], plan: Plan, request: Request, model: SourceModel, run: Run
+) -> list[Verdict]:
     """The logits of each plan compared with those of the source model, which is built from the values of `plan`."""
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
         place = Path(name)
@@ -133,6 +139,12 @@ def _choices(proposal: Proposal) -> Iterator[list[Choice]]:
             yield [{n: _with_steps(g, steps) for n, g in guesses.items()} for steps in ([TRANSPOSE], [])]
         elif question == GATE:
             yield [guesses, _swap_gates(guesses)]
+        elif question == LOOSE and 1 < len(guesses) <= MOST_EXCHANGED:
+            targets = [guess.targets for guess in guesses.values()]
+            yield [
+                {n: replace(g, targets=other) for (n, g), other in zip(guesses.items(), order, strict=True)}
+                for order in permutations(targets)
+            ]
         else:
             each = [alternatives(guess) for guess in guesses.values()]
             yield [dict(zip(guesses, some, strict=True)) for some in zip(*each, strict=False)]
@@ -144,6 +156,8 @@ def _subject(guess: Guess) -> tuple[str, str]:
         return ROPE, ""
     if guess.question == SQUARE:
         return SQUARE, ""
+    if guess.question == LOOSE:
+        return LOOSE, f"{guess.shape} {guess.steps}"
     if guess.question == GATE:
         return GATE, guess.targets[0].rsplit(".", 2)[0]
     return guess.question, guess.sources[0].rpartition(".")[0]

@@ -122,9 +122,7 @@ def concat_steps(parts: Sequence[NameFamily], whole: NameFamily, sizes: Sizes) -
         length = whole.shape[axis] // len(parts)
         shape = (*whole.shape[:axis], length, *whole.shape[axis + 1 :])
         # One step reshapes all of them, so all have the same number of heads.
-        found = [
-            reshape(replace(part, role="q"), NameFamily("", shape, part.dtype, part.numbers, ())) for part in parts
-        ]
+        found = [reshape(replace(part, role="q"), part.with_shape("", shape)) for part in parts]
         if all(f is not None and f.steps == found[0].steps for f in found if found[0]) and found[0] is not None:
             return Fused((*found[0].steps, {"concat": axis}), question=BLOCKS if whole.role.endswith("qkv") else ORDER)
     return None

@@ -41,7 +41,13 @@ def _words(text: str) -> list[str]:
         .replace("feed_forward", "feedforward")
         .replace("self_attn", "attn")
     )
-    found = [
-        word for word in re.split(r"[._{}]+|(?<=[a-z])(?=\d)", text) if word not in ("", "i", "e", "model", "weight")
-    ]
+    numbers = 0
+    found = []
+    for part in text.split("."):
+        if part.isdigit():  # the second number of a name never means the same as the first
+            found.append(f"{numbers}:{part}")
+            numbers += 1
+            continue
+        words = re.split(r"[_{}]+|(?<=[a-z])(?=\d)", part)
+        found += [word for word in words if word not in ("", "i", "e", "model", "weight")]
     return [usual.get(word, word) for word in found]

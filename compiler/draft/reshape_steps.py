@@ -29,6 +29,9 @@ TRANSPOSE: Step = {"transpose": True}
 
 def reshape(source: NameFamily, target: NameFamily) -> Reshaping | None:
     """The steps from one source tensor to one target tensor, or None."""
+    if source.mixed or target.mixed:  # one step has to serve all layers
+        same = source.shapes == target.shapes and source.numbers == target.numbers
+        return Reshaping(()) if same else None
     if source.level == target.level:
         heads = "num_key_value_heads" if source.role in ("k", "v") else "num_attention_heads"
         return _one_to_one(source.shape, target.shape, heads, source.part)
@@ -47,7 +50,8 @@ def _one_to_one(source: Shape, target: Shape, heads: str, part: str) -> Reshapin
     if len(source) == len(target) == 3 and source == (target[0], target[2], target[1]):
         return Reshaping(({"rearrange": "e a b -> e b a"},))
     flat = len(target) == 1 and part == "weight"  # a matrix of weights never becomes a vector
-    if math.prod(source) == math.prod(target) and len(source) <= 3 and len(target) <= 3 and not flat:
+    few = 0 < len(source) <= 3 and 0 < len(target) <= 3
+    if math.prod(source) == math.prod(target) and few and not flat:
         found = list(_rearranged(source, target))
         if found:
             sizes = {"sizes": {"head": heads}} if "head" in found[0] else {}

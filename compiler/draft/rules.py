@@ -15,7 +15,7 @@ from compiler.draft.fuse_steps import Fused, concat_steps, split_steps
 from compiler.draft.name_similarity import label, similarity, slug, square
 from compiler.draft.reshape_steps import TRANSPOSE, Step, reshape
 from compiler.draft.sizes import Sizes
-from compiler.draft.tensor_roles import NameFamily
+from compiler.draft.tensor_roles import NameFamily, Shape
 
 SURE, LIKELY, GUESSED = 1.0, 0.9, 0.5
 ROPE = "shapes do not reveal how rotary pairs are stored: as halves, or interleaved (then rope_to_half: HEADS)"
@@ -40,6 +40,7 @@ class Guess:
     source_sizes: list[str] = field(default_factory=list)
     target_sizes: list[str] = field(default_factory=list)
     confidence: float = SURE
+    shape: Shape = ()  # of the target, where it is one tensor
     question: str = ""
     remark: str = ""
 
@@ -90,7 +91,7 @@ class _Drafter:
         named = {family.text: family for family in self.sources}
         for target in [*self.targets]:
             source = named.get(target.text)
-            alike = source is not None and source.shape == target.shape and source.level == target.level
+            alike = source is not None and source.shapes == target.shapes and source.level == target.level
             if source is not None and alike and not (square(source) and self.transposed_layout()):
                 self.add(Guess("keep", "", [source.text], [target.text]))
                 self.take([source], [target])
@@ -171,6 +172,7 @@ class _Drafter:
                 [target.text],
                 steps,
                 confidence=GUESSED if question else confidence,
+                shape=target.shape,
                 question=question,
             )
         )

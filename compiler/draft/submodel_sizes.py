@@ -43,7 +43,7 @@ def submodel_fields(
         waves = next((family for family in own if family.level == 0 and len(family.shape) == 3), None)
         if waves is not None and "num_mel_bins" in fields:
             found.setdefault("num_mel_bins", waves.shape[1])
-            _record(sizes, "num_mel_bins", waves.shape[1], f'dim("{waves.first()}", 1)')
+            _record(sizes, "num_mel_bins", waves.shape[1], waves.dim(1))
     if {"vision_config", "text_config"} <= {*fields}:
         for field, sees in (("vision_config", True), ("text_config", False)):
             part = measure([family for family in families if bool(_VISION.search(family.text)) == sees], given)
@@ -56,7 +56,7 @@ def submodel_fields(
                 joint.shape[0] in (found["text_config"].get("hidden_size"), found["vision_config"].get("hidden_size"))
             )
             found["projection_dim"] = joint.shape[axis]
-            _record(sizes, "projection_dim", joint.shape[axis], f'dim("{joint.first()}", {axis})')
+            _record(sizes, "projection_dim", joint.shape[axis], joint.dim(axis))
     return {field: value for field, value in found.items() if field not in given}
 
 

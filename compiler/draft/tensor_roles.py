@@ -7,20 +7,22 @@ adds the role: query projection, norm before the MLP, and so on. A role is a gue
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 Shape = tuple[int, ...]
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])|(?<=\.weight)\d+$|(?<=\.bias)\d+$")
+_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])|(?<=\.weight)[0-9]+$|(?<=\.bias)[0-9]+$")
 _LEAVES = frozenset(["weight", "bias", "w", "b", "scale", "kernel", "gamma", "beta"])
 HOLES = "ie"
 
 # Role -> pattern of the whole module name in lower case.
 _ATTENTION = {
-    "q": r"(linear_|w_?)?q(uery)?(_proj|_lin|_linear)?",
-    "k": r"(linear_|w_?)?k(ey)?(_proj|_lin|_linear)?",
-    "v": r"(linear_|w_?)?v(alue)?(_proj|_lin|_linear)?",
+    "q": r"(linear_|w_?|c_|to_)?q(uery)?(_proj|_lin|_linear)?",
+    "k": r"(linear_|w_?|c_|to_)?k(ey)?(_proj|_lin|_linear)?",
+    "v": r"(linear_|w_?|c_|to_)?v(alue)?(_proj|_lin|_linear)?",
     "qkv": r".*(qkv|query_key_value|w_pack|c_attn|in_proj).*|att_proj",
     "o": r"w_?o|o_proj|out_proj|output_proj|output|proj|dense|c_proj|linear_proj|out|w_out|to_out|attn_out",
 }
@@ -45,10 +47,11 @@ _NORMS = (
 
 @dataclass(frozen=True)
 class NameFamily:
-    """Tensors whose names differ in indices only. `numbers` holds the values of each index, `names` every name."""
+    """Tensors whose names differ in indices only. `text` is their name pattern; `names` holds every name in the order of
+    its indices, `shapes` the shape of each, `numbers` the values of each index."""
 
     text: str
-    shape: Shape
+    shapes: tuple[Shape, ...]
     dtype: str
     numbers: tuple[frozenset[int], ...]
     names: tuple[str, ...]
@@ -60,59 +63,134 @@ class NameFamily:
     def level(self) -> int:
         return len(self.numbers)
 
+    @property
+    def shape(self) -> Shape:
+        """The shape of the first tensor: of all, unless the family is `mixed`."""
+        return self.shapes[0]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the shape differs from layer to layer."""
+        return len({*self.shapes}) > 1
+
+    def with_shape(self, text: str, shape: Shape) -> NameFamily:
+        """The same tensors under another pattern and with one other shape."""
+        return replace(self, text=text, shapes=(shape,) * len(self.shapes))
+
+    def each(self) -> list[NameFamily]:
+        """Every tensor as a family of its own."""
+        return [
+            replace(self, text=literal_pattern(name), shapes=(shape,), numbers=(), names=(name,))
+            for name, shape in zip(self.names, self.shapes, strict=True)
+        ]
+
     def first(self) -> str:
-        """The name of the first tensor."""
-        return self.names[0]
+        """The name pattern of the first tensor."""
+        return literal_pattern(self.names[0])
+
+    def dim(self, axis: int) -> str:
+        """The expression of the spec language for one axis of the first tensor."""
+        return f"dim({json.dumps(self.first(), ensure_ascii=False)}, {axis})"
+
+    def count(self) -> str:
+        """The expression that counts the tensors."""
+        return f"count({json.dumps(self.text, ensure_ascii=False)})"
 
 
-@dataclass
-class _Row:
-    numbers: list[set[int]]
-    names: list[str] = field(default_factory=list)
+def literal_pattern(name: str) -> str:
+    """The name pattern that matches this name only."""
+    return name if _readable(name) else f"/^{re.escape(name)}$/"
+
+
+def _readable(name: str) -> bool:
+    """Whether a name means itself as a name pattern: it has no braces and is not written between slashes."""
+    return not re.search(r"[{}]", name) and not (name.startswith("/") and name.endswith("/"))
 
 
 def name_families(shapes: Mapping[str, tuple[Shape, str]]) -> list[NameFamily]:
-    """Families of the tensors {name: (shape, element type)}. A number becomes an index where all names that share the text
-    before it count from 0 without a gap."""
-    longest: dict[str, set[int]] = {}
+    """Families of the tensors {name: (shape, element type)}, with their roles.
+
+    A number becomes an index where all names that share the text before it count from 0 without a gap. Numbers with
+    leading zeros stay as they are: an index is never written so.
+    """
+    by_prefix: dict[str, set[str]] = {}  # text before a number, earlier numbers as # -> the numbers
+    by_template: dict[str, set[str]] = {}  # the same within one template, the name with every number as #
     for name in shapes:
-        for prefix, number in _indices(name):
-            longest.setdefault(prefix, set()).add(number)
-    rows: dict[tuple[str, Shape, str], _Row] = {}
-    alone: dict[str, set[int]] = {}
+        template = _NUMBER.sub("#", name)
+        for prefix, number in _numbers(name):
+            by_prefix.setdefault(prefix, set()).add(number)
+            by_template.setdefault(f"{template}\n{prefix}", set()).add(number)
+    counting = {
+        prefix for prefix, found in by_prefix.items() if len(found) > 1 and found == {*map(str, range(len(found)))}
+    }
+    members: dict[str, list[_Member]] = {}
     for name in shapes:
-        for prefix, number in _indices(name):
-            alone.setdefault(_NUMBER.sub("#", name) + prefix, set()).add(number)
-    for name, (shape, dtype) in shapes.items():
-        text, last, prefix = "", 0, ""
-        numbers: list[int] = []
-        for found in _NUMBER.finditer(name):
-            piece = name[last : found.start()]
-            prefix += piece
-            full = alone[_NUMBER.sub("#", name) + prefix] == longest[prefix] == set(range(len(longest[prefix])))
-            index = full and len(numbers) < len(HOLES) and len(longest[prefix]) > 1
-            text += piece + (f"{{{HOLES[len(numbers)]}}}" if index else found[0])
-            if index:
-                numbers.append(int(found[0]))
-            prefix += "#"
-            last = found.end()
-        text += name[last:]
-        row = rows.setdefault((text, shape, dtype), _Row([set() for _ in numbers]))
-        row.names.append(name)
-        for values, number in zip(row.numbers, numbers, strict=True):
-            values.add(number)
-    found_forms = [
-        NameFamily(text, shape, dtype, tuple(map(frozenset, row.numbers)), tuple(row.names))
-        for (text, shape, dtype), row in rows.items()
-    ]
-    return assign_roles(found_forms)
+        template = _NUMBER.sub("#", name)
+        numbers = list(_numbers(name))
+        indexed = [n for n, (prefix, _) in enumerate(numbers)
+                   if prefix in counting and by_template[f"{template}\n{prefix}"] == by_prefix[prefix]]  # fmt: skip
+        member = _Member(
+            name, tuple(_NUMBER.split(name)), tuple(number for _, number in numbers), (*indexed[: len(HOLES)],)
+        )
+        members.setdefault(member.text, []).append(member)
+    families = [family for found in members.values() for family in _regular(found, shapes)]
+    return assign_roles(families)
 
 
-def _indices(name: str) -> Iterable[tuple[str, int]]:
+@dataclass(frozen=True)
+class _Member:
+    """A tensor of a family: the text between the numbers of its name, the numbers, and which of them are indices."""
+
+    name: str
+    pieces: tuple[str, ...]
+    numbers: tuple[str, ...]
+    indexed: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        marks = [None if n in self.indexed else number for n, number in enumerate(self.numbers)]
+        return _pattern(self.pieces, marks)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return tuple(int(self.numbers[n]) for n in self.indexed)
+
+
+def _regular(members: Sequence[_Member], shapes: Mapping[str, tuple[Shape, str]]) -> Iterable[NameFamily]:
+    """The members as one family where they have every combination of their indices; else the first index of each is
+    written as a number, since a rule that reads one layer must read the same of all."""
+    rows = sorted(members, key=lambda member: (member.values, member.name))
+    values = tuple(map(frozenset, zip(*(member.values for member in rows), strict=True)))
+    if values and (len(rows) != math.prod(map(len, values)) or any(v != {*range(len(v))} for v in values)):
+        apart: dict[str, list[_Member]] = {}
+        for member in rows:
+            one = replace(member, indexed=member.indexed[1:])
+            apart.setdefault(one.text, []).append(one)
+        for found in apart.values():
+            yield from _regular(found, shapes)
+        return
+    names = tuple(member.name for member in rows)
+    dtype = shapes[names[0]][1]
+    yield NameFamily(rows[0].text, tuple(shapes[name][0] for name in names), dtype, values, names)
+
+
+def _pattern(pieces: Sequence[str], numbers: Sequence[str | None]) -> str:
+    """The name pattern of the text between numbers; where a number is None, an index."""
+    holes = iter(HOLES)
+    if _readable("0".join(pieces)):
+        marks = [number if number is not None else f"{{{next(holes)}}}" for number in numbers]
+        return "".join(piece + mark for piece, mark in zip(pieces, [*marks, ""], strict=True))
+    marks = [number if number is not None else rf"(?P<{next(holes)}>\d+)" for number in numbers]
+    body = "".join(re.escape(piece) + mark for piece, mark in zip(pieces, [*marks, ""], strict=True))
+    return f"/^{body}$/"
+
+
+def _numbers(name: str) -> Iterable[tuple[str, str]]:
+    """Each number of a name that may be an index, and the text before it with earlier numbers as #."""
     prefix, last = "", 0
     for found in _NUMBER.finditer(name):
         prefix += name[last : found.start()]
-        yield prefix, int(found[0])
+        yield prefix, found[0]
         prefix += "#"
         last = found.end()
 
@@ -144,7 +222,7 @@ def assign_roles(families: Iterable[NameFamily]) -> list[NameFamily]:
 
 
 def _stem(text: str) -> list[str]:
-    parts = [part for part in re.sub(r"\{.\}", "", text.lower()).split(".") if part]
+    parts = [part for part in re.sub(r"\{.\}", "", text.lower()).split(".") if part] or [text.lower()]
     return parts[:-1] if parts[-1] in _LEAVES and len(parts) > 1 else parts
 
 
@@ -170,6 +248,8 @@ def _with_role(family: NameFamily, experts: bool) -> NameFamily:
         label = path if leaf.startswith("layer_norm") or leaf in ("norm", "ln") else leaf
         role = next((role for role, words in _NORMS if re.search(words, label)), "norm_other")
         return replace(family, role=role, part=part)
+    if leaf == "inv_freq":
+        return replace(family, role="frequencies", part=part)
     if router:
         return replace(family, role="router", part=part)
     feeding = bool(re.search(r"mlp|ffn|feed_?forward|(^|\.)ff|moe|expert", path))
@@ -181,7 +261,7 @@ def _with_role(family: NameFamily, experts: bool) -> NameFamily:
             if re.fullmatch(words, leaf):
                 clear = role not in ("gate", "up", "gate_up") or leaf in _UNAMBIGUOUS
                 return replace(family, role=prefix + role, part=part, clear=clear)
-    for role in ("gate_up", "in", "down") if not feeding else ():  # an MLP that lies in the block itself
+    for role in ("gate_up", "in", "down") if not feeding else ():  # an MLP whose matrices belong to the block itself
         if re.fullmatch(_MLP[role], leaf):
             return replace(family, role=role, part=part, clear=role != "gate_up")
     return replace(family, part=part)
@@ -190,6 +270,8 @@ def _with_role(family: NameFamily, experts: bool) -> NameFamily:
 def _role_outside_layers(path: str, leaf: str) -> str:
     if re.search(r"norm|(^|[._])ln", leaf):
         return "embedding_norm" if "emb" in path else "final_norm"
+    if leaf == "inv_freq":
+        return "frequencies"
     if re.search(r"(^|[._])(pos|wpe|w_pos)|position", path):
         return "positions"
     if re.search(r"head|unembed|embed_out", path) or leaf in ("output", "output_layer", "final_proj", "w_out"):

@@ -4,7 +4,7 @@ config file, `--set`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def gather(
     path = config or beside(source, program.spec.source_config)
     if path is not None:
         whole = read_config_file(path)
-        held = _held(whole, known)
+        held = model_part(whole, known)
         fields = config_dialects.read_config(whole | held)
         if fields.get("use_sliding_window") is False:
             fields["sliding_window"] = None  # a width that no layer uses
@@ -143,10 +143,10 @@ def gather(
     return Settings(given, unread, tuple(notes), {n: value for n, value in stated.items() if n not in assigned})
 
 
-def _held(whole: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """The part of a config that tells most of the model: the whole, or a mapping in it."""
+def model_part(whole: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The part of a config that describes the model: the mapping with most of the known fields, or the whole."""
     parts = [whole, *(part for key in HOLDERS if isinstance(part := whole.get(key), dict))]
-    return max(parts, key=lambda part: len(known & part.keys()))
+    return max(parts, key=lambda part: len(part.keys() & {*known}))
 
 
 def _of_the_target(program: Program, config: Mapping[str, Any]) -> bool:
