@@ -1,7 +1,7 @@
-"""How much of a spec `compile draft` finds by itself: each spec of the library is hidden and drafted anew.
+"""How much of a spec `compile draft` finds by itself: each shipped spec is hidden and drafted again.
 
 Given are the names, shapes and types of the spec's example checkpoint, the target class, and the fields of the target's
-config; with --bare only what the source's own config says, so that sizes must be told from shapes. A rule is counted
+config; with --bare only the fields of the source's own config, so that sizes must be measured from shapes. A rule is counted
 once for each folded name of the target; it is identical where the same bytes of the same source tensors land in the
 same places of every such tensor, compared as layouts. Wrong rules must be marked as undecided. Targets with code of
 their own have no class to draft for and are left out.
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.diagnostics import Refusal
-from compiler.draft.proposal import Proposal, propose
-from compiler.draft.tensor_roles import fold
+from compiler.draft.proposal import propose
+from compiler.draft.spec_text import Proposal
+from compiler.draft.tensor_roles import name_families
 from compiler.language.parser import load_spec
 from compiler.layout import array as layout
 from compiler.layout.moves import lower
@@ -69,7 +70,7 @@ def draft(program: Program, source: Mapping[str, TensorShape], config: Mapping[s
 
 
 def meaning(plan: Plan, source: Mapping[str, TensorShape]) -> dict[str, object]:
-    """Target name -> what fills it, comparable between plans."""
+    """Target name -> the source bytes that fill it, comparable between plans."""
     return {name: what for group in plan.groups for name, what in _filled(group, source).items()}
 
 
@@ -89,23 +90,23 @@ def _array(name: str, form: TensorShape) -> layout.Array:
     return layout.source(name, form.dtype, tuple(form.shape))
 
 
-def has_own_readme(program: Program) -> dict[str, Any]:
-    """What the config of the source says: the spec's arguments, as its example has them or by their defaults."""
+def own_words(program: Program) -> dict[str, Any]:
+    """The source's config: the spec's arguments with the values of its example, or their defaults."""
     spec = program.spec
     defaults = {name: argument.default for name, argument in spec.arguments.items() if argument.default is not None}
     return defaults | {name: value for name, (value, _) in spec.examples[0].items() if name in spec.arguments}
 
 
 def measured(path: Path, bare: bool = False) -> Result:
-    """Hide one spec, draft it anew, compare."""
+    """Hide one spec, draft it again, compare."""
     program = load_program(str(path))
     result = Result(path.stem)
     source, config, plan = example(program)
     truth = meaning(plan, source)
-    forms = fold({target.name: (target.shape, target.dtype) for target in plan.targets})
+    forms = name_families({target.name: (target.shape, target.dtype) for target in plan.targets})
     result.rules = len(forms)
     try:
-        proposal = draft(program, source, has_own_readme(program) if bare else config)
+        proposal = draft(program, source, own_words(program) if bare else config)
         result.asked = len(proposal.questions)
         text = proposal.text(decided=True)
         drafted = compile_spec(load_spec(f"{proposal.name}.yaml", text))

@@ -19,9 +19,7 @@ _HEADS = {
 
 
 def detect_parser() -> Parser:
-    parser = Parser(
-        "detect", "Say which specs fit a checkpoint: by names, shapes and container, not by what it is called."
-    )
+    parser = Parser("detect", "Find the specs that fit a checkpoint, by its names, shapes and container.")
     parser.add_source()
     parser.add_settings()
     parser.add_argument(

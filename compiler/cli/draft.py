@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from compiler.cli.options import Notes, Parser, print_json, request
 from compiler.plan.notes import Remark
 
+MOST_PROBLEMS = 5  # that are printed where a draft does not bind
+
 
 def draft_parser() -> Parser:
-    parser = Parser("draft", "Propose a spec for a checkpoint: by names, and by what shapes allow.")
+    parser = Parser(
+        "draft", "Propose a spec for an unknown checkpoint. Open decisions are listed in it under `undecided`."
+    )
     parser.add_source()
     parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")
     parser.add_settings()
     parser.add_argument(
-        "--like", type=Path, metavar="DIR", help="the same model, converted by someone: decides by trying"
+        "--like",
+        type=Path,
+        metavar="DIR",
+        help="the same model, already converted: answers questions by comparing bytes",
     )
     parser.add_argument(
-        "--reference", metavar="MODULE:CLASS", help="the source's own model, importable from here: decides by running"
+        "--reference",
+        metavar="MODULE:CLASS",
+        help="the source's own model, importable from here: answers questions by comparing logits",
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where the spec goes (default: stdout)")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the spec to write (default: stdout)")
     parser.add_json()
     return parser
 
 
 def draft(options: argparse.Namespace) -> int:
     from compiler.checkpoints.checkpoint import open_checkpoint
-    from compiler.diagnostics import refuse
-    from compiler.draft.decide_by_example import decide
+    from compiler.diagnostics import Refusal, refuse
+    from compiler.draft.decide_by_example import decide_by_example, plan_of
     from compiler.draft.proposal import propose
+    from compiler.draft.sizes import SETTING_FIELDS, SIZE_FIELDS
+    from compiler.language.parser import load_spec
     from compiler.plan.arguments import gather_without_spec
+    from compiler.resources import schema_path
+    from compiler.target import model_class
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
         what = "the file exists" if options.out.exists() else "a spec is a file called NAME.yaml"
@@ -43,18 +57,27 @@ def draft(options: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(asked.source[0] if len(asked.source) == 1 else list(asked.source), asked.weights)
     name = options.out.stem if options.out is not None else "draft"
     shapes = {n: (tuple(t.shape), t.dtype) for n, t in checkpoint.tensors.items()}
-    values = gather_without_spec(asked.source[0], checkpoint.objects, asked.config, asked.assigned)
+    known = {*model_class.config_fields(options.target)}
+    known |= {name for names in (*SIZE_FIELDS.values(), *SETTING_FIELDS) for name in names}
+    values = gather_without_spec(asked.source[0], checkpoint.objects, asked.config, asked.assigned, known)
     proposal = propose(name, shapes, options.target, values, f"*{asked.source[0].suffix}")
     if options.like is not None:
-        proposal = decide(proposal, checkpoint, open_checkpoint(options.like))
+        proposal = decide_by_example(proposal, checkpoint, open_checkpoint(options.like))
     notes = Notes(silent=options.json)
     if options.reference:
-        from compiler.draft.decide_by_model import consult
+        from compiler.draft.decide_by_model import decide_by_model
         from compiler.verify.compare import SourceModel
 
-        proposal, came_of_it = consult(proposal, checkpoint, asked, SourceModel(entry=options.reference))
-        notes(Remark(came_of_it))
-    text = proposal.text()
+        proposal, outcome = decide_by_model(proposal, checkpoint, asked, SourceModel(entry=options.reference))
+        notes(Remark(outcome))
+    schema = os.path.relpath(schema_path(), options.out.parent) if options.out is not None else ""
+    text = proposal.text(schema=schema)
+    load_spec(f"{name}.yaml", text)
+    try:
+        plan_of(proposal, checkpoint)
+    except Refusal as refusal:
+        for problem in refusal.diagnostics[:MOST_PROBLEMS]:
+            notes(Remark(f"the draft does not bind to this checkpoint yet: {problem.message}"))
     if options.out is not None:
         try:
             options.out.write_text(text, encoding="utf-8")

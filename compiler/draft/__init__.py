@@ -1,1 +1,1 @@
-"""A spec proposed for a checkpoint that none fits."""
+"""Proposes a spec for a checkpoint that no spec fits."""

@@ -1,7 +1,7 @@
-"""Decides what shapes leave open, by trying: a second checkpoint holds what should come out.
+"""Answers a draft's questions with a second checkpoint: the same model, already converted by someone else.
 
-Takes a proposal, the checkpoint and the answer (the same model, converted by someone else); returns the proposal with
-every guess that one alternative alone makes come out right, bit for bit. What no alternative explains stays a question.
+`decide_by_example` takes a proposal, the checkpoint and the converted one. A question is answered where exactly one
+alternative reproduces the tensors of the converted checkpoint bit for bit; all others stay questions.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.diagnostics import Refusal
 from compiler.draft.fuse_steps import IN_GROUPS, PAIRED
-from compiler.draft.proposal import Proposal
+from compiler.draft.name_similarity import slug
 from compiler.draft.reshape_steps import TRANSPOSE, Step
-from compiler.draft.rules import GATE, SURE, Draft, Guess
+from compiler.draft.rules import GATE, LOOSE, SURE, Draft, Guess
+from compiler.draft.spec_text import Proposal
 from compiler.executor.execute import arrange_group
 from compiler.language.parser import load_spec
 from compiler.layout.moves import extents, lower
@@ -25,60 +26,69 @@ from compiler.plan.plan import Group, Plan
 from compiler.program.environment import Environment, NamedShapes
 from compiler.program.loading import compile_spec
 
-LIKE = "gives the bytes of the other checkpoint"
+REPRODUCED = "reproduces the converted checkpoint"
 ROTATIONS = ("rope_to_half", "rope_to_interleaved")
 
 
-def decide(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
-    """The same proposal with the questions answered that the second checkpoint answers."""
-    proposal = _exchanged(proposal, checkpoint, answer)
+def decide_by_example(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
+    """The proposal without the questions that the converted checkpoint `answer` decides."""
+    proposal = _exchange_targets(proposal, checkpoint, answer)
     for number, guess in enumerate(proposal.draft.guesses):
         if not guess.question:
             continue
-        fitting = [other for other in alternatives(guess) if _fits(proposal, number, other, checkpoint, answer)]
+        fitting = [other for other in alternatives(guess) if _reproduces(proposal, number, other, checkpoint, answer)]
         if len(fitting) == 1:
-            proposal = replaced_by(proposal, number, replace(fitting[0], confidence=SURE, question="", remark=LIKE))
+            proposal = with_guess(
+                proposal, number, replace(fitting[0], confidence=SURE, question="", remark=REPRODUCED)
+            )
     return proposal
 
 
-def _exchanged(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
-    """Gate and the other matrix of an MLP change places where that is what the answer says."""
-    asked = [n for n, guess in enumerate(proposal.draft.guesses) if guess.question == GATE]
+def _exchange_targets(proposal: Proposal, checkpoint: Checkpoint, answer: Checkpoint) -> Proposal:
+    """Exchanges the targets of two rules that shapes do not distinguish where the converted checkpoint has them so."""
+    asked = [n for n, guess in enumerate(proposal.draft.guesses) if guess.question in (GATE, LOOSE)]
     for one, other in combinations(asked, 2):
         a, b = proposal.draft.guesses[one], proposal.draft.guesses[other]
-        if any(_fits(proposal, n, g, checkpoint, answer) for n, g in ((one, a), (other, b))):
+        if (a.question, a.shape) != (b.question, b.shape):
             continue
-        swapped = replaced_by(proposal, one, replace(a, targets=b.targets))
-        swapped = replaced_by(swapped, other, replace(b, targets=a.targets))
-        if all(_fits(swapped, n, swapped.draft.guesses[n], checkpoint, answer) for n in (one, other)):
-            proposal = swapped
+        if any(_reproduces(proposal, n, g, checkpoint, answer) for n, g in ((one, a), (other, b))):
+            continue
+        exchanged = with_guess(proposal, one, replace(a, targets=b.targets))
+        exchanged = with_guess(exchanged, other, replace(b, targets=a.targets))
+        right = [_reproduces(exchanged, n, exchanged.draft.guesses[n], checkpoint, answer) for n in (one, other)]
+        if all(right) or (a.question == LOOSE and any(right)):  # of three or more, one exchange after another
+            proposal = exchanged
     return proposal
 
 
-def replaced_by(proposal: Proposal, number: int, guess: Guess) -> Proposal:
-    """The proposal with another guess at this place."""
+def with_guess(proposal: Proposal, number: int, guess: Guess) -> Proposal:
+    """The proposal with guess `number` replaced; its step gets a name that no other step has."""
     guesses = [*proposal.draft.guesses]
-    guesses[number] = guess
+    others = {other.name for n, other in enumerate(guesses) if n != number}
+    name, count = guess.name, 2
+    while name and name in others:
+        name, count = f"{guess.name}_{count}", count + 1
+    guesses[number] = replace(guess, name=name)
     return replace(proposal, draft=Draft(guesses, proposal.draft.missing))
 
 
-def heads_of(guess: Guess) -> str:
-    """The word for how many heads it has, as its question or its steps name it."""
+def heads_argument(guess: Guess) -> str:
+    """The argument that counts the heads of a guess's tensor: that of keys and values, or that of queries."""
     word = "num_key_value_heads"
     return word if word in f"{guess.question} {guess.steps}" else "num_attention_heads"
 
 
 def alternatives(guess: Guess) -> list[Guess]:
-    """The guess, and what the shapes allow beside it, each once."""
+    """The guess itself and every other rule that its shapes allow."""
     found = [guess]
-    found += (other for other in _others(guess) if other not in found)
+    found += (other for other in _variants(guess) if other not in found)
     return found
 
 
-def _others(guess: Guess) -> Iterator[Guess]:
-    name = guess.name or "tried"
+def _variants(guess: Guess) -> Iterator[Guess]:
+    name = guess.name or slug("_".join(guess.targets)) or "step"
     if len(guess.sources) == len(guess.targets) == 1 and guess.kind in ("rename", "transform"):
-        ways: list[list[Step]] = [[], *([{word: heads_of(guess)}] for word in ROTATIONS), [TRANSPOSE]]
+        ways: list[list[Step]] = [[], *([{word: heads_argument(guess)}] for word in ROTATIONS), [TRANSPOSE]]
         for steps in ways:
             if steps != guess.steps:
                 yield replace(guess, kind="transform" if steps else "rename", name=name if steps else "", steps=steps)
@@ -89,7 +99,7 @@ def _others(guess: Guess) -> Iterator[Guess]:
                 targets=[guess.targets[n] for n in order],
                 target_sizes=[guess.target_sizes[n] for n in order] if guess.target_sizes else [],
             )
-        for steps, rows in _layouts(guess) if len(guess.targets) == 3 else ():
+        for steps, rows in _qkv_layouts(guess) if len(guess.targets) == 3 else ():
             yield replace(guess, steps=steps, target_sizes=rows)
             yield replace(guess, steps=[*steps, PAIRED], target_sizes=rows)
     elif guess.kind == "transform" and len(guess.sources) > 1:
@@ -101,31 +111,31 @@ def _others(guess: Guess) -> Iterator[Guess]:
             )
 
 
-def _layouts(guess: Guess) -> Iterator[tuple[list[Step], list[str]]]:
-    """How queries, keys and values may lie in one matrix: steps, and sizes beside the names."""
+def _qkv_layouts(guess: Guess) -> Iterator[tuple[list[Step], list[str]]]:
+    """The ways to store queries, keys and values in one matrix: steps, and the sizes of the targets."""
     yield guess.steps, guess.target_sizes
-    if guess.steps != [{"split": 0}]:  # the same in other words, and of two right answers neither would be taken
+    if guess.steps != [{"split": 0}]:  # not twice: of two equal answers neither would count as the only one
         yield [{"split": 0}], ["num_attention_heads * head_dim", *["num_key_value_heads * head_dim"] * 2]
     yield [*IN_GROUPS], []
 
 
-def _fits(proposal: Proposal, number: int, guess: Guess, checkpoint: Checkpoint, answer: Checkpoint) -> bool:
-    """Whether the rule, written so, makes what the answer holds."""
+def _reproduces(proposal: Proposal, number: int, guess: Guess, checkpoint: Checkpoint, answer: Checkpoint) -> bool:
+    """Whether the rule, written as `guess`, reproduces the tensors of the converted checkpoint."""
     try:
-        plan = plan_of(replaced_by(proposal, number, guess), checkpoint)
+        plan = plan_of(with_guess(proposal, number, guess), checkpoint)
     except Refusal:
         return False
     groups = [g for g in plan.groups if set(g.rule.sources[0].text.split()) <= set(guess.sources) and g.source_names]
-    return bool(groups) and all(_same(group, checkpoint, answer) for group in groups[:2])
+    return bool(groups) and all(_same_bytes(group, checkpoint, answer) for group in groups[:2])
 
 
 def plan_of(proposal: Proposal, checkpoint: Checkpoint) -> Plan:
-    """The draft, its questions left out, bound to its checkpoint. Raises Refusal."""
+    """The plan of the draft without its questions, bound to the checkpoint. Raises Refusal."""
     program = compile_spec(load_spec(f"{proposal.name}.yaml", proposal.text(decided=True)))
     return bind(program, checkpoint.tensors, Environment(program, NamedShapes(checkpoint.tensors), {}))
 
 
-def _same(group: Group, checkpoint: Checkpoint, answer: Checkpoint) -> bool:
+def _same_bytes(group: Group, checkpoint: Checkpoint, answer: Checkpoint) -> bool:
     try:
         arrays = arrange_group(group, checkpoint)
     except NotImplementedError:

@@ -1,87 +1,95 @@
-"""Decides what shapes leave open by running the source's own model: of the candidates one computes what it computes.
+"""Answers a draft's questions by running the source's own model and comparing logits.
 
-Takes a proposal, its checkpoint and the model. Questions about one thing (the rotary layout of all queries and keys, gate
-and up of one MLP, a fused matrix and its bias) are one choice; every combination of choices is run on the same tokens
-and its logits are held to the model's. Returns the proposal with each choice made that all combinations which agree
-share, the margin in its remark, and a sentence. Refuses a model that cannot be run.
+Questions about one subject (the rotary layout of all queries and keys, gate and up of one MLP, a fused matrix and its
+bias) are one choice. `decide_by_model` runs every combination of choices in the target class on the same tokens. A
+choice is made where all combinations whose logits agree with the source model's share it, and where the others differ
+by at least `MARGIN` times more. Raises Refusal for a source model that cannot be run.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import Refusal, listed
-from compiler.draft.decide_by_example import ROTATIONS, alternatives, heads_of, plan_of, replaced_by
+from compiler.draft.decide_by_example import ROTATIONS, alternatives, heads_argument, plan_of, with_guess
 from compiler.draft.name_similarity import slug
-from compiler.draft.proposal import Proposal
 from compiler.draft.reshape_steps import TRANSPOSE, Step
-from compiler.draft.rules import GATE, ROPE, SQUARE, SURE, Guess
-from compiler.draft.sizes import in_all_words
+from compiler.draft.rules import GATE, LOOSE, ROPE, SQUARE, SURE, Guess
+from compiler.draft.sizes import with_synonyms
+from compiler.draft.spec_text import Proposal
 from compiler.jobs.request import Request
 from compiler.model_folder.sidecar_files import texts
 from compiler.plan.plan import Plan
 from compiler.verify.compare import Run, SourceModel, Verdict, draw_tokens, judged, run_job, source_job
 from compiler.verify.run_model import Job, Trial
 
-MOST = 128  # combinations that are run
-APART = 10  # how much farther than the right ones the others must be
-Choice = Mapping[int, Guess]  # by the number of the guess
+MOST_COMBINATIONS = 128  # combinations that are run at most
+MOST_EXCHANGED = 4  # tensors of one shape whose targets are exchanged
+MARGIN = 10  # the others must differ by this many times more
+Choice = Mapping[int, Guess]  # number of a guess -> the guess to use
 
 
-def consult(
+def decide_by_model(
     proposal: Proposal, checkpoint: Checkpoint, request: Request, model: SourceModel, run: Run = run_job
 ) -> tuple[Proposal, str]:
-    """The proposal with the questions answered that the model answers, and what came of it. Raises Refusal."""
+    """The proposal without the questions that the model decides, and a sentence to print. Raises Refusal."""
     if proposal.draft.missing:
-        return proposal, f"{model} was not run: nothing was found for {listed(proposal.draft.missing)}"
+        return proposal, f"{model} was not run: the draft has no source for {listed(proposal.draft.missing)}"
     first = plan_of(proposal, checkpoint)
     questions = []
     for choices in _choices(proposal):
-        possible = [c for c in choices if _like(first, _chosen(proposal, [c]), checkpoint) is not None]
+        possible = [c for c in choices if _comparable_plan(first, _with_choices(proposal, [c]), checkpoint) is not None]
         questions += [possible] if len(possible) > 1 else []
     count = math.prod(map(len, questions))
-    if not questions or count > MOST:
+    if not questions or count > MOST_COMBINATIONS:
         why = (
-            f"{count} combinations are too many" if questions else "no question has candidates that it could tell apart"
+            f"{count} combinations are too many"
+            if questions
+            else "no question has alternatives that logits could tell apart"
         )
         return proposal, f"{model} was not run: {why}"
     ways = list(product(*(range(len(choices)) for choices in questions)))
-    chosen = [_chosen(proposal, [q[n] for q, n in zip(questions, way, strict=True)]) for way in ways]
-    plans = [_like(first, other, checkpoint) or first for other in chosen]
-    values = in_all_words({**proposal.sizes.values, **first.config}) | dict(first.values)
-    verdicts = _held(plans, replace(first, values=values), request, model, run)
+    chosen = [_with_choices(proposal, [q[n] for q, n in zip(questions, way, strict=True)]) for way in ways]
+    plans = [_comparable_plan(first, other, checkpoint) for other in chosen]
+    runnable = [n for n, plan in enumerate(plans) if plan is not None]
+    ways, plans = [ways[n] for n in runnable], [plans[n] for n in runnable]
+    count = len(ways)
+    values = with_synonyms({**proposal.sizes.values, **first.config}) | dict(first.values)
+    verdicts = _run_combinations(plans, replace(first, values=values), request, model, run)
     right = [n for n, verdict in enumerate(verdicts) if verdict.agrees]
     if not right:
         apart = min(verdict.difference for verdict in verdicts)
         return (
             proposal,
-            f"of {count} combinations none computes what {model} computes; logits differ by {apart:.2g} at least",
+            f"none of {count} combinations gives the logits of {model}; they differ by {apart:.2g} or more",
         )
     decided = 0
     for place, choices in enumerate(questions):
         found = {ways[n][place] for n in right}
         within = max(verdicts[n].difference for n in right)
         others = [v.difference for n, v in enumerate(verdicts) if ways[n][place] not in found]
-        if len(found) != 1 or min(others) < APART * within:
+        if len(found) != 1 or min(others, default=0.0) < MARGIN * within:
             continue
-        remark = f"logits agree within {within:.2g}, else they differ by {min(others):.2g} or more"
+        remark = f"logits agree within {within:.2g}; with the alternatives they differ by {min(others):.2g} or more"
         for number, guess in choices[found.pop()].items():
             decided += 1
-            proposal = replaced_by(proposal, number, replace(guess, confidence=SURE, question="", remark=remark))
+            proposal = with_guess(proposal, number, replace(guess, confidence=SURE, question="", remark=remark))
     return (
         proposal,
-        f"of {count} combinations {len(right)} compute{'s' * (len(right) == 1)} what {model} computes; {decided} questions are decided",
+        f"{len(right)} of {count} combinations give{'s' * (len(right) == 1)} the logits of {model}; {decided} questions decided",
     )
 
 
-def _held(plans: list[Plan], plan: Plan, request: Request, model: SourceModel, run: Run) -> list[Verdict]:
-    """What each of the plans makes of the checkpoint, held to the model, which is built from the values of `plan`."""
+def _run_combinations(
+    plans: Sequence[Plan | None], plan: Plan, request: Request, model: SourceModel, run: Run
+) -> list[Verdict]:
+    """The logits of each plan compared with those of the source model, which is built from the values of `plan`."""
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
         place = Path(name)
         folder = place / "folder"
@@ -98,8 +106,8 @@ def _held(plans: list[Plan], plan: Plan, request: Request, model: SourceModel, r
     return [judged(theirs, ours[f"logits.{n}"]) for n in range(len(plans))]
 
 
-def _like(first: Plan, proposal: Proposal, checkpoint: Checkpoint) -> Plan | None:
-    """The plan of a proposal where it writes the same tensors in the same shapes as the first."""
+def _comparable_plan(first: Plan, proposal: Proposal, checkpoint: Checkpoint) -> Plan | None:
+    """The plan of a proposal if it writes the same tensors and shapes as `first`, else None."""
     try:
         plan = plan_of(proposal, checkpoint)
     except Refusal:
@@ -108,10 +116,10 @@ def _like(first: Plan, proposal: Proposal, checkpoint: Checkpoint) -> Plan | Non
     return plan if same else None
 
 
-def _chosen(proposal: Proposal, choices: list[Choice]) -> Proposal:
+def _with_choices(proposal: Proposal, choices: list[Choice]) -> Proposal:
     for choice in choices:
         for number, guess in choice.items():
-            proposal = replaced_by(proposal, number, guess)
+            proposal = with_guess(proposal, number, guess)
     return proposal
 
 
@@ -119,47 +127,55 @@ def _chosen(proposal: Proposal, choices: list[Choice]) -> Proposal:
 
 
 def _choices(proposal: Proposal) -> Iterator[list[Choice]]:
-    """For each thing that is asked about, what may be meant."""
+    """For each subject with open questions, its alternatives."""
     about: dict[tuple[str, str], dict[int, Guess]] = {}
     for number, guess in enumerate(proposal.draft.guesses):
         if guess.question:
-            about.setdefault(_thing(guess), {})[number] = guess
+            about.setdefault(_subject(guess), {})[number] = guess
     for (question, _), guesses in about.items():
         if question == ROPE:
-            yield [{n: _turned(g, word) for n, g in guesses.items()} for word in ("", *ROTATIONS)]
+            yield [{n: _with_rotation(g, word) for n, g in guesses.items()} for word in ("", *ROTATIONS)]
         elif question == SQUARE:
-            yield [{n: _stepped(g, steps) for n, g in guesses.items()} for steps in ([TRANSPOSE], [])]
+            yield [{n: _with_steps(g, steps) for n, g in guesses.items()} for steps in ([TRANSPOSE], [])]
         elif question == GATE:
-            yield [guesses, _exchanged(guesses)]
+            yield [guesses, _swap_gates(guesses)]
+        elif question == LOOSE and 1 < len(guesses) <= MOST_EXCHANGED:
+            targets = [guess.targets for guess in guesses.values()]
+            yield [
+                {n: replace(g, targets=other) for (n, g), other in zip(guesses.items(), order, strict=True)}
+                for order in permutations(targets)
+            ]
         else:
             each = [alternatives(guess) for guess in guesses.values()]
             yield [dict(zip(guesses, some, strict=True)) for some in zip(*each, strict=False)]
 
 
-def _thing(guess: Guess) -> tuple[str, str]:
-    """What a question is about: guesses with one answer have one thing."""
+def _subject(guess: Guess) -> tuple[str, str]:
+    """What a question is about. Guesses with the same subject are decided together."""
     if guess.question.startswith(ROPE.partition("(")[0]):
         return ROPE, ""
     if guess.question == SQUARE:
         return SQUARE, ""
+    if guess.question == LOOSE:
+        return LOOSE, f"{guess.shape} {guess.steps}"
     if guess.question == GATE:
         return GATE, guess.targets[0].rsplit(".", 2)[0]
     return guess.question, guess.sources[0].rpartition(".")[0]
 
 
-def _turned(guess: Guess, word: str) -> Guess:
+def _with_rotation(guess: Guess, word: str) -> Guess:
     steps = [step for step in guess.steps if not step.keys() & {*ROTATIONS}]
-    return _stepped(guess, [*steps, {word: heads_of(guess)}] if word else steps)
+    return _with_steps(guess, [*steps, {word: heads_argument(guess)}] if word else steps)
 
 
-def _stepped(guess: Guess, steps: list[Step]) -> Guess:
+def _with_steps(guess: Guess, steps: list[Step]) -> Guess:
     if not steps:
         return replace(guess, kind="rename", name="", steps=[])
     return replace(guess, kind="transform", name=guess.name or slug(guess.targets[0]), steps=steps)
 
 
-def _exchanged(guesses: Choice) -> dict[int, Guess]:
-    """The targets of weights, and of biases, the other way round."""
+def _swap_gates(guesses: Choice) -> dict[int, Guess]:
+    """The guesses with their targets exchanged, weights with weights and biases with biases."""
     found = dict(guesses)
     for leaf in {guess.targets[0].rpartition(".")[2] for guess in guesses.values()}:
         same = [n for n, guess in guesses.items() if guess.targets[0].endswith(f".{leaf}")]

@@ -1,7 +1,4 @@
-"""How alike two names are, and what a step may be called.
-
-Takes forms, returns numbers and words; knows nothing of shapes but whether a matrix is square.
-"""
+"""Similarity of tensor names, and names for the steps of a spec."""
 
 from __future__ import annotations
 
@@ -10,16 +7,16 @@ import re
 from compiler.draft.tensor_roles import NameFamily
 
 
-def square(form: NameFamily) -> bool:
-    """Whether it is a square matrix of a layer."""
-    return form.level > 0 and len(form.shape) == 2 and form.shape[0] == form.shape[1]
+def square(family: NameFamily) -> bool:
+    """Whether the family is a square matrix of a layer."""
+    return family.level > 0 and len(family.shape) == 2 and family.shape[0] == family.shape[1]
 
 
-def label(form: NameFamily) -> str:
-    """A name for a step."""
+def label(family: NameFamily) -> str:
+    """A name for the step that makes this target tensor."""
     words = {"q": "query", "k": "key", "v": "value", "o": "output", "other": ""}
-    name = words.get(form.role, form.role) or slug(form.text)
-    return name + ("_bias" if form.part == "bias" else "")
+    name = words.get(family.role, family.role) or slug(family.text)
+    return name + ("_bias" if family.part == "bias" else "")
 
 
 def slug(text: str) -> str:
@@ -27,8 +24,8 @@ def slug(text: str) -> str:
     return re.sub(r"\W+|_?\{.\}", "_", text.lower()).strip("_")
 
 
-def likeness(a: NameFamily, b: NameFamily) -> float:
-    """How many words two names share, the later ones counting more."""
+def similarity(a: NameFamily, b: NameFamily) -> float:
+    """The share of words that two names have in common, later words weighing more; between 0 and about 2."""
     one, other = _words(a.text), _words(b.text)
     shared = sum(1.0 + n / 10 for n, word in enumerate(one) if word in other)
     return shared / max(1, len({*one, *other})) + (0.2 if a.text.rsplit(".", 1)[-1] == b.text.rsplit(".", 1)[-1] else 0)
@@ -44,7 +41,13 @@ def _words(text: str) -> list[str]:
         .replace("feed_forward", "feedforward")
         .replace("self_attn", "attn")
     )
-    found = [
-        word for word in re.split(r"[._{}]+|(?<=[a-z])(?=\d)", text) if word not in ("", "i", "e", "model", "weight")
-    ]
+    numbers = 0
+    found = []
+    for part in text.split("."):
+        if part.isdigit():  # the second number of a name never means the same as the first
+            found.append(f"{numbers}:{part}")
+            numbers += 1
+            continue
+        words = re.split(r"[_{}]+|(?<=[a-z])(?=\d)", part)
+        found += [word for word in words if word not in ("", "i", "e", "model", "weight")]
     return [usual.get(word, word) for word in found]

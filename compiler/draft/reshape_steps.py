@@ -1,6 +1,6 @@
-"""How a tensor of one shape may become one of another, by shape arithmetic: steps as a spec writes them.
+"""Steps that turn a tensor of one shape into a tensor of another, found by shape arithmetic.
 
-Takes two forms; returns the candidates, the likeliest first, or none. What shapes leave open is the caller's to say.
+`reshape` takes two name families and returns the steps as a spec writes them, or None if no step fits.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Step = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Way:
-    """Steps, and whether the shapes allow no other."""
+class Reshaping:
+    """Steps, and whether they are the only ones that the shapes allow."""
 
     steps: tuple[Step, ...]
     certain: bool = True
@@ -27,36 +27,40 @@ class Way:
 TRANSPOSE: Step = {"transpose": True}
 
 
-def way(source: NameFamily, target: NameFamily) -> Way | None:
-    """From one tensor to one."""
+def reshape(source: NameFamily, target: NameFamily) -> Reshaping | None:
+    """The steps from one source tensor to one target tensor, or None."""
+    if source.mixed or target.mixed:  # one step has to serve all layers
+        same = source.shapes == target.shapes and source.numbers == target.numbers
+        return Reshaping(()) if same else None
     if source.level == target.level:
         heads = "num_key_value_heads" if source.role in ("k", "v") else "num_attention_heads"
-        return _same_level(source.shape, target.shape, heads, source.part)
+        return _one_to_one(source.shape, target.shape, heads, source.part)
     if target.level == source.level + 1:
-        return _opened(source.shape, target.shape, len(target.numbers[-1]))
+        return _unstacked(source.shape, target.shape, len(target.numbers[-1]))
     if source.level == target.level + 1:
-        return _folded(source.shape, target.shape, len(source.numbers[-1]))
+        return _stacked(source.shape, target.shape, len(source.numbers[-1]))
     return None
 
 
-def _same_level(source: Shape, target: Shape, heads: str, part: str) -> Way | None:
+def _one_to_one(source: Shape, target: Shape, heads: str, part: str) -> Reshaping | None:
     if source == target:
-        return Way(())
+        return Reshaping(())
     if len(source) == len(target) == 2 and source == target[::-1]:
-        return Way((TRANSPOSE,))
+        return Reshaping((TRANSPOSE,))
     if len(source) == len(target) == 3 and source == (target[0], target[2], target[1]):
-        return Way(({"rearrange": "e a b -> e b a"},))
-    flat = len(target) == 1 and part == "weight"  # a matrix is no vector, whatever the product
-    if math.prod(source) == math.prod(target) and len(source) <= 3 and len(target) <= 3 and not flat:
+        return Reshaping(({"rearrange": "e a b -> e b a"},))
+    flat = len(target) == 1 and part == "weight"  # a matrix of weights never becomes a vector
+    few = 0 < len(source) <= 3 and 0 < len(target) <= 3
+    if math.prod(source) == math.prod(target) and few and not flat:
         found = list(_rearranged(source, target))
         if found:
             sizes = {"sizes": {"head": heads}} if "head" in found[0] else {}
-            return Way(({"rearrange": found[0], **sizes},), len(found) == 1)
+            return Reshaping(({"rearrange": found[0], **sizes},), len(found) == 1)
     return None
 
 
 def _rearranged(source: Shape, target: Shape) -> Iterator[str]:
-    """Every order and grouping of the source's axes that gives the target's, the least moved first."""
+    """einops patterns: every order and grouping of the source axes that gives the target shape, fewest moves first."""
     names = {3: "head model row", 2: "head row", 1: "row"}[len(source)].split()
     if len(source) == 3 and source[2] > source[1]:
         names = ["head", "row", "model"]
@@ -75,27 +79,27 @@ def _rearranged(source: Shape, target: Shape) -> Iterator[str]:
                     yield f"{' '.join(names)} -> {right}"
 
 
-def _opened(source: Shape, target: Shape, count: int) -> Way | None:
-    """One tensor of all experts to one of each."""
+def _unstacked(source: Shape, target: Shape, count: int) -> Reshaping | None:
+    """One tensor of all experts to one tensor per expert."""
     if source == (count, *target):
-        return Way(({"unstack": "e"},))
+        return Reshaping(({"unstack": "e"},))
     if len(target) != 2:
         return None
     high, wide = target
     if source == (count, wide, high):
-        return Way(({"rearrange": "e a b -> e b a"}, {"unstack": "e"}))
+        return Reshaping(({"rearrange": "e a b -> e b a"}, {"unstack": "e"}))
     sizes = {"e": "num_experts"}
     if source == (count * high, wide):
-        return Way(({"rearrange": "(e row) d -> e row d", "sizes": sizes}, {"unstack": "e"}))
+        return Reshaping(({"rearrange": "(e row) d -> e row d", "sizes": sizes}, {"unstack": "e"}))
     if source == (count * wide, high):
-        return Way(({"rearrange": "(e row) d -> e d row", "sizes": sizes}, {"unstack": "e"}))
+        return Reshaping(({"rearrange": "(e row) d -> e d row", "sizes": sizes}, {"unstack": "e"}))
     return None
 
 
-def _folded(source: Shape, target: Shape, count: int) -> Way | None:
-    """One tensor of each expert to one of all."""
+def _stacked(source: Shape, target: Shape, count: int) -> Reshaping | None:
+    """One tensor per expert to one tensor of all experts."""
     if target == (count, *source):
-        return Way(({"stack": "e"},))
+        return Reshaping(({"stack": "e"},))
     if len(source) == 2 and target == (count, *source[::-1]):
-        return Way(({"stack": "e"}, {"rearrange": "e a b -> e b a"}))
+        return Reshaping(({"stack": "e"}, {"rearrange": "e a b -> e b a"}))
     return None

@@ -1,7 +1,8 @@
-"""The sizes of a model, told from the forms of its checkpoint and from what a config says; each with its expression.
+"""Measures the sizes of a model from the shapes of its checkpoint and the fields of its config.
 
-Takes forms with their roles; returns `Measures`: for each size its value, and where a shape tells it the expression of
-the spec language that measures it. What no shape tells (the number of heads) must be given, else it is a guess.
+`measure` takes name families with their roles and returns `Sizes`: the value of each size and, where a shape gives it,
+the expression of the spec language that measures it. Sizes that shapes do not reveal, such as the number of heads, must
+be given; otherwise they are listed as guessed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 from compiler.draft.tensor_roles import NameFamily
 
-# What a size is called: in the spec that is drafted first, then in configs of all kinds.
-WORDS = {
+# Name of a size in the drafted spec -> its names in configs.
+SIZE_FIELDS = {
     "vocab_size": ("vocab_size", "padded_vocab_size", "n_vocab"),
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "width", "embedding_length"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "block_count"),
@@ -61,29 +62,29 @@ WORDS = {
     "num_channels": ("num_channels",),
     "num_labels": ("num_labels",),
 }
-# Values that are no sizes, under the words of configs of all kinds.
-SETTINGS = (
+# Settings that are not sizes: the names that configs have for each.
+SETTING_FIELDS = (
     ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_eps", "norm_epsilon", "rms_eps", "eps",
      "attention_layer_norm_rms_epsilon"),
     ("rope_theta", "rope_base", "rotary_emb_base", "rotary_base", "rope_freq_base"),
     ("hidden_act", "activation_function", "hidden_activation", "activation"),
     ("num_experts_per_tok", "moe_top_k", "top_k", "n_expert_per_token", "moe_router_topk", "num_experts_per_token"),
 )  # fmt: skip
-USUAL_HEAD = 64  # a guess, where nothing tells the number of heads
+USUAL_HEAD_DIM = 64  # assumed where nothing gives the number of heads
 
 
 @dataclass
-class Measures:
-    """`values` by the spec's word; `expressions` of those that the checkpoint tells; `guessed` words; `named`: what the
-    source's config calls a word or a field of the target."""
+class Sizes:
+    """`values` by the size's name in the spec; `expressions` that measure them; `guessed`: sizes that nothing gives;
+    `named`: what the source's config calls a size or a field of the target."""
 
     values: dict[str, int] = field(default_factory=dict)
     named: dict[str, str] = field(default_factory=dict)
     expressions: dict[str, str] = field(default_factory=dict)
     guessed: set[str] = field(default_factory=set)
 
-    def tell(self, word: str, value: int, expression: str) -> None:
-        """A measured value; where the config says another, the config is right and the expression is not."""
+    def record(self, word: str, value: int, expression: str) -> None:
+        """Records a measured size. If the config gives another value, that value is kept and the expression is dropped."""
         if value > 0 and self.values.setdefault(word, value) == value:
             self.expressions.setdefault(word, expression)
 
@@ -91,125 +92,130 @@ class Measures:
         return self.values.get(word, 0)
 
 
-def measure(forms: Sequence[NameFamily], given: Mapping[str, Any]) -> Measures:
-    """The sizes of the checkpoint that these are the forms of."""
-    found = Measures()
-    for word, names in WORDS.items():
-        name = next((n for n in names if isinstance(given.get(n), int) and given[n] > 0), None)
+def measure(families: Sequence[NameFamily], given: Mapping[str, Any]) -> Sizes:
+    """The sizes of the checkpoint with these name families. `given`: the fields of its config."""
+    sizes = Sizes()
+    for word, names in SIZE_FIELDS.items():
+        name = next((n for n in names if type(given.get(n)) is int and given[n] > 0), None)
         if name is not None:
-            found.values[word], found.named[word] = given[name], name
-    by = {(form.role, form.part): form for form in reversed(forms)}
+            sizes.values[word], sizes.named[word] = given[name], name
+    by = {(family.role, family.part): family for family in reversed(families) if family.shape}
 
-    def form(*roles: str) -> NameFamily | None:
+    def family(*roles: str) -> NameFamily | None:
         return next((by[role, "weight"] for role in roles if (role, "weight") in by), None)
 
-    embedding, norm = form("embedding", "head"), form("final_norm", "norm_1")
+    embedding, norm = family("embedding", "head"), family("final_norm", "norm_1")
     if embedding is not None and len(embedding.shape) == 2:
-        # A norm is as long as the model is wide; without one, a vocabulary is larger than that.
-        wide = norm.shape[0] if norm is not None and norm.shape and norm.shape[0] in embedding.shape else 0
+        # A norm has the length hidden_size. Without a norm, the vocabulary is assumed to be the longer axis.
+        wide = norm.shape[0] if norm is not None and norm.shape[0] in embedding.shape else 0
         flip = int(
             embedding.shape[0] == wide != embedding.shape[1] if wide else embedding.shape[0] < embedding.shape[1]
         )
         rows, columns = embedding.shape[:: -1 if flip else 1]
-        found.tell("vocab_size", rows, f'dim("{embedding.first()}", {flip})')
-        found.tell("hidden_size", columns, f'dim("{embedding.first()}", {1 - flip})')
+        sizes.record("vocab_size", rows, embedding.dim(flip))
+        sizes.record("hidden_size", columns, embedding.dim(1 - flip))
     elif norm is not None:
-        found.tell("hidden_size", norm.shape[0], f'dim("{norm.first()}", 0)')
-    positions = form("positions")
+        sizes.record("hidden_size", norm.shape[0], norm.dim(0))
+    positions = family("positions")
     if positions is not None and len(positions.shape) == 2:
-        found.tell("max_position_embeddings", positions.shape[0], f'dim("{positions.first()}", 0)')
-    patches = next((f for f in forms if f.level == 0 and len(f.shape) == 4), None)
+        sizes.record("max_position_embeddings", positions.shape[0], positions.dim(0))
+    patches = next((f for f in families if f.level == 0 and len(f.shape) == 4), None)
     if patches is not None:
-        _pixels(found, patches, positions, form("head"))
-    layered = next((f for f in forms if f.level == 1), None)
+        _measure_images(sizes, patches, positions, family("head"))
+    layered = next((f for f in families if f.level == 1), None)
     if layered is not None:
-        found.tell("num_hidden_layers", len(layered.numbers[0]), f'count("{layered.text}")')
-    if (router := form("router")) is not None:
-        found.tell("num_experts", router.shape[0], f'dim("{router.first()}", 0)')
+        sizes.record("num_hidden_layers", len(layered.numbers[0]), layered.count())
+    if (router := family("router")) is not None:
+        sizes.record("num_experts", router.shape[0], router.dim(0))
     for role, word in (("down", "intermediate_size"), ("expert_down", "moe_intermediate_size")):
-        _inner(found, form(role), word)
-    if "intermediate_size" not in found.values and found["moe_intermediate_size"]:
-        found.values["intermediate_size"] = found["moe_intermediate_size"]
-        if (expression := found.expressions.get("moe_intermediate_size")) is not None:
-            found.expressions["intermediate_size"] = expression
-    _heads(found, form)
-    return found
+        _measure_mlp(sizes, family(role), word)
+    if "intermediate_size" not in sizes.values and sizes["moe_intermediate_size"]:
+        sizes.values["intermediate_size"] = sizes["moe_intermediate_size"]
+        if (expression := sizes.expressions.get("moe_intermediate_size")) is not None:
+            sizes.expressions["intermediate_size"] = expression
+    _measure_heads(sizes, family)
+    return sizes
 
 
-def _pixels(found: Measures, patches: NameFamily, positions: NameFamily | None, head: NameFamily | None) -> None:
-    """Of a model that looks at pictures: the patches that its first convolution takes, and how many there are."""
-    name, side = patches.first(), patches.shape[3]
-    found.tell("num_channels", patches.shape[1], f'dim("{name}", 1)')
-    found.tell("patch_size", side, f'dim("{name}", 3)')
-    count = positions.shape[-2] - 1 if positions is not None else 0  # one position is that of the class
+def _measure_images(sizes: Sizes, patches: NameFamily, positions: NameFamily | None, head: NameFamily | None) -> None:
+    """Sizes of an image encoder: channels and patch size of its first convolution, image size, number of classes."""
+    side = patches.shape[3]
+    sizes.record("num_channels", patches.shape[1], patches.dim(1))
+    sizes.record("patch_size", side, patches.dim(3))
+    # One position belongs to the class token.
+    count = positions.shape[-2] - 1 if positions is not None and len(positions.shape) > 1 else 0
     if count > 0 and math.isqrt(count) ** 2 == count:
-        found.values.setdefault("image_size", math.isqrt(count) * side)
+        sizes.values.setdefault("image_size", math.isqrt(count) * side)
     if head is not None:
-        found.tell("num_labels", head.shape[0], f'dim("{head.first()}", 0)')
+        sizes.record("num_labels", head.shape[0], head.dim(0))
 
 
-def _inner(found: Measures, down: NameFamily | None, word: str) -> None:
-    """The width inside an MLP: the axis of its last matrix that is not the width of the model."""
+def _measure_mlp(sizes: Sizes, down: NameFamily | None, word: str) -> None:
+    """The inner width of an MLP: the axis of its last matrix that is not the hidden size."""
     if down is None or len(down.shape) < 2:
         return
     axes = range(len(down.shape) - 2, len(down.shape))
-    axis = next((a for a in reversed(axes) if down.shape[a] != found["hidden_size"]), len(down.shape) - 1)
-    experts = found["num_experts"]
+    axis = next((a for a in reversed(axes) if down.shape[a] != sizes["hidden_size"]), len(down.shape) - 1)
+    experts = sizes["num_experts"]
     if word.startswith("moe") and down.level == 1 and len(down.shape) == 2 and experts:  # all experts in one matrix
-        found.tell(word, down.shape[axis] // experts, f'dim("{down.first()}", {axis}) // num_experts')
+        sizes.record(word, down.shape[axis] // experts, f"{down.dim(axis)} // num_experts")
         return
-    found.tell(word, down.shape[axis], f'dim("{down.first()}", {axis})')
+    sizes.record(word, down.shape[axis], down.dim(axis))
 
 
-def _heads(found: Measures, form: Callable[..., NameFamily | None]) -> None:
-    query, key, fused, out = form("q"), form("k"), form("qkv"), form("o")
-    if query is not None and len(query.shape) == 3 and found["hidden_size"] in query.shape[1:]:
-        found.tell("num_attention_heads", query.shape[0], f'dim("{query.first()}", 0)')
-    width, known = found["head_dim"], found["num_attention_heads"]
+def _measure_heads(sizes: Sizes, family: Callable[..., NameFamily | None]) -> None:
+    query, key, fused, out = family("q"), family("k"), family("qkv"), family("o")
+    if query is not None and len(query.shape) == 3 and sizes["hidden_size"] in query.shape[1:]:
+        sizes.record("num_attention_heads", query.shape[0], query.dim(0))
+    norm, frequencies = family("q_norm"), family("frequencies")
+    if norm is not None and len(norm.shape) == 1 and query is not None and query.shape[0] % max(1, norm.shape[0]) == 0:
+        if norm.shape[0] < query.shape[0]:  # one norm for the queries of each head
+            sizes.record("head_dim", norm.shape[0], norm.dim(0))
+    elif frequencies is not None and len(frequencies.shape) == 1:
+        sizes.record("head_dim", 2 * frequencies.shape[0], f"2 * {frequencies.dim(0)}")
+    width, known = sizes["head_dim"], sizes["num_attention_heads"]
     if not known and width and out is not None and len(out.shape) == 2 and out.shape[1] % width == 0:
-        found.tell("num_attention_heads", out.shape[1] // width, f'dim("{out.first()}", 1) // head_dim')
-    if not found["num_attention_heads"]:
-        found.values["num_attention_heads"] = max(1, found["hidden_size"] // USUAL_HEAD)
-        found.guessed.add("num_attention_heads")
-    heads = found["num_attention_heads"]
-    if "head_dim" in found.expressions.get("num_attention_heads", ""):
-        pass  # the one is told from the other already
+        sizes.record("num_attention_heads", out.shape[1] // width, f"{out.dim(1)} // head_dim")
+    if not sizes["num_attention_heads"]:
+        sizes.values["num_attention_heads"] = max(1, sizes["hidden_size"] // USUAL_HEAD_DIM)
+        sizes.guessed.add("num_attention_heads")
+    heads = sizes["num_attention_heads"]
+    if "head_dim" in sizes.expressions.get("num_attention_heads", ""):
+        pass  # num_attention_heads is computed from head_dim already
     elif out is not None and len(out.shape) == 2 and out.shape[1] % heads == 0:
-        found.tell("head_dim", out.shape[1] // heads, f'dim("{out.first()}", 1) // num_attention_heads')
+        sizes.record("head_dim", out.shape[1] // heads, f"{out.dim(1)} // num_attention_heads")
     elif query is not None and len(query.shape) == 3:
-        found.tell(
-            "head_dim", min(query.shape[1:]), f'dim("{query.first()}", {query.shape.index(min(query.shape[1:]))})'
-        )
-    width = found["head_dim"] or max(1, found["hidden_size"] // heads)
-    found.values.setdefault("head_dim", width)
+        sizes.record("head_dim", min(query.shape[1:]), query.dim(query.shape.index(min(query.shape[1:]))))
+    width = sizes["head_dim"] or max(1, sizes["hidden_size"] // heads)
+    sizes.values.setdefault("head_dim", width)
     if key is not None and len(key.shape) == 2 and key.shape[0] % width == 0:
-        found.tell("num_key_value_heads", key.shape[0] // width, f'dim("{key.first()}", 0) // head_dim')
+        sizes.record("num_key_value_heads", key.shape[0] // width, f"{key.dim(0)} // head_dim")
     elif fused is not None and (groups := (fused.shape[0] // width - heads) // 2) > 0 and fused.shape[0] % width == 0:
-        expression = f'(dim("{fused.first()}", 0) // head_dim - num_attention_heads) // 2'
-        found.tell("num_key_value_heads", groups, expression)
-    found.values.setdefault("num_key_value_heads", heads)
+        expression = f"({fused.dim(0)} // head_dim - num_attention_heads) // 2"
+        sizes.record("num_key_value_heads", groups, expression)
+    sizes.values.setdefault("num_key_value_heads", heads)
 
 
-def in_all_words(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values also under every other word that configs have for them."""
-    found: dict[str, Any] = {}
-    for names in (*WORDS.values(), *SETTINGS):
-        told = next((name for name in names if name in values), None)
-        found |= dict.fromkeys(names, values[told]) if told is not None else {}
-    return found | dict(values)
+def with_synonyms(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values also under every other name that configs have for them."""
+    values_by_name: dict[str, Any] = {}
+    for names in (*SIZE_FIELDS.values(), *SETTING_FIELDS):
+        given = next((name for name in names if name in values), None)
+        values_by_name |= dict.fromkeys(names, values[given]) if given is not None else {}
+    return values_by_name | dict(values)
 
 
-def target_config(found: Measures, given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """Fields of the target's config: what is given under the target's own names, and sizes and settings under its words."""
-    sizes = {name for names in WORDS.values() for name in names}
+def target_config(measured: Sizes, given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """Fields of the target's config: those given under its own names, and sizes and settings under the names it has."""
+    sizes = {name for names in SIZE_FIELDS.values() for name in names}
     config = {n: v for n, v in given.items() if n in fields and not (n in sizes and (not isinstance(v, int) or v < 1))}
-    for word, names in WORDS.items():
+    for word, names in SIZE_FIELDS.items():
         known = [name for name in names if name in fields]
-        if known and word in found.values and not any(name in config for name in known):
-            config[known[0]] = found.values[word]
-    for names in SETTINGS:
-        for told in [name for name in names if name in given][:1]:
+        if known and word in measured.values and not any(name in config for name in known):
+            config[known[0]] = measured.values[word]
+    for names in SETTING_FIELDS:
+        for source in [name for name in names if name in given][:1]:
             for name in names:
                 if name in fields and name not in config:
-                    config[name], found.named[name] = given[told], told
+                    config[name], measured.named[name] = given[source], source
     return config

@@ -1,7 +1,7 @@
-"""Models of two towers, such as an encoder and a decoder: the sizes of each, told from its own tensors.
+"""Measures the submodels of a model, such as encoder and decoder, each from its own tensors.
 
-Takes the forms of a checkpoint and what a config says; returns fields of the target's config that sizes of the whole
-cannot fill, and adds to the measures how a shape tells them. What the config says itself stays as it is.
+`submodel_fields` takes the name families of a checkpoint and the fields of its config; it returns fields of the target's
+config and records which axis of which tensor gives each size. Fields that the config gives are not changed.
 """
 
 from __future__ import annotations
@@ -10,50 +10,56 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from compiler.draft.sizes import Measures, measure
+from compiler.draft.sizes import Sizes, measure
 from compiler.draft.tensor_roles import NameFamily
 
-# A field's ending -> the word for it; and what the positions of a tower are called.
-_FLAT = {"layers": "num_hidden_layers", "attention_heads": "num_attention_heads", "ffn_dim": "intermediate_size"}
-_POSITIONS = {"encoder": "max_source_positions", "decoder": "max_target_positions"}
-_SEEING = re.compile(r"visual|vision")
+# Ending of a config field -> name of the size; and the field that holds a submodel's positions.
+_PREFIXED_FIELDS = {
+    "layers": "num_hidden_layers",
+    "attention_heads": "num_attention_heads",
+    "ffn_dim": "intermediate_size",
+}
+_POSITION_FIELDS = {"encoder": "max_source_positions", "decoder": "max_target_positions"}
+_VISION = re.compile(r"visual|vision")
 
 
-def towers(
-    forms: Sequence[NameFamily], given: Mapping[str, Any], fields: Collection[str], sizes: Measures
+def submodel_fields(
+    families: Sequence[NameFamily], given: Mapping[str, Any], fields: Collection[str], sizes: Sizes
 ) -> dict[str, Any]:
-    """Fields of the target's config for each tower that the target and the checkpoint have."""
+    """Fields of the target's config for each submodel that both the target and the checkpoint have."""
     found: dict[str, Any] = {}
-    for tower, positions in _POSITIONS.items():
-        own = [form for form in forms if re.search(rf"(^|\.){tower}s?\.", form.text)]
+    for tower, positions in _POSITION_FIELDS.items():
+        own = [family for family in families if re.search(rf"(^|\.){tower}s?\.", family.text)]
         if f"{tower}_layers" not in fields or not own:
             continue
         part = measure(own, given)
-        words = {f"{tower}_{ending}": word for ending, word in _FLAT.items()} | {positions: "max_position_embeddings"}
+        words = {f"{tower}_{ending}": word for ending, word in _PREFIXED_FIELDS.items()} | {
+            positions: "max_position_embeddings"
+        }
         for field, word in words.items():
             if field in fields and part[word]:
                 found[field] = part[word]
-                _tell(sizes, field, part[word], part.expressions.get(word))
-        waves = next((form for form in own if form.level == 0 and len(form.shape) == 3), None)
+                _record(sizes, field, part[word], part.expressions.get(word))
+        waves = next((family for family in own if family.level == 0 and len(family.shape) == 3), None)
         if waves is not None and "num_mel_bins" in fields:
             found.setdefault("num_mel_bins", waves.shape[1])
-            _tell(sizes, "num_mel_bins", waves.shape[1], f'dim("{waves.first()}", 1)')
+            _record(sizes, "num_mel_bins", waves.shape[1], waves.dim(1))
     if {"vision_config", "text_config"} <= {*fields}:
         for field, sees in (("vision_config", True), ("text_config", False)):
-            part = measure([form for form in forms if bool(_SEEING.search(form.text)) == sees], given)
+            part = measure([family for family in families if bool(_VISION.search(family.text)) == sees], given)
             found[field] = {
                 word: value for word, value in part.values.items() if word not in ("head_dim", "num_labels")
             }
-        joint = next((f for f in forms if f.level == 0 and len(f.shape) == 2 and "proj" in f.text), None)
+        joint = next((f for f in families if f.level == 0 and len(f.shape) == 2 and "proj" in f.text), None)
         if joint is not None and "projection_dim" in fields:
             axis = int(
                 joint.shape[0] in (found["text_config"].get("hidden_size"), found["vision_config"].get("hidden_size"))
             )
             found["projection_dim"] = joint.shape[axis]
-            _tell(sizes, "projection_dim", joint.shape[axis], f'dim("{joint.first()}", {axis})')
+            _record(sizes, "projection_dim", joint.shape[axis], joint.dim(axis))
     return {field: value for field, value in found.items() if field not in given}
 
 
-def _tell(sizes: Measures, field: str, value: int, expression: str | None) -> None:
+def _record(sizes: Sizes, field: str, value: int, expression: str | None) -> None:
     if expression is not None and re.match(r"(dim|count)\([^()]*\)$", expression):
-        sizes.tell(field, value, expression)
+        sizes.record(field, value, expression)

@@ -1,8 +1,8 @@
-"""Which specs fit a checkpoint: told from its names, shapes and container, never from what a config calls it.
+"""Finds the specs that fit a checkpoint by its names, shapes and container.
 
-Takes the paths of a checkpoint and the programs to try; returns one `Fit` for each, the best first. A spec `fits` when
-its plan binds; it `asks` when all that keeps it from binding is a value that no shape can tell; it is `near` when most
-names are its own. `unique` picks the one that fits and refuses an ambiguous choice.
+`detect` takes the paths of a checkpoint and the programs to try; it returns one `Fit` for each, best first. A spec
+`fits` if its plan binds. Its status is `asks` if only arguments are missing that shapes do not reveal, and `near` if
+most names match. `unique` picks the one that fits. Raises Refusal where none or several fit.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 @dataclass(frozen=True)
 class Fit:
-    """How one spec fits: `share` of names and patterns that find each other, `asks` the arguments it needs, `reasons`
-    what stands against it, `container` whether the file is called as the spec expects."""
+    """How one spec fits. `share`: the part of names and patterns that match each other, 0 to 1; `asks`: arguments that it
+    needs; `reasons` why it does not fit; `container`: whether a file has the name that the spec expects."""
 
     spec: str
     summary: str
@@ -115,7 +115,7 @@ def named_program(spec: str, request: Request, on_note: Listener = ignore_note) 
 
 
 def _called(path: Path) -> Iterable[str]:
-    """The name of a file, and in a folder those of its files."""
+    """The name of a file, or of a folder and the files in it."""
     yield path.name
     if os.path.isdir(path):
         yield from (str(file.relative_to(path)) for file in islice(path.rglob("*"), _MOST_FILES))
@@ -155,8 +155,9 @@ def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tup
 
 
 def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[float, list[str]]:
-    """The share of names that a rule reads and of unguarded patterns that find a name; what finds none."""
-    # The first two of each row of layers or experts stand for all.
+    """The part of names that a rule reads and of unguarded patterns that match a name; and a reason for each group of the
+    rest."""
+    # The first two layers or experts represent all of them.
     few = list(
         islice((name for name in tensors if all(len(n) < 9 and int(n) < 2 for n in _NUMBER.findall(name))), _MOST_NAMES)
     )
@@ -176,7 +177,7 @@ def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[fl
 
 
 def _looked_for(program: Program, tensors: Mapping[str, Tensor | Joined]) -> bool:
-    """Whether the checkpoint has the names that the facts measure: all that a spec which keeps everything tells."""
+    """Whether the checkpoint has the names that the facts measure. A spec with `keep: all` has no other patterns."""
     facts = program.spec.facts.values()
     plain = [fact for fact in facts if " if " not in fact.text]
     asked = [(function, text) for fact in plain for function, text, _ in fact.asked if function != "exists"]

@@ -4,7 +4,7 @@ config file, `--set`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def gather(
     path = config or beside(source, program.spec.source_config)
     if path is not None:
         whole = read_config_file(path)
-        held = _held(whole, known)
+        held = model_part(whole, known)
         fields = config_dialects.read_config(whole | held)
         if fields.get("use_sliding_window") is False:
             fields["sliding_window"] = None  # a width that no layer uses
@@ -160,18 +160,22 @@ def gather_reversed(
 
 
 def gather_without_spec(
-    source: Path, objects: Mapping[str, object], config: Path | None, assigned: Mapping[str, Any]
+    source: Path,
+    objects: Mapping[str, object],
+    config: Path | None,
+    assigned: Mapping[str, Any],
+    known: Collection[str],
 ) -> dict[str, Any]:
-    """All fields that are known of a model that has no spec yet, by name, in the same order of precedence. Where nobody
-    names a config, a `config.json` or `params.json` beside the weights is read. Raises Refusal."""
+    """All fields of a model that has no spec yet, by name, in the same order of precedence. If nobody names a config, a
+    `config.json` or `params.json` beside the weights is read; `known` names select the part of it that describes the
+    model. Raises Refusal."""
     values: dict[str, Any] = {}
     for _, held in _inside(objects):
         values |= held
     path = config or beside(source, "config.json") or beside(source, "params.json")
     if path is not None:
         whole = read_config_file(path)
-        for part in (whole, *_holders(whole)):
-            values |= config_dialects.read_config(part)
+        values |= config_dialects.read_config(whole | model_part(whole, {*known} - BAGGAGE))
     values |= assigned
     return {name: value for name, value in values.items() if name not in BAGGAGE - {"dtype"}}
 
@@ -192,9 +196,9 @@ def _holders(whole: dict[str, Any]) -> list[dict[str, Any]]:
     return [part for key in HOLDERS if isinstance(part := whole.get(key), dict)]
 
 
-def _held(whole: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """The part of a config that tells most of the model: the whole, or a mapping in it."""
-    return max([whole, *_holders(whole)], key=lambda part: len(known & part.keys()))
+def model_part(whole: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The part of a config that describes the model: the mapping with most of the known fields, or the whole."""
+    return max([whole, *_holders(whole)], key=lambda part: len(part.keys() & {*known}))
 
 
 def _of_the_target(program: Program, config: Mapping[str, Any]) -> bool:

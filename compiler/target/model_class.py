@@ -270,6 +270,23 @@ def _unbuildable(model_class: str, error: Exception) -> NoReturn:
            "the message comes from Transformers; compare the fields with its config class")  # fmt: skip
 
 
+def complete_config(model_class: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field of the config that the class builds from `config`, with the fields of nested configs.
+
+    Raises Refusal: `unknown-class`; `unbuildable-target` where the class does not accept the config.
+    """
+    with _quiet():
+        found = class_of(model_class)
+        fields: dict[str, Any] = json.loads(json.dumps(_configure(found, config).to_dict(), default=str))
+        return fields
+
+
+def fields_read(model_class: str) -> frozenset[str]:
+    """The names of config fields that the module of the class reads, as `config.NAME` or by `getattr`."""
+    text = inspect.getsource(sys.modules[class_of(model_class).__module__])
+    return frozenset(re.findall(r"config\.(\w+)", text)) | frozenset(_LOOKED_FOR.findall(text))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What differs between generations
 
