@@ -8,11 +8,11 @@ from transformers import PretrainedConfig
 
 
 class MiniMindConfig(PretrainedConfig):
-    """Sizes and settings of MiniMindForCausalLM.
+    """Configuration of MiniMindForCausalLM.
 
-    The default of head_dim, intermediate_size, rope_scaling, moe_intermediate_size follows from other fields.
-    `rope_scaling` is None or YaRN's parameters. It and `rope_theta` are kept as `rope_parameters`, which may be given in
-    their place.
+    These defaults are computed from other fields: head_dim, intermediate_size, rope_scaling, moe_intermediate_size.
+    `rope_scaling` is None or the YaRN parameters. `rope_theta` and `rope_scaling` are stored as `rope_parameters`, which
+    can be passed instead.
     """
 
     model_type = "minimind"
@@ -65,12 +65,12 @@ class MiniMindConfig(PretrainedConfig):
         output_router_logits: bool = False,
         **kwargs: Any,
     ) -> None:
-        # transformers 5 writes theta and scaling together
+        # transformers 5 stores theta and scaling in one dict
         rope = kwargs.pop("rope_parameters", None) or rope_scaling or {}
         rope_theta = rope.get("rope_theta", rope_theta)
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "yarn"):
-            raise ValueError(f"this model knows the rope types 'default' and 'yarn', not {rope_type!r}")
+            raise ValueError(f"rope_type must be 'default' or 'yarn', not {rope_type!r}")
         rope_scaling = {**rope, "rope_type": "yarn"} if rope_type == "yarn" else None
         if head_dim is None:
             head_dim = hidden_size // num_attention_heads
@@ -94,7 +94,7 @@ class MiniMindConfig(PretrainedConfig):
         rope_parameters = {**(rope_scaling or {"rope_type": "default"}), "rope_theta": rope_theta}
         needed = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor")
         if rope_scaling and (missing := [name for name in needed if rope_scaling.get(name) is None]):
-            raise ValueError(f"the YaRN parameters lack {', '.join(missing)}")
+            raise ValueError(f"missing YaRN parameters: {', '.join(missing)}")
         super().__init__(**kwargs)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size

@@ -1,7 +1,6 @@
-"""What Transformers expects of a model, asked of every rendered one: see docs/contract.md.
+"""What Transformers expects of a model, tested on every rendered one: see docs/contract.md.
 
-The models are tiny and their weights random. Run it under several releases of transformers: the text under test is the
-same for all of them.
+The models are tiny with random weights. The same tests run under several releases of transformers.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ SPARSE = ("moe", "moe_shared", "always_sparse")
 
 @pytest.fixture(scope="session")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ModuleType]]:
-    """The rendered model modules, each in a package of its own."""
+    """The rendered model modules, each in its own package."""
     root = tmp_path_factory.mktemp("rendered")
     for name, model in MODELS.items():
         package = root / f"rendered_{name}"
@@ -85,7 +84,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make(code: dict[str, ModuleType], variant: str) -> Callable[..., Any]:
-    """Builds the variant's model, in evaluation mode, always with the same weights; keywords are config fields."""
+    """Builds the variant's model in evaluation mode with fixed weights; keywords are config fields."""
 
     def build(**changes: Any) -> Any:
         name, sizes = VARIANTS[variant]
@@ -107,7 +106,7 @@ def model(make: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where Transformers keeps the code of folders that it loads."""
+    """The folder in which Transformers caches remote code."""
     cache = tmp_path / "modules"
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -134,7 +133,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 2e-5) -> None:
 
 
 def save(model: Any, folder: Path) -> Path:
-    """The folder as a user of the two calls writes it."""
+    """Save a model with its code, as a user does."""
     type(model.config).register_for_auto_class()
     type(model).register_for_auto_class("AutoModelForCausalLM")
     model.save_pretrained(folder)
@@ -146,7 +145,7 @@ def save(model: Any, folder: Path) -> Path:
 
 
 def test_nothing_but_parameters(model: Any) -> None:
-    """No buffer, so none that loading could leave unset, and the tensors are those of the checkpoint."""
+    """There are no buffers, and the state dict has exactly the parameters."""
     assert not list(model.named_buffers())
     assert model.state_dict().keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
 
@@ -177,7 +176,7 @@ def test_tied_weights(make: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_code_travels(model: Any, variant: str, tmp_path: Path, modules_cache: Path) -> None:
-    """A saved folder holds the code and says where it is, and the auto classes load it with nothing else at hand."""
+    """A saved folder has the code and its auto_map, and the auto classes load it without the original module."""
     folder = save(model, tmp_path / f"folder_{variant}")
     name, _ = VARIANTS[variant]
     assert json.loads((folder / "config.json").read_text())["auto_map"] == auto_map(MODELS[name])
@@ -188,17 +187,17 @@ def test_code_travels(model: Any, variant: str, tmp_path: Path, modules_cache: P
     assert type(again).__module__.startswith("transformers_modules")
     assert config.to_diff_dict() == again.config.to_diff_dict()
     close(logits(model, ids()), logits(again, ids()))
-    # and what it saves is again such a folder
+    # the loaded model saves its code again
     again.save_pretrained(tmp_path / f"twice_{variant}")
     assert (tmp_path / f"twice_{variant}" / f"model_{name}.py").read_text() == (folder / f"model_{name}.py").read_text()
 
 
-def test_loading_leaves_nothing_unset(model: Any, tmp_path: Path) -> None:
+def test_loading_initializes_everything(model: Any, tmp_path: Path) -> None:
     """With NaN in all memory that torch hands out uninitialised, loading gives the same logits."""
     model.save_pretrained(tmp_path / "saved")
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        assert torch.empty(8).isnan().all(), "memory is not soiled"
+        assert torch.empty(8).isnan().all(), "uninitialized memory is not NaN"
         again = type(model).from_pretrained(tmp_path / "saved", device_map={"": "cpu"})
     finally:
         torch.use_deterministic_algorithms(False)
@@ -206,7 +205,7 @@ def test_loading_leaves_nothing_unset(model: Any, tmp_path: Path) -> None:
 
 
 def test_from_meta(model: Any, make: Callable[..., Any]) -> None:
-    """A model made on the meta device becomes whole by its state dict alone."""
+    """A model built on the meta device is complete after loading its state dict."""
     with torch.device("meta"):
         empty = make()
     empty = empty.to_empty(device="cpu")
@@ -251,13 +250,13 @@ def test_causal(model: Any) -> None:
 
 
 def test_order_matters(model: Any) -> None:
-    """The last logits see the order of earlier tokens, hence their positions."""
+    """The last logits depend on the order of earlier tokens."""
     swapped = ids()[:, [1, 0, *range(2, 9)]]
     assert (logits(model, ids())[:, -1] - logits(model, swapped)[:, -1]).abs().max() > 1e-3
 
 
 def test_cache_in_parts(model: Any) -> None:
-    """The whole sequence at once, or in three parts with a cache."""
+    """The sequence at once and in three parts with a cache give the same logits."""
     whole = logits(model, ids())
     cache, found = None, []
     for part in ids().split([4, 1, 4], dim=1):
@@ -278,7 +277,7 @@ def test_both_names_of_the_cache(model: Any) -> None:
 
 
 def test_padding(model: Any) -> None:
-    """Left padding, with the positions that go with it, changes nothing; a mask of ones is no mask."""
+    """Left padding with matching positions changes no logits; neither does a mask of ones."""
     padded = torch.cat((torch.zeros(2, 3, dtype=torch.long), ids()), dim=1)
     mask = (torch.arange(12) >= 3).long().expand(2, 12)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -317,10 +316,10 @@ def test_recorded_outputs(make: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision(make: Callable[..., Any], variant: str, dtype: torch.dtype) -> None:
-    """Positions and norms are reckoned in float32 whatever the weights are cast to."""
+    """Positions and norms are computed in float32 for any dtype of the weights."""
     model = make().to(dtype)
     exact = copy.deepcopy(model).float()
-    # Rotation tells how far two tokens are apart, not where they stand; in bfloat16, 1000 to 1008 are but three numbers.
+    # Rotary positions are relative, so an offset changes nothing; in bfloat16, 1000 to 1008 are only three values.
     learned = MODELS[VARIANTS[variant][0]].blocks.get("embedding", {}).get("positions") == "learned"
     positions = torch.arange(9)[None] + (0 if learned else 1000)
     found, reference = logits(model, ids(), position_ids=positions), logits(exact, ids())
@@ -348,7 +347,7 @@ def test_eager_and_sdpa_agree(make: Callable[..., Any]) -> None:
 
 
 def test_attention_is_dispatched(make: Callable[..., Any]) -> None:
-    """An attention registered with Transformers is called, with what Flash Attention would need."""
+    """An attention registered with Transformers is called with the arguments that Flash Attention needs."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -456,7 +455,7 @@ def test_loss(model: Any) -> None:
     output = model(ids(), labels=labels)
     shifted = output.logits[:, 2:-1].reshape(-1, SIZES["vocab_size"])
     close(output.loss, torch.nn.functional.cross_entropy(shifted, labels[:, 3:].flatten()))
-    # as Trainer asks it: the sum over the batch, by the number of tokens of several
+    # as Trainer calls it: the sum over the batch, divided by the number of tokens of several batches
     close(model(ids(), labels=labels, num_items_in_batch=24).loss, output.loss * 12 / 24)
 
 
@@ -501,7 +500,7 @@ def test_dropout_acts_in_training_only(make: Callable[..., Any], variant: str) -
 
 
 def balance(probabilities: Tensor, chosen: Tensor, experts: int) -> Tensor:
-    """How uneven the load is: the share of choices of each expert times its mean probability, times the experts."""
+    """Load balancing loss: sum over experts of share of choices times mean probability, times the number of experts."""
     share = torch.stack([(chosen == i).float().mean() for i in range(experts)])
     return (share * probabilities.mean(0)).sum() * experts
 
@@ -537,7 +536,7 @@ def test_load_balancing_loss(make: Callable[..., Any], variant: str) -> None:
 
 
 def test_experts_are_those_of_a_plain_loop(make: Callable[..., Any], variant: str) -> None:
-    """The mixture, against one that asks every expert about every token."""
+    """The mixture equals one that runs every expert on every token."""
     model = make()
     if variant not in SPARSE:
         assert not hasattr(next(m for n, m in model.named_modules() if n.endswith(".mlp")), "experts")
@@ -586,7 +585,7 @@ def test_resize_token_embeddings(model: Any, size: int, tmp_path: Path) -> None:
 
 
 def test_compile(model: Any, variant: str) -> None:
-    """One graph, unless there are experts: how many tokens each gets is known at run time only."""
+    """One graph, except with experts: the number of tokens per expert is only known at run time."""
     dense = variant not in SPARSE
     assert model._can_compile_fullgraph is dense
     torch._dynamo.reset()
@@ -656,7 +655,7 @@ def test_trainer(model: Any, tmp_path: Path) -> None:
 
 
 def test_parallel_plans(model: Any, variant: str) -> None:
-    """Every entry of a plan names modules that there are, and a pipeline's parts come in the order in which they run."""
+    """Every entry of a plan names existing modules, and the pipeline parts are in running order."""
     config = model.config
     modules = dict(model.base_model.named_modules())
     sparse = variant in SPARSE
@@ -706,7 +705,7 @@ def test_dialects_of_rope(code: dict[str, ModuleType]) -> None:
 def test_rope_that_the_model_lacks(code: dict[str, ModuleType]) -> None:
     with pytest.raises(ValueError, match="not 'llama3'"):
         rotary(code)(rope_scaling={"rope_type": "llama3", "factor": 2.0})
-    with pytest.raises(ValueError, match="lack beta_fast, beta_slow"):
+    with pytest.raises(ValueError, match="missing YaRN parameters: beta_fast, beta_slow"):
         rotary(code)(
             rope_scaling={
                 "rope_type": "yarn",
@@ -718,7 +717,7 @@ def test_rope_that_the_model_lacks(code: dict[str, ModuleType]) -> None:
 
 
 def test_scaling_needs_a_longer_context(code: dict[str, ModuleType]) -> None:
-    """YaRN acts where the context is longer than the one trained on, and changes far positions only a little near."""
+    """YaRN applies only where the context is longer than the trained one, and leaves the fastest channels unchanged."""
     module = code["minimind"]
     found = {}
     for longest in (32, 128):
@@ -739,7 +738,7 @@ def test_computed_defaults(code: dict[str, ModuleType]) -> None:
 
 
 def test_this_release(code: dict[str, ModuleType]) -> None:
-    """The one difference between releases that the text knows of is seen for what it is."""
+    """The rendered code detects how this release names the cache."""
     import inspect
 
     from transformers.modeling_outputs import BaseModelOutputWithPast

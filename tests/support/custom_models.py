@@ -1,4 +1,4 @@
-"""The architectures that the tests of path B render, as the compiler hands them over."""
+"""The architectures that the path B tests render."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ NANOGPT = CustomModel(
     banner=banner("nanogpt"),
 )
 
-# Nobody's architectures: other combinations of the same blocks.
+# Made-up architectures: other combinations of the same blocks.
 ALWAYS_SPARSE = dataclasses.replace(
     MINIMIND,
     module="sparse",
@@ -198,7 +198,7 @@ def golden(case: str) -> Path:
 
 
 def write_folder(case: str, folder: Path) -> Path:
-    """The folder of a case's checkpoint as the compiler is to write it: weights under their own names, config, code."""
+    """Write the folder of a case's checkpoint: weights under their own names, config and code."""
     import torch
     from safetensors.torch import save_file
 

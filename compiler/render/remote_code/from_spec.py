@@ -1,4 +1,4 @@
-"""A Spec of path B as the `CustomModel` that its templates render.
+"""The custom architecture of a spec: the `CustomModel` that the templates render.
 
 Faults of the architecture are reported at their place in the spec.
 """
@@ -17,7 +17,7 @@ from compiler.templating import banner
 
 
 def custom_model(spec: Spec) -> CustomModel:
-    """The architecture that a spec describes. Raises Refusal."""
+    """The architecture of a path B spec. Raises Refusal with every fault at its place in the spec."""
     target = spec.target
     assert target.remote_code is not None
     assert target.config_class is not None
@@ -42,17 +42,17 @@ def custom_model(spec: Spec) -> CustomModel:
 
 
 def code(spec: Spec) -> dict[str, str]:
-    """The modules that travel with the weights. Raises Refusal."""
+    """The rendered modules, `{file name: text}`. Raises Refusal."""
     return render_custom(custom_model(spec))
 
 
 def auto_map_of(spec: Spec) -> dict[str, str]:
-    """What config.json says of them."""
+    """The `auto_map` of config.json. Raises Refusal."""
     return auto_map(custom_model(spec))
 
 
 def _place(node: Node, path: tuple[str, ...]) -> Span:
-    """The deepest key of `path` that the spec has."""
+    """The span of the deepest key of `path` that the spec has."""
     span = node.span
     for step in path:
         if not isinstance(node, document.Mapping) or (key := node.key(step)) is None:
