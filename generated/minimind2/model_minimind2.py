@@ -7,6 +7,7 @@ keep their names. There are no buffers, so loading cannot leave one uninitialize
 
 import inspect
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -14,8 +15,14 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
+from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple, logging
@@ -27,6 +34,8 @@ logger = logging.get_logger(__name__)
 # The mask and cache arguments differ between releases: `past_key_values` was renamed to `cache`.
 MASK_ARGUMENTS = frozenset(inspect.signature(create_causal_mask).parameters)
 CACHE = "cache" if "cache" in MASK_ARGUMENTS else "past_key_values"
+# The tensor parallel style that splits outputs and gathers them was renamed.
+GATHERED = "colwise_gather_output" if "colwise_gather_output" in ALL_PARALLEL_STYLES else "colwise_rep"
 
 
 class MiniMind2RMSNorm(nn.Module):
@@ -46,34 +55,41 @@ class MiniMind2RMSNorm(nn.Module):
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
-def rotary_frequencies(config: MiniMind2Config, device: torch.device) -> tuple[Tensor, float]:
+def rotary_frequencies(config: MiniMind2Config, position_ids: Tensor) -> tuple[Tensor, float]:
     """Returns the angle per position of each pair of channels, float32 (head_dim / 2), and the factor of cos and sin.
 
     They are computed from the config on every call, which takes microseconds. A non-persistent buffer would be
     uninitialized after loading through the meta device.
     """
-    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
-    rope = config.rope_parameters
-    frequencies = 1.0 / (rope["rope_theta"] ** (steps / config.head_dim))
-    if rope["rope_type"] == "default" or config.max_position_embeddings <= rope["original_max_position_embeddings"]:
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device)
+    rope, longest = config.rope_parameters, config.max_position_embeddings
+    theta = rope["rope_theta"]
+    if rope["rope_type"] == "dynamic":  # theta grows with inputs that are longer than max_position_embeddings
+        growth = rope["factor"] * (position_ids.max() + 1).clamp(min=longest) / longest - (rope["factor"] - 1)
+        theta = theta * growth ** (config.head_dim / (config.head_dim - 2))
+    frequencies = 1.0 / (theta ** (steps / config.head_dim))
+    if rope["rope_type"] == "linear":
+        return frequencies / rope["factor"], 1.0
+    trained = rope.get("original_max_position_embeddings")
+    if rope["rope_type"] != "yarn" or (trained is not None and longest <= trained):
         return frequencies, 1.0
 
     # YaRN (arXiv 2309.00071): channels with fewer than beta_slow rotations in the trained context are interpolated by
     # the factor, channels with more than beta_fast are unchanged, and a linear ramp connects both.
-    def channel(turns: float) -> float:
-        period = rope["original_max_position_embeddings"] / (turns * 2 * math.pi)
-        return config.head_dim * math.log(period) / (2 * math.log(rope["rope_theta"]))
+    def channel(rotations: float) -> float:
+        period = (trained or longest) / (rotations * 2 * math.pi)
+        return config.head_dim * math.log(period) / (2 * math.log(theta))
 
     pairs = config.head_dim // 2
     low = max(math.floor(channel(rope["beta_fast"])), 0)
     high = min(math.ceil(channel(rope["beta_slow"])), pairs - 1)
-    ramp = ((torch.arange(pairs, dtype=torch.float32, device=device) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(pairs, dtype=torch.float32, device=steps.device) - low) / max(high - low, 0.001)).clamp(0, 1)
     return frequencies * (1 - ramp + ramp / rope["factor"]), rope["attention_factor"]
 
 
 def rotary_embedding(config: MiniMind2Config, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Returns cos and sin of each position, float32 (batch, 1, length, head_dim); both channel halves are equal."""
-    frequencies, factor = rotary_frequencies(config, position_ids.device)
+    frequencies, factor = rotary_frequencies(config, position_ids)
     angles = position_ids[:, None, :, None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * factor, angles.sin() * factor
@@ -224,7 +240,18 @@ class MiniMind2SparseMLP(nn.Module):
         tokens = hidden_states.flatten(0, 1)
         router_logits = self.gate(tokens)
         _, weights, chosen = choose_experts(self.config, router_logits)
+        if torch.compiler.is_compiling():
+            mixed = self.mix_all(tokens, weights, chosen)
+        else:
+            mixed = self.mix_chosen(tokens, weights, chosen)
+        mixed = mixed.view_as(hidden_states)
+        for expert in self.shared_experts:
+            mixed = mixed + expert(hidden_states)
+        return mixed, router_logits
 
+    def mix_chosen(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Weighted sum of the chosen experts of each token; tokens: (tokens, hidden_size), weights and chosen: (tokens,
+        num_experts_per_tok)."""
         # Sorting the choices makes the tokens of each expert contiguous; experts without tokens are not called.
         experts, order = chosen.flatten().sort(stable=True)
         hit, counts = torch.stack(experts.unique_consecutive(return_counts=True)).tolist()
@@ -233,10 +260,17 @@ class MiniMind2SparseMLP(nn.Module):
         for i, own, share in zip(hit, rows.split(counts), shares.split(counts), strict=True):
             output = self.experts[i](tokens.index_select(0, own)) * share
             mixed.index_add_(0, own, output.to(mixed.dtype))
-        mixed = mixed.view_as(hidden_states)
-        for expert in self.shared_experts:
-            mixed = mixed + expert(hidden_states)
-        return mixed, router_logits
+        return mixed
+
+    def mix_all(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """The same sum with every expert applied to every token: more work, but all shapes are known in advance, which
+        torch.compile and torch.export need for one graph."""
+        mixed = torch.zeros_like(tokens)
+        for i, expert in enumerate(self.experts):
+            share = (weights * (chosen == i)).sum(dim=-1, keepdim=True)
+            output = expert(tokens) * share.to(tokens.dtype)
+            mixed = mixed + torch.where(share > 0, output, 0)
+        return mixed
 
 
 class MiniMind2DecoderLayer(GradientCheckpointingLayer):
@@ -277,6 +311,7 @@ class MiniMind2PreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -287,15 +322,16 @@ class MiniMind2PreTrainedModel(PreTrainedModel):
 class MiniMind2Model(MiniMind2PreTrainedModel):
     """The decoder without a head: token ids to hidden states."""
 
+    _tp_plan = {"embed_tokens": "embedding_rowwise"}  # noqa: RUF012
+
     def __init__(self, config: MiniMind2Config) -> None:
+        config.rope_parameters = config.rope_parameters  # checks them again, since a dict can be changed in place
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList([MiniMind2DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = MiniMind2RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
-        # The number of tokens per expert is only known at run time.
-        self._can_compile_fullgraph = not config.use_moe
         self.post_init()
 
     @can_return_tuple
@@ -309,6 +345,7 @@ class MiniMind2Model(MiniMind2PreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
@@ -318,10 +355,14 @@ class MiniMind2Model(MiniMind2PreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
+        if past_key_values is not None and CACHE == "cache":
+            warnings.warn("`past_key_values` is deprecated, pass `cache`", FutureWarning, stacklevel=2)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
         if use_cache is None:
             use_cache = self.config.use_cache
         if self.gradient_checkpointing and self.training:
@@ -349,7 +390,7 @@ class MiniMind2Model(MiniMind2PreTrainedModel):
         rotary = rotary_embedding(self.config, position_ids)
         all_hidden_states: Any = () if output_hidden_states else None
         all_attentions: Any = () if output_attentions else None
-        all_router_logits: Any = ()
+        all_router_logits: Any = () if output_router_logits else None
         for layer in self.layers:
             if output_hidden_states:
                 all_hidden_states = (*all_hidden_states, hidden_states)
@@ -364,7 +405,7 @@ class MiniMind2Model(MiniMind2PreTrainedModel):
             )
             if output_attentions and weights is not None:
                 all_attentions = (*all_attentions, weights)
-            if router_logits is not None:
+            if output_router_logits and router_logits is not None:
                 all_router_logits = (*all_router_logits, router_logits)
         hidden_states = self.norm(hidden_states)
         if output_hidden_states:
@@ -384,14 +425,13 @@ class MiniMind2ForCausalLM(MiniMind2PreTrainedModel, GenerationMixin):
     """The decoder with a language modeling head: token ids to logits over the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
-    _tp_plan = {"lm_head": "colwise_rep"}  # noqa: RUF012
+    _tp_plan = {"lm_head": GATHERED}  # noqa: RUF012
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # noqa: RUF012
 
     def __init__(self, config: MiniMind2Config) -> None:
         super().__init__(config)
         self.model = MiniMind2Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._can_compile_fullgraph = self.model._can_compile_fullgraph
         self.post_init()
 
     @can_return_tuple
@@ -414,6 +454,8 @@ class MiniMind2ForCausalLM(MiniMind2PreTrainedModel, GenerationMixin):
         `labels` (batch, length) are token ids; positions with -100 are ignored. The loss shifts them by one.
         In training, or with `output_router_logits`, the loss includes the load balancing loss of the experts.
         """
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -421,6 +463,7 @@ class MiniMind2ForCausalLM(MiniMind2PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            output_router_logits=output_router_logits or self.training,
             cache=cache,
             return_dict=True,
             **kwargs,
@@ -432,10 +475,8 @@ class MiniMind2ForCausalLM(MiniMind2PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        if output_router_logits is None:
-            output_router_logits = self.config.output_router_logits
         aux_loss = None
-        if outputs.router_logits is not None and (self.training or output_router_logits):
+        if outputs.router_logits:
             aux_loss = load_balancing_loss(self.config, outputs.router_logits, hidden_states.shape[0])
             if loss is not None:
                 loss = loss + aux_loss.to(loss.device)
@@ -451,4 +492,53 @@ class MiniMind2ForCausalLM(MiniMind2PreTrainedModel, GenerationMixin):
         )
 
 
-__all__ = ["MiniMind2ForCausalLM", "MiniMind2Model", "MiniMind2PreTrainedModel"]
+class MiniMind2ForSequenceClassification(GenericForSequenceClassification, MiniMind2PreTrainedModel):
+    """The decoder with a linear head on the last token that is not padding: logits (batch, num_labels)."""
+
+    base_model_prefix = "model"
+
+    def __init__(self, config: MiniMind2Config) -> None:
+        MiniMind2PreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = MiniMind2Model(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class MiniMind2ForTokenClassification(GenericForTokenClassification, MiniMind2PreTrainedModel):
+    """The decoder with a linear head on every token: logits (batch, length, num_labels)."""
+
+    base_model_prefix = "model"
+
+    def __init__(self, config: MiniMind2Config) -> None:
+        MiniMind2PreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = MiniMind2Model(config)
+        rate = getattr(config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(0.1 if rate is None else rate)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class MiniMind2ForQuestionAnswering(GenericForQuestionAnswering, MiniMind2PreTrainedModel):
+    """The decoder with a linear head for the start and end of an answer: two logits (batch, length)."""
+
+    base_model_prefix = "model"
+    get_input_embeddings = MiniMind2PreTrainedModel.get_input_embeddings
+    set_input_embeddings = MiniMind2PreTrainedModel.set_input_embeddings
+
+    def __init__(self, config: MiniMind2Config) -> None:
+        MiniMind2PreTrainedModel.__init__(self, config)
+        self.model = MiniMind2Model(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+__all__ = [
+    "MiniMind2ForCausalLM",
+    "MiniMind2ForQuestionAnswering",
+    "MiniMind2ForSequenceClassification",
+    "MiniMind2ForTokenClassification",
+    "MiniMind2Model",
+    "MiniMind2PreTrainedModel",
+]

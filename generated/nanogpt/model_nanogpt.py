@@ -6,6 +6,7 @@ keep their names. There are no buffers, so loading cannot leave one uninitialize
 """
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -13,8 +14,14 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
+from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple, logging
@@ -26,6 +33,8 @@ logger = logging.get_logger(__name__)
 # The mask and cache arguments differ between releases: `past_key_values` was renamed to `cache`.
 MASK_ARGUMENTS = frozenset(inspect.signature(create_causal_mask).parameters)
 CACHE = "cache" if "cache" in MASK_ARGUMENTS else "past_key_values"
+# The tensor parallel style that splits outputs and gathers them was renamed.
+GATHERED = "colwise_gather_output" if "colwise_gather_output" in ALL_PARALLEL_STYLES else "colwise_rep"
 
 
 def eager_attention(
@@ -157,6 +166,8 @@ class NanoGPTPreTrainedModel(PreTrainedModel):
 class NanoGPTModel(NanoGPTPreTrainedModel):
     """The decoder without a head: token ids to hidden states."""
 
+    _tp_plan = {"wte": "embedding_rowwise"}  # noqa: RUF012
+
     def __init__(self, config: NanoGPTConfig) -> None:
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -187,6 +198,8 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
+        if past_key_values is not None and CACHE == "cache":
+            warnings.warn("`past_key_values` is deprecated, pass `cache`", FutureWarning, stacklevel=2)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -247,7 +260,7 @@ class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
     """The decoder with a language modeling head: token ids to logits over the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
-    _tp_plan = {"lm_head": "colwise_rep"}  # noqa: RUF012
+    _tp_plan = {"lm_head": GATHERED}  # noqa: RUF012
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # noqa: RUF012
 
     def __init__(self, config: NanoGPTConfig) -> None:
@@ -302,4 +315,53 @@ class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
         )
 
 
-__all__ = ["NanoGPTForCausalLM", "NanoGPTModel", "NanoGPTPreTrainedModel"]
+class NanoGPTForSequenceClassification(GenericForSequenceClassification, NanoGPTPreTrainedModel):
+    """The decoder with a linear head on the last token that is not padding: logits (batch, num_labels)."""
+
+    base_model_prefix = "transformer"
+
+    def __init__(self, config: NanoGPTConfig) -> None:
+        NanoGPTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.transformer = NanoGPTModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class NanoGPTForTokenClassification(GenericForTokenClassification, NanoGPTPreTrainedModel):
+    """The decoder with a linear head on every token: logits (batch, length, num_labels)."""
+
+    base_model_prefix = "transformer"
+
+    def __init__(self, config: NanoGPTConfig) -> None:
+        NanoGPTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.transformer = NanoGPTModel(config)
+        rate = getattr(config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(0.1 if rate is None else rate)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class NanoGPTForQuestionAnswering(GenericForQuestionAnswering, NanoGPTPreTrainedModel):
+    """The decoder with a linear head for the start and end of an answer: two logits (batch, length)."""
+
+    base_model_prefix = "transformer"
+    get_input_embeddings = NanoGPTPreTrainedModel.get_input_embeddings
+    set_input_embeddings = NanoGPTPreTrainedModel.set_input_embeddings
+
+    def __init__(self, config: NanoGPTConfig) -> None:
+        NanoGPTPreTrainedModel.__init__(self, config)
+        self.transformer = NanoGPTModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+__all__ = [
+    "NanoGPTForCausalLM",
+    "NanoGPTForQuestionAnswering",
+    "NanoGPTForSequenceClassification",
+    "NanoGPTForTokenClassification",
+    "NanoGPTModel",
+    "NanoGPTPreTrainedModel",
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import math
 import re
 import sys
 import warnings
@@ -179,7 +180,8 @@ def test_code_travels(model: Any, variant: str, tmp_path: Path, modules_cache: P
     """A saved folder has the code and its auto_map, and the auto classes load it without the original module."""
     folder = save(model, tmp_path / f"folder_{variant}")
     name, _ = VARIANTS[variant]
-    assert json.loads((folder / "config.json").read_text())["auto_map"] == auto_map(MODELS[name])
+    written = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert written == {auto: auto_map(MODELS[name])[auto] for auto in ("AutoConfig", "AutoModelForCausalLM")}
     for file, text in render_custom(MODELS[name]).items():
         assert (folder / file).read_text() == text
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
@@ -312,6 +314,54 @@ def test_recorded_outputs(make: Callable[..., Any]) -> None:
     assert torch.equal(plain[0], output.logits)
     model.config.output_hidden_states = True
     assert len(model(ids()).hidden_states) == 3
+
+
+def test_router_logits_of_the_base_model(make: Callable[..., Any], variant: str) -> None:
+    """The base model returns them where the config or the caller asks for them; the caller wins."""
+    model = make()
+    base, sparse = model.base_model, variant in SPARSE
+    assert getattr(base(ids()), "router_logits", None) is None
+    if sparse:
+        assert len(base(ids(), output_router_logits=True).router_logits) == 2
+        model.config.output_router_logits = True
+        assert len(base(ids()).router_logits) == len(model(ids()).router_logits) == 2
+        assert base(ids(), output_router_logits=False).router_logits is None
+        assert model(ids(), output_router_logits=False).router_logits is None
+
+
+HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_heads(model: Any, code: dict[str, ModuleType], variant: str, task: str, tmp_path: Path) -> None:
+    """A head loads the decoder of a saved model, computes a loss and saves itself; `auto_map` names its class."""
+    name, _ = VARIANTS[variant]
+    head_class = getattr(code[name], MODELS[name].model_class.replace("CausalLM", task))
+    assert auto_map(MODELS[name])[f"AutoModelFor{task}"] == f"model_{name}.{head_class.__name__}"
+    model.save_pretrained(tmp_path / "decoder")
+    head, info = head_class.from_pretrained(tmp_path / "decoder", num_labels=3, output_loading_info=True)
+    layer = "qa_outputs" if task == "QuestionAnswering" else "score"
+    assert {key.partition(".")[0] for key in info["missing_keys"]} == {layer}
+    head.eval()
+    states = head.base_model(ids()).last_hidden_state
+    assert torch.equal(states, model.base_model(ids()).last_hidden_state)
+    if task == "QuestionAnswering":
+        output = head(ids(), start_positions=torch.tensor([1, 2]), end_positions=torch.tensor([3, 4]))
+        expected = head.qa_outputs(states)
+        close(output.start_logits, expected[..., 0])
+        close(output.end_logits, expected[..., 1])
+    else:
+        labels = torch.ones((2,) if task == "SequenceClassification" else (2, 9), dtype=torch.long)
+        output = head(ids(), labels=labels)
+        close(output.logits, head.score(states[:, -1] if task == "SequenceClassification" else states))
+        close(output.loss, torch.nn.functional.cross_entropy(output.logits.view(-1, 3), labels.flatten()))
+    head.train()
+    head(ids()).to_tuple()[0].sum().backward()
+    assert head.get_input_embeddings().weight.grad is not None
+    head.save_pretrained(tmp_path / "head")
+    again, info = head_class.from_pretrained(tmp_path / "head", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert again.config.num_labels == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -584,19 +634,15 @@ def test_resize_token_embeddings(model: Any, size: int, tmp_path: Path) -> None:
     assert torch.equal(logits(model, ids().clamp(max=79)), logits(again, ids().clamp(max=79)))
 
 
-def test_compile(model: Any, variant: str) -> None:
-    """One graph, except with experts: the number of tokens per expert is only known at run time."""
-    dense = variant not in SPARSE
-    assert model._can_compile_fullgraph is dense
+def test_compile(model: Any) -> None:
+    """The model is one graph, with and without experts."""
+    assert type(model)._can_compile_fullgraph
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=dense, dynamic=False)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
     close(logits(model, ids()), logits(compiled, ids(), use_cache=False))
 
 
-def test_export(make: Callable[..., Any], variant: str) -> None:
-    if variant in SPARSE:
-        return  # as above: not one graph
-    model = make()
+def test_export(model: Any) -> None:
     length = torch.export.Dim("length", min=2, max=64)
     program = torch.export.export(
         model,
@@ -654,17 +700,13 @@ def test_trainer(model: Any, tmp_path: Path) -> None:
     assert predictions.shape == (4, 9, SIZES["vocab_size"])
 
 
-def test_parallel_plans(model: Any, variant: str) -> None:
+def test_parallel_plans(model: Any) -> None:
     """Every entry of a plan names existing modules, and the pipeline parts are in running order."""
     config = model.config
     modules = dict(model.base_model.named_modules())
-    sparse = variant in SPARSE
     for pattern, style in config.base_model_tp_plan.items():
         assert style in ("colwise", "rowwise")
         regex = re.escape(pattern).replace(r"\*", r"\d+")
-        of_experts, of_dense = "experts" in pattern, re.search(r"mlp\.[a-z_]+$", pattern)
-        if (of_experts and not sparse) or (of_dense and sparse):
-            continue
         found = [m for name, m in modules.items() if re.fullmatch(regex, name)]
         assert found, pattern
         assert all(isinstance(m, torch.nn.Linear) for m in found), pattern
@@ -702,18 +744,68 @@ def test_dialects_of_rope(code: dict[str, ModuleType]) -> None:
     assert plain.to_dict() == config_class(**SIZES, rope_theta=5e5).to_dict()
 
 
-def test_rope_that_the_model_lacks(code: dict[str, ModuleType]) -> None:
-    with pytest.raises(ValueError, match="not 'llama3'"):
-        rotary(code)(rope_scaling={"rope_type": "llama3", "factor": 2.0})
-    with pytest.raises(ValueError, match="missing YaRN parameters: beta_fast, beta_slow"):
-        rotary(code)(
-            rope_scaling={
-                "rope_type": "yarn",
-                "factor": 2.0,
-                "original_max_position_embeddings": 8,
-                "attention_factor": 1.0,
-            }
-        )
+UNSUPPORTED = {
+    "rope_type must be one of default, linear, dynamic, yarn, not 'llama3'": {"rope_type": "llama3", "factor": 2.0},
+    "missing parameters of rope_type 'linear': factor": {"rope_type": "linear"},
+    "missing parameters of rope_type 'yarn': factor": {"rope_type": "yarn", "beta_fast": 32.0},
+    "unsupported parameters of rope_type 'yarn': mscale": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7},
+    "unsupported parameters of rope_type 'default': partial_rotary_factor": {"partial_rotary_factor": 0.5},
+}
+
+
+@pytest.mark.parametrize("message", UNSUPPORTED)
+def test_unsupported_rope_is_rejected_wherever_it_is_set(
+    code: dict[str, ModuleType], message: str, tmp_path: Path
+) -> None:
+    """In the constructor, by `from_pretrained`, as an attribute, and in the dict of a config that exists."""
+    config_class, model_class = rotary(code), code["minimind"].MiniMindForCausalLM
+    rope = UNSUPPORTED[message]
+    config = config_class(**SIZES)
+    config.save_pretrained(tmp_path)
+    for keyword in ("rope_scaling", "rope_parameters"):
+        with pytest.raises(ValueError, match=message):
+            config_class(**SIZES, **{keyword: rope})
+        with pytest.raises(ValueError, match=message):
+            setattr(config, keyword, rope)
+    with pytest.raises(ValueError, match=message):
+        config_class.from_pretrained(tmp_path, rope_parameters=rope)
+    model_class(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        model_class.from_pretrained(tmp_path, rope_parameters=rope)
+    config.rope_parameters.update(rope)
+    with pytest.raises(ValueError, match=message):
+        model_class(config)
+
+
+def test_rope_set_later_is_complete(code: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Theta is kept, and YaRN gets the defaults of its paper."""
+    config = rotary(code)(**SIZES, rope_theta=5e5)
+    config.save_pretrained(tmp_path)
+    loaded = rotary(code).from_pretrained(tmp_path, rope_parameters={"rope_type": "yarn", "factor": 4.0})
+    attention_factor = pytest.approx(0.1 * math.log(4.0) + 1)
+    expected = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": attention_factor, "factor": 4.0}
+    assert loaded.rope_parameters == expected | {"rope_type": "yarn", "rope_theta": 5e5}
+    config.rope_theta = 1e4
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+def test_scaled_frequencies_are_those_of_transformers(code: dict[str, ModuleType], kind: str) -> None:
+    """As a standard model of the same sizes has them, within and beyond the trained context."""
+    from transformers import Qwen3Config
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+    sizes = {**SIZES, "head_dim": 64, "max_position_embeddings": 64}
+    rope = {"rope_type": kind, "factor": 4.0}
+    config = rotary(code)(**sizes, rope_theta=1e4, rope_scaling=rope)
+    longest = {"original_max_position_embeddings": 64} if kind == "yarn" else {}
+    standard = Qwen3RotaryEmbedding(Qwen3Config(**sizes, rope_theta=1e4, rope_scaling=rope | longest))
+    for length in (16, 96):
+        positions = torch.arange(length)[None]
+        cos, sin = code["minimind"].rotary_embedding(config, positions)
+        expected = standard(torch.zeros(1), positions)
+        close(cos[:, 0], expected[0])
+        close(sin[:, 0], expected[1])
 
 
 def test_scaling_needs_a_longer_context(code: dict[str, ModuleType]) -> None:
@@ -724,7 +816,7 @@ def test_scaling_needs_a_longer_context(code: dict[str, ModuleType]) -> None:
         config = rotary(code)(
             **{**SIZES, "max_position_embeddings": longest, "head_dim": 64}, rope_scaling=YARN_DIALECT
         )
-        found[longest], _ = module.rotary_frequencies(config, torch.device("cpu"))
+        found[longest], _ = module.rotary_frequencies(config, torch.arange(4)[None])
     assert torch.equal(found[32], 1 / 1e6 ** (torch.arange(0, 64, 2) / 64))
     close(found[128][-1], found[32][-1] / 4)
     assert found[128][0] == found[32][0]

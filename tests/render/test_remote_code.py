@@ -54,8 +54,8 @@ def test_golden_logits(folders: dict[str, Path], python: str) -> None:
 
 BREAKS = {  # what is replaced in the model's text, and the cases that see it
     "rotation": ("torch.cat((-second, first), dim=-1)", "torch.cat((second, -first), dim=-1)", "minimind/dense_small"),
-    "theta": ('rope["rope_theta"] ** (steps', "10000.0 ** (steps", "minimind/dense_small"),
-    "yarn": ('rope["rope_type"] == "default" or', "True or", "minimind/dense_yarn"),
+    "theta": ('theta = rope["rope_theta"]', "theta = 10000.0", "minimind/dense_small"),
+    "yarn": ('rope["rope_type"] != "yarn" or', "True or", "minimind/dense_yarn"),
     "query norm": ("self.q_norm(self.q_proj(hidden_states).view(shape))", "self.q_proj(hidden_states).view(shape)", "minimind/dense_small"),
     "shared experts": ("for expert in self.shared_experts:", "for expert in ():", "minimind2/moe_shared"),
     "weights of experts": ("if config.norm_topk_prob and", "if False and", "minimind2/moe_shared"),
@@ -144,7 +144,8 @@ def test_everything_defined_is_used(model: CustomModel) -> None:
     used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
         n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)
     }
-    exported = {model.model_class, "__all__"}
+    tasks = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+    exported = {"__all__", *(model.model_class.removesuffix("CausalLM") + task for task in tasks)}
     for node in tree.body:
         names = (
             [node.name]
@@ -153,7 +154,7 @@ def test_everything_defined_is_used(model: CustomModel) -> None:
         )
         assert set(names) <= used | exported, names
     read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value).endswith("config")}
-    inherited = {"_attn_implementation", "output_attentions", "output_hidden_states", "rope_parameters"}
+    inherited = {"_attn_implementation", "output_attentions", "output_hidden_states", "rope_parameters", "num_labels"}
     assert read - inherited - {"use_cache", "output_router_logits"} <= set(model.fields)
     modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level}
     assert modules == {f"configuration_{model.module}"}
@@ -176,7 +177,11 @@ def test_no_model_is_named() -> None:
 def test_auto_map() -> None:
     assert auto_map(MINIMIND) == {
         "AutoConfig": "configuration_minimind.MiniMindConfig",
+        "AutoModel": "model_minimind.MiniMindModel",
         "AutoModelForCausalLM": "model_minimind.MiniMindForCausalLM",
+        "AutoModelForSequenceClassification": "model_minimind.MiniMindForSequenceClassification",
+        "AutoModelForTokenClassification": "model_minimind.MiniMindForTokenClassification",
+        "AutoModelForQuestionAnswering": "model_minimind.MiniMindForQuestionAnswering",
     }
 
 

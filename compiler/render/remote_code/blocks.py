@@ -73,26 +73,37 @@ def required_fields(blocks: Blocks) -> dict[str, str]:
     return fields
 
 
-def tensor_plan(blocks: Blocks) -> list[tuple[str, str]]:
-    """How tensor parallelism splits the layers: up projections by output columns, down projections by input rows.
+def tensor_plan(blocks: Blocks, sparse: bool) -> list[tuple[str, str]]:
+    """How tensor parallelism splits the Linear modules of the layers, `sparse` or dense: module pattern and style.
 
-    A fused projection is not split, because an even split would mix queries, keys and values.
+    Up projections are split by output columns, down projections by input rows. A fused projection is not split, because
+    an even split would mix queries, keys and values. Empty where the blocks have no such layers.
     """
     names = blocks.names
+    if (sparse and not blocks.moe) or (not sparse and blocks.moe and not blocks.moe["when"]):
+        return []
     layer = f"{names['layers']}.*."
     plan = []
     if blocks.attention["kind"] == "grouped_query":
         plan += [(f"{layer}{names['attention']}.{names[part]}", "colwise") for part in "qkv"]
         plan.append((f"{layer}{names['attention']}.{names['o']}", "rowwise"))
-    places = [names["mlp"]] if blocks.moe is None or blocks.moe["when"] else []
-    if blocks.moe:
-        places.append(f"{names['mlp']}.{names['experts']}.*")
+    places = [names["mlp"]]
+    if sparse and blocks.moe:
+        places = [f"{names['mlp']}.{names['experts']}.*"]
         places += [f"{names['mlp']}.{names['shared_experts']}.*"] if blocks.moe["kind"] == "softmax_topk_shared" else []
     ups = ["gate", "up"] if blocks.mlp["kind"] == "gated" else ["up"]
     for place in places:
         plan += [(f"{layer}{place}.{names[part]}", "colwise") for part in ups]
         plan.append((f"{layer}{place}.{names['down']}", "rowwise"))
     return plan
+
+
+def split_norms(blocks: Blocks) -> list[str]:
+    """Module patterns of norms that see only the heads of their own rank under tensor parallelism."""
+    names = blocks.names
+    if blocks.attention["kind"] != "grouped_query" or blocks.attention["qk_norm"] == "none":
+        return []
+    return [f"{names['layers']}.*.{names['attention']}.{names[norm]}" for norm in ("q_norm", "k_norm")]
 
 
 def pipeline_plan(blocks: Blocks) -> list[tuple[str, str, str]]:

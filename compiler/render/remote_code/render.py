@@ -17,10 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
-from compiler.render.remote_code.blocks import Blocks, pipeline_plan, required_fields, tensor_plan, with_defaults
+from compiler.render.remote_code.blocks import (
+    Blocks,
+    pipeline_plan,
+    required_fields,
+    split_norms,
+    tensor_plan,
+    with_defaults,
+)
 from compiler.templating import environment, formatted
 
 SUFFIX = "ForCausalLM"
+# What follows For in the names of the rendered model classes.
+TASKS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
 # Fields that every rendered configuration has. A spec may declare them with other defaults.
 COMMON = {"use_cache": "True", "initializer_range": "0.02"}
 COMMON_MOE = {"output_router_logits": "False"}
@@ -69,9 +78,11 @@ def render_custom(model: CustomModel) -> dict[str, str]:
 
 def auto_map(model: CustomModel) -> dict[str, str]:
     """The `auto_map` of config.json: auto class of Transformers -> `module.Class` in the folder."""
+    prefix = f"model_{model.module}.{model.model_class.removesuffix(SUFFIX)}"
     return {
         "AutoConfig": f"configuration_{model.module}.{model.config_class}",
-        "AutoModelForCausalLM": f"model_{model.module}.{model.model_class}",
+        "AutoModel": f"{prefix}Model",
+        **{f"AutoModelFor{task}": f"{prefix}For{task}" for task in TASKS},
     }
 
 
@@ -228,7 +239,12 @@ def _values(model: CustomModel) -> dict[str, Any]:
         "fields": [_field(name, source) for name, source in fields.items()],
         "computed": computed,
         "config_math": any("math." in source for _, source in computed),
-        "plans": {"tp": tensor_plan(blocks), "pp": pipeline_plan(blocks)},
+        "plans": {
+            "dense": tensor_plan(blocks, sparse=False),
+            "sparse": tensor_plan(blocks, sparse=True),
+            "norms": [repr(name) for name in split_norms(blocks)],
+            "pp": pipeline_plan(blocks),
+        },
     }
 
 
