@@ -59,6 +59,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_no_bias": ("nanogpt", {"bias": False}),
     "always_sparse": ("sparse", {"num_experts_per_tok": 3, "num_experts": 5}),
     "layered": ("layered", GROUPED),
+    "weightless": ("weightless", GROUPED),
 }
 SPARSE = ("moe", "moe_shared", "always_sparse")
 
@@ -305,7 +306,10 @@ def test_recorded_outputs(make: Callable[..., Any]) -> None:
         output = model(ids(), output_hidden_states=True, output_attentions=True)
         plain = model(ids(), return_dict=False)
     assert [tuple(h.shape) for h in output.hidden_states] == [(2, 9, 32)] * 3
-    assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
+    head = model.lm_head(output.hidden_states[-1])
+    if limit := getattr(model.config, "final_logit_softcapping", None):
+        head = limit * torch.tanh(head / limit)
+    assert torch.equal(head, output.logits)
     assert [tuple(a.shape) for a in output.attentions] == [(2, 4, 9, 9)] * 2
     for weights in output.attentions:
         close(weights.sum(-1), torch.ones(2, 4, 9))
@@ -327,6 +331,27 @@ def test_router_logits_of_the_base_model(make: Callable[..., Any], variant: str)
         assert len(base(ids()).router_logits) == len(model(ids()).router_logits) == 2
         assert base(ids(), output_router_logits=False).router_logits is None
         assert model(ids(), output_router_logits=False).router_logits is None
+
+
+def test_the_same_function_as_a_standard_model(code: dict[str, ModuleType]) -> None:
+    """Norms without weights, the negative rotation and capped logits are those of NanoChat in Transformers."""
+    standard = pytest.importorskip("transformers.models.nanochat.modeling_nanochat")
+    module = code["weightless"]
+    sizes = {**SIZES, **GROUPED, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    mine = module.MiniMindForCausalLM(module.MiniMindConfig(**sizes, rope_theta=1e4)).eval()
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = standard.NanoChatConfig(**sizes, final_logit_softcapping=15.0, rope_parameters=rope)
+    theirs = standard.NanoChatForCausalLM(config).eval()
+    names = {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
+    state = {}
+    for name, tensor in mine.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)  # noqa: PLW2901
+        state[name] = tensor
+    theirs.load_state_dict(state, strict=True)
+    close(logits(mine, ids()), logits(theirs, ids()))
+    assert logits(mine, ids()).abs().max() > 4, "the cap has an effect"
 
 
 HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")

@@ -199,6 +199,15 @@ def check_descriptions(schema: dict[str, Any], path: str = "blocks") -> None:
         assert schema["additionalProperties"] is False, path
 
 
+def test_every_block_is_documented() -> None:
+    page = (ROOT / "docs" / "blocks.md").read_text()
+    for block, schema in BLOCKS["properties"].items():
+        section = page.partition(f"\n## {block}\n")[2].partition("\n## ")[0]
+        assert section, block
+        for option in schema.get("properties", {}):
+            assert f"`{option}`" in section, (block, option)
+
+
 def test_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(BLOCKS)
     check_descriptions(BLOCKS)
@@ -256,6 +265,15 @@ FAULTY: dict[str, tuple[CustomModel, str, str, str]] = {
     "norm of queries": (
         changed(LAYER_NORMED, blocks={**LAYER_NORMED.blocks, "attention": {"kind": "grouped_query", "rope": "half", "qk_norm": "per_head"}}),
         "target.blocks.attention.qk_norm", "block-mismatch", "norm: rms",
+    ),
+    "rms bias": (changed(blocks={**MINIMIND.blocks, "norm": {"kind": "rms", "bias": True}}), "target.blocks.norm.bias", "block-mismatch", "an rms norm has no bias"),
+    "bias without weight": (
+        changed(LAYER_NORMED, blocks={**LAYER_NORMED.blocks, "norm": {"kind": "layer", "weight": False, "bias": "bias"}}),
+        "target.blocks.norm.bias", "block-mismatch", "a norm without a weight has no bias",
+    ),
+    "norm after no rotation": (
+        changed(blocks={**MINIMIND.blocks, "embedding": {"positions": "learned"}, "attention": {**ATTENTION, "rope": "none", "qk_norm": "rotated"}}),
+        "target.blocks.attention.qk_norm", "block-mismatch", "rotary positions",
     ),
     "no positions": (changed(blocks={**MINIMIND.blocks, "attention": {**ATTENTION, "rope": "none"}}), "target.blocks.attention", "block-mismatch", "positions"),
     "two modules of one name": (changed(blocks={**MINIMIND.blocks, "names": {"q": "k_proj"}}), "target.blocks.names.k", "name-collision", "k_proj"),

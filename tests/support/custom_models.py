@@ -171,7 +171,32 @@ LAYER_NORMED = dataclasses.replace(
     fields=dict(NANOGPT.fields)
     | {"num_key_value_heads": "num_attention_heads", "rope_theta": "10000.0", "rope_scaling": "None"},
 )
-MODELS = {model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT, ALWAYS_SPARSE, LAYER_NORMED)}
+SPARSE_FIELDS = {"use_moe", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}
+SPARSE_FIELDS |= {"router_aux_loss_coef"}
+WEIGHTLESS = dataclasses.replace(
+    MINIMIND,
+    module="weightless",
+    summary="norms without weights, a norm after the embedding, a negative rotation, capped logits",
+    blocks={
+        "embedding": {"norm": True},
+        "norm": {"kind": "rms", "weight": False},
+        "attention": {
+            "kind": "grouped_query",
+            "rope": "half_negative",
+            "qk_norm": "rotated",
+            "scale": "attention_scale",
+        },
+        "mlp": {"kind": "plain"},
+        "head": {"softcap": True},
+    },
+    fields={
+        **{name: source for name, source in MINIMIND.fields.items() if name not in SPARSE_FIELDS | {"dropout"}},
+        "hidden_act": "'relu2'",
+        "attention_scale": "head_dim ** -0.5",
+        "final_logit_softcapping": "15.0",
+    },
+)
+MODELS = {model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT, ALWAYS_SPARSE, LAYER_NORMED, WEIGHTLESS)}
 
 ORACLES = Path(__file__).parent.parent / "data" / "oracles"
 CASES = (

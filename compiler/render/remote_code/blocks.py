@@ -27,6 +27,7 @@ class Blocks:
     attention: Mapping[str, Any]
     mlp: Mapping[str, Any]
     moe: Mapping[str, Any] | None
+    head: Mapping[str, Any]
     names: Mapping[str, str]
 
 
@@ -39,10 +40,12 @@ def with_defaults(blocks: Mapping[str, Any]) -> Blocks:
         }
         return defaults | dict(blocks.get(name, {}))
 
-    norm = blocks["norm"]
-    kind = {"kind": norm} if isinstance(norm, str) else dict(norm)
+    given = {"kind": blocks["norm"]} if isinstance(blocks["norm"], str) else dict(blocks["norm"])
+    weight = given.get("weight", True)
+    norm = {"weight": weight, "bias": given["kind"] == "layer" and weight} | given
+    attention = {"scale": None} | block("attention")
     moe = {"when": None} | block("moe") if "moe" in blocks else None
-    return Blocks(block("embedding"), {"bias": True} | kind, block("attention"), block("mlp"), moe, block("names"))
+    return Blocks(block("embedding"), norm, attention, block("mlp"), moe, block("head"), block("names"))
 
 
 def required_fields(blocks: Blocks) -> dict[str, str]:
@@ -52,10 +55,14 @@ def required_fields(blocks: Blocks) -> dict[str, str]:
     fields |= {"rms_norm_eps" if blocks.norm["kind"] == "rms" else "layer_norm_eps": "the norm"}
     if blocks.attention["kind"] == "grouped_query":
         fields["num_key_value_heads"] = "the attention"
-    if blocks.attention["rope"] == "half":
+    if blocks.attention["rope"] != "none":
         fields |= dict.fromkeys(("rope_theta", "rope_scaling", "max_position_embeddings"), "the rotary embedding")
     if blocks.embedding["positions"] == "learned":
         fields["max_position_embeddings"] = "the embedding"
+    if scale := blocks.attention["scale"]:
+        fields[scale] = "the attention"
+    if blocks.head["softcap"]:
+        fields["final_logit_softcapping"] = "the head"
     if blocks.moe is None or blocks.moe["when"]:
         fields["intermediate_size"] = "the mlp"
     if blocks.moe is not None:
@@ -68,7 +75,7 @@ def required_fields(blocks: Blocks) -> dict[str, str]:
             fields["dropout"] = f"the {name}"
     for name in ("norm", "attention", "mlp"):
         bias = getattr(blocks, name).get("bias")
-        if isinstance(bias, str) and not (name == "norm" and blocks.norm["kind"] == "rms"):
+        if isinstance(bias, str):
             fields[bias] = f"the {name}"
     return fields
 
@@ -101,7 +108,8 @@ def tensor_plan(blocks: Blocks, sparse: bool) -> list[tuple[str, str]]:
 def split_norms(blocks: Blocks) -> list[str]:
     """Module patterns of norms that see only the heads of their own rank under tensor parallelism."""
     names = blocks.names
-    if blocks.attention["kind"] != "grouped_query" or blocks.attention["qk_norm"] == "none":
+    has_weight = blocks.attention["qk_norm"] != "none" and blocks.norm["weight"]
+    if blocks.attention["kind"] != "grouped_query" or not has_weight:
         return []
     return [f"{names['layers']}.*.{names['attention']}.{names[norm]}" for norm in ("q_norm", "k_norm")]
 
@@ -109,14 +117,13 @@ def split_norms(blocks: Blocks) -> list[str]:
 def pipeline_plan(blocks: Blocks) -> list[tuple[str, str, str]]:
     """Inputs and outputs of each part of the decoder, in the order in which a pipeline runs them."""
     names = blocks.names
-    positions = (
-        [(names["positions"], "['position_ids']", "['position_embeds']")]
-        if blocks.embedding["positions"] == "learned"
-        else []
-    )
+    positions = blocks.embedding["positions"] == "learned"
+    learned = [(names["positions"], "['position_ids']", "['position_embeds']")] if positions else []
+    norm = [(names["embedding_norm"], "['inputs_embeds']", "['hidden_states']")] if blocks.embedding["norm"] else []
     return [
         (names["embedding"], "['input_ids']", "['inputs_embeds']"),
-        *positions,
+        *learned,
+        *norm,
         (names["layers"], "['hidden_states', 'attention_mask']", "['hidden_states']"),
         (names["final_norm"], "['hidden_states']", "['hidden_states']"),
     ]

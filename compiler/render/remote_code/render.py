@@ -118,8 +118,15 @@ def faults(model: CustomModel) -> Iterator[Fault]:
 
 def _block_conflicts(blocks: Blocks) -> Iterator[Fault]:
     at = ("target", "blocks")
-    if blocks.attention["qk_norm"] == "per_head" and blocks.norm["kind"] != "rms":
-        yield Fault((*at, "attention", "qk_norm"), "qk_norm: per_head needs norm: rms", "block-mismatch")
+    qk_norm = blocks.attention["qk_norm"]
+    if qk_norm != "none" and blocks.norm["kind"] != "rms":
+        yield Fault((*at, "attention", "qk_norm"), f"qk_norm: {qk_norm} needs norm: rms", "block-mismatch")
+    if qk_norm == "rotated" and blocks.attention["rope"] == "none":
+        hint = "set rope: half, or qk_norm: per_head"
+        yield Fault((*at, "attention", "qk_norm"), "qk_norm: rotated needs rotary positions", "block-mismatch", hint)
+    if blocks.norm["bias"] and (blocks.norm["kind"] == "rms" or not blocks.norm["weight"]):
+        kind = "an rms norm" if blocks.norm["kind"] == "rms" else "a norm without a weight"
+        yield Fault((*at, "norm", "bias"), f"{kind} has no bias", "block-mismatch", "remove `bias`")
     if blocks.attention["rope"] == "none" and blocks.embedding["positions"] == "none":
         hint = "set rope: half on attention, or positions: learned on embedding"
         yield Fault((*at, "attention"), "the model has no position information", "block-mismatch", hint)
@@ -139,12 +146,13 @@ def _scopes(blocks: Blocks) -> list[list[str]]:
     """Groups of keys of `names` that belong to one module, so that their names must differ."""
     grouped = blocks.attention["kind"] == "grouped_query"
     projections = ["q", "k", "v", "o"] if grouped else ["qkv", "o"]
-    norms = ["q_norm", "k_norm"] if blocks.attention["qk_norm"] == "per_head" else []
+    norms = ["q_norm", "k_norm"] if blocks.attention["qk_norm"] != "none" else []
     positions = ["positions"] if blocks.embedding["positions"] == "learned" else []
     dropout = ["embedding_dropout"] if blocks.embedding["dropout"] else []
+    norm = ["embedding_norm"] if blocks.embedding["norm"] else []
     sparse = ["router", "experts", "shared_experts"] if blocks.moe else []
     return [
-        ["embedding", *positions, *dropout, "layers", "final_norm"],
+        ["embedding", *positions, *norm, *dropout, "layers", "final_norm"],
         ["attention_norm", "attention", "mlp_norm", "mlp"],
         [*projections, *norms],
         ["gate", "up", "down"] if blocks.mlp["kind"] == "gated" else ["up", "down"],
@@ -206,13 +214,15 @@ def _order(fields: Mapping[str, str]) -> list[str]:
 class _Norm:
     kind: str
     prefix: str
+    weight: bool
     bias: str
 
     def make(self, size: str) -> str:
         """The call that builds a norm over a last axis of length `size`."""
         if self.kind == "rms":
-            return f"{self.prefix}RMSNorm({size}, config.rms_norm_eps)"
-        return f"nn.LayerNorm({size}, eps=config.layer_norm_eps, bias={self.bias})"
+            return f"{self.prefix}RMSNorm({f'{size}, ' if self.weight else ''}config.rms_norm_eps)"
+        options = f"bias={self.bias}" if self.weight else "elementwise_affine=False"
+        return f"nn.LayerNorm({size}, eps=config.layer_norm_eps, {options})"
 
 
 def _values(model: CustomModel) -> dict[str, Any]:
@@ -231,10 +241,11 @@ def _values(model: CustomModel) -> dict[str, Any]:
         "model_class": model.model_class,
         "names": blocks.names,
         "embedding": blocks.embedding,
-        "norm": _Norm(blocks.norm["kind"], prefix, _flag(blocks.norm["bias"])),
+        "norm": _Norm(blocks.norm["kind"], prefix, blocks.norm["weight"], _flag(blocks.norm["bias"])),
         "attention": {**blocks.attention, "bias": _flag(blocks.attention["bias"])},
         "mlp": {**blocks.mlp, "bias": _flag(blocks.mlp["bias"])},
         "moe": blocks.moe,
+        "head": blocks.head,
         "outputs": _OUTPUTS[blocks.moe is not None],
         "fields": [_field(name, source) for name, source in fields.items()],
         "computed": computed,
