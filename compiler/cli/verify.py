@@ -89,9 +89,9 @@ def source_model(options: argparse.Namespace) -> SourceModel | None:
 
     if options.source_spec:
         program = load_program(options.source_spec)
-        if program.spec.target.remote_code is None:
+        if program.spec.target.model is not None:
             message = "it has no code of its own, so that its model is not that of the source"
-            refuse(program.spec.path, message, "wrong-usage", "name a spec whose target is `remote_code`")
+            refuse(program.spec.path, message, "wrong-usage", "name a spec whose target is `remote_code` or `code`")
         return SourceModel(program, length=options.length)
     if options.source_model.count(":") != 1:
         refuse("--source-model", f"{options.source_model!r} is not of the form module:Class", "wrong-usage")

@@ -155,7 +155,7 @@ def _bound(
         env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
         env.check()
         plan = bind(program, checkpoint.tensors, env)
-        if program.keep_all:
+        if program.keep_all and program.spec.target.code is None:  # detecting runs no code of others
             check_target(plan)
     except Refusal as refusal:
         return refusal.diagnostics

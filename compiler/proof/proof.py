@@ -69,17 +69,18 @@ def prove(program: Program) -> list[Diagnostic]:
                 "add an example for which its guard holds",
             )
     report.settle()
-    return list(unwritten(program, fields)) if spec.target.model is not None else []
+    return list(unwritten(program, fields)) if spec.target.remote_code is None else []
 
 
 def _fields(program: Program) -> Collection[str]:
     """The config fields that the target class has."""
+    from compiler.render.remote_code import from_spec
     from compiler.target import model_class as target
     from compiler.target import signature_cache
 
     spec = program.spec
     if spec.target.model is None:
-        return {*spec.fields, *target.COMMON_FIELDS}
+        return {*from_spec.remote_code(spec).fields, *target.COMMON_FIELDS}
     with located(spec.target.model.span):
         return signature_cache.config_fields(spec.target.model.value)
 
@@ -98,14 +99,11 @@ def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignat
             return signature_cache.signature(
                 name, config_dialects.config_json(config, model_class=name, model_type=kind, dtype="float32")
             )
-    model = from_spec.custom_model(spec)
-    written = config_dialects.config_json(
-        config, model_class=model.model_class, model_type=model.module, dtype="float32"
+    kind = from_spec.remote_code(spec).model_type
+    name = spec.target.class_name
+    return from_spec.signature(
+        spec, config_dialects.config_json(config, model_class=name, model_type=kind, dtype="float32")
     )
-    with located(spec.target.span):
-        return signature_cache.rendered_signature(
-            from_spec.code(spec), f"model_{model.module}", model.model_class, written
-        )
 
 
 def _prove_example(program: Program, example: Mapping[str, Any]) -> set[Rule]:

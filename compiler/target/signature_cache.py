@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compiler.target.model_class import ClassSignature
+    from compiler.target.model_file import CodeClasses
 
 Json = Any
 
@@ -58,6 +59,32 @@ def rendered_signature(
         return rendered.signature_of_code(code, module, model_class, config)
 
     return _signature(["code", code, module, model_class, config], ask)
+
+
+def code_classes(files: Mapping[str, str], module: str, model_class: str, config_class: str | None) -> CodeClasses:
+    """`model_file.classes`. Raises Refusal: `unknown-class`, `unusable-code`."""
+    from compiler.target import model_file
+
+    def ask() -> Json:
+        found = model_file.classes(files, module, model_class, config_class)
+        return {"model_type": found.model_type, "auto_map": dict(found.auto_map), "fields": list(found.fields)}
+
+    answer = _recall(["classes", dict(files), module, model_class, config_class], ask)
+    return model_file.CodeClasses(answer["model_type"], answer["auto_map"], tuple(answer["fields"]))
+
+
+def code_signature(
+    files: Mapping[str, str], module: str, model_class: str, config: Mapping[str, Any]
+) -> ClassSignature:
+    """`model_file.signature`. Raises Refusal: `unknown-class`, `unusable-code`, `unbuildable-target`."""
+
+    def ask() -> ClassSignature:
+        from compiler.target import model_file
+        from compiler.target.model_class import ClassSignature
+
+        return ClassSignature(*model_file.signature(files, module, model_class, config))
+
+    return _signature(["file", dict(files), module, model_class, config], ask)
 
 
 def _signature(question: list[Json], ask: Callable[[], ClassSignature]) -> ClassSignature:
@@ -116,6 +143,6 @@ def _releases() -> tuple[str, ...]:
 def _source() -> str:
     """A digest of the modules that turn a class into an answer."""
     found = hashlib.sha256()
-    for name in ("model_class.py", "config_dialects.py", "signature_cache.py"):
+    for name in ("model_class.py", "config_dialects.py", "model_file.py", "signature_cache.py"):
         found.update((Path(__file__).parent / name).read_bytes())
     return found.hexdigest()
