@@ -93,9 +93,9 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
 
     if spec:
         program = load_program(spec)
-        if program.spec.target.remote_code is None:
+        if program.spec.target.model is not None:
             message = "it has no code of its own, so that its model is not that of the source"
-            refuse(program.spec.path, message, "wrong-usage", "name a spec whose target is `remote_code`")
+            refuse(program.spec.path, message, "wrong-usage", "name a spec whose target is `remote_code` or `code`")
         return SourceModel(program, length=length)
     assert entry is not None
     if entry.count(":") != 1:

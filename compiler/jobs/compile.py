@@ -15,8 +15,7 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
     from compiler.program.lint import lint
     from compiler.proof.proof import prove as prove_program
     from compiler.render.converter import render
-    from compiler.render.remote_code.from_spec import custom_model
-    from compiler.render.remote_code.render import auto_map, render_custom
+    from compiler.render.remote_code.from_spec import remote_code
     from compiler.target import model_class
 
     program = load_program(text)
@@ -36,6 +35,6 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
             model_type = model_class.model_type(spec.target.model.value)
         files = render(program, model_type)
     else:
-        model = custom_model(spec)
-        files = render_custom(model) | render(program, model.module, auto_map(model))
+        code = remote_code(spec)
+        files = {**code.files, **render(program, code.model_type, code.auto_map, code.files)}
     return {f"{program.spec.name}/{name}": content for name, content in files.items()}

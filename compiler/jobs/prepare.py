@@ -98,7 +98,7 @@ def bind_source(
     env.check()
     check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
-    if program.keep_all:
+    if program.keep_all and program.spec.target.code is None:  # planning runs no code of others; the last check does
         check_target(plan)
     if different := arguments.contradictions(program, settings.stated, plan.config) or arguments.rowless(plan.config):
         raise Refusal(different)

@@ -130,25 +130,32 @@ def _argument(key: Scalar, node: Node) -> Argument:
 def _target(root: document.Mapping, report: Report) -> TargetModel:
     node = root.get("target")
     assert isinstance(node, document.Mapping)
-    optional = {k: _text(node, k) if node.get(k) else None for k in ("model", "remote_code")}
+    optional = {k: _text(node, k) if node.get(k) else None for k in ("model", "remote_code", "code")}
     classes = node.get("classes")
-    if (optional["model"] is None) == (optional["remote_code"] is None):
-        report.add(
-            node.span, "the target needs either 'model', a class of Transformers, or 'remote_code'", "missing-key"
-        )
+    given = [key for key, text in optional.items() if text is not None]
+    if len(given) != 1:
+        text = f"the target has {' and '.join(map(repr, given))}" if given else "the target is not named"
+        hint = "give one of: model (a class of Transformers), remote_code (rendered), code (a Python file)"
+        report.add(node.span, text, "missing-key", hint)
+    own = node.get("class")
+    if optional["code"] and own is None:
+        report.add(node.span, "a target with 'code' needs 'class'", "missing-key", "the model class in the file")
     if optional["remote_code"] and (classes is None or node.get("blocks") is None):
         report.add(node.span, "a target of remote code needs 'classes' and 'blocks'", "missing-key")
-    if optional["model"] and (extra := node.key("classes") or node.key("blocks")):
-        report.add(
-            extra.span,
-            f"{extra.text!r} belongs to 'remote_code', but this target is a class of Transformers",
-            "unknown-key",
-        )
+    keys = {"remote_code": ("classes", "blocks"), "code": ("class", "config_class")}
+    for owner, names in keys.items():
+        for extra in [key for name in names if (key := node.key(name)) and owner not in given]:
+            report.add(extra.span, f"{extra.text!r} belongs to a target with {owner!r}", "unknown-key")
     return TargetModel(
         model=optional["model"],
         remote_code=optional["remote_code"],
-        config_class=_text(classes, "config") if classes else None,
-        model_class=_text(classes, "model") if classes else None,
+        code=optional["code"],
+        config_class=_text(classes, "config")
+        if classes
+        else _text(node, "config_class")
+        if node.get("config_class")
+        else None,
+        model_class=_text(classes, "model") if classes else _text(node, "class") if own else None,
         blocks=node.get("blocks"),
         span=node.span,
     )

@@ -106,10 +106,11 @@ class Field:
 
 @dataclass(frozen=True)
 class TargetModel:
-    """Path A: `model`. Path B: `remote_code`, the classes and the blocks."""
+    """Path A: `model`. Path B: `remote_code`, the classes and the blocks; or `code`, a file that defines the classes."""
 
     model: Text | None
     remote_code: Text | None
+    code: Text | None
     config_class: Text | None
     model_class: Text | None
     blocks: Node | None

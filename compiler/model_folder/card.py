@@ -143,7 +143,7 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked:
         spec=spec.name.value,
         version=__version__,
         model_class=spec.target.class_name,
-        custom=spec.target.remote_code is not None,
+        custom=spec.target.model is None,
         causal=causal,
         auto="AutoModelForCausalLM" if causal else "AutoModel",
         parameters=sum(math.prod(t.shape) for t in plan.targets if t.dtype in FLOATING),

@@ -99,15 +99,14 @@ def texts(plan: Plan, generation: Mapping[str, Any] = MappingProxyType({})) -> d
     from compiler.target import model_class as target
 
     spec = plan.program.spec
-    model_type = spec.target.remote_code.value if spec.target.remote_code else target.model_type(spec.target.class_name)
+    remote = from_spec.remote_code(spec) if spec.target.model is None else None
+    model_type = remote.model_type if remote else target.model_type(spec.target.class_name)
     config = config_dialects.config_json(
         plan.config, model_class=spec.target.class_name, model_type=model_type, dtype=plan.dtype
     )
-    code: dict[str, str] = {}
-    if spec.target.remote_code:
-        config["auto_map"] = from_spec.auto_map_of(spec)
-        code = from_spec.code(spec)
-    written = {"config.json": config_dialects.json_text(config), **code}
+    if remote:
+        config["auto_map"] = dict(remote.auto_map)
+    written = {"config.json": config_dialects.json_text(config), **(remote.files if remote else {})}
     if fields := config_dialects.generation_json({**plan.config, **generation}):
         written["generation_config.json"] = config_dialects.json_text(fields)
     return written

@@ -55,14 +55,14 @@ class ClassCheck:
 
 def config_written(program: Program, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json that a folder with these fields of the spec's `config` gets. Raises Refusal: `unknown-class`."""
+    from compiler.render.remote_code import from_spec
     from compiler.target import config_dialects, model_class
 
     target = program.spec.target
     if target.model is not None:
         kind = model_class.model_type(target.model.value)
     else:
-        assert target.remote_code is not None
-        kind = target.remote_code.value
+        kind = from_spec.remote_code(program.spec).model_type
     written = config_dialects.config_json(fields, model_class=target.class_name, model_type=kind, dtype="float32")
     config: dict[str, Any] = json.loads(config_dialects.json_text(written))
     return config
@@ -76,8 +76,7 @@ def class_question(program: Program, config: Mapping[str, Any]) -> ClassQuestion
     config = {name: value for name, value in config.items() if name not in ("auto_map", "quantization_config")}
     if target.model is not None:
         return ClassQuestion(target.model.value, config)
-    assert target.remote_code is not None
-    return ClassQuestion(target.class_name, config, from_spec.code(program.spec), f"model_{target.remote_code.value}")
+    return from_spec.class_question(program.spec, config)
 
 
 def _differences(

@@ -98,10 +98,15 @@ def prove(program: Program) -> Proof:
 
 
 def _schema(program: Program) -> ConfigSchema | None:
-    """The config schema of the target class; None for a target with code of its own, whose fields the spec lists."""
+    """The config schema of the target class; None for rendered code, whose fields the spec lists."""
+    from compiler.render.remote_code import from_spec
     from compiler.target import signature_cache
 
     spec = program.spec
+    if spec.target.code is not None:
+        code = from_spec.remote_code(spec)
+        declared = tuple({*code.fields, *COMMON_FIELDS})
+        return ConfigSchema(spec.target.class_name, code.model_type, declared, (), (), {}, {})
     if spec.target.model is None:
         return None
     with located(spec.target.model.span):
@@ -128,7 +133,8 @@ def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignat
     from compiler.target import signature_cache
 
     spec = program.spec
-    with located(spec.target.model.span if spec.target.model else spec.target.span):
+    place = spec.target.model or spec.target.code
+    with located(place.span if place else spec.target.span):
         return signature_cache.ask(class_question(program, config_written(program, config)))
 
 

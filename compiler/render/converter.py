@@ -6,7 +6,7 @@ from `printing`. The result is formatted by ruff, so that the same spec gives th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from compiler.diagnostics import listed, refuse
@@ -22,14 +22,17 @@ from compiler.target import config_dialects
 from compiler.templating import banner, environment, formatted
 
 
-def render(program: Program, model_type: str, auto_map: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The converter; `auto_map` says where the code of path B lies, which the converter copies from beside itself."""
+def render(
+    program: Program, model_type: str, auto_map: Mapping[str, str] | None = None, code: Iterable[str] = ()
+) -> dict[str, str]:
+    """The converter. Path B: `auto_map` for config.json, and the names of the `code` files, which the converter copies
+    from its own folder."""
     name = program.spec.name.value
     module = f"convert_{name}"
     text = (
         environment()
         .get_template("converter.py.jinja")
-        .render(**_Context(program, module, model_type, auto_map or {}).values())
+        .render(**_Context(program, module, model_type, auto_map or {}, code).values())
     )
     return {f"{module}.py": formatted(text)}
 
@@ -37,9 +40,11 @@ def render(program: Program, model_type: str, auto_map: Mapping[str, str] | None
 class _Context:
     """What the template of a converter sees."""
 
-    def __init__(self, program: Program, module: str, model_type: str, auto_map: Mapping[str, str]) -> None:
+    def __init__(
+        self, program: Program, module: str, model_type: str, auto_map: Mapping[str, str], code: Iterable[str]
+    ) -> None:
         self.program, self.spec, self.module, self.model_type = program, program.spec, module, model_type
-        self.auto_map = auto_map
+        self.auto_map, self.code = auto_map, sorted(code)
         self.printer = ExprPrinter("f")
 
     def values(self) -> dict[str, Any]:
@@ -106,7 +111,7 @@ class _Context:
             ],
             "keep_all": self.program.keep_all,
             "auto_map": dict(self.auto_map),
-            "code": sorted({f"{place.split('.')[0]}.py" for place in self.auto_map.values()}),
+            "code": self.code,
             "model_class": quoted(spec.target.class_name),
             "model_type": quoted(self.model_type),
             "token_ids": repr(config_dialects.TOKEN_IDS),

@@ -28,3 +28,12 @@ class ConfigSchema:
     needed: tuple[str, ...]
     synonyms: Mapping[str, str]
     nested: Mapping[str, ConfigSchema]
+
+
+@dataclass(frozen=True)
+class CodeClasses:
+    """`auto_map`: auto class -> `module.Class`, as config.json has it; `fields`: names that the config class takes."""
+
+    model_type: str
+    auto_map: Mapping[str, str]
+    fields: tuple[str, ...]

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from compiler.target.class_signature import ClassSignature, ConfigSchema
+from compiler.target.class_signature import ClassSignature, CodeClasses, ConfigSchema
 
 Json = Any
 # Fields of a config.json that change neither the names nor the shapes of its tensors.
@@ -48,33 +48,50 @@ def _config_schema(answer: Json) -> ConfigSchema:
 @dataclass(frozen=True)
 class ClassQuestion:
     """What names, shapes and ties does a class have with this `config`, a config.json? `code` holds the texts of a custom
-    class's modules by file name, of which `module` defines it; both are empty for a class of Transformers."""
+    class's modules by file name, of which `module` defines it; both are empty for a class of Transformers. `own`: a user
+    wrote the code, which is imported in a process of its own."""
 
     model_class: str
     config: Mapping[str, Any]
     code: Mapping[str, str] = field(default_factory=dict)
     module: str = ""
+    own: bool = False
 
     @property
     def key(self) -> list[Json]:
         """What the answer depends on. Element types and the writing release change neither names nor shapes."""
         config = {name: value for name, value in self.config.items() if name not in _WITHOUT_EFFECT}
-        return ["signature", self.model_class, config, dict(self.code), self.module]
+        return ["signature", self.model_class, config, dict(self.code), self.module, self.own]
+
+
+def code_classes(files: Mapping[str, str], module: str, model_class: str, config_class: str | None) -> CodeClasses:
+    """`model_file.classes`, cached. Raises Refusal: `unknown-class`, `unusable-code`."""
+    from compiler.target import model_file
+
+    def ask() -> Json:
+        found = model_file.classes(files, module, model_class, config_class)
+        return {"model_type": found.model_type, "auto_map": dict(found.auto_map), "fields": list(found.fields)}
+
+    answer = _recall(["classes", dict(files), module, model_class, config_class], ask)
+    return CodeClasses(answer["model_type"], answer["auto_map"], tuple(answer["fields"]))
 
 
 def ask(question: ClassQuestion) -> ClassSignature:
     """The answer, cached or by building the class on the meta device, which imports Transformers.
 
-    Raises Refusal: `unknown-class`, `unbuildable-target`.
+    Raises Refusal: `unknown-class`, `unbuildable-target`, `unusable-code`.
     """
 
     def build() -> Json:
-        from compiler.target import model_class
+        from compiler.target import model_class, model_file
 
-        if question.code:
-            found = model_class.signature_of_code(question.code, question.module, question.model_class, question.config)
+        name, config = question.model_class, question.config
+        if question.own:
+            found = model_file.signature(question.code, question.module, name, config)
+        elif question.code:
+            found = model_class.signature_of_code(question.code, question.module, name, config)
         else:
-            found = model_class.signature(question.model_class, question.config)
+            found = model_class.signature(name, config)
         return as_json(found)
 
     return from_json(_recall(question.key, build))

@@ -6,29 +6,44 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn")
+ROPE_NAMES = ("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings")
+YARN_NAMES = ("beta_fast", "beta_slow", "attention_factor")
+
+
+def check_rope(rope: dict[str, Any] | None, theta: float | None) -> dict[str, Any]:
+    """Returns `rope` with its defaults: rope type `default`, `theta` as `rope_theta`, and those of YaRN.
+
+    Raises ValueError if the type or a parameter is not supported, or if a parameter is missing.
+    """
+    rope = {name: value for name, value in (rope or {}).items() if value is not None}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope_type must be one of {', '.join(ROPE_TYPES)}, not {kind!r}")
+    if unknown := [name for name in rope if name not in ROPE_NAMES + YARN_NAMES * (kind == "yarn")]:
+        raise ValueError(f"unsupported parameters of rope_type {kind!r}: {', '.join(unknown)}")
+    rope = {"rope_theta": theta} | rope | {"rope_type": kind}
+    if missing := [name for name in ("rope_theta", "factor")[: 1 + (kind != "default")] if rope.get(name) is None]:
+        raise ValueError(f"missing parameters of rope_type {kind!r}: {', '.join(missing)}")
+    rope.pop("type", None)
+    if kind == "default":
+        rope.pop("original_max_position_embeddings", None)
+    if kind != "yarn":
+        return rope
+    factor = 0.1 * math.log(rope["factor"]) + 1.0 if rope["factor"] > 1 else 1.0
+    return {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": factor} | rope
+
 
 class MiniMindConfig(PretrainedConfig):
-    """Sizes and settings of MiniMindForCausalLM.
+    """Configuration of MiniMindForCausalLM.
 
-    The default of head_dim, intermediate_size, rope_scaling, moe_intermediate_size follows from other fields.
-    `rope_scaling` is None or YaRN's parameters. It and `rope_theta` are kept as `rope_parameters`, which may be given in
-    their place.
+    These defaults are computed from other fields: head_dim, intermediate_size, rope_scaling, moe_intermediate_size.
+    `rope_scaling` is None or the parameters of rope_type linear, dynamic or yarn. `rope_theta` and `rope_scaling` are
+    stored as `rope_parameters`, which can be passed instead.
     """
 
     model_type = "minimind"
     keys_to_ignore_at_inference: ClassVar = ["past_key_values", "cache"]
-    base_model_tp_plan: ClassVar = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-        "layers.*.mlp.experts.*.gate_proj": "colwise",
-        "layers.*.mlp.experts.*.up_proj": "colwise",
-        "layers.*.mlp.experts.*.down_proj": "rowwise",
-    }
     base_model_pp_plan: ClassVar = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -65,13 +80,8 @@ class MiniMindConfig(PretrainedConfig):
         output_router_logits: bool = False,
         **kwargs: Any,
     ) -> None:
-        # transformers 5 writes theta and scaling together
-        rope = kwargs.pop("rope_parameters", None) or rope_scaling or {}
-        rope_theta = rope.get("rope_theta", rope_theta)
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in ("default", "yarn"):
-            raise ValueError(f"this model knows the rope types 'default' and 'yarn', not {rope_type!r}")
-        rope_scaling = {**rope, "rope_type": "yarn"} if rope_type == "yarn" else None
+        # transformers 5 stores theta and scaling in one dict
+        rope_scaling = kwargs.pop("rope_parameters", None) or rope_scaling
         if head_dim is None:
             head_dim = hidden_size // num_attention_heads
         if intermediate_size is None:
@@ -91,10 +101,7 @@ class MiniMindConfig(PretrainedConfig):
             )
         if moe_intermediate_size is None:
             moe_intermediate_size = intermediate_size
-        rope_parameters = {**(rope_scaling or {"rope_type": "default"}), "rope_theta": rope_theta}
-        needed = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor")
-        if rope_scaling and (missing := [name for name in needed if rope_scaling.get(name) is None]):
-            raise ValueError(f"the YaRN parameters lack {', '.join(missing)}")
+        rope_parameters = check_rope(rope_scaling, rope_theta)
         super().__init__(**kwargs)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
@@ -121,6 +128,38 @@ class MiniMindConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.output_router_logits = output_router_logits
         self.rope_parameters = rope_parameters
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the layers: Linear module -> style."""
+        if self.use_moe:
+            return {
+                "layers.*.self_attn.q_proj": "colwise",
+                "layers.*.self_attn.k_proj": "colwise",
+                "layers.*.self_attn.v_proj": "colwise",
+                "layers.*.self_attn.o_proj": "rowwise",
+                "layers.*.mlp.experts.*.gate_proj": "colwise",
+                "layers.*.mlp.experts.*.up_proj": "colwise",
+                "layers.*.mlp.experts.*.down_proj": "rowwise",
+            }
+        return {
+            "layers.*.self_attn.q_proj": "colwise",
+            "layers.*.self_attn.k_proj": "colwise",
+            "layers.*.self_attn.v_proj": "colwise",
+            "layers.*.self_attn.o_proj": "rowwise",
+            "layers.*.mlp.gate_proj": "colwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        }
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checks rope parameters also when they are set later, as `from_pretrained(..., rope_parameters=...)` does."""
+        if name == "rope_theta":
+            name, value = "rope_parameters", {**self.rope_parameters, name: value}
+        if name in ("rope_parameters", "rope_scaling"):
+            theta = self.__dict__.get("rope_parameters", {}).get("rope_theta")
+            name, value = "rope_parameters", check_rope(value, theta)
+        super().__setattr__(name, value)
 
 
 __all__ = ["MiniMindConfig"]

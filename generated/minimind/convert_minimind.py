@@ -314,7 +314,11 @@ def main() -> None:
     # What registering both classes for the auto classes would write: where the code lies, and the code.
     config["auto_map"] = {
         "AutoConfig": "configuration_minimind.MiniMindConfig",
+        "AutoModel": "model_minimind.MiniMindModel",
         "AutoModelForCausalLM": "model_minimind.MiniMindForCausalLM",
+        "AutoModelForSequenceClassification": "model_minimind.MiniMindForSequenceClassification",
+        "AutoModelForTokenClassification": "model_minimind.MiniMindForTokenClassification",
+        "AutoModelForQuestionAnswering": "model_minimind.MiniMindForQuestionAnswering",
     }
     for name in ["configuration_minimind.py", "model_minimind.py"]:
         shutil.copyfile(Path(__file__).with_name(name), partial / name)

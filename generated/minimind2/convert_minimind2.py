@@ -325,7 +325,11 @@ def main() -> None:
     # What registering both classes for the auto classes would write: where the code lies, and the code.
     config["auto_map"] = {
         "AutoConfig": "configuration_minimind2.MiniMind2Config",
+        "AutoModel": "model_minimind2.MiniMind2Model",
         "AutoModelForCausalLM": "model_minimind2.MiniMind2ForCausalLM",
+        "AutoModelForSequenceClassification": "model_minimind2.MiniMind2ForSequenceClassification",
+        "AutoModelForTokenClassification": "model_minimind2.MiniMind2ForTokenClassification",
+        "AutoModelForQuestionAnswering": "model_minimind2.MiniMind2ForQuestionAnswering",
     }
     for name in ["configuration_minimind2.py", "model_minimind2.py"]:
         shutil.copyfile(Path(__file__).with_name(name), partial / name)

@@ -7,9 +7,9 @@ from transformers import PretrainedConfig
 
 
 class NanoGPTConfig(PretrainedConfig):
-    """Sizes and settings of NanoGPTForCausalLM.
+    """Configuration of NanoGPTForCausalLM.
 
-    The default of head_dim, intermediate_size follows from other fields.
+    These defaults are computed from other fields: head_dim, intermediate_size.
     """
 
     model_type = "nanogpt"

@@ -249,7 +249,11 @@ def main() -> None:
     # What registering both classes for the auto classes would write: where the code lies, and the code.
     config["auto_map"] = {
         "AutoConfig": "configuration_nanogpt.NanoGPTConfig",
+        "AutoModel": "model_nanogpt.NanoGPTModel",
         "AutoModelForCausalLM": "model_nanogpt.NanoGPTForCausalLM",
+        "AutoModelForSequenceClassification": "model_nanogpt.NanoGPTForSequenceClassification",
+        "AutoModelForTokenClassification": "model_nanogpt.NanoGPTForTokenClassification",
+        "AutoModelForQuestionAnswering": "model_nanogpt.NanoGPTForQuestionAnswering",
     }
     for name in ["configuration_nanogpt.py", "model_nanogpt.py"]:
         shutil.copyfile(Path(__file__).with_name(name), partial / name)

@@ -1,7 +1,6 @@
-"""What Transformers expects of a model, asked of every rendered one: see docs/contract.md.
+"""What Transformers expects of a model, tested on every rendered one: see docs/contract.md.
 
-The models are tiny and their weights random. Run it under several releases of transformers: the text under test is the
-same for all of them.
+The models are tiny with random weights. The same tests run under several releases of transformers.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import math
 import re
 import sys
 import warnings
@@ -59,13 +59,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_no_bias": ("nanogpt", {"bias": False}),
     "always_sparse": ("sparse", {"num_experts_per_tok": 3, "num_experts": 5}),
     "layered": ("layered", GROUPED),
+    "weightless": ("weightless", GROUPED),
 }
 SPARSE = ("moe", "moe_shared", "always_sparse")
 
 
 @pytest.fixture(scope="session")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ModuleType]]:
-    """The rendered model modules, each in a package of its own."""
+    """The rendered model modules, each in its own package."""
     root = tmp_path_factory.mktemp("rendered")
     for name, model in MODELS.items():
         package = root / f"rendered_{name}"
@@ -85,7 +86,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make(code: dict[str, ModuleType], variant: str) -> Callable[..., Any]:
-    """Builds the variant's model, in evaluation mode, always with the same weights; keywords are config fields."""
+    """Builds the variant's model in evaluation mode with fixed weights; keywords are config fields."""
 
     def build(**changes: Any) -> Any:
         name, sizes = VARIANTS[variant]
@@ -107,7 +108,7 @@ def model(make: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where Transformers keeps the code of folders that it loads."""
+    """The folder in which Transformers caches remote code."""
     cache = tmp_path / "modules"
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -134,7 +135,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 2e-5) -> None:
 
 
 def save(model: Any, folder: Path) -> Path:
-    """The folder as a user of the two calls writes it."""
+    """Save a model with its code, as a user does."""
     type(model.config).register_for_auto_class()
     type(model).register_for_auto_class("AutoModelForCausalLM")
     model.save_pretrained(folder)
@@ -146,7 +147,7 @@ def save(model: Any, folder: Path) -> Path:
 
 
 def test_nothing_but_parameters(model: Any) -> None:
-    """No buffer, so none that loading could leave unset, and the tensors are those of the checkpoint."""
+    """There are no buffers, and the state dict has exactly the parameters."""
     assert not list(model.named_buffers())
     assert model.state_dict().keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
 
@@ -177,10 +178,11 @@ def test_tied_weights(make: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_code_travels(model: Any, variant: str, tmp_path: Path, modules_cache: Path) -> None:
-    """A saved folder holds the code and says where it is, and the auto classes load it with nothing else at hand."""
+    """A saved folder has the code and its auto_map, and the auto classes load it without the original module."""
     folder = save(model, tmp_path / f"folder_{variant}")
     name, _ = VARIANTS[variant]
-    assert json.loads((folder / "config.json").read_text())["auto_map"] == auto_map(MODELS[name])
+    written = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert written == {auto: auto_map(MODELS[name])[auto] for auto in ("AutoConfig", "AutoModelForCausalLM")}
     for file, text in render_custom(MODELS[name]).items():
         assert (folder / file).read_text() == text
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
@@ -188,17 +190,17 @@ def test_code_travels(model: Any, variant: str, tmp_path: Path, modules_cache: P
     assert type(again).__module__.startswith("transformers_modules")
     assert config.to_diff_dict() == again.config.to_diff_dict()
     close(logits(model, ids()), logits(again, ids()))
-    # and what it saves is again such a folder
+    # the loaded model saves its code again
     again.save_pretrained(tmp_path / f"twice_{variant}")
     assert (tmp_path / f"twice_{variant}" / f"model_{name}.py").read_text() == (folder / f"model_{name}.py").read_text()
 
 
-def test_loading_leaves_nothing_unset(model: Any, tmp_path: Path) -> None:
+def test_loading_initializes_everything(model: Any, tmp_path: Path) -> None:
     """With NaN in all memory that torch hands out uninitialised, loading gives the same logits."""
     model.save_pretrained(tmp_path / "saved")
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        assert torch.empty(8).isnan().all(), "memory is not soiled"
+        assert torch.empty(8).isnan().all(), "uninitialized memory is not NaN"
         again = type(model).from_pretrained(tmp_path / "saved", device_map={"": "cpu"})
     finally:
         torch.use_deterministic_algorithms(False)
@@ -206,7 +208,7 @@ def test_loading_leaves_nothing_unset(model: Any, tmp_path: Path) -> None:
 
 
 def test_from_meta(model: Any, make: Callable[..., Any]) -> None:
-    """A model made on the meta device becomes whole by its state dict alone."""
+    """A model built on the meta device is complete after loading its state dict."""
     with torch.device("meta"):
         empty = make()
     empty = empty.to_empty(device="cpu")
@@ -251,13 +253,13 @@ def test_causal(model: Any) -> None:
 
 
 def test_order_matters(model: Any) -> None:
-    """The last logits see the order of earlier tokens, hence their positions."""
+    """The last logits depend on the order of earlier tokens."""
     swapped = ids()[:, [1, 0, *range(2, 9)]]
     assert (logits(model, ids())[:, -1] - logits(model, swapped)[:, -1]).abs().max() > 1e-3
 
 
 def test_cache_in_parts(model: Any) -> None:
-    """The whole sequence at once, or in three parts with a cache."""
+    """The sequence at once and in three parts with a cache give the same logits."""
     whole = logits(model, ids())
     cache, found = None, []
     for part in ids().split([4, 1, 4], dim=1):
@@ -278,7 +280,7 @@ def test_both_names_of_the_cache(model: Any) -> None:
 
 
 def test_padding(model: Any) -> None:
-    """Left padding, with the positions that go with it, changes nothing; a mask of ones is no mask."""
+    """Left padding with matching positions changes no logits; neither does a mask of ones."""
     padded = torch.cat((torch.zeros(2, 3, dtype=torch.long), ids()), dim=1)
     mask = (torch.arange(12) >= 3).long().expand(2, 12)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -304,7 +306,10 @@ def test_recorded_outputs(make: Callable[..., Any]) -> None:
         output = model(ids(), output_hidden_states=True, output_attentions=True)
         plain = model(ids(), return_dict=False)
     assert [tuple(h.shape) for h in output.hidden_states] == [(2, 9, 32)] * 3
-    assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
+    head = model.lm_head(output.hidden_states[-1])
+    if limit := getattr(model.config, "final_logit_softcapping", None):
+        head = limit * torch.tanh(head / limit)
+    assert torch.equal(head, output.logits)
     assert [tuple(a.shape) for a in output.attentions] == [(2, 4, 9, 9)] * 2
     for weights in output.attentions:
         close(weights.sum(-1), torch.ones(2, 4, 9))
@@ -315,12 +320,81 @@ def test_recorded_outputs(make: Callable[..., Any]) -> None:
     assert len(model(ids()).hidden_states) == 3
 
 
+def test_router_logits_of_the_base_model(make: Callable[..., Any], variant: str) -> None:
+    """The base model returns them where the config or the caller asks for them; the caller wins."""
+    model = make()
+    base, sparse = model.base_model, variant in SPARSE
+    assert getattr(base(ids()), "router_logits", None) is None
+    if sparse:
+        assert len(base(ids(), output_router_logits=True).router_logits) == 2
+        model.config.output_router_logits = True
+        assert len(base(ids()).router_logits) == len(model(ids()).router_logits) == 2
+        assert base(ids(), output_router_logits=False).router_logits is None
+        assert model(ids(), output_router_logits=False).router_logits is None
+
+
+def test_the_same_function_as_a_standard_model(code: dict[str, ModuleType]) -> None:
+    """Norms without weights, the negative rotation and capped logits are those of NanoChat in Transformers."""
+    standard = pytest.importorskip("transformers.models.nanochat.modeling_nanochat")
+    module = code["weightless"]
+    sizes = {**SIZES, **GROUPED, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    mine = module.MiniMindForCausalLM(module.MiniMindConfig(**sizes, rope_theta=1e4)).eval()
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = standard.NanoChatConfig(**sizes, final_logit_softcapping=15.0, rope_parameters=rope)
+    theirs = standard.NanoChatForCausalLM(config).eval()
+    names = {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
+    state = {}
+    for name, tensor in mine.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)  # noqa: PLW2901
+        state[name] = tensor
+    theirs.load_state_dict(state, strict=True)
+    close(logits(mine, ids()), logits(theirs, ids()))
+    assert logits(mine, ids()).abs().max() > 4, "the cap has an effect"
+
+
+HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_heads(model: Any, code: dict[str, ModuleType], variant: str, task: str, tmp_path: Path) -> None:
+    """A head loads the decoder of a saved model, computes a loss and saves itself; `auto_map` names its class."""
+    name, _ = VARIANTS[variant]
+    head_class = getattr(code[name], MODELS[name].model_class.replace("CausalLM", task))
+    assert auto_map(MODELS[name])[f"AutoModelFor{task}"] == f"model_{name}.{head_class.__name__}"
+    model.save_pretrained(tmp_path / "decoder")
+    head, info = head_class.from_pretrained(tmp_path / "decoder", num_labels=3, output_loading_info=True)
+    layer = "qa_outputs" if task == "QuestionAnswering" else "score"
+    assert {key.partition(".")[0] for key in info["missing_keys"]} == {layer}
+    head.eval()
+    states = head.base_model(ids()).last_hidden_state
+    assert torch.equal(states, model.base_model(ids()).last_hidden_state)
+    if task == "QuestionAnswering":
+        output = head(ids(), start_positions=torch.tensor([1, 2]), end_positions=torch.tensor([3, 4]))
+        expected = head.qa_outputs(states)
+        close(output.start_logits, expected[..., 0])
+        close(output.end_logits, expected[..., 1])
+    else:
+        labels = torch.ones((2,) if task == "SequenceClassification" else (2, 9), dtype=torch.long)
+        output = head(ids(), labels=labels)
+        close(output.logits, head.score(states[:, -1] if task == "SequenceClassification" else states))
+        close(output.loss, torch.nn.functional.cross_entropy(output.logits.view(-1, 3), labels.flatten()))
+    head.train()
+    head(ids()).to_tuple()[0].sum().backward()
+    assert head.get_input_embeddings().weight.grad is not None
+    head.save_pretrained(tmp_path / "head")
+    again, info = head_class.from_pretrained(tmp_path / "head", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert again.config.num_labels == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision(make: Callable[..., Any], variant: str, dtype: torch.dtype) -> None:
-    """Positions and norms are reckoned in float32 whatever the weights are cast to."""
+    """Positions and norms are computed in float32 for any dtype of the weights."""
     model = make().to(dtype)
     exact = copy.deepcopy(model).float()
-    # Rotation tells how far two tokens are apart, not where they stand; in bfloat16, 1000 to 1008 are but three numbers.
+    # Rotary positions are relative, so an offset changes nothing; in bfloat16, 1000 to 1008 are only three values.
     learned = MODELS[VARIANTS[variant][0]].blocks.get("embedding", {}).get("positions") == "learned"
     positions = torch.arange(9)[None] + (0 if learned else 1000)
     found, reference = logits(model, ids(), position_ids=positions), logits(exact, ids())
@@ -348,7 +422,7 @@ def test_eager_and_sdpa_agree(make: Callable[..., Any]) -> None:
 
 
 def test_attention_is_dispatched(make: Callable[..., Any]) -> None:
-    """An attention registered with Transformers is called, with what Flash Attention would need."""
+    """An attention registered with Transformers is called with the arguments that Flash Attention needs."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -456,7 +530,7 @@ def test_loss(model: Any) -> None:
     output = model(ids(), labels=labels)
     shifted = output.logits[:, 2:-1].reshape(-1, SIZES["vocab_size"])
     close(output.loss, torch.nn.functional.cross_entropy(shifted, labels[:, 3:].flatten()))
-    # as Trainer asks it: the sum over the batch, by the number of tokens of several
+    # as Trainer calls it: the sum over the batch, divided by the number of tokens of several batches
     close(model(ids(), labels=labels, num_items_in_batch=24).loss, output.loss * 12 / 24)
 
 
@@ -501,7 +575,7 @@ def test_dropout_acts_in_training_only(make: Callable[..., Any], variant: str) -
 
 
 def balance(probabilities: Tensor, chosen: Tensor, experts: int) -> Tensor:
-    """How uneven the load is: the share of choices of each expert times its mean probability, times the experts."""
+    """Load balancing loss: sum over experts of share of choices times mean probability, times the number of experts."""
     share = torch.stack([(chosen == i).float().mean() for i in range(experts)])
     return (share * probabilities.mean(0)).sum() * experts
 
@@ -537,7 +611,7 @@ def test_load_balancing_loss(make: Callable[..., Any], variant: str) -> None:
 
 
 def test_experts_are_those_of_a_plain_loop(make: Callable[..., Any], variant: str) -> None:
-    """The mixture, against one that asks every expert about every token."""
+    """The mixture equals one that runs every expert on every token."""
     model = make()
     if variant not in SPARSE:
         assert not hasattr(next(m for n, m in model.named_modules() if n.endswith(".mlp")), "experts")
@@ -585,19 +659,15 @@ def test_resize_token_embeddings(model: Any, size: int, tmp_path: Path) -> None:
     assert torch.equal(logits(model, ids().clamp(max=79)), logits(again, ids().clamp(max=79)))
 
 
-def test_compile(model: Any, variant: str) -> None:
-    """One graph, unless there are experts: how many tokens each gets is known at run time only."""
-    dense = variant not in SPARSE
-    assert model._can_compile_fullgraph is dense
+def test_compile(model: Any) -> None:
+    """The model is one graph, with and without experts."""
+    assert type(model)._can_compile_fullgraph
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=dense, dynamic=False)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
     close(logits(model, ids()), logits(compiled, ids(), use_cache=False))
 
 
-def test_export(make: Callable[..., Any], variant: str) -> None:
-    if variant in SPARSE:
-        return  # as above: not one graph
-    model = make()
+def test_export(model: Any) -> None:
     length = torch.export.Dim("length", min=2, max=64)
     program = torch.export.export(
         model,
@@ -655,17 +725,13 @@ def test_trainer(model: Any, tmp_path: Path) -> None:
     assert predictions.shape == (4, 9, SIZES["vocab_size"])
 
 
-def test_parallel_plans(model: Any, variant: str) -> None:
-    """Every entry of a plan names modules that there are, and a pipeline's parts come in the order in which they run."""
+def test_parallel_plans(model: Any) -> None:
+    """Every entry of a plan names existing modules, and the pipeline parts are in running order."""
     config = model.config
     modules = dict(model.base_model.named_modules())
-    sparse = variant in SPARSE
     for pattern, style in config.base_model_tp_plan.items():
         assert style in ("colwise", "rowwise")
         regex = re.escape(pattern).replace(r"\*", r"\d+")
-        of_experts, of_dense = "experts" in pattern, re.search(r"mlp\.[a-z_]+$", pattern)
-        if (of_experts and not sparse) or (of_dense and sparse):
-            continue
         found = [m for name, m in modules.items() if re.fullmatch(regex, name)]
         assert found, pattern
         assert all(isinstance(m, torch.nn.Linear) for m in found), pattern
@@ -703,29 +769,79 @@ def test_dialects_of_rope(code: dict[str, ModuleType]) -> None:
     assert plain.to_dict() == config_class(**SIZES, rope_theta=5e5).to_dict()
 
 
-def test_rope_that_the_model_lacks(code: dict[str, ModuleType]) -> None:
-    with pytest.raises(ValueError, match="not 'llama3'"):
-        rotary(code)(rope_scaling={"rope_type": "llama3", "factor": 2.0})
-    with pytest.raises(ValueError, match="lack beta_fast, beta_slow"):
-        rotary(code)(
-            rope_scaling={
-                "rope_type": "yarn",
-                "factor": 2.0,
-                "original_max_position_embeddings": 8,
-                "attention_factor": 1.0,
-            }
-        )
+UNSUPPORTED = {
+    "rope_type must be one of default, linear, dynamic, yarn, not 'llama3'": {"rope_type": "llama3", "factor": 2.0},
+    "missing parameters of rope_type 'linear': factor": {"rope_type": "linear"},
+    "missing parameters of rope_type 'yarn': factor": {"rope_type": "yarn", "beta_fast": 32.0},
+    "unsupported parameters of rope_type 'yarn': mscale": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7},
+    "unsupported parameters of rope_type 'default': partial_rotary_factor": {"partial_rotary_factor": 0.5},
+}
+
+
+@pytest.mark.parametrize("message", UNSUPPORTED)
+def test_unsupported_rope_is_rejected_wherever_it_is_set(
+    code: dict[str, ModuleType], message: str, tmp_path: Path
+) -> None:
+    """In the constructor, by `from_pretrained`, as an attribute, and in the dict of a config that exists."""
+    config_class, model_class = rotary(code), code["minimind"].MiniMindForCausalLM
+    rope = UNSUPPORTED[message]
+    config = config_class(**SIZES)
+    config.save_pretrained(tmp_path)
+    for keyword in ("rope_scaling", "rope_parameters"):
+        with pytest.raises(ValueError, match=message):
+            config_class(**SIZES, **{keyword: rope})
+        with pytest.raises(ValueError, match=message):
+            setattr(config, keyword, rope)
+    with pytest.raises(ValueError, match=message):
+        config_class.from_pretrained(tmp_path, rope_parameters=rope)
+    model_class(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        model_class.from_pretrained(tmp_path, rope_parameters=rope)
+    config.rope_parameters.update(rope)
+    with pytest.raises(ValueError, match=message):
+        model_class(config)
+
+
+def test_rope_set_later_is_complete(code: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Theta is kept, and YaRN gets the defaults of its paper."""
+    config = rotary(code)(**SIZES, rope_theta=5e5)
+    config.save_pretrained(tmp_path)
+    loaded = rotary(code).from_pretrained(tmp_path, rope_parameters={"rope_type": "yarn", "factor": 4.0})
+    attention_factor = pytest.approx(0.1 * math.log(4.0) + 1)
+    expected = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": attention_factor, "factor": 4.0}
+    assert loaded.rope_parameters == expected | {"rope_type": "yarn", "rope_theta": 5e5}
+    config.rope_theta = 1e4
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+def test_scaled_frequencies_are_those_of_transformers(code: dict[str, ModuleType], kind: str) -> None:
+    """As a standard model of the same sizes has them, within and beyond the trained context."""
+    from transformers import Qwen3Config
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+    sizes = {**SIZES, "head_dim": 64, "max_position_embeddings": 64}
+    rope = {"rope_type": kind, "factor": 4.0}
+    config = rotary(code)(**sizes, rope_theta=1e4, rope_scaling=rope)
+    longest = {"original_max_position_embeddings": 64} if kind == "yarn" else {}
+    standard = Qwen3RotaryEmbedding(Qwen3Config(**sizes, rope_theta=1e4, rope_scaling=rope | longest))
+    for length in (16, 96):
+        positions = torch.arange(length)[None]
+        cos, sin = code["minimind"].rotary_embedding(config, positions)
+        expected = standard(torch.zeros(1), positions)
+        close(cos[:, 0], expected[0])
+        close(sin[:, 0], expected[1])
 
 
 def test_scaling_needs_a_longer_context(code: dict[str, ModuleType]) -> None:
-    """YaRN acts where the context is longer than the one trained on, and changes far positions only a little near."""
+    """YaRN applies only where the context is longer than the trained one, and leaves the fastest channels unchanged."""
     module = code["minimind"]
     found = {}
     for longest in (32, 128):
         config = rotary(code)(
             **{**SIZES, "max_position_embeddings": longest, "head_dim": 64}, rope_scaling=YARN_DIALECT
         )
-        found[longest], _ = module.rotary_frequencies(config, torch.device("cpu"))
+        found[longest], _ = module.rotary_frequencies(config, torch.arange(4)[None])
     assert torch.equal(found[32], 1 / 1e6 ** (torch.arange(0, 64, 2) / 64))
     close(found[128][-1], found[32][-1] / 4)
     assert found[128][0] == found[32][0]
@@ -739,7 +855,7 @@ def test_computed_defaults(code: dict[str, ModuleType]) -> None:
 
 
 def test_this_release(code: dict[str, ModuleType]) -> None:
-    """The one difference between releases that the text knows of is seen for what it is."""
+    """The rendered code detects how this release names the cache."""
     import inspect
 
     from transformers.modeling_outputs import BaseModelOutputWithPast

@@ -1,7 +1,7 @@
-"""Path B by the whole flow: what `compile run` writes, loaded with `trust_remote_code` in every installed Transformers.
+"""Path B end to end: folders that `compile run` writes, loaded with `trust_remote_code` in each Transformers release.
 
-Each folder is loaded twenty times while memory is full of NaN, since a buffer that loading leaves unset is right by
-luck now and then. Path A of the same checkpoint must agree, and write the same text.
+Each folder is loaded twenty times while memory is full of NaN, because a buffer that loading leaves uninitialized is
+sometimes right by chance. Path A of the same checkpoint must give the same logits and generate the same tokens.
 """
 
 from __future__ import annotations
@@ -102,11 +102,13 @@ def test_both_paths_agree(found: dict[str, dict[str, Any]], case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_both_paths_write_the_same_text_cached_or_not(found: dict[str, dict[str, Any]], case: str) -> None:
+def test_both_paths_generate_the_same_tokens_with_and_without_cache(
+    found: dict[str, dict[str, Any]], case: str
+) -> None:
     assert all(result[case + " same text"] for result in found.values()), found
 
 
-def test_the_folder_says_where_its_code_lies(tmp_path: Path) -> None:
+def test_auto_map_names_files_of_the_folder(tmp_path: Path) -> None:
     source = ORACLES / "minimind/dense_small/source"
     convert(
         load_program("minimind"),

@@ -1,4 +1,4 @@
-"""The architectures that the tests of path B render, as the compiler hands them over."""
+"""The architectures that the path B tests render."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ NANOGPT = CustomModel(
     banner=banner("nanogpt"),
 )
 
-# Nobody's architectures: other combinations of the same blocks.
+# Made-up architectures: other combinations of the same blocks.
 ALWAYS_SPARSE = dataclasses.replace(
     MINIMIND,
     module="sparse",
@@ -171,7 +171,32 @@ LAYER_NORMED = dataclasses.replace(
     fields=dict(NANOGPT.fields)
     | {"num_key_value_heads": "num_attention_heads", "rope_theta": "10000.0", "rope_scaling": "None"},
 )
-MODELS = {model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT, ALWAYS_SPARSE, LAYER_NORMED)}
+SPARSE_FIELDS = {"use_moe", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}
+SPARSE_FIELDS |= {"router_aux_loss_coef"}
+WEIGHTLESS = dataclasses.replace(
+    MINIMIND,
+    module="weightless",
+    summary="norms without weights, a norm after the embedding, a negative rotation, capped logits",
+    blocks={
+        "embedding": {"norm": True},
+        "norm": {"kind": "rms", "weight": False},
+        "attention": {
+            "kind": "grouped_query",
+            "rope": "half_negative",
+            "qk_norm": "rotated",
+            "scale": "attention_scale",
+        },
+        "mlp": {"kind": "plain"},
+        "head": {"softcap": True},
+    },
+    fields={
+        **{name: source for name, source in MINIMIND.fields.items() if name not in SPARSE_FIELDS | {"dropout"}},
+        "hidden_act": "'relu2'",
+        "attention_scale": "head_dim ** -0.5",
+        "final_logit_softcapping": "15.0",
+    },
+)
+MODELS = {model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT, ALWAYS_SPARSE, LAYER_NORMED, WEIGHTLESS)}
 
 ORACLES = Path(__file__).parent.parent / "data" / "oracles"
 CASES = (
@@ -198,7 +223,7 @@ def golden(case: str) -> Path:
 
 
 def write_folder(case: str, folder: Path) -> Path:
-    """The folder of a case's checkpoint as the compiler is to write it: weights under their own names, config, code."""
+    """Write the folder of a case's checkpoint: weights under their own names, config and code."""
     import torch
     from safetensors.torch import save_file
 

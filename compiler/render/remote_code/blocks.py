@@ -1,8 +1,8 @@
-"""The closed vocabulary of custom architectures: which blocks there are, and what each of them needs.
+"""The block vocabulary of custom architectures, and the config fields and parallel plans that follow from it.
 
-`BLOCKS` is the vocabulary as a JSON Schema; `filled` completes a value that fits it with the defaults, and
-`required_fields` says which config fields the blocks read, `tensor_plan` and `pipeline_plan` how they may be spread over
-devices. Nothing here renders or refuses.
+`BLOCKS` is the vocabulary: the JSON Schema of a spec's `target.blocks`. `with_defaults` turns a value that fits it into
+`Blocks`; `required_fields` lists the config fields that those blocks read; `tensor_plan` and `pipeline_plan` describe how
+Transformers may spread the model over devices. Nothing here renders text or raises errors.
 """
 
 from __future__ import annotations
@@ -11,156 +11,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NAMES = {
-    "base": ("model", "the decoder without its head"),
-    "embedding": ("embed_tokens", "the token embedding"),
-    "positions": ("embed_positions", "the embedding of positions, where they are learned"),
-    "embedding_dropout": ("dropout", "the dropout on the embeddings; it has no tensors"),
-    "layers": ("layers", "the list of decoder layers"),
-    "attention_norm": ("input_layernorm", "the norm before the attention"),
-    "attention": ("self_attn", "the attention"),
-    "q": ("q_proj", "the projection to queries"),
-    "k": ("k_proj", "the projection to keys"),
-    "v": ("v_proj", "the projection to values"),
-    "qkv": ("qkv_proj", "the fused projection to queries, keys and values"),
-    "o": ("o_proj", "the projection after the attention"),
-    "q_norm": ("q_norm", "the norm of each query"),
-    "k_norm": ("k_norm", "the norm of each key"),
-    "mlp_norm": ("post_attention_layernorm", "the norm before the feed-forward block"),
-    "mlp": ("mlp", "the feed-forward block"),
-    "gate": ("gate_proj", "the projection that gates"),
-    "up": ("up_proj", "the projection up"),
-    "down": ("down_proj", "the projection down"),
-    "router": ("gate", "the router of a mixture of experts"),
-    "experts": ("experts", "the list of experts"),
-    "shared_experts": ("shared_experts", "the list of experts that every token goes through"),
-    "final_norm": ("norm", "the norm after the last layer"),
-}
+from compiler.language.schema import schema
 
-_BIAS = {
-    "description": "Whether the projections have a bias: true, false, or the boolean config field that says so.",
-    "type": ["boolean", "string"],
-    "default": False,
-}
-_DROPOUT = {
-    "description": "Whether the block ends in a dropout of the config's `dropout`, which acts in training only.",
-    "type": "boolean",
-    "default": False,
-}
-
-
-def _choice(description: str, *words: str) -> dict[str, Any]:
-    return {"description": description, "enum": list(words), "default": words[0]}
-
-
-def _block(description: str, required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "description": description,
-        "additionalProperties": False,
-        "required": list(required),
-        "properties": properties,
-    }
-
-
-BLOCKS: dict[str, Any] = _block(
-    "The blocks of a decoder, from the embedding to the head. Each is a template of its own.",
-    ("norm", "attention", "mlp"),
-    embedding=_block(
-        "How token ids become hidden states.",
-        positions=_choice("Whether an embedding of the position is learned and added.", "none", "learned"),
-        dropout=_DROPOUT,
-    ),
-    norm={
-        "description": "The norm before each block and after the last layer: rms (root mean square; reads rms_norm_eps), layer "
-        "(mean and variance; reads layer_norm_eps), or an object that also says whether a layer norm has a bias.",
-        "oneOf": [
-            {"enum": ["rms", "layer"], "description": "The kind alone."},
-            _block(
-                "The kind and whether there is a bias.",
-                ("kind",),
-                kind={"enum": ["layer"], "description": "layer: over mean and variance."},
-                bias={
-                    **_BIAS,
-                    "description": "Whether the norm has a bias: true, false, or a boolean config field.",
-                    "default": True,
-                },
-            ),
-        ],
-    },
-    attention=_block(
-        "Causal self-attention.",
-        ("kind",),
-        kind=_choice(
-            "grouped_query: four projections, groups of heads share keys and values. fused: one projection to queries, keys "
-            "and values, as many of each.",
-            "grouped_query",
-            "fused",
-        ),
-        qk_norm=_choice("Whether each query and key is normed over its head's channels.", "none", "per_head"),
-        rope=_choice(
-            "Rotary positions: half rotates channel i with channel i + head_dim / 2, with YaRN scaling where the config asks for it.",
-            "none",
-            "half",
-        ),
-        bias=_BIAS,
-        dropout={
-            **_DROPOUT,
-            "description": "Whether the attention weights and the output are dropped with the config's `dropout` in training.",
-        },
-    ),
-    mlp=_block(
-        "The feed-forward block; its activation is the config's `hidden_act`.",
-        ("kind",),
-        kind=_choice("gated: down(act(gate(x)) * up(x)). plain: down(act(up(x))).", "gated", "plain"),
-        bias=_BIAS,
-        dropout=_DROPOUT,
-    ),
-    moe=_block(
-        "A mixture of experts in the place of the feed-forward block, each of which is one; without it there is none.",
-        ("kind",),
-        kind=_choice(
-            "softmax_topk: softmax over all experts, the most likely ones chosen. softmax_topk_shared: the same, and shared experts "
-            "for every token, a balancing loss per sequence, and a single choice that keeps its probability as its weight.",
-            "softmax_topk",
-            "softmax_topk_shared",
-        ),
-        when={
-            "type": "string",
-            "description": "The boolean config field that chooses the mixture; without it there always is one.",
-        },
-    ),
-    names=_block(
-        "What the modules are called, where that differs from the usual: the names of the checkpoint's tensors."
-    )
-    | {
-        "properties": {
-            key: {
-                "type": "string",
-                "pattern": "^[A-Za-z_][A-Za-z0-9_]*$",
-                "description": f"The name of {what}.",
-                "default": default,
-            }
-            for key, (default, what) in NAMES.items()
-        }
-    },
-)
+BLOCKS: Mapping[str, Any] = schema()["properties"]["target"]["properties"]["blocks"]
+# Key of `names` -> the default module name.
+NAMES: Mapping[str, str] = {key: part["default"] for key, part in BLOCKS["properties"]["names"]["properties"].items()}
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks with every default in place; `moe` is None where there is no mixture of experts."""
+    """The blocks of one architecture with all defaults filled in; `moe` is None without a mixture of experts."""
 
     embedding: Mapping[str, Any]
     norm: Mapping[str, Any]
     attention: Mapping[str, Any]
     mlp: Mapping[str, Any]
     moe: Mapping[str, Any] | None
+    head: Mapping[str, Any]
     names: Mapping[str, str]
 
 
-def filled(blocks: Mapping[str, Any]) -> Blocks:
-    """`blocks`, which fits the schema, with the defaults."""
+def with_defaults(blocks: Mapping[str, Any]) -> Blocks:
+    """`blocks`, a value that fits `BLOCKS`, with all defaults filled in."""
 
     def block(name: str) -> dict[str, Any]:
         defaults = {
@@ -168,23 +40,29 @@ def filled(blocks: Mapping[str, Any]) -> Blocks:
         }
         return defaults | dict(blocks.get(name, {}))
 
-    norm = blocks["norm"]
-    kind = {"kind": norm} if isinstance(norm, str) else dict(norm)
+    given = {"kind": blocks["norm"]} if isinstance(blocks["norm"], str) else dict(blocks["norm"])
+    weight = given.get("weight", True)
+    norm = {"weight": weight, "bias": given["kind"] == "layer" and weight} | given
+    attention = {"scale": None} | block("attention")
     moe = {"when": None} | block("moe") if "moe" in blocks else None
-    return Blocks(block("embedding"), {"bias": True} | kind, block("attention"), block("mlp"), moe, block("names"))
+    return Blocks(block("embedding"), norm, attention, block("mlp"), moe, block("head"), block("names"))
 
 
 def required_fields(blocks: Blocks) -> dict[str, str]:
-    """The config fields that the blocks read: the field, and which block reads it."""
+    """Config field -> the block that reads it."""
     fields = dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "tie_word_embeddings"), "every model")
     fields |= dict.fromkeys(("num_attention_heads", "head_dim"), "the attention") | {"hidden_act": "the mlp"}
     fields |= {"rms_norm_eps" if blocks.norm["kind"] == "rms" else "layer_norm_eps": "the norm"}
     if blocks.attention["kind"] == "grouped_query":
         fields["num_key_value_heads"] = "the attention"
-    if blocks.attention["rope"] == "half":
+    if blocks.attention["rope"] != "none":
         fields |= dict.fromkeys(("rope_theta", "rope_scaling", "max_position_embeddings"), "the rotary embedding")
     if blocks.embedding["positions"] == "learned":
         fields["max_position_embeddings"] = "the embedding"
+    if scale := blocks.attention["scale"]:
+        fields[scale] = "the attention"
+    if blocks.head["softcap"]:
+        fields["final_logit_softcapping"] = "the head"
     if blocks.moe is None or blocks.moe["when"]:
         fields["intermediate_size"] = "the mlp"
     if blocks.moe is not None:
@@ -197,25 +75,28 @@ def required_fields(blocks: Blocks) -> dict[str, str]:
             fields["dropout"] = f"the {name}"
     for name in ("norm", "attention", "mlp"):
         bias = getattr(blocks, name).get("bias")
-        if isinstance(bias, str) and not (name == "norm" and blocks.norm["kind"] == "rms"):
+        if isinstance(bias, str):
             fields[bias] = f"the {name}"
     return fields
 
 
-def tensor_plan(blocks: Blocks) -> list[tuple[str, str]]:
-    """How tensor parallelism cuts the layers: projections up by columns, those down by rows.
+def tensor_plan(blocks: Blocks, sparse: bool) -> list[tuple[str, str]]:
+    """How tensor parallelism splits the Linear modules of the layers, `sparse` or dense: module pattern and style.
 
-    A fused projection is not cut, since an even cut would not give each device its queries, keys and values.
+    Up projections are split by output columns, down projections by input rows. A fused projection is not split, because
+    an even split would mix queries, keys and values. Empty where the blocks have no such layers.
     """
     names = blocks.names
+    if (sparse and not blocks.moe) or (not sparse and blocks.moe and not blocks.moe["when"]):
+        return []
     layer = f"{names['layers']}.*."
     plan = []
     if blocks.attention["kind"] == "grouped_query":
         plan += [(f"{layer}{names['attention']}.{names[part]}", "colwise") for part in "qkv"]
         plan.append((f"{layer}{names['attention']}.{names['o']}", "rowwise"))
-    places = [names["mlp"]] if blocks.moe is None or blocks.moe["when"] else []
-    if blocks.moe:
-        places.append(f"{names['mlp']}.{names['experts']}.*")
+    places = [names["mlp"]]
+    if sparse and blocks.moe:
+        places = [f"{names['mlp']}.{names['experts']}.*"]
         places += [f"{names['mlp']}.{names['shared_experts']}.*"] if blocks.moe["kind"] == "softmax_topk_shared" else []
     ups = ["gate", "up"] if blocks.mlp["kind"] == "gated" else ["up"]
     for place in places:
@@ -224,17 +105,25 @@ def tensor_plan(blocks: Blocks) -> list[tuple[str, str]]:
     return plan
 
 
-def pipeline_plan(blocks: Blocks) -> list[tuple[str, str, str]]:
-    """What each part of the decoder takes and gives, in the order in which a pipeline runs them."""
+def split_norms(blocks: Blocks) -> list[str]:
+    """Module patterns of norms that see only the heads of their own rank under tensor parallelism."""
     names = blocks.names
-    positions = (
-        [(names["positions"], "['position_ids']", "['position_embeds']")]
-        if blocks.embedding["positions"] == "learned"
-        else []
-    )
+    has_weight = blocks.attention["qk_norm"] != "none" and blocks.norm["weight"]
+    if blocks.attention["kind"] != "grouped_query" or not has_weight:
+        return []
+    return [f"{names['layers']}.*.{names['attention']}.{names[norm]}" for norm in ("q_norm", "k_norm")]
+
+
+def pipeline_plan(blocks: Blocks) -> list[tuple[str, str, str]]:
+    """Inputs and outputs of each part of the decoder, in the order in which a pipeline runs them."""
+    names = blocks.names
+    positions = blocks.embedding["positions"] == "learned"
+    learned = [(names["positions"], "['position_ids']", "['position_embeds']")] if positions else []
+    norm = [(names["embedding_norm"], "['inputs_embeds']", "['hidden_states']")] if blocks.embedding["norm"] else []
     return [
         (names["embedding"], "['input_ids']", "['inputs_embeds']"),
-        *positions,
+        *learned,
+        *norm,
         (names["layers"], "['hidden_states', 'attention_mask']", "['hidden_states']"),
         (names["final_norm"], "['hidden_states']", "['hidden_states']"),
     ]

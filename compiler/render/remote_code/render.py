@@ -1,8 +1,8 @@
-"""A custom architecture to text: the configuration and model modules that travel with the weights.
+"""Render a custom architecture: the configuration and model modules that are stored beside the weights.
 
-Takes a `CustomModel`; returns `{file name: text}`. Refuses blocks that do not fit each other, names that are no
-identifiers or hide a module of Python, and fields that a block needs and nobody declares: nothing of a spec reaches the
-text but checked identifiers, checked expressions and literals.
+Takes a `CustomModel`; returns `{file name: text}`. Rejects blocks that do not work together, names that are not
+identifiers or that shadow a standard library module, and missing config fields. Only checked identifiers, checked
+expressions and literals of a spec reach the rendered text.
 """
 
 from __future__ import annotations
@@ -17,19 +17,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
-from compiler.render.remote_code.blocks import Blocks, filled, pipeline_plan, required_fields, tensor_plan
+from compiler.render.remote_code.blocks import (
+    Blocks,
+    pipeline_plan,
+    required_fields,
+    split_norms,
+    tensor_plan,
+    with_defaults,
+)
 from compiler.templating import environment, formatted
 
 SUFFIX = "ForCausalLM"
-# Fields that every configuration has; a spec may declare them itself with another default.
+# What follows For in the names of the rendered model classes.
+TASKS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+# Fields that every rendered configuration has. A spec may declare them with other defaults.
 COMMON = {"use_cache": "True", "initializer_range": "0.02"}
 COMMON_MOE = {"output_router_logits": "False"}
 
 
 @dataclass(frozen=True)
 class CustomModel:
-    """An architecture of its own. `fields` maps each config field to the Python source of its default, in order; source
-    that names other fields means that the default is None and is computed from them."""
+    """A custom architecture. `fields` maps each config field, in order, to the Python source of its default. If the source
+    reads other fields, the default is None and `__init__` computes the value."""
 
     module: str
     config_class: str
@@ -42,7 +51,7 @@ class CustomModel:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong at `path`, the keys that lead there in the spec."""
+    """A problem at `path`, the keys that lead to its place in the spec."""
 
     path: tuple[str, ...]
     message: str
@@ -51,12 +60,14 @@ class Fault:
 
 
 def render_custom(model: CustomModel) -> dict[str, str]:
-    """`configuration_<module>.py` and `model_<module>.py`.
+    """The texts of `configuration_<module>.py` and `model_<module>.py`.
 
-    Raises Refusal with every fault; a caller that knows the places in the spec asks `faults` first.
+    Raises Refusal with all faults. A caller that knows the places in the spec calls `faults` first.
     """
-    if found := list(faults(model)):
-        raise Refusal(Diagnostic(Span(model.module), f"{'.'.join(f.path)}: {f.message}", f.kind, f.hint) for f in found)
+    if problems := list(faults(model)):
+        raise Refusal(
+            Diagnostic(Span(model.module), f"{'.'.join(f.path)}: {f.message}", f.kind, f.hint) for f in problems
+        )
     values = _values(model)
     templates = {"configuration": "custom/configuration.py.jinja", "model": "custom/modeling.py.jinja"}
     return {
@@ -66,74 +77,82 @@ def render_custom(model: CustomModel) -> dict[str, str]:
 
 
 def auto_map(model: CustomModel) -> dict[str, str]:
-    """What config.json says of the code: where Transformers' auto classes find theirs."""
+    """The `auto_map` of config.json: auto class of Transformers -> `module.Class` in the folder."""
+    prefix = f"model_{model.module}.{model.model_class.removesuffix(SUFFIX)}"
     return {
         "AutoConfig": f"configuration_{model.module}.{model.config_class}",
-        "AutoModelForCausalLM": f"model_{model.module}.{model.model_class}",
+        "AutoModel": f"{prefix}Model",
+        **{f"AutoModelFor{task}": f"{prefix}For{task}" for task in TASKS},
     }
 
 
 def faults(model: CustomModel) -> Iterator[Fault]:
-    """Everything that keeps `model` from being rendered. Its blocks fit the schema."""
+    """All reasons why `model` cannot be rendered. Its blocks must fit the schema."""
     target = ("target",)
     if not model.module.isidentifier() or keyword.iskeyword(model.module):
         yield Fault(
-            (*target, "remote_code"), f"{model.module!r} is no module name", "bad-name", "use letters, digits and _"
+            (*target, "remote_code"), f"{model.module!r} is not a module name", "bad-name", "use letters, digits and _"
         )
     for stem in (f"configuration_{model.module}", f"model_{model.module}", model.module):
         if stem in sys.stdlib_module_names:
             yield Fault(
                 (*target, "remote_code"),
-                f"{stem!r} is a module of Python's own",
+                f"{stem!r} is the name of a standard library module",
                 "shadowed-module",
                 "choose another name",
             )
     for key, name in (("config", model.config_class), ("model", model.model_class)):
         if not name.isidentifier() or keyword.iskeyword(name):
             yield Fault(
-                (*target, "classes", key), f"{name!r} is no class name", "bad-name", "use letters, digits and _"
+                (*target, "classes", key), f"{name!r} is not a class name", "bad-name", "use letters, digits and _"
             )
     if not model.model_class.endswith(SUFFIX) or model.model_class == SUFFIX:
-        hint = f"call it {model.model_class.removesuffix('Model')}{SUFFIX}"
-        yield Fault(
-            (*target, "classes", "model"), f"the name of a causal language model ends in {SUFFIX}", "bad-name", hint
-        )
+        hint = f"rename it to {model.model_class.removesuffix('Model')}{SUFFIX}"
+        yield Fault((*target, "classes", "model"), f"the model class name must end in {SUFFIX}", "bad-name", hint)
     if model.config_class == model.model_class:
-        yield Fault((*target, "classes", "config"), "both classes have the same name", "bad-name")
-    blocks = filled(model.blocks)
-    yield from _misfits(blocks)
+        yield Fault((*target, "classes", "config"), "the model and config classes have the same name", "bad-name")
+    blocks = with_defaults(model.blocks)
+    yield from _block_conflicts(blocks)
     yield from _field_faults(model.fields, blocks)
 
 
-def _misfits(blocks: Blocks) -> Iterator[Fault]:
+def _block_conflicts(blocks: Blocks) -> Iterator[Fault]:
     at = ("target", "blocks")
-    if blocks.attention["qk_norm"] == "per_head" and blocks.norm["kind"] != "rms":
-        yield Fault((*at, "attention", "qk_norm"), "the norm of queries and keys needs norm: rms", "block-mismatch")
+    qk_norm = blocks.attention["qk_norm"]
+    if qk_norm != "none" and blocks.norm["kind"] != "rms":
+        yield Fault((*at, "attention", "qk_norm"), f"qk_norm: {qk_norm} needs norm: rms", "block-mismatch")
+    if qk_norm == "rotated" and blocks.attention["rope"] == "none":
+        hint = "set rope: half, or qk_norm: per_head"
+        yield Fault((*at, "attention", "qk_norm"), "qk_norm: rotated needs rotary positions", "block-mismatch", hint)
+    if blocks.norm["bias"] and (blocks.norm["kind"] == "rms" or not blocks.norm["weight"]):
+        kind = "an rms norm" if blocks.norm["kind"] == "rms" else "a norm without a weight"
+        yield Fault((*at, "norm", "bias"), f"{kind} has no bias", "block-mismatch", "remove `bias`")
     if blocks.attention["rope"] == "none" and blocks.embedding["positions"] == "none":
-        hint = "give the attention rope: half, or the embedding positions: learned"
-        yield Fault((*at, "attention"), "nothing tells the model where a token stands", "block-mismatch", hint)
+        hint = "set rope: half on attention, or positions: learned on embedding"
+        yield Fault((*at, "attention"), "the model has no position information", "block-mismatch", hint)
     for key, name in blocks.names.items():
         if keyword.iskeyword(name) or name.startswith("__"):
-            yield Fault((*at, "names", key), f"{name!r} cannot be a module's name", "bad-name")
+            yield Fault((*at, "names", key), f"{name!r} cannot be a module name", "bad-name")
     for scope in _scopes(blocks):
         for key in scope:
             other = next(k for k in scope if blocks.names[k] == blocks.names[key])
             if other != key:
                 yield Fault(
-                    (*at, "names", key), f"{key} and {other} are both called {blocks.names[key]!r}", "name-collision"
+                    (*at, "names", key), f"{key} and {other} are both named {blocks.names[key]!r}", "name-collision"
                 )
 
 
 def _scopes(blocks: Blocks) -> list[list[str]]:
-    """The keys of `names` that stand in one module, and must therefore differ."""
+    """Groups of keys of `names` that belong to one module, so that their names must differ."""
     grouped = blocks.attention["kind"] == "grouped_query"
     projections = ["q", "k", "v", "o"] if grouped else ["qkv", "o"]
-    norms = ["q_norm", "k_norm"] if blocks.attention["qk_norm"] == "per_head" else []
+    norms = ["q_norm", "k_norm"] if blocks.attention["qk_norm"] != "none" else []
     positions = ["positions"] if blocks.embedding["positions"] == "learned" else []
     dropout = ["embedding_dropout"] if blocks.embedding["dropout"] else []
+    norm = ["embedding_norm"] if blocks.embedding["norm"] else []
     sparse = ["router", "experts", "shared_experts"] if blocks.moe else []
     return [
-        ["embedding", *positions, *dropout, "layers", "final_norm"],
+        ["embedding", *positions, *norm, *dropout, "layers", "final_norm"],
         ["attention_norm", "attention", "mlp_norm", "mlp"],
         [*projections, *norms],
         ["gate", "up", "down"] if blocks.mlp["kind"] == "gated" else ["up", "down"],
@@ -147,7 +166,7 @@ def _field_faults(fields: Mapping[str, str], blocks: Blocks) -> Iterator[Fault]:
         if name not in fields:
             yield Fault(
                 at,
-                f"there is no field {name!r}, which {reader} reads",
+                f"missing field {name!r}: {reader} reads it",
                 "missing-field",
                 nearest(name, fields) or f"add {name} with its default",
             )
@@ -156,27 +175,25 @@ def _field_faults(fields: Mapping[str, str], blocks: Blocks) -> Iterator[Fault]:
             yield Fault((*at, name), f"{name!r} cannot be a config field", "bad-name")
             continue
         for other in sorted(_names(source) - fields.keys()):
-            hint = nearest(other, fields) or "declare it among the fields"
-            yield Fault((*at, name), f"{other!r} is no field", "unknown-field", hint)
+            hint = nearest(other, fields) or "add it to config.fields"
+            yield Fault((*at, name), f"{other!r} is not a field", "unknown-field", hint)
     try:
         _order(fields)
     except graphlib.CycleError as error:
-        circle = " -> ".join(reversed(error.args[1]))
-        yield Fault(
-            (*at, min(error.args[1])), f"the fields depend on each other in a circle: {circle}", "circular-field"
-        )
+        cycle = " -> ".join(reversed(error.args[1]))
+        yield Fault((*at, min(error.args[1])), f"the fields depend on each other in a cycle: {cycle}", "circular-field")
 
 
 _FUNCTIONS = {"math", "min", "max", "int", "len", "round_up"}
 
 
 def _names(source: str) -> set[str]:
-    """The fields that an expression reads."""
+    """The names that the Python expression `source` reads."""
     return {node.id for node in ast.walk(ast.parse(source, mode="eval")) if isinstance(node, ast.Name)} - _FUNCTIONS
 
 
 def _is_constant(source: str) -> bool:
-    """Whether the source is a default that a signature can hold: what cannot be changed in place."""
+    """Whether `source` is an immutable literal, which a signature can have as a default."""
     try:
         return not isinstance(ast.literal_eval(source), (list, dict, set))
     except ValueError:
@@ -184,7 +201,7 @@ def _is_constant(source: str) -> bool:
 
 
 def _order(fields: Mapping[str, str]) -> list[str]:
-    """The computed fields, each after those that it reads."""
+    """The computed fields, each after the fields that it reads. Raises graphlib.CycleError."""
     computed = {name for name, source in fields.items() if not _is_constant(source)}
     graph = {name: sorted(_names(fields[name]) & computed) for name in fields if name in computed}
     return list(graphlib.TopologicalSorter(graph).static_order())
@@ -197,22 +214,24 @@ def _order(fields: Mapping[str, str]) -> list[str]:
 class _Norm:
     kind: str
     prefix: str
+    weight: bool
     bias: str
 
     def make(self, size: str) -> str:
-        """The call that makes a norm over the last axis, of `size`."""
+        """The call that builds a norm over a last axis of length `size`."""
         if self.kind == "rms":
-            return f"{self.prefix}RMSNorm({size}, config.rms_norm_eps)"
-        return f"nn.LayerNorm({size}, eps=config.layer_norm_eps, bias={self.bias})"
+            return f"{self.prefix}RMSNorm({f'{size}, ' if self.weight else ''}config.rms_norm_eps)"
+        options = f"bias={self.bias}" if self.weight else "elementwise_affine=False"
+        return f"nn.LayerNorm({size}, eps=config.layer_norm_eps, {options})"
 
 
 def _values(model: CustomModel) -> dict[str, Any]:
-    """What the templates see."""
-    blocks = filled(model.blocks)
+    """The variables of the templates."""
+    blocks = with_defaults(model.blocks)
     prefix = model.model_class.removesuffix(SUFFIX)
     common = COMMON | (COMMON_MOE if blocks.moe else {})
     fields = dict(model.fields) | {name: source for name, source in common.items() if name not in model.fields}
-    computed = [(name, _spelled_out(fields[name])) for name in _order(fields)]
+    computed = [(name, _expand_round_up(fields[name])) for name in _order(fields)]
     return {
         "banner": _comment(model.banner),
         "summary": _sentence(model.summary),
@@ -222,15 +241,21 @@ def _values(model: CustomModel) -> dict[str, Any]:
         "model_class": model.model_class,
         "names": blocks.names,
         "embedding": blocks.embedding,
-        "norm": _Norm(blocks.norm["kind"], prefix, _flag(blocks.norm["bias"])),
+        "norm": _Norm(blocks.norm["kind"], prefix, blocks.norm["weight"], _flag(blocks.norm["bias"])),
         "attention": {**blocks.attention, "bias": _flag(blocks.attention["bias"])},
         "mlp": {**blocks.mlp, "bias": _flag(blocks.mlp["bias"])},
         "moe": blocks.moe,
+        "head": blocks.head,
         "outputs": _OUTPUTS[blocks.moe is not None],
         "fields": [_field(name, source) for name, source in fields.items()],
         "computed": computed,
         "config_math": any("math." in source for _, source in computed),
-        "plans": {"tp": tensor_plan(blocks), "pp": pipeline_plan(blocks)},
+        "plans": {
+            "dense": tensor_plan(blocks, sparse=False),
+            "sparse": tensor_plan(blocks, sparse=True),
+            "norms": [repr(name) for name in split_norms(blocks)],
+            "pp": pipeline_plan(blocks),
+        },
     }
 
 
@@ -245,21 +270,21 @@ def _flag(value: bool | str) -> str:
 
 
 def _field(name: str, source: str) -> dict[str, str]:
-    """A parameter of the configuration: its name, its type and its default."""
+    """One `__init__` parameter of the configuration class: name, type and default."""
     if not _is_constant(source) or source == "None":
         return {"name": name, "type": "int | None" if name.endswith("_id") else "Any", "default": "None"}
     return {"name": name, "type": type(ast.literal_eval(source)).__name__, "default": source}
 
 
 def _line(text: str) -> str:
-    """The text on one line, with a space for whatever cannot be printed."""
+    """The text on one line, with spaces for unprintable characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _spelled_out(source: str) -> str:
-    """The expression without `round_up`, which Python lacks: -(-value // multiple) * multiple."""
+def _expand_round_up(source: str) -> str:
+    """The expression with `round_up(value, multiple)` written as plain Python: -(-value // multiple) * multiple."""
 
-    class Spelling(ast.NodeTransformer):
+    class Expansion(ast.NodeTransformer):
         def visit_Call(self, node: ast.Call) -> ast.AST:
             self.generic_visit(node)
             if not isinstance(node.func, ast.Name) or node.func.id != "round_up":
@@ -268,7 +293,7 @@ def _spelled_out(source: str) -> str:
             quotient = ast.BinOp(ast.UnaryOp(ast.USub(), value), ast.FloorDiv(), multiple)
             return ast.BinOp(ast.UnaryOp(ast.USub(), quotient), ast.Mult(), multiple)
 
-    return ast.unparse(Spelling().visit(ast.parse(source, mode="eval")))
+    return ast.unparse(Expansion().visit(ast.parse(source, mode="eval")))
 
 
 def _comment(text: str) -> str:
@@ -277,6 +302,6 @@ def _comment(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The text as the first line of a docstring, whatever it holds."""
+    """The text as the first line of a docstring; quotes and backslashes are escaped."""
     line = re.sub(r'(["\\])', r"\\\1", _line(text))
     return line if line.endswith((".", "!", "?")) else f"{line}."
