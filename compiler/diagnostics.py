@@ -46,13 +46,15 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, order=True)
 class Diagnostic:
-    """One problem. `kind` is a kebab-case noun phrase explained in `docs/errors.md`. A `warning` does not fail the run."""
+    """One problem. `kind` is a kebab-case noun phrase explained in `docs/errors.md`. A `warning` does not fail the run.
+    `subject`: the name that the problem is about, for callers that act on it."""
 
     span: Span
     message: str
     kind: str
     hint: str = ""
     warning: bool = False
+    subject: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         lines = [f"{self.span}: {'warning: ' * self.warning}{self.message} [{self.kind}]"]

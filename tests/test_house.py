@@ -245,6 +245,7 @@ ORDINARY = frozenset(
         "beam",
         "clip",
         "data",
+        "decision",
         "depth",
         "detr",
         "dots",

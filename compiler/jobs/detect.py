@@ -136,7 +136,7 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
     problems = _problems(program, request, checkpoint)
     if not problems:
         return fit("fits", share)
-    asks = [d.message.partition(" ")[0] for d in problems if d.kind == "missing-argument"]
+    asks = [d.subject for d in problems if d.kind == "missing-argument"]
     if len(asks) == len(problems) and not reasons:
         return fit("asks", share, asks=asks)
     others = [d.message for d in problems if d.kind not in ("missing-argument", "unclaimed-tensor", "missing-tensor")]

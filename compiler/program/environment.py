@@ -147,6 +147,7 @@ class Environment(Mapping[str, Any]):
                         f"no value for {name}: {argument.help or 'the checkpoint does not contain it'}",
                         "missing-argument",
                         f"give it with --set {name}=VALUE or with a --config that contains it",
+                        subject=name,
                     )
                 ]
             )
@@ -160,7 +161,15 @@ class Environment(Mapping[str, Any]):
         if field is None:
             fact = self.spec.facts[name]
             raise Refusal(
-                [Diagnostic(fact.name_span(name), f"no value for {name}", "missing-argument", f"--set {name}=VALUE")]
+                [
+                    Diagnostic(
+                        fact.name_span(name),
+                        f"no value for {name}",
+                        "missing-argument",
+                        f"--set {name}=VALUE",
+                        subject=name,
+                    )
+                ]
             )
         return self.evaluate(field.expr) if field.expr else field.constant
 

@@ -12,11 +12,11 @@ from compiler.strict_json import JsonError, parse
 
 MALFORMED = {
     '{"a": 1,\n "b": }': ("json-syntax", "2:7", "not JSON: Expecting value"),
-    '{"a": 1, "a": 2}': ("duplicate-key", "", "the key 'a' is given twice"),
+    '{"a": 1, "a": 2}': ("duplicate-key", "", "the key 'a' occurs twice"),
     '{"a": {"b": NaN}}': ("not-finite", "", "NaN is not a number that JSON has"),
     '{"a": -1e999}': ("not-finite", "", "-1e999 is not a number that JSON has"),
     '{"a": ' + "[" * 41 + "]" * 41 + "}": ("bad-config", "", "nested deeper than 40 levels"),
-    "[1]": ("bad-config", "", "a config is a mapping of fields, here is list"),
+    "[1]": ("bad-config", "", "a config must be a mapping of fields, not list"),
 }
 
 
