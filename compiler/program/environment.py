@@ -141,7 +141,7 @@ class Environment(Mapping[str, Any]):
                 [
                     Diagnostic(
                         argument.span,
-                        f"no value for {name}: {argument.help or 'the checkpoint does not contain it'}",
+                        f"{name} has no value: {argument.help or 'the checkpoint does not contain it'}",
                         "missing-argument",
                         f"give it with --set {name}=VALUE or with a --config that contains it",
                     )
@@ -157,7 +157,7 @@ class Environment(Mapping[str, Any]):
         if field is None:
             fact = self.spec.facts[name]
             raise Refusal(
-                [Diagnostic(fact.name_span(name), f"no value for {name}", "missing-argument", f"--set {name}=VALUE")]
+                [Diagnostic(fact.name_span(name), f"{name} has no value", "missing-argument", f"--set {name}=VALUE")]
             )
         return self.evaluate(field.expr) if field.expr else field.constant
 
