@@ -18,6 +18,9 @@ from compiler.draft.rules import Draft, Guess, draft
 from compiler.draft.sizes import WORDS, Measures, measure, target_config
 from compiler.draft.submodel_sizes import towers
 from compiler.draft.tensor_roles import Shape, fold
+from compiler.language.parser import load_spec
+from compiler.program.loading import compile_spec
+from compiler.proof.proof import further_examples
 from compiler.target import config_dialects
 from compiler.target import model_class as target
 
@@ -38,7 +41,18 @@ class Proposal:
     config: Mapping[str, Any]
 
     def text(self, decided: bool = False) -> str:
-        return "\n".join(_lines(self, decided)) + "\n"
+        """The spec; `decided`: without its open questions. Its examples tell its sizes apart where they can."""
+        lines = _lines(self, decided)
+        try:
+            program = compile_spec(load_spec(f"{self.name}.yaml", "\n".join(_lines(self, True)) + "\n"))
+            further = further_examples(program)
+        except Refusal:
+            further = []
+        if further:
+            at = next(n for n, line in enumerate(lines) if line.startswith("example:"))
+            first = {name: value for name, (value, _) in program.spec.examples[0].items()}
+            lines[at:] = ["example:", *(f"  - {json.dumps(one)}" for one in (first, *further))]
+        return "\n".join(lines) + "\n"
 
     @property
     def questions(self) -> dict[str, str]:
