@@ -61,7 +61,8 @@ def _tensors(group: Group, signature: TensorTable, forms: _Forms) -> Iterator[tu
         for name in slot.values():
             if (form := forms(group.rule.sources, n, name)) is not None:
                 yield "<" + form, name, tuple(signature[name].shape)
-    for n, made in enumerate(group.targets.slots):
+    # A tensor that only changes its name or dtype has the same labels on both sides.
+    for n, made in enumerate(group.targets.slots if group.rule.steps else ()):
         for target in made.values():
             if (form := forms(group.rule.targets, n, target.name)) is not None:
                 yield ">" + form, target.name, target.shape
