@@ -13,11 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from compiler.diagnostics import Refusal
 from compiler.draft.config_fields import Field, argument_name
 from compiler.draft.config_fit import Path
 from compiler.draft.reshape_steps import Step
 from compiler.draft.rules import Draft, Guess
 from compiler.draft.sizes import SIZE_FIELDS, Sizes
+from compiler.language.parser import load_spec
+from compiler.program.loading import compile_spec
+from compiler.proof.proof import further_examples
 
 NO_TENSOR = "no tensor of the checkpoint matches this target tensor"
 GUESS = "shapes do not reveal it and no config gives it: look it up in the source's code"
@@ -43,7 +47,17 @@ class Proposal:
 
         With `decided` as it is bound for a trial: without questions, guessed sizes as defaults, unused tensors ignored.
         """
-        return "\n".join(_lines(self, decided, schema)) + "\n"
+        lines = _lines(self, decided, schema)
+        try:
+            program = compile_spec(load_spec(f"{self.name}.yaml", "\n".join(_lines(self, True, "")) + "\n"))
+            further = further_examples(program)
+        except Refusal:
+            further = []
+        if further:  # sizes that are equal in one example differ in another
+            at = next(n for n, line in enumerate(lines) if line.startswith("example:"))
+            first = {name: value for name, (value, _) in program.spec.examples[0].items()}
+            lines[at:] = ["example:", *(f"  - {json.dumps(one)}" for one in (first, *further))]
+        return "\n".join(lines) + "\n"
 
     @property
     def questions(self) -> dict[str, str]:

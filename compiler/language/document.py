@@ -139,7 +139,7 @@ class _Reader:
         elif "flow" in context and "expected ','" in problem and mark and error.context_mark:
             at = f"line {mark.line + 1}, column {mark.column + 1}"
             mark, problem = error.context_mark, f"this bracket is not closed before {at}: {problem}"
-            hint = "close it, or separate its values by commas"
+            hint = "close it, or separate its values by commas; quote an expression that begins with a bracket"
         elif "flow node" in context:
             hint = "inside [ ] and { }, separate values by commas, without dashes"
         elif "mapping values" in problem:

@@ -45,6 +45,7 @@ def read_spec(root: Node) -> Spec:
     config = tuple(_config(root, report))
     fields = {field.name: field for field in _fields(root, report)}
     config += tuple(_completed(fields, arguments, facts, {field.name for field in config}))
+    facts |= _facts_of_fields(config, {**arguments, **facts})
     spec = Spec(
         path=root.span.path,
         name=_text(root, "name"),
@@ -221,6 +222,27 @@ def _completed(
             else:
                 arguments[name] = Argument(name, field.constant, False, "", field.span)
         yield Field(name, Expr(name, field.span), None, field.span)
+
+
+def _facts_of_fields(config: tuple[Field, ...], known: Mapping[str, object]) -> dict[str, Expr]:
+    """A config field that the expression of another one names, such as `hidden_size // num_attention_heads`, where it is
+    neither an argument nor a fact: a fact of its own."""
+    fields = {field.name: field for field in config}
+    found: dict[str, Expr] = {}
+    names = {name for field in config for name in _names_of(field.expr)}
+    while missing := sorted(name for name in names if name in fields and name not in known and name not in found):
+        for name in missing:
+            field = fields[name]
+            found[name] = field.expr or Expr(repr(field.constant), field.span)
+            names |= _names_of(field.expr)
+    return found
+
+
+def _names_of(expr: Expr | None) -> frozenset[str]:
+    try:
+        return expr.names if expr is not None else frozenset()
+    except Refusal:
+        return frozenset()  # `consistency` reports it
 
 
 def _when(node: Node) -> Expr | None:

@@ -12,7 +12,6 @@ from functools import cache
 from compiler.diagnostics import Refusal, Report, Span, listed
 from compiler.language.expression import parse_expr
 from compiler.language.name_pattern import Pattern
-from compiler.ops.algebra import Bundle
 from compiler.plan.plan import Group, Plan
 from compiler.program.axis_labels import AxisLabels, Shape, name_form, recorded_labels
 from compiler.program.environment import Environment, TensorTable
@@ -24,9 +23,9 @@ def check_shapes(plan: Plan, signature: TensorTable, env: Environment) -> None:
     if labels is None:
         return
     wrong: dict[tuple[Span, str], list[tuple[str, tuple[int, ...]]]] = {}
-    check = _ShapeCheck(labels, env, plan.reverse)
+    check, forms = _ShapeCheck(labels, env, plan.reverse), _Forms()
     for group in plan.groups:
-        for form, name, shape in _tensors(group, signature):
+        for form, name, shape in _tensors(group, signature, forms):
             if not check.fits(form, shape):
                 wrong.setdefault((group.rule.span, form), []).append((name, shape))
     report = Report()
@@ -39,21 +38,34 @@ def check_shapes(plan: Plan, signature: TensorTable, env: Environment) -> None:
     report.settle()
 
 
-def _tensors(group: Group, signature: TensorTable) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+class _Forms:
+    """The forms of names; that of a pattern without choices is made once."""
+
+    def __init__(self) -> None:
+        self.fixed: dict[int, str | None] = {}
+
+    def __call__(self, patterns: tuple[Pattern, ...], slot: int, name: str) -> str | None:
+        if not patterns:
+            return name_form(None, name)
+        pattern = patterns[slot]
+        key = id(pattern)
+        if key not in self.fixed:
+            chosen = any(not hole.is_index for hole in pattern.holes.values())
+            self.fixed[key] = "" if chosen else name_form(pattern, name)
+        return name_form(pattern, name) if self.fixed[key] == "" else self.fixed[key]
+
+
+def _tensors(group: Group, signature: TensorTable, forms: _Forms) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """(side and form, name, shape) of the tensors of a group; the form begins with `<` on the side that is read."""
-    for pattern, name in _named(group.rule.sources, group.sources):
-        if (form := name_form(pattern, name)) is not None:
-            yield "<" + form, name, tuple(signature[name].shape)
-    for slot, bundle in enumerate(group.targets.slots):
-        for target in bundle.values():
-            pattern = group.rule.targets[slot] if group.rule.targets else None
-            if (form := name_form(pattern, target.name)) is not None:
+    for n, slot in enumerate(group.sources.slots):
+        for name in slot.values():
+            if (form := forms(group.rule.sources, n, name)) is not None:
+                yield "<" + form, name, tuple(signature[name].shape)
+    # A tensor that only changes its name or dtype has the same labels on both sides.
+    for n, made in enumerate(group.targets.slots if group.rule.steps else ()):
+        for target in made.values():
+            if (form := forms(group.rule.targets, n, target.name)) is not None:
                 yield ">" + form, target.name, target.shape
-
-
-def _named(patterns: tuple[Pattern, ...], bundle: Bundle[str]) -> Iterator[tuple[Pattern | None, str]]:
-    for n, slot in enumerate(bundle.slots):
-        yield from ((patterns[n] if patterns else None, name) for name in slot.values())
 
 
 class _ShapeCheck:
@@ -90,7 +102,10 @@ class _ShapeCheck:
         """The labels and the shape that they give; an axis without a label keeps its length."""
         axes = self.labels[form]
         if len(axes) != len(shape):
-            return f"must have {len(axes)} axes: [{', '.join(axis[0] if axis else '...' for axis in axes)}]"
-        named = [axis[0] if axis else str(length) for axis, length in zip(axes, shape, strict=True)]
-        values = [self.value(axis[0]) if axis else length for axis, length in zip(axes, shape, strict=True)]
-        return f"must have [{', '.join(named)}] = {values}"
+            names = ", ".join(axis[0] if axis else "..." for axis in axes)
+            return f"must have {len(axes)} ax{'is' if len(axes) == 1 else 'es'}: [{names}]"
+        named = [
+            str(length) if not axis else axis[0] if axis[0] == "1" else f"{axis[0]} = {self.value(axis[0])}"
+            for axis, length in zip(axes, shape, strict=True)
+        ]
+        return f"must have [{', '.join(named)}]"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, nearest
 from compiler.language.expression import Expr, Shapes
@@ -90,6 +90,13 @@ class NamedShapes:
         return self.compared[one, other]
 
 
+@runtime_checkable
+class AsksGuards(Protocol):
+    """Shapes that depend on which guards are true."""
+
+    holds: Callable[[Expr | None], bool] | None
+
+
 class Environment(Mapping[str, Any]):
     """Arguments and facts by name; a fact is evaluated when it is first asked for."""
 
@@ -105,6 +112,8 @@ class Environment(Mapping[str, Any]):
         self.found: dict[str, Any] = {}
         self.admitted: dict[tuple[str, str], bool] = {}  # (index, number) -> whether its guard is true
         self.deciding: list[str] = []  # facts under evaluation, the innermost last
+        if isinstance(shapes, AsksGuards):
+            shapes.holds = self.holds
 
     def __getitem__(self, name: str) -> Any:
         if self.deciding and self.deciding[-1] == name:
@@ -144,7 +153,7 @@ class Environment(Mapping[str, Any]):
                 [
                     Diagnostic(
                         argument.span,
-                        f"no value for {name}: {argument.help or 'the checkpoint does not contain it'}",
+                        f"{name} has no value: {argument.help or 'the checkpoint does not contain it'}",
                         "missing-argument",
                         f"give it with --set {name}=VALUE or with a --config that contains it",
                         subject=name,
@@ -164,7 +173,7 @@ class Environment(Mapping[str, Any]):
                 [
                     Diagnostic(
                         fact.name_span(name),
-                        f"no value for {name}",
+                        f"{name} has no value",
                         "missing-argument",
                         f"--set {name}=VALUE",
                         subject=name,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from compiler.diagnostics import Refusal, Report, Span, listed, nearest
+from compiler.language.expression import Expr
 from compiler.language.name_pattern_overlap import common_name
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.ops.algebra import Bundle, OpError, ShapeAlgebra
@@ -22,12 +23,19 @@ class TensorShape:
 
 
 class SourceShapes:
-    """Answers expressions about the source from the target's names and shapes, as far as that needs no sizes."""
+    """Answers expressions about the source from the target's names and shapes, as far as that needs no sizes.
+
+    Where guards decide which of several rules reads a tensor, its shape is that of the rule whose guard is true. A guard
+    that depends on that shape itself cannot be decided.
+    """
 
     def __init__(self, program: Program, target: Mapping[str, tuple[int, ...]]) -> None:
         self.program = program
         self.known: dict[str, TensorShape] = {}
         self.names: dict[str, Rule] = {}  # of rules with ops: the name is known, the shape not yet
+        self.readers: dict[str, list[Rule]] = {}
+        self.holds: Callable[[Expr | None], bool] | None = None  # decides guards; set by the environment that asks
+        self.deciding: set[str] = set()
         for rule in program.rules:
             for name, shape in target.items():
                 for pattern in rule.targets:
@@ -36,6 +44,8 @@ class SourceShapes:
                         continue
                     for source in rule.sources:
                         text = source.fill({h: captures.get(h, "0") for h in source.holes})
+                        if rule not in self.readers.setdefault(text, []):
+                            self.readers[text].append(rule)
                         if rule.steps:
                             self.names[text] = rule
                         else:
@@ -52,11 +62,32 @@ class SourceShapes:
                     self.known.setdefault(tie.alias.fill(captures), self.known[name])
 
     def dim(self, name: str, axis: int) -> int:
+        if name in self.known and name in self.names and self.changed(name):
+            raise LookupError(
+                f"the shape of {name} does not follow from the target, because another rule changes it; "
+                "give the fact a value"
+            )
         if name in self.known:
             return NamedShapes(self.known).dim(name, axis)
         if name in self.names:
             raise LookupError(f"the shape of {name} does not follow from the target; give the fact a value")
         raise LookupError(f"no rule reads a tensor {name}; {nearest(name, self.known) or 'no name is similar'}")
+
+    def changed(self, name: str) -> bool:
+        """Whether a rule with ops reads a tensor that another rule only renames. Raises LookupError if undecidable."""
+        lines = " and ".join(str(rule.span.line) for rule in self.readers[name])
+        reason = (
+            f"the shape of {name} decides which of the rules at lines {lines} applies, so the target does not reveal it"
+        )
+        if name in self.deciding:
+            raise LookupError(reason)
+        self.deciding.add(name)
+        try:
+            return self.holds is not None and any(self.holds(r.when) for r in self.readers[name] if r.steps)
+        except Refusal:
+            raise LookupError(f"{reason}; give the fact a value") from None
+        finally:
+            self.deciding.discard(name)
 
     def count(self, pattern: str) -> int:
         parsed = parse_pattern(pattern, Span(""))

@@ -21,6 +21,7 @@ from compiler.plan.plan import Group, Plan
 from compiler.program.program import Program, Rule
 
 Values = Mapping[str, Any]
+MOST_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,22 @@ def check_examples(
     hint = _Separation(examples, bind)
     found = [*_equal_sizes(program, examples, hint), *_equal_parts(program, examples), *_uneven_heads(examples)]
     return sorted(set(found))
+
+
+def separating_examples(
+    program: Program, examples: Sequence[BoundExample], bind: Callable[[Values], BoundExample]
+) -> list[Values]:
+    """Examples which, added to these, separate the pairs of sizes that can be separated; each changes one value."""
+    found: list[BoundExample] = []
+    while len(found) < MOST_EXAMPLES:
+        hint = _Separation(examples, bind)
+        for _ in _equal_sizes(program, [*examples, *found], hint):
+            if hint.found is not None:
+                break
+        if hint.found is None:
+            break
+        found.append(hint.found)
+    return [example.given for example in found]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,6 +278,7 @@ class _Separation:
 
     def __init__(self, examples: Sequence[BoundExample], bind: Callable[[Values], BoundExample]) -> None:
         self.examples, self.bind, self.tries = examples, bind, 0
+        self.found: BoundExample | None = None  # the first that separates a pair
 
     def __call__(self, a: str, b: str) -> str:
         for example in self.examples:
@@ -276,10 +294,13 @@ class _Separation:
         if self.tries > self.MOST_TRIES:
             return False
         try:
-            values = self.bind({**example.given, **change}).values
+            other = self.bind({**example.given, **change})
         except (Refusal, ArithmeticError, TypeError, ValueError):
             return False
-        return bool(values[a] != values[b])
+        if other.values[a] == other.values[b]:
+            return False
+        self.found = self.found or other
+        return True
 
 
 def _others(value: int) -> list[int]:

@@ -31,7 +31,7 @@ from compiler.proof.config_faults import (
     undeclared_fields,
     unfilled_fields,
 )
-from compiler.proof.example_sizes import BoundExample, check_examples
+from compiler.proof.example_sizes import BoundExample, check_examples, separating_examples
 from compiler.proof.shape_labels import axis_labels
 from compiler.target.model_class import COMMON_FIELDS
 
@@ -95,6 +95,16 @@ def prove(program: Program) -> Proof:
     report.settle()
     warnings = unfilled_fields(program, schema.declared) if schema is not None else ()
     return Proof(tuple(warnings), axis_labels(program, bound))
+
+
+def further_examples(program: Program) -> list[Mapping[str, Any]]:
+    """Examples to add to those of a spec, so that no two sizes are equal in all; none where its own do not prove."""
+    examples = [{name: value for name, (value, _) in example.items()} for example in program.spec.examples]
+    try:
+        bound = [_prove_example(program, example) for example in examples]
+    except Refusal:
+        return []
+    return separating_examples(program, bound, lambda values: _prove_example(program, values))
 
 
 def _schema(program: Program) -> ConfigSchema | None:

@@ -55,12 +55,12 @@ def test_a_checkpoint_that_fits(tmp_path: Path) -> None:
     [
         (
             {f"model.layers.{i}.mlp.up_proj.weight": [20, 32] for i in range(3)},
-            "model.layers.0.mlp.up_proj.weight has shape [20, 32], but must have [intermediate_size, hidden_size] = [24, 32]",
+            "model.layers.0.mlp.up_proj.weight has shape [20, 32], but must have [intermediate_size = 24, hidden_size = 32]",
         ),
         ({"model.layers.1.mlp.up_proj.weight": [20, 32]}, "model.layers.1.mlp.up_proj.weight has shape [20, 32]"),
-        ({"model.norm.weight": [3, 3]}, "model.norm.weight has shape [3, 3], but must have 1 axes: [hidden_size]"),
+        ({"model.norm.weight": [3, 3]}, "model.norm.weight has shape [3, 3], but must have 1 axis: [hidden_size]"),
         ({"model.norm.weight": []}, "model.norm.weight has shape []"),
-        ({"model.norm.weight": [0]}, "model.norm.weight has shape [0], but must have [hidden_size] = [32]"),
+        ({"model.norm.weight": [0]}, "model.norm.weight has shape [0], but must have [hidden_size = 32]"),
         ({"model.layers.2.mlp.down_proj.weight": [24, 32]}, "model.layers.2.mlp.down_proj.weight has shape [24, 32]"),
         (
             {"model.layers.0.self_attn.v_proj.weight": [8, 32]},
