@@ -43,6 +43,11 @@ EXAMPLES: dict[str, tuple[tuple[str, dict[str, Any], str], ...]] = {
             {"kind": "grouped_query", "rope": "half", "qk_norm": "per_head", "bias": "attention_bias", "dropout": True},
             "Attention",
         ),
+        (
+            "attention: {kind: grouped_query, rope: half, window: true}",
+            {"kind": "grouped_query", "rope": "half", "window": True},
+            "Attention",
+        ),
         ("attention: {kind: fused, rope: half}", {"kind": "fused", "rope": "half"}, "Attention"),
     ),
     "mlp": (

@@ -44,10 +44,10 @@ def read_files(path: Path) -> dict[str, str]:
             files[file.name] = text = file.read_text(encoding="utf-8")
             tree = ast.parse(text)
         except OSError as error:
-            refuse(str(file), f"cannot be read: {error.strerror or error}", "unreadable-file")
+            refuse(str(file), f"{file} cannot be read: {error.strerror or error}", "unreadable-file")
         except (SyntaxError, ValueError) as error:
-            line = getattr(error, "lineno", None)
-            refuse(f"{file}:{line}" if line else str(file), f"is not Python: {getattr(error, 'msg', error)}", KIND)
+            place = f"{file.name}:{getattr(error, 'lineno', None) or 1}"
+            refuse(str(file), f"{place} is not Python: {getattr(error, 'msg', error)}", KIND)
         waiting += [file.with_name(f"{module}.py") for module in _relative_imports(file, tree)]
     return files
 
@@ -57,7 +57,8 @@ def _relative_imports(file: Path, tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and node.level:
             if node.level > 1 or not node.module or "." in node.module:
                 hint = "keep the modules in one folder and write: from .module import name"
-                refuse(f"{file}:{node.lineno}", "Transformers does not follow this relative import", KIND, hint)
+                place = f"{file.name}:{node.lineno}"
+                refuse(str(file), f"{place}: Transformers does not follow this relative import", KIND, hint)
             yield node.module
 
 

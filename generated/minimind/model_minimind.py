@@ -493,9 +493,9 @@ class MiniMindForSequenceClassification(GenericForSequenceClassification, MiniMi
 
     def __init__(self, config: MiniMindConfig) -> None:
         MiniMindPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 2
         self.model = MiniMindModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()
 
 
@@ -506,11 +506,11 @@ class MiniMindForTokenClassification(GenericForTokenClassification, MiniMindPreT
 
     def __init__(self, config: MiniMindConfig) -> None:
         MiniMindPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 2
         self.model = MiniMindModel(config)
         rate = getattr(config, "classifier_dropout", None)
         self.dropout = nn.Dropout(0.1 if rate is None else rate)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
 

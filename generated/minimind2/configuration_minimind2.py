@@ -134,7 +134,7 @@ class MiniMind2Config(PretrainedConfig):
         self.rope_parameters = rope_parameters
 
     @property
-    def base_model_tp_plan(self) -> dict[str, str]:
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
         """How tensor parallelism splits the layers: Linear module -> style."""
         if self.use_moe:
             return {

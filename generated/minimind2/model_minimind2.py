@@ -499,9 +499,9 @@ class MiniMind2ForSequenceClassification(GenericForSequenceClassification, MiniM
 
     def __init__(self, config: MiniMind2Config) -> None:
         MiniMind2PreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 2
         self.model = MiniMind2Model(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()
 
 
@@ -512,11 +512,11 @@ class MiniMind2ForTokenClassification(GenericForTokenClassification, MiniMind2Pr
 
     def __init__(self, config: MiniMind2Config) -> None:
         MiniMind2PreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 2
         self.model = MiniMind2Model(config)
         rate = getattr(config, "classifier_dropout", None)
         self.dropout = nn.Dropout(0.1 if rate is None else rate)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
 

@@ -322,9 +322,9 @@ class NanoGPTForSequenceClassification(GenericForSequenceClassification, NanoGPT
 
     def __init__(self, config: NanoGPTConfig) -> None:
         NanoGPTPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 2
         self.transformer = NanoGPTModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()
 
 
@@ -335,11 +335,11 @@ class NanoGPTForTokenClassification(GenericForTokenClassification, NanoGPTPreTra
 
     def __init__(self, config: NanoGPTConfig) -> None:
         NanoGPTPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 2
         self.transformer = NanoGPTModel(config)
         rate = getattr(config, "classifier_dropout", None)
         self.dropout = nn.Dropout(0.1 if rate is None else rate)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
 

@@ -60,6 +60,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "always_sparse": ("sparse", {"num_experts_per_tok": 3, "num_experts": 5}),
     "layered": ("layered", GROUPED),
     "weightless": ("weightless", GROUPED),
+    "windowed": ("windowed", GROUPED),
 }
 SPARSE = ("moe", "moe_shared", "always_sparse")
 
@@ -354,6 +355,30 @@ def test_the_same_function_as_a_standard_model(code: dict[str, ModuleType]) -> N
     assert logits(mine, ids()).abs().max() > 4, "the cap has an effect"
 
 
+def test_windows_are_those_of_a_standard_model(code: dict[str, ModuleType]) -> None:
+    """As in Qwen3 with the same layer types, at once and token by token."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    module = code["windowed"]
+    sizes = {**SIZES, **GROUPED, "rms_norm_eps": 1e-6, "head_dim": 8, "sliding_window": 4}
+    kinds = ["sliding_attention", "full_attention"]
+    torch.manual_seed(0)
+    mine = module.MiniMindForCausalLM(
+        module.MiniMindConfig(**sizes, layer_types=kinds, tie_word_embeddings=False)
+    ).eval()
+    config = Qwen3Config(**sizes, layer_types=kinds, use_sliding_window=True, rope_theta=1e6, tie_word_embeddings=False)
+    theirs = Qwen3ForCausalLM(config).eval()
+    theirs.load_state_dict(mine.state_dict(), strict=True)
+    close(logits(mine, ids()), logits(theirs, ids()))
+    mine.config.sliding_window = 64
+    wide = module.MiniMindForCausalLM(mine.config).eval()
+    wide.load_state_dict(mine.state_dict())
+    assert (logits(wide, ids())[:, -1] - logits(theirs, ids())[:, -1]).abs().max() > 1e-2
+    longer = generate(theirs, ids())
+    mine.config.sliding_window = 4
+    assert torch.equal(generate(mine, ids()), longer)
+
+
 HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
 
 
@@ -500,7 +525,7 @@ def test_sampling_and_records(make: Callable[..., Any]) -> None:
     )  # fmt: skip
     assert found.sequences.shape == (4, 12)
     assert len(found.attentions) == len(found.hidden_states) == 3
-    assert found.attentions[1][0].shape == (4, 4, 1, 10)
+    assert found.attentions[1][-1].shape == (4, 4, 1, 10)
 
 
 def test_pipeline(make: Callable[..., Any]) -> None:

@@ -196,7 +196,24 @@ WEIGHTLESS = dataclasses.replace(
         "final_logit_softcapping": "15.0",
     },
 )
-MODELS = {model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT, ALWAYS_SPARSE, LAYER_NORMED, WEIGHTLESS)}
+WINDOWED = dataclasses.replace(
+    MINIMIND,
+    module="windowed",
+    summary="layers with and without a sliding window",
+    blocks={
+        "norm": "rms",
+        "attention": {"kind": "grouped_query", "rope": "half", "qk_norm": "per_head", "window": True},
+        "mlp": {"kind": "gated"},
+    },
+    fields={
+        **{name: source for name, source in MINIMIND.fields.items() if name not in SPARSE_FIELDS | {"dropout"}},
+        "sliding_window": "4",
+        "layer_types": "['sliding_attention', 'full_attention']",
+    },
+)
+MODELS = {
+    model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT, ALWAYS_SPARSE, LAYER_NORMED, WEIGHTLESS, WINDOWED)
+}
 
 ORACLES = Path(__file__).parent.parent / "data" / "oracles"
 CASES = (

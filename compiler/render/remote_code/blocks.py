@@ -59,6 +59,8 @@ def required_fields(blocks: Blocks) -> dict[str, str]:
         fields |= dict.fromkeys(("rope_theta", "rope_scaling", "max_position_embeddings"), "the rotary embedding")
     if blocks.embedding["positions"] == "learned":
         fields["max_position_embeddings"] = "the embedding"
+    if blocks.attention["window"]:
+        fields |= dict.fromkeys(("layer_types", "sliding_window"), "the attention")
     if scale := blocks.attention["scale"]:
         fields[scale] = "the attention"
     if blocks.head["softcap"]:
