@@ -108,9 +108,20 @@ def program_of(options: argparse.Namespace, say: Callable[[str], None]) -> Any:
     if options.reverse:
         refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
     programs = known_specs()
-    fit = unique(detect(options.source, programs, options.config, parse_assignments(options.set)), options.source[0])
+    fits = detect(options.source, programs, options.config, parse_assignments(options.set))
+    asks = sys.stdin.isatty() and sys.stderr.isatty() and not options.json
+    fit = unique(fits, options.source[0], ask_on_stderr if asks else None)
     say(f"took the spec {fit.spec}: {fit.summary}")
     return next(program for program in programs if program.spec.path == fit.path)
+
+
+def ask_on_stderr(question: str) -> str:
+    """The line that a person types. Raises Refusal at the end of the input."""
+    print(question, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        refuse("auto", "no spec was chosen", "ambiguous-spec", "run one by its name")
+    return line
 
 
 def note(line: str) -> None:
