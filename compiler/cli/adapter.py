@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compiler.cli.options import Notes, Parser, print_json, request
+from compiler.cli.options import Notes, Parser, person, print_json, request
 
 
 def adapter_parser() -> Parser:
@@ -36,7 +36,7 @@ def adapter(options: argparse.Namespace) -> int:
     notes = Notes(silent=options.json)
     options.source = [options.base]
     asked = request(options)
-    program = named_program(options.spec, asked, notes)
+    program = named_program(options.spec, asked, notes, person(options))
     output = AtomicOutput(options.out, options.force, folder=not options.reverse)
     output.check()
     prepared = prepare(program, asked, notes)

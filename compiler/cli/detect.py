@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compiler.cli.options import Parser, print_json, request
 from compiler.diagnostics import printable
+
+if TYPE_CHECKING:
+    from compiler.jobs.detect import Fit
 
 NEAREST = 4  # specs that do not fit and are shown
 REASONS = 3  # for each of them
 _HEADS = {
     "fits": "fits",
-    "asks": "fits, but asks for what no shape tells",
-    "near": "nearly fits",
+    "asks": "fits; needs arguments",
 }
 
 
@@ -42,17 +47,37 @@ def detect(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"fits": [fit.as_json() for fit in shown]})
     for fit in shown if not options.json else ():
-        print(f"{fit.spec}: {_HEADS.get(fit.status, 'does not fit')} ({fit.share:.0%} of the names)")
+        print(f"{fit.spec}: {_heading(fit)}")
         print(f"    {fit.summary}")
         if fit.asks:
             print("    give " + ", ".join(f"--set {name}=VALUE" for name in fit.asks) + ", or --config FILE")
+        if fit.doubt:
+            print(f"    file names mention another model: {fit.doubt}")
         reasons = fit.reasons if options.all else fit.reasons[:REASONS]
         for reason in reasons:
             print("\n".join(textwrap.wrap(printable(reason), 96, initial_indent="    - ", subsequent_indent="      ")))
         if len(reasons) < len(fit.reasons):
             print(f"    - and {len(fit.reasons) - len(reasons)} more")
         if not fit.container:
-            print("    the file is not called as that spec expects")
+            print("    the file name is not the one that this spec expects")
     if not options.json and not good:
         print("no spec fits; compile draft proposes a new one")
+    elif not options.json:
+        print(next_command(good, " ".join(map(str, options.source))))
     return 0 if good else 1
+
+
+def _heading(fit: Fit) -> str:
+    """Whether it fits, and how many of the names match."""
+    names = "all names match" if fit.share == 1 else f"{math.floor(100 * fit.share)}% of the names match"
+    return f"{_HEADS.get(fit.status, 'does not fit')} ({names})"
+
+
+def next_command(good: Sequence[Fit], source: str) -> str:
+    """The command that converts with the best spec, and how to choose among several."""
+    best = good[0]
+    settings = "".join(f" --set {name}=VALUE" for name in best.asks)
+    others = [fit.spec for fit in good[1:] if fit.status == best.status]
+    lines = [f"next: compile run {best.spec} {source} OUT{settings}"]
+    lines += [f"if it is another model, name its spec instead: {', '.join(others)}"] if others else []
+    return "\n".join(lines)

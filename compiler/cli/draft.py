@@ -14,7 +14,7 @@ MOST_PROBLEMS = 5  # that are printed where a draft does not bind
 
 def draft_parser() -> Parser:
     parser = Parser(
-        "draft", "Propose a spec for an unknown checkpoint. Open decisions are listed in it under `undecided`."
+        "draft", "Propose a spec for an unknown checkpoint. Open questions are listed in it under `undecided`."
     )
     parser.add_source()
     parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")

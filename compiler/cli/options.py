@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,6 +86,20 @@ def request(options: argparse.Namespace) -> Request:
     words = vars(options)
     given = {field.name: words[field.name] for field in fields(Request) if field.name in words}
     return Request(**given, assigned=parse_assignments(options.set))
+
+
+def person(options: argparse.Namespace) -> Callable[[str], str] | None:
+    """How to ask the person at the terminal; None if nobody is there, or the result is for a program."""
+    return ask_on_stderr if sys.stdin.isatty() and sys.stderr.isatty() and not options.json else None
+
+
+def ask_on_stderr(question: str) -> str:
+    """The line that a person types. Raises Refusal at the end of the input."""
+    print(question, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        refuse("auto", "no spec was chosen", "ambiguous-spec", "run one by its name")
+    return line
 
 
 class Notes:

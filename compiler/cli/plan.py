@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from compiler.cli.notes import sentences
-from compiler.cli.options import Notes, Parser, print_json, request
+from compiler.cli.options import Notes, Parser, person, print_json, request
 from compiler.plan.notes import ClassAgrees, DefaultArguments
 from compiler.plan_report.text import text
 
@@ -40,7 +40,7 @@ def plan(options: argparse.Namespace) -> int:
 
     notes = Notes(silent=options.json or options.html is not None)
     asked = request(options)
-    program = named_program(options.spec, asked, notes)
+    program = named_program(options.spec, asked, notes, person(options))
     prepared = prepare(program, asked, notes)
     if options.check:
         from compiler.proof.class_check import ClassCheck

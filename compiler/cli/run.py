@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compiler.cli.options import Meter, Notes, Parser, print_json, request
+from compiler.cli.options import Meter, Notes, Parser, person, print_json, request
 from compiler.cli.verify import add_source_model, verified
 from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if options.parts != 1 and not options.reverse:
         refuse("compile run", "--parts cuts what --reverse makes", "wrong-usage", "add --reverse")
     asked = request(options)
-    program = named_program(options.spec, asked, notes)
+    program = named_program(options.spec, asked, notes, person(options))
     with Meter() as meter:
         plan = convert(program, asked, options.out, notes, meter)
     if not from_environment(options.out).leads:  # the leader says and does the rest

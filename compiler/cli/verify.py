@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.cli.options import Notes, Parser, print_json, request
+from compiler.cli.options import Notes, Parser, person, print_json, request
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def verify(options: argparse.Namespace) -> int:
     from compiler.jobs.detect import named_program
 
     notes, asked = Notes(silent=options.json), request(options)
-    result = verified(options, named_program(options.spec, asked, notes), asked, options.out)
+    result = verified(options, named_program(options.spec, asked, notes, person(options)), asked, options.out)
     print_json(result | {"notes": notes.lines()}) if options.json else print(f"{options.out}: {result['text']}")
     return 0
 

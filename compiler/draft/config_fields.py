@@ -98,7 +98,8 @@ def find_fields(fit: ConfigFit, target: TargetClass, draft: Draft, sources: Sequ
         if known or not (path[-1] in read or (path[-1] in ROPE and "rope_parameters" in read)):
             continue
         found[path] = _field(fit, path, value, partners)
-    sizes = {field.value: argument_name(path) for path, field in found.items() if field.expression}
+    sizes = {field.value: argument_name(path) for path, field in found.items()
+             if field.expression and type(field.value) is int}  # fmt: skip
     for path, field in found.items():
         if not field.expression and not field.question and type(field.value) in (int, float):
             axes = fit.probe(path, field.value).axes

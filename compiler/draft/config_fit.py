@@ -22,7 +22,7 @@ from compiler.draft.tensor_roles import NameFamily
 Path = tuple[str | int, ...]  # of a field: keys of nested configs, and the place in a list
 Build = Callable[[Mapping[str, Any]], list[NameFamily]]  # the tensors of the class for a config; raises Refusal
 Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # every field of the config; raises Refusal
-MOST_BUILDS, MOST_SECONDS = 300, 60.0
+MOST_BUILDS, MOST_SECONDS = 400, 120.0
 MOST_PARTNERS = 16  # sources that a target tensor is compared with
 MOST_CANDIDATES = 5  # values of a field that are compared
 STAGES = 2  # a list with one element for each stage is made longer or shorter by so many
@@ -113,6 +113,7 @@ class ConfigFit:
     builds: int = 0
     begun: float = field(default_factory=time.monotonic)
     influence: dict[Path, set[tuple[str, int]]] = field(default_factory=dict)  # the axes that a field changes
+    silent: set[Path] = field(default_factory=set)  # fields that changed nothing
     _alike: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -201,7 +202,11 @@ class ConfigFit:
     def _fit_number(self, path: Path, value: Any, ahead: bool = True) -> None:
         """Give one field the value with which more tensors agree; with `ahead` also a value that only fits together with
         another one of a field that changes the same axes."""
+        if path in self.silent:
+            return
         found = self.probe(path, value)
+        if not found.revealed:
+            self.silent.add(path)
         if found.renamed:
             others = [not value] if isinstance(value, bool) else self._counts(value)
             self._try([changed(self.config, self.completed(self.config), path, other) for other in others])

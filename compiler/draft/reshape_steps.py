@@ -34,7 +34,8 @@ def reshape(source: NameFamily, target: NameFamily) -> Reshaping | None:
         return Reshaping(()) if same else None
     if source.level == target.level:
         heads = "num_key_value_heads" if source.role in ("k", "v") else "num_attention_heads"
-        return _one_to_one(source.shape, target.shape, heads, source.part)
+        by_heads = source.role in ("q", "k", "v", "o")
+        return _one_to_one(source.shape, target.shape, heads if by_heads else "", source.part)
     if target.level == source.level + 1:
         return _unstacked(source.shape, target.shape, len(target.numbers[-1]))
     if source.level == target.level + 1:
@@ -50,7 +51,7 @@ def _one_to_one(source: Shape, target: Shape, heads: str, part: str) -> Reshapin
     if len(source) == len(target) == 3 and source == (target[0], target[2], target[1]):
         return Reshaping(({"rearrange": "e a b -> e b a"},))
     flat = len(target) == 1 and part == "weight"  # a matrix of weights never becomes a vector
-    few = 0 < len(source) <= 3 and 0 < len(target) <= 3
+    few = heads and 0 < len(source) <= 3 and 0 < len(target) <= 3
     if math.prod(source) == math.prod(target) and few and not flat:
         found = list(_rearranged(source, target))
         if found:

@@ -239,7 +239,8 @@ class _Drafter:
             for s in self.sources
             if (s.level, s.part) == (t.level, t.part) and reshape(s, t) is not None
         ]
-        for _, source, target in sorted(pairs, key=lambda pair: (-pair[0], pair[1].text, pair[2].text)):
+        pairs.sort(key=lambda pair: (pair[1].shapes != pair[2].shapes, -pair[0], pair[1].text, pair[2].text))
+        for _, source, target in pairs:
             if source in self.sources and target in self.targets:
                 found = reshape(source, target)
                 assert found is not None

@@ -157,11 +157,15 @@ class _Member:
 
 
 def _regular(members: Sequence[_Member], shapes: Mapping[str, tuple[Shape, str]]) -> Iterable[NameFamily]:
-    """The members as one family where they have every combination of their indices; else the first index of each is
-    written as a number, since a rule that reads one layer must read the same of all."""
+    """The members as one family if they have every combination of their indices and as many axes.
+
+    Otherwise the first index is written as a number: a rule that reads one layer must read the same of all.
+    """
     rows = sorted(members, key=lambda member: (member.values, member.name))
     values = tuple(map(frozenset, zip(*(member.values for member in rows), strict=True)))
-    if values and (len(rows) != math.prod(map(len, values)) or any(v != {*range(len(v))} for v in values)):
+    whole = len(rows) == math.prod(map(len, values)) and all(v == {*range(len(v))} for v in values)
+    ranks = {len(shapes[member.name][0]) for member in rows}
+    if values and (not whole or len(ranks) > 1):
         apart: dict[str, list[_Member]] = {}
         for member in rows:
             one = replace(member, indexed=member.indexed[1:])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from itertools import islice
@@ -20,6 +20,7 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
+from compiler.jobs.model_evidence import Comparison, compare_evidence, read_evidence
 from compiler.jobs.prepare import bind_source
 from compiler.jobs.request import Request
 from compiler.plan.notes import ChosenSpec, Listener, ignore_note
@@ -39,7 +40,9 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 @dataclass(frozen=True)
 class Fit:
     """How one spec fits. `share`: the part of names and patterns that match each other, 0 to 1; `asks`: arguments that it
-    needs; `reasons` why it does not fit; `container`: whether a file has the name that the spec expects."""
+    needs; `reasons` why it does not fit; `container`: whether a file has the name that the spec expects. `evidence` ranks
+    specs that fit alike: by the model types of a config, the config fields that the spec knows, and file names. `doubt`:
+    the model types that file names mention, where they are not the spec's."""
 
     spec: str
     summary: str
@@ -49,6 +52,8 @@ class Fit:
     container: bool
     asks: tuple[str, ...]
     reasons: tuple[str, ...]
+    evidence: tuple[int, ...] = ()
+    doubt: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,6 +77,7 @@ def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
     if request.config is not None:
         config_file.read_config_file(request.config)
     found = []
+    evidence = None
     for program in programs:
         key = (
             program.spec.weights if program.merged or not program.spec.weights.startswith("*") else "",
@@ -83,33 +89,75 @@ def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
                 opened[key] = open_source(program, request.source, request.weights, files)
             except Refusal as refusal:
                 opened[key] = Refusal(refusal.diagnostics)  # without what it was raised from
-        found.append(_fit(program, request, names, opened[key]))
+        checkpoint = opened[key]
+        if evidence is None and isinstance(checkpoint, Checkpoint):
+            evidence = read_evidence(request.source, checkpoint.objects, request.config)
+        fit = _fit(program, request, names, checkpoint)
+        found.append(_weighed(fit, compare_evidence(program, evidence)) if evidence and fit.status != "no" else fit)
     if opened and all(isinstance(one, Refusal) for one in opened.values()):
         raise next(one for one in opened.values() if isinstance(one, Refusal))
-    return sorted(found, key=lambda fit: (ORDER.index(fit.status), -fit.share, not fit.container, fit.spec))
+    return sorted(found, key=_order)
 
 
-def unique(fits: Sequence[Fit], path: Path) -> Fit:
-    """The one that fits. Raises Refusal: `ambiguous-spec`, `no-fitting-spec`."""
+def _order(fit: Fit) -> tuple[object, ...]:
+    config, files = fit.evidence[:2], fit.evidence[2:]
+    return (ORDER.index(fit.status), -fit.share, [-n for n in config], not fit.container, [-n for n in files], fit.spec)
+
+
+def unique(fits: Sequence[Fit], path: Path, ask: Callable[[str], str] | None = None) -> Fit:
+    """The one that fits, or of several the one for which config and file names speak. With `ask`, a person chooses where
+    they do not decide. Raises Refusal: `ambiguous-spec`, `no-fitting-spec`."""
     good = [fit for fit in fits if fit.status == "fits"] or [fit for fit in fits if fit.status == "asks"]
-    if len(good) > 1:
-        names = listed((fit.spec for fit in good), 12)
-        refuse(str(path), f"{len(good)} specs fit: {names}", "ambiguous-spec", "name the one that is meant")
+    best = [fit for fit in good if fit.evidence == max(one.evidence for one in good)]
+    if len(best) > 1 and len({fit.container for fit in best}) > 1:
+        best = [fit for fit in best if fit.container]
+    if len(best) > 1:
+        if ask is not None:
+            return _asked(best, ask)
+        names = listed((fit.spec for fit in best), 12)
+        hint = f"run one by its name, as in: compile run {best[0].spec} {path} OUT"
+        refuse(str(path), f"{len(best)} specs fit: {names}", "ambiguous-spec", hint)
+    if best and best[0].doubt:
+        message = f"{best[0].spec} fits, but the file names mention {best[0].doubt}"
+        hint = f"if it is meant: compile run {best[0].spec} {path} OUT; else compile draft proposes a new spec"
+        refuse(str(path), message, "ambiguous-spec", hint)
     if not good:
         near = [fit for fit in fits if fit.status == "near"]
         hint = f"the nearest is {near[0].spec}: {near[0].reasons[0]}" if near else "compile draft proposes a new one"
         refuse(str(path), "no spec fits", "no-fitting-spec", hint)
-    return good[0]
+    return best[0]
 
 
-def named_program(spec: str, request: Request, on_note: Listener = ignore_note) -> Program:
+def _asked(fits: Sequence[Fit], ask: Callable[[str], str]) -> Fit:
+    """The spec that a person chooses by its number or name."""
+    lines = [f"  {n}  {fit.spec}: {fit.summary}" for n, fit in enumerate(fits, 1)]
+    while True:
+        answer = ask("\n".join(["several specs fit:", *lines, "which one? "])).strip()
+        for n, fit in enumerate(fits, 1):
+            if answer in (str(n), fit.spec):
+                return fit
+
+
+def _weighed(fit: Fit, comparison: Comparison) -> Fit:
+    """The fit with what config and file names say; a spec that a config contradicts does not fit."""
+    fit = replace(fit, evidence=comparison.rank, doubt=comparison.doubt)
+    if not comparison.contradiction or fit.status not in ("fits", "asks"):
+        return fit
+    return replace(
+        fit, status="near", reasons=(f"the model is another one, says {comparison.contradiction}", *fit.reasons)
+    )
+
+
+def named_program(
+    spec: str, request: Request, on_note: Listener = ignore_note, ask: Callable[[str], str] | None = None
+) -> Program:
     """The program of a spec by path or name; for `auto` that of the shipped spec that fits the source. Raises Refusal."""
     if spec != "auto":
         return load_program(spec)
     if request.reverse:
         refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
     programs = known_specs()
-    fit = unique(detect(request, programs), request.source[0])
+    fit = unique(detect(request, programs), request.source[0], ask)
     on_note(ChosenSpec(fit.spec, fit.summary))
     return next(program for program in programs if program.spec.path == fit.path)
 
@@ -131,7 +179,7 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
     if isinstance(checkpoint, Refusal):
         return fit("no", 0.0, [d.message for d in checkpoint.diagnostics])
     share, reasons = _names(program, checkpoint.tensors)
-    if share < NEAR or (program.keep_all and not _looked_for(program, checkpoint.tensors)):
+    if share < NEAR:
         return fit("no", share, reasons)
     problems = _problems(program, request, checkpoint)
     if not problems:
@@ -157,11 +205,11 @@ def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tup
 def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[float, list[str]]:
     """The part of names that a rule reads and of unguarded patterns that match a name; and a reason for each group of the
     rest."""
-    # The first two layers or experts represent all of them.
-    few = list(
-        islice((name for name in tensors if all(len(n) < 9 and int(n) < 2 for n in _NUMBER.findall(name))), _MOST_NAMES)
-    )
+    # The first two layers or experts, and those that the spec writes as numbers, represent all of them.
     needed = [p for rule in program.rules if not rule.when for p in rule.sources]
+    written = {number for p in needed for number in re.findall(r"\d+", p.text)} | {"0", "1"}
+    some = (name for name in tensors if all(number in written for number in _NUMBER.findall(name)))
+    few = list(islice(some, _MOST_NAMES))
     others = [p for rule in program.rules if rule.when for p in rule.sources]
     guarded = program.spec.indices.keys()  # their numbers may begin anywhere
     others += [tie.alias for tie in program.ties] + [p for p, _ in program.ignored if not p.holes.keys() & guarded]
@@ -169,7 +217,7 @@ def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[fl
     many = {p: tensors if p.holes.keys() & guarded else few for p in needed}
     absent = [str(p) for p, names in many.items() if not any(p.match(n) is not None for n in names)]
     if program.keep_all:
-        return 1.0, []
+        return (1.0, []) if _looked_for(program, tensors) else (0.0, ["it lacks the tensors that the spec measures"])
     reasons = [f"the checkpoint lacks {listed(absent, 4)}"] if absent else []
     reasons += [f"no rule reads {listed(unread, 4)}"] if unread else []
     total = len(few) + len(needed)

@@ -15,6 +15,8 @@ from compiler.ops.algebra import Key
 from compiler.program.environment import Environment, TensorTable
 from compiler.program.program import Program, Rule
 
+MOST_LISTED = 24  # numbers that a hint lists
+
 
 @dataclass
 class Claims:
@@ -39,6 +41,7 @@ class Claimant:
         self.indices: dict[str, set[int]] = {}  # text before an index -> its values
         self.least: dict[str, int] = {}  # text before an index -> the number that it counts from
         self.readers: dict[str, set[tuple[str, int]]] = {}  # text before an index -> its names and their shifts
+        self.first_reader: dict[str, Pattern] = {}  # text before an index -> the pattern that read it first
         self.seen: dict[tuple[int, int], set[tuple[str, ...]]] = {}  # (rule, slot) -> captures
 
     def claim(self) -> None:
@@ -117,6 +120,7 @@ class Claimant:
                         "rename the tensors, or match the index with a regex of your own",
                     )
                 self.indices.setdefault(prefix, set()).add(number + part.shift)
+                self.first_reader.setdefault(prefix, pattern)
                 least = max(0, part.shift)
                 self.least[prefix] = min(least, self.least.get(prefix, least))
                 self.readers.setdefault(prefix, set()).add((part.name, part.shift))
@@ -135,11 +139,19 @@ class Claimant:
         """Indices run from 0 without a gap, and a rule that reads one layer reads all of them."""
         for prefix, values in self.indices.items():
             if (gap := self.gap(prefix)) is not None:
+                pattern = self.first_reader[prefix]
+                numbers = sorted(values)
+                hole = next((h for h, _ in self.readers[prefix]), "i")
+                listing = f"{{{hole}:{'|'.join(map(str, numbers))}}}"
+                hint = "a layer is missing from the checkpoint"
+                if len(numbers) <= MOST_LISTED:
+                    hint += f"; if the numbers have gaps by design, list them in the name: {listing}"
                 self.report.add(
-                    Span(self.program.spec.path),
-                    f"the checkpoint has no {prefix}{gap}, though it has {prefix}{max(values)}",
+                    pattern.span,
+                    f"{pattern} reads every number from {self.least[prefix]} on, but the checkpoint has no {prefix}{gap}; "
+                    f"it has {listed(numbers)}",
                     "index-gap",
-                    "part of the checkpoint is missing",
+                    hint,
                 )
         self.report.settle()
         missing: list[str] = []

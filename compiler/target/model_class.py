@@ -99,6 +99,11 @@ def _model_types() -> Mapping[str, tuple[str, ...]]:
     return {name: tuple(kinds) for name, kinds in found.items()}
 
 
+def model_types() -> frozenset[str]:
+    """Every model type of the installed transformers. Raises Refusal: `missing-package`."""
+    return frozenset(kind for kinds in _model_types().values() for kind in kinds)
+
+
 def _defines(folder: str, model_class: str) -> bool:
     files = (package_folder() / "models" / folder).glob("modeling_*.py")
     return any(f"\nclass {model_class}(" in file.read_text(encoding="utf-8") for file in files)
