@@ -1,4 +1,4 @@
-"""`compile verify SPEC SOURCE OUT`: does the converted model compute what the source computes?"""
+"""`compile verify SPEC SOURCE OUT`: compares a converted folder with the model that it was made from."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 if TYPE_CHECKING:
     from compiler.verify.compare import SourceModel, Verdict
 
-PROVES_LESS = (
-    "no source model ran, and that the bytes come back does not show that both layouts are understood rightly; "
-    "--source-spec or --source-model does"
-)
+LOGITS_NOT_CHECKED = "logits NOT checked — pass --source-spec SPEC or --source-model MODULE:CLASS to compare them"
 
 
 def verify_parser() -> Parser:
-    parser = Parser("verify", "Hold a converted folder to the model that it was made from.")
+    parser = Parser("verify", "Compare a converted folder with the model that it was made from.")
     parser.add_spec()
     parser.add_source()
     parser.add_argument("out", type=Path, metavar="OUT", help="the converted folder")
@@ -31,31 +28,39 @@ def verify_parser() -> Parser:
 
 
 def add_source_model(parser: argparse.ArgumentParser) -> None:
-    """What names the source model; `run --verify` takes it, too."""
+    """The options that name the source model; `run --verify` has them too."""
     parser.add_argument(
         "--source-spec",
         metavar="SPEC",
-        help="the spec with code of its own that reads the same source, run as its model",
+        help="a remote_code spec that reads the same source: its rendered model is the source model",
     )
     parser.add_argument("--source-model", metavar="MODULE:CLASS", help="the source's own model, importable from here")
     parser.add_argument(
         "--source-config", type=Path, metavar="FILE", help="the config of --source-model, where --config is another"
     )
     parser.add_argument("--length", type=int, default=64, metavar="N", help="how many tokens to run (default: 64)")
+    parser.add_argument(
+        "--require-logits",
+        action="store_true",
+        help="fail (exit status 1) unless the outputs of both models are compared",
+    )
 
 
 def verify(options: argparse.Namespace) -> int:
-    kept, say = notes(options)
+    lines, say = notes(options)
     result = verified(options, program_of(options, say), request(options), options.out)
-    print_json(result | {"notes": kept}) if options.json else print(f"{options.out}: {result['text']}")
+    print_json(result | {"notes": lines}) if options.json else print(f"{options.out}: {result['text']}")
     return 0
 
 
 def verified(options: argparse.Namespace, program: Any, asked: Any, out: Path) -> dict[str, Any]:
-    """What was found, where it is good: numbers, and a text for people. Raises Refusal where it is not."""
+    """The result of a successful check: its numbers, and a `text` for people. Raises Refusal where a check fails."""
     model = source_model(options)
     if model is None:
-        return _without_model(program, asked, out)
+        result = _round_trip(program, asked, out)
+        if options.require_logits:
+            refuse(str(out), result["text"], "logits-not-checked", "--require-logits needs a source model")
+        return result
     from compiler.verify.compare import verify as compare
 
     found = compare(program, asked, out, model)
@@ -76,13 +81,15 @@ def numbers(found: Verdict) -> dict[str, Any]:
 
 
 def source_model(options: argparse.Namespace) -> SourceModel | None:
-    """The model that the words name. Raises Refusal."""
+    """The source model that the options name, or None. Raises Refusal."""
     from compiler.program.loading import load_program
 
     if options.source_spec and options.source_model:
-        refuse("compile verify", "--source-spec and --source-model name one thing twice", "wrong-usage", "give one")
+        refuse(
+            "compile verify", "--source-spec and --source-model both name the source model", "wrong-usage", "pass one"
+        )
     if options.length < 2:
-        refuse("compile verify", f"--length {options.length}: a model needs two tokens or more", "wrong-usage")
+        refuse("compile verify", f"--length {options.length}: the least is 2", "wrong-usage")
     if not options.source_spec and not options.source_model:
         return None
     from compiler.verify.compare import SourceModel
@@ -90,11 +97,11 @@ def source_model(options: argparse.Namespace) -> SourceModel | None:
     if options.source_spec:
         program = load_program(options.source_spec)
         if program.spec.target.remote_code is None:
-            message = "it has no code of its own, so that its model is not that of the source"
-            refuse(program.spec.path, message, "wrong-usage", "name a spec whose target is `remote_code`")
+            message = "--source-spec needs a spec whose target is `remote_code`, and this one has none"
+            refuse(program.spec.path, message, "wrong-usage", "pass the source's own class with --source-model")
         return SourceModel(program, length=options.length)
     if options.source_model.count(":") != 1:
-        refuse("--source-model", f"{options.source_model!r} is not of the form module:Class", "wrong-usage")
+        refuse("--source-model", f"{options.source_model!r} is not MODULE:CLASS", "wrong-usage")
     return SourceModel(None, options.source_model, options.source_config, options.length)
 
 
@@ -120,15 +127,16 @@ def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
     return [Diagnostic(rule.span, message, "diverging-model", hint) for rule in found.rules]
 
 
-def _without_model(program: Any, asked: Any, out: Path) -> dict[str, Any]:
+def _round_trip(program: Any, asked: Any, out: Path) -> dict[str, Any]:
     from compiler.verify.round_trip import round_trip
 
-    back = round_trip(program, asked, out)
-    if back.differences:
+    found = round_trip(program, asked, out)
+    if found.differences:
         raise Refusal(
-            Diagnostic(d.rule.span, f"{d.name} {d.what}, seen from {out}", "changed-tensor", "convert the source anew")
-            for d in back.differences
+            Diagnostic(d.rule.span, f"{d.name} {d.text}, from {out}", "changed-tensor", "convert the source again")
+            for d in found.differences
         )
-    rounded = f", {back.rounded} up to rounding" if back.rounded else ""
-    text = f"gives {back.equal} tensors of the source back bit for bit{rounded}; {PROVES_LESS}"
-    return {"text": text, "proof": "weights", "equal": back.equal, "rounded": back.rounded}
+    counts = [f"exact ({found.equal} tensors)"] * bool(found.equal or not found.rounded)
+    counts += [f"equal up to rounding ({found.rounded} tensors)"] * bool(found.rounded)
+    text = f"round trip {', '.join(counts)}; {LOGITS_NOT_CHECKED}"
+    return {"text": text, "proof": "weights", "equal": found.equal, "rounded": found.rounded}

@@ -467,6 +467,11 @@ def no_device() -> str:
     return RUN + " --device nowhere"
 
 
+def logits_not_checked() -> str:
+    quietly(RUN)
+    return "verify small.yaml model.safetensors out --require-logits"
+
+
 def output_busy() -> str:
     HELD.enter_context(AtomicOutput(Path("out"), force=False, resume=False, fingerprint="x"))
     return RUN
