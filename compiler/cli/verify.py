@@ -11,8 +11,12 @@ from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 
 if TYPE_CHECKING:
     from compiler.verify.compare import SourceModel, Verdict
+    from compiler.verify.outputs import OutputDifference
 
 LOGITS_NOT_CHECKED = "logits NOT checked — pass --source-spec SPEC or --source-model MODULE:CLASS to compare them"
+
+
+LATE = 16  # tokens that agree before the first difference, from which on that is said
 
 
 def verify_parser() -> Parser:
@@ -34,11 +38,21 @@ def add_source_model(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="a remote_code spec that reads the same source: its rendered model is the source model",
     )
-    parser.add_argument("--source-model", metavar="MODULE:CLASS", help="the source's own model, importable from here")
     parser.add_argument(
-        "--source-config", type=Path, metavar="FILE", help="the config of --source-model, where --config is another"
+        "--source-model",
+        metavar="MODULE:CLASS",
+        help="the source's own model, or FILE.py:FUNCTION: called with one dict, the source's config, it returns a torch "
+        "module whose state_dict has the checkpoint's names. This runs that code.",
     )
-    parser.add_argument("--length", type=int, default=64, metavar="N", help="how many tokens to run (default: 64)")
+    parser.add_argument(
+        "--source-config", type=Path, metavar="FILE", help="the config of --source-model, if it is not that of --config"
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        metavar="N",
+        help="how many tokens to run in each sequence (default: 64, or what windows and long contexts of the config need)",
+    )
     parser.add_argument(
         "--require-logits",
         action="store_true",
@@ -66,18 +80,57 @@ def verified(options: argparse.Namespace, program: Any, asked: Any, out: Path) -
     found = compare(program, asked, out, model)
     if not found.agrees:
         raise Refusal(faults(found, str(model), out))
-    text = (
-        f"computes what {model} computes on {found.tokens} tokens in float32: logits differ by at most "
-        f"{found.difference:.2g} (the largest is {found.scale:.3g}), KL {found.divergence:.1e} nats, "
-        f"the best token is the same in {found.argmax:.1%}"
-    )
-    return {"text": text, "proof": "logits", "model": str(model)} | numbers(found)
+    return {"text": agreement(found, str(model)), "proof": "logits", "model": str(model)} | numbers(found)
+
+
+def agreement(found: Verdict, model: str) -> str:
+    """The text of a verdict that agrees."""
+    computed = f"in float32 ({' and '.join(found.widened)} of its code replaced)" if found.widened else "in float32"
+    if found.narrow:
+        computed = f"up to the rounding of {' and '.join(found.narrow)}, in which it computes"
+    lines = [f"agrees with {model} on {_inputs(found)} {computed}: {differences(found)}"]
+    lines += [f"NOT seen: {line}" for line in found.unseen]
+    if found.unused:
+        lines.append(f"NOT used by these inputs: {listed(found.unused, 4)}")
+    return "; ".join(lines)
+
+
+def _inputs(found: Verdict) -> str:
+    """The inputs that ran, such as `2 x 64 tokens`."""
+    if set(found.inputs) == {"input_ids"} and len(found.inputs["input_ids"]) == 2:
+        batch, length = found.inputs["input_ids"]
+        return f"{batch} x {length:,} tokens"
+    return ", ".join(f"{name} {list(shape)}" for name, shape in found.inputs.items())
+
+
+def differences(found: Verdict) -> str:
+    """Each output with its difference."""
+    return ", ".join(map(_difference, found.outputs))
+
+
+def _difference(output: OutputDifference) -> str:
+    text = f"{output.name}: largest difference {output.difference:.2g} (largest value {output.scale:.3g})"
+    if output.divergence is not None and output.argmax is not None:
+        text += f", KL {output.divergence:.1e} nats, top-1 agreement {output.argmax:.1%}"
+    return text
 
 
 def numbers(found: Verdict) -> dict[str, Any]:
     """A verdict for tools."""
-    names = ("difference", "scale", "divergence", "argmax", "tokens")
-    return {name: getattr(found, name) for name in names}
+    outputs = {
+        o.name: {"difference": o.difference, "scale": o.scale, "divergence": o.divergence, "argmax": o.argmax}
+        for o in found.outputs
+    }
+    return {
+        **outputs[found.worst.name],
+        "tokens": found.tokens,
+        "inputs": {name: list(shape) for name, shape in found.inputs.items()},
+        "outputs": outputs,
+        "unseen": list(found.unseen),
+        "unused": list(found.unused),
+        "narrow": list(found.narrow),
+        "widened": list(found.widened),
+    }
 
 
 def source_model(options: argparse.Namespace) -> SourceModel | None:
@@ -88,7 +141,7 @@ def source_model(options: argparse.Namespace) -> SourceModel | None:
         refuse(
             "compile verify", "--source-spec and --source-model both name the source model", "wrong-usage", "pass one"
         )
-    if options.length < 2:
+    if options.length is not None and options.length < 2:
         refuse("compile verify", f"--length {options.length}: the least is 2", "wrong-usage")
     if not options.source_spec and not options.source_model:
         return None
@@ -100,31 +153,47 @@ def source_model(options: argparse.Namespace) -> SourceModel | None:
             message = "--source-spec needs a spec whose target is `remote_code`, and this one has none"
             refuse(program.spec.path, message, "wrong-usage", "pass the source's own class with --source-model")
         return SourceModel(program, length=options.length)
-    if options.source_model.count(":") != 1:
-        refuse("--source-model", f"{options.source_model!r} is not MODULE:CLASS", "wrong-usage")
+    module, _, name = options.source_model.rpartition(":")
+    if not module or not name.isidentifier() or (":" in module and not module.endswith(".py")):
+        message = f"{options.source_model!r} is neither MODULE:CLASS nor FILE.py:FUNCTION"
+        refuse("--source-model", message, "wrong-usage")
     return SourceModel(None, options.source_model, options.source_config, options.length)
 
 
 def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
-    """Where the models part, at the rules that were found guilty."""
-    where = f" first in {found.module} (by {found.departs:.2g})" if found.module else ""
-    message = (
-        f"{f'{out} ' if found.rules else ''}departs from {model}{where}: logits differ by {found.difference:.2g} (the largest is "
-        f"{found.scale:.3g}), KL {found.divergence:.1e} nats, the best token is the same in {found.argmax:.1%}"
-    )
+    """Where the models differ, at the rules or the field that explain it."""
+    where = f", first in {found.module} (by {found.departs:.2g})" if found.module else ""
+    worst = found.worst
+    if worst.first is not None and worst.first >= LATE and found.tokens:
+        where += f", at token {worst.first + 1:,} and later"
+    wrong = [output for output in found.outputs if not output.agrees]
+    right = [output.name for output in found.outputs if output.agrees]
+    agreeing = f"; {listed(right)} agree{'s' * (len(right) == 1)}" if right else ""
+    message = f"differs from {model}{where}: {', '.join(map(_difference, wrong))}{agreeing}"
+    if found.field is not None:
+        name, old, new = found.field.name, found.field.old, found.field.new
+        message = f"{name} = {old!r} in config.json is wrong: the folder {message}"
+        return [Diagnostic(Span(str(out)), message, "diverging-model", f"with {name} = {new!r} the two agree")]
+    if found.layout is not None:
+        modules = " and ".join(found.layout.modules)
+        lines = f"rule{'s' * (len(found.rules) > 1)} at line{'s' * (len(found.rules) > 1)}"
+        message = f"rope layout of {modules}: {lines} {listed(str(r.span.line) for r in found.rules)}: {out} {message}"
+        hint = f"with {found.layout.op} on their rows the two agree"
+        return [Diagnostic(found.rules[0].span, message, "diverging-model", hint)]
     if not found.rules:
         hint = (
-            "no single rule explains it: compare the fields of config.json, such as theta, scaling, eps and heads"
+            "no single rule and no usual value of a config field explains it: compare the fields of config.json"
             if found.searched
-            else "there is too little memory to look for the rule at fault: it takes three times that of a model"
+            else "there is too little memory to look for the rule at fault: that takes three times the model's"
         )
         return [Diagnostic(Span(str(out)), message, "diverging-model", hint)]
+    names = listed(r.name or str(r.targets[0]) for r in found.rules)
     hint = (
-        "with the weights of this rule out of play the two agree: look at its names and ops"
+        "with other weights for this rule the two agree: look at its names and ops"
         if len(found.rules) == 1
-        else f"with the weights of these rules out of play the two agree: {listed(r.name or r.targets[0] for r in found.rules)}"
+        else f"with other weights for these rules the two agree: {names}"
     )
-    return [Diagnostic(rule.span, message, "diverging-model", hint) for rule in found.rules]
+    return [Diagnostic(rule.span, f"{out} {message}", "diverging-model", hint) for rule in found.rules]
 
 
 def _round_trip(program: Any, asked: Any, out: Path) -> dict[str, Any]:

@@ -26,8 +26,10 @@ from compiler.draft.sizes import in_all_words
 from compiler.jobs.prepare import Request
 from compiler.model_folder.sidecar_files import texts
 from compiler.plan.plan import Plan
-from compiler.verify.compare import Run, SourceModel, Verdict, draw_tokens, judged, run_job, source_job
-from compiler.verify.run_model import Job, Trial
+from compiler.verify.compare import Run, SourceModel, run_job, source_job, vocabulary
+from compiler.verify.job import Job, Trial
+from compiler.verify.outputs import compare_outputs, tolerance
+from compiler.verify.sequence_length import BASE, POSITIONS
 
 MOST = 128  # combinations that are run
 APART = 10  # how much farther than the right ones the others must be
@@ -55,10 +57,10 @@ def consult(
     chosen = [_chosen(proposal, [q[n] for q, n in zip(questions, way, strict=True)]) for way in ways]
     plans = [_like(first, other, checkpoint) or first for other in chosen]
     values = in_all_words({**proposal.sizes.values, **first.config}) | dict(first.values)
-    verdicts = _held(plans, replace(first, values=values), request, model, run)
-    right = [n for n, verdict in enumerate(verdicts) if verdict.agrees]
+    differences = _differences(plans, replace(first, values=values), checkpoint, request, model, run)
+    right = [n for n, (agrees, _) in enumerate(differences) if agrees]
     if not right:
-        apart = min(verdict.difference for verdict in verdicts)
+        apart = min(difference for _, difference in differences)
         return (
             proposal,
             f"of {count} combinations none computes what {model} computes; logits differ by {apart:.2g} at least",
@@ -66,8 +68,8 @@ def consult(
     decided = 0
     for place, choices in enumerate(questions):
         found = {ways[n][place] for n in right}
-        within = max(verdicts[n].difference for n in right)
-        others = [v.difference for n, v in enumerate(verdicts) if ways[n][place] not in found]
+        within = max(differences[n][1] for n in right)
+        others = [difference for n, (_, difference) in enumerate(differences) if ways[n][place] not in found]
         if len(found) != 1 or min(others) < APART * within:
             continue
         remark = f"logits agree within {within:.2g}, else they differ by {min(others):.2g} or more"
@@ -80,22 +82,32 @@ def consult(
     )
 
 
-def _held(plans: list[Plan], plan: Plan, request: Request, model: SourceModel, run: Run) -> list[Verdict]:
-    """What each of the plans makes of the checkpoint, held to the model, which is built from the values of `plan`."""
+def _differences(
+    plans: list[Plan], plan: Plan, checkpoint: Checkpoint, request: Request, model: SourceModel, run: Run
+) -> list[tuple[bool, float]]:
+    """For each of the plans whether what it makes of the checkpoint agrees with the model, which is built from the
+    values of `plan`, and the largest difference of an output; infinite where it cannot run."""
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
         place = Path(name)
         folder = place / "folder"
         folder.mkdir()
         for file, text in texts(plan).items():
             (folder / file).write_text(text, encoding="utf-8")
-        ids = draw_tokens(plan, plan.config, model.length)
-        job = Job(
-            plan.program, tuple(request.source), plan, folder, False, "", {}, frozenset(), {}, "", ids, request.weights
+        job = Job(plan.program, tuple(request.source), plan, weights=request.weights, trials=(Trial(),))
+        asked = source_job(job, plan, checkpoint, request, model, place, "")
+        trials = tuple(Trial(plan=other) for other in plans)
+        length = min([model.length or BASE, *(n for key in POSITIONS if isinstance(n := plan.config.get(key), int))])
+        ours = run(
+            place / "target",
+            replace(job, folder=folder, length=length, below=vocabulary(plan), trials=trials),
         )
-        asked = replace(source_job(job, plan, request, model, place, ""), trials=[Trial()])
-        theirs = run(place / "source", asked)["logits.0"]
-        ours = run(place / "target", replace(job, trials=[Trial(plan=other) for other in plans]))
-    return [judged(theirs, ours[f"logits.{n}"]) for n in range(len(plans))]
+        theirs = run(place / "source", replace(asked, inputs=ours.inputs))
+    close = tolerance(theirs.narrow)
+    compared = [compare_outputs(theirs.outputs[0], outputs, close) for outputs in ours.outputs]
+    return [
+        (bool(found) and all(o.agrees for o in found), max((o.difference for o in found), default=math.inf))
+        for found in compared
+    ]
 
 
 def _like(first: Plan, proposal: Proposal, checkpoint: Checkpoint) -> Plan | None:

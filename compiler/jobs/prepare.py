@@ -16,6 +16,7 @@ from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.diagnostics import Refusal, listed, refuse
 from compiler.executor import preconditions
 from compiler.executor.preconditions import check_made
+from compiler.model_folder.card import MANIFEST, recorded_settings
 from compiler.plan import arguments
 from compiler.plan.bind import bind
 from compiler.plan.plan import Plan
@@ -120,6 +121,8 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
         for f in program.spec.config
         if f.carried and f.name in fields
     }
+    settings = recorded_settings(config_path.parent, program)  # what config.json does not carry
+    known = {n: Given(v, MANIFEST) for n, v in settings.items() if n in program.spec.arguments} | known
     known |= {n: Given(v, "--set") for n, v in request.assigned.items()}
     different = [
         f"{f.name}={fields[f.name]!r} (the spec sets {f.constant!r})"

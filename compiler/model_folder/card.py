@@ -20,6 +20,7 @@ from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.dtypes import FLOATING
 from compiler.language import document
 from compiler.plan.plan import Plan
+from compiler.program.program import Program
 from compiler.resources import folder
 
 MANIFEST, CARD = "mapspec.json", "README.md"
@@ -62,6 +63,17 @@ def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None) ->
         "tensors": tensors,
     }
     return _json(content)
+
+
+def recorded_settings(place: Path, program: Program) -> dict[str, Any]:
+    """The arguments and facts of the conversion that wrote a folder, by name; empty where its mapspec.json is missing,
+    malformed, or of another spec."""
+    try:
+        content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        settings = content["settings"] if content["spec"]["name"] == program.spec.name.value else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return dict(settings) if isinstance(settings, dict) else {}
 
 
 def record(place: Path, proof: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.executor.apply_rule import applied, loaded
 from compiler.jobs.prepare import Request, prepare
+from compiler.model_folder.card import recorded_settings
 from compiler.plan.plan import Plan
 from compiler.program.program import Program, Rule
 
@@ -40,10 +41,21 @@ class RoundTrip:
 
 def round_trip(program: Program, request: Request, out: Path) -> RoundTrip:
     """Convert the folder `out` back and compare every tensor with the source. Raises Refusal."""
-    plan, checkpoint = prepare(program, request)
-    reverse_request = replace(request, source=[out], config=None, reverse=True, dtype=None)
+    plan, checkpoint = prepare(program, recorded(program, request, out))
+    # What config.json does not carry, such as the version of the source's layout, is that of the source.
+    carried = {field.carried for field in program.spec.config}
+    values = {name: value for name, value in plan.values.items() if name not in carried}
+    reverse_request = replace(request, source=[out], config=None, reverse=True, dtype=None, assigned=values)
     reverse, converted = prepare(program, reverse_request)
     return compare_weights(plan, checkpoint, reverse, converted)
+
+
+def recorded(program: Program, request: Request, out: Path) -> Request:
+    """The request with the arguments of the conversion that wrote `out`, from its mapspec.json; those of the request
+    take precedence."""
+    settings = recorded_settings(out, program)
+    known = {name: value for name, value in settings.items() if name in program.spec.arguments}
+    return replace(request, assigned={**known, **request.assigned})
 
 
 def compare_weights(plan: Plan, checkpoint: Checkpoint, reverse: Plan, converted: Checkpoint) -> RoundTrip:
