@@ -1,4 +1,4 @@
-"""`compile verify SPEC SOURCE OUT`: does the converted model compute what the source computes?"""
+"""`compile verify SPEC SOURCE OUT`: compares a converted folder with the model that it was made from."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from compiler.jobs.request import Request
     from compiler.program.program import Program
     from compiler.verify.compare import SourceModel, Verdict
+    from compiler.verify.outputs import OutputDifference
 
-PROVES_LESS = (
-    "no source model ran, and that the bytes come back does not show that both layouts are understood rightly; "
-    "--source-spec or --source-model does"
-)
+LOGITS_NOT_CHECKED = "logits NOT checked — pass --source-spec SPEC or --source-model MODULE:CLASS to compare them"
+
+
+LATE = 16  # tokens that agree before the first difference, from which on that is said
 
 
 def verify_parser() -> Parser:
-    parser = Parser("verify", "Hold a converted folder to the model that it was made from.")
+    parser = Parser("verify", "Compare a converted folder with the model that it was made from.")
     parser.add_spec()
     parser.add_source()
     parser.add_argument("out", type=Path, metavar="OUT", help="the converted folder")
@@ -33,17 +34,32 @@ def verify_parser() -> Parser:
 
 
 def add_source_model(parser: argparse.ArgumentParser) -> None:
-    """What names the source model; `run --verify` takes it, too."""
+    """The options that name the source model; `run --verify` has them too."""
     parser.add_argument(
         "--source-spec",
         metavar="SPEC",
-        help="the spec with code of its own that reads the same source, run as its model",
+        help="a remote_code spec that reads the same source: its rendered model is the source model",
     )
-    parser.add_argument("--source-model", metavar="MODULE:CLASS", help="the source's own model, importable from here")
     parser.add_argument(
-        "--source-config", type=Path, metavar="FILE", help="the config of --source-model, where --config is another"
+        "--source-model",
+        metavar="MODULE:CLASS",
+        help="the source's own model, or FILE.py:FUNCTION: called with one dict, the source's config, it returns a torch "
+        "module whose state_dict has the checkpoint's names. This runs that code.",
     )
-    parser.add_argument("--length", type=int, default=64, metavar="N", help="how many tokens to run (default: 64)")
+    parser.add_argument(
+        "--source-config", type=Path, metavar="FILE", help="the config of --source-model, if it is not that of --config"
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        metavar="N",
+        help="how many tokens to run in each sequence (default: 64, or what windows and long contexts of the config need)",
+    )
+    parser.add_argument(
+        "--require-logits",
+        action="store_true",
+        help="fail (exit status 1) unless the outputs of both models are compared",
+    )
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -56,37 +72,82 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def verified(options: argparse.Namespace, program: Program, asked: Request, out: Path) -> dict[str, Any]:
-    """What was found, where it is good: numbers, and a text for people. Raises Refusal where it is not."""
+    """The result of a successful check: its numbers, and a `text` for people. Raises Refusal where a check fails."""
     model = source_model_of(options.source_spec, options.source_model, options.source_config, options.length)
     if model is None:
-        return _without_model(program, asked, out)
+        result = _round_trip(program, asked, out)
+        if options.require_logits:
+            refuse(str(out), result["text"], "logits-not-checked", "--require-logits needs a source model")
+        return result
     from compiler.verify.compare import verify as compare
 
     found = compare(program, asked, out, model)
     if not found.agrees:
         raise Refusal(faults(found, str(model), out))
-    text = (
-        f"computes what {model} computes on {found.tokens} tokens in float32: logits differ by at most "
-        f"{found.difference:.2g} (the largest is {found.scale:.3g}), KL {found.divergence:.1e} nats, "
-        f"the best token is the same in {found.argmax:.1%}"
-    )
-    return {"text": text, "proof": "logits", "model": str(model)} | numbers(found)
+    return {"text": agreement(found, str(model)), "proof": "logits", "model": str(model)} | numbers(found)
+
+
+def agreement(found: Verdict, model: str) -> str:
+    """The text of a verdict that agrees."""
+    computed = f"in float32 ({' and '.join(found.widened)} of its code replaced)" if found.widened else "in float32"
+    if found.narrow:
+        computed = f"up to the rounding of {' and '.join(found.narrow)}, in which it computes"
+    lines = [f"agrees with {model} on {_inputs(found)} {computed}: {differences(found)}"]
+    lines += [f"NOT seen: {line}" for line in found.unseen]
+    if found.unused:
+        lines.append(f"NOT used by these inputs: {listed(found.unused, 4)}")
+    return "; ".join(lines)
+
+
+def _inputs(found: Verdict) -> str:
+    """The inputs that ran, such as `2 x 64 tokens`."""
+    if set(found.inputs) == {"input_ids"} and len(found.inputs["input_ids"]) == 2:
+        batch, length = found.inputs["input_ids"]
+        return f"{batch} x {length:,} tokens"
+    return ", ".join(f"{name} {list(shape)}" for name, shape in found.inputs.items())
+
+
+def differences(found: Verdict) -> str:
+    """Each output with its difference."""
+    return ", ".join(map(_difference, found.outputs))
+
+
+def _difference(output: OutputDifference) -> str:
+    text = f"{output.name}: largest difference {output.difference:.2g} (largest value {output.scale:.3g})"
+    if output.divergence is not None and output.argmax is not None:
+        text += f", KL {output.divergence:.1e} nats, top-1 agreement {output.argmax:.1%}"
+    return text
 
 
 def numbers(found: Verdict) -> dict[str, Any]:
     """A verdict for tools."""
-    names = ("difference", "scale", "divergence", "argmax", "tokens")
-    return {name: getattr(found, name) for name in names}
+    outputs = {
+        o.name: {"difference": o.difference, "scale": o.scale, "divergence": o.divergence, "argmax": o.argmax}
+        for o in found.outputs
+    }
+    return {
+        **outputs[found.worst.name],
+        "tokens": found.tokens,
+        "inputs": {name: list(shape) for name, shape in found.inputs.items()},
+        "outputs": outputs,
+        "unseen": list(found.unseen),
+        "unused": list(found.unused),
+        "narrow": list(found.narrow),
+        "widened": list(found.widened),
+    }
 
 
-def source_model_of(spec: str | None, entry: str | None, config: Path | None, length: int) -> SourceModel | None:
-    """The source's model: that of a spec, or `entry`, a module:Class; None where neither is named. Raises Refusal."""
+def source_model_of(spec: str | None, entry: str | None, config: Path | None, length: int | None) -> SourceModel | None:
+    """The source model: that of a spec, or `entry`, MODULE:CLASS or FILE.py:FUNCTION; None if neither is named. Raises
+    Refusal: `wrong-usage`."""
     from compiler.program.loading import load_program
 
     if spec and entry:
-        refuse("compile verify", "--source-spec and --source-model name one thing twice", "wrong-usage", "give one")
-    if length < 2:
-        refuse("compile verify", f"--length {length}: a model needs two tokens or more", "wrong-usage")
+        refuse(
+            "compile verify", "--source-spec and --source-model both name the source model", "wrong-usage", "pass one"
+        )
+    if length is not None and length < 2:
+        refuse("compile verify", f"--length {length}: the least is 2", "wrong-usage")
     if not spec and not entry:
         return None
     from compiler.verify.compare import SourceModel
@@ -94,46 +155,62 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
     if spec:
         program = load_program(spec)
         if program.spec.target.model is not None:
-            message = "it has no code of its own, so that its model is not that of the source"
-            refuse(program.spec.path, message, "wrong-usage", "name a spec whose target is `remote_code` or `code`")
+            message = "--source-spec needs a spec with its own code, and the target of this one is a Transformers class"
+            refuse(program.spec.path, message, "wrong-usage", "pass the source's own class with --source-model")
         return SourceModel(program, length=length)
     assert entry is not None
-    if entry.count(":") != 1:
-        refuse("--source-model", f"{entry!r} is not of the form module:Class", "wrong-usage")
+    module, _, name = entry.rpartition(":")
+    if not module or not name.isidentifier() or (":" in module and not module.endswith(".py")):
+        refuse("--source-model", f"{entry!r} is neither MODULE:CLASS nor FILE.py:FUNCTION", "wrong-usage")
     return SourceModel(None, entry, config, length)
 
 
 def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
-    """Where the models part, at the rules that were found guilty."""
-    where = f" first in {found.module} (by {found.departs:.2g})" if found.module else ""
-    message = (
-        f"{f'{out} ' if found.rules else ''}departs from {model}{where}: logits differ by {found.difference:.2g} (the largest is "
-        f"{found.scale:.3g}), KL {found.divergence:.1e} nats, the best token is the same in {found.argmax:.1%}"
-    )
+    """Where the models differ, at the rules or the field that explain it."""
+    where = f", first in {found.module} (by {found.departs:.2g})" if found.module else ""
+    worst = found.worst
+    if worst.first is not None and worst.first >= LATE and found.tokens:
+        where += f", at token {worst.first + 1:,} and later"
+    wrong = [output for output in found.outputs if not output.agrees]
+    right = [output.name for output in found.outputs if output.agrees]
+    agreeing = f"; {listed(right)} agree{'s' * (len(right) == 1)}" if right else ""
+    message = f"differs from {model}{where}: {', '.join(map(_difference, wrong))}{agreeing}"
+    if found.field is not None:
+        name, old, new = found.field.name, found.field.old, found.field.new
+        message = f"{name} = {old!r} in config.json is wrong: the folder {message}"
+        return [Diagnostic(Span(str(out)), message, "diverging-model", f"with {name} = {new!r} the two agree")]
+    if found.layout is not None:
+        modules = " and ".join(found.layout.modules)
+        lines = f"rule{'s' * (len(found.rules) > 1)} at line{'s' * (len(found.rules) > 1)}"
+        message = f"rope layout of {modules}: {lines} {listed(str(r.span.line) for r in found.rules)}: {out} {message}"
+        hint = f"with {found.layout.op} on their rows the two agree"
+        return [Diagnostic(found.rules[0].span, message, "diverging-model", hint)]
     if not found.rules:
         hint = (
-            "no single rule explains it: compare the fields of config.json, such as theta, scaling, eps and heads"
+            "no single rule and no usual value of a config field explains it: compare the fields of config.json"
             if found.searched
-            else "there is too little memory to look for the rule at fault: it takes three times that of a model"
+            else "there is too little memory to look for the rule at fault: that takes three times the model's"
         )
         return [Diagnostic(Span(str(out)), message, "diverging-model", hint)]
+    names = listed(r.name or str(r.targets[0]) for r in found.rules)
     hint = (
-        "with the weights of this rule out of play the two agree: look at its names and ops"
+        "with other weights for this rule the two agree: look at its names and ops"
         if len(found.rules) == 1
-        else f"with the weights of these rules out of play the two agree: {listed(r.name or r.targets[0] for r in found.rules)}"
+        else f"with other weights for these rules the two agree: {names}"
     )
-    return [Diagnostic(rule.span, message, "diverging-model", hint) for rule in found.rules]
+    return [Diagnostic(rule.span, f"{out} {message}", "diverging-model", hint) for rule in found.rules]
 
 
-def _without_model(program: Program, asked: Request, out: Path) -> dict[str, Any]:
+def _round_trip(program: Program, asked: Request, out: Path) -> dict[str, Any]:
     from compiler.verify.round_trip import round_trip
 
-    back = round_trip(program, asked, out)
-    if back.differences:
+    found = round_trip(program, asked, out)
+    if found.differences:
         raise Refusal(
-            Diagnostic(d.rule.span, f"{d.name} {d.what}, seen from {out}", "changed-tensor", "convert the source anew")
-            for d in back.differences
+            Diagnostic(d.rule.span, f"{d.name} {d.text}, from {out}", "changed-tensor", "convert the source again")
+            for d in found.differences
         )
-    rounded = f", {back.rounded} up to rounding" if back.rounded else ""
-    text = f"gives {back.equal} tensors of the source back bit for bit{rounded}; {PROVES_LESS}"
-    return {"text": text, "proof": "weights", "equal": back.equal, "rounded": back.rounded}
+    counts = [f"exact ({found.equal} tensors)"] * bool(found.equal or not found.rounded)
+    counts += [f"equal up to rounding ({found.rounded} tensors)"] * bool(found.rounded)
+    text = f"round trip {', '.join(counts)}; {LOGITS_NOT_CHECKED}"
+    return {"text": text, "proof": "weights", "equal": found.equal, "rounded": found.rounded}

@@ -26,8 +26,10 @@ from compiler.draft.spec_text import Proposal
 from compiler.jobs.request import Request
 from compiler.model_folder.sidecar_files import texts
 from compiler.plan.plan import Plan
-from compiler.verify.compare import Run, SourceModel, Verdict, draw_tokens, judged, run_job, source_job
-from compiler.verify.run_model import Job, Trial
+from compiler.verify.compare import Run, SourceModel, run_job, source_job, vocabulary
+from compiler.verify.job import Job, Trial
+from compiler.verify.outputs import compare_outputs, tolerance
+from compiler.verify.sequence_length import BASE, POSITIONS
 
 MOST_COMBINATIONS = 128  # combinations that are run at most
 MOST_EXCHANGED = 4  # tensors of one shape whose targets are exchanged
@@ -61,10 +63,10 @@ def decide_by_model(
     ways, plans = [ways[n] for n in runnable], [plans[n] for n in runnable]
     count = len(ways)
     values = with_synonyms({**proposal.sizes.values, **first.config}) | dict(first.values)
-    verdicts = _run_combinations(plans, replace(first, values=values), request, model, run)
-    right = [n for n, verdict in enumerate(verdicts) if verdict.agrees]
+    differences = _run_combinations(plans, replace(first, values=values), checkpoint, request, model, run)
+    right = [n for n, (agrees, _) in enumerate(differences) if agrees]
     if not right:
-        apart = min(verdict.difference for verdict in verdicts)
+        apart = min(difference for _, difference in differences)
         return (
             proposal,
             f"none of {count} combinations gives the logits of {model}; they differ by {apart:.2g} or more",
@@ -72,8 +74,8 @@ def decide_by_model(
     decided = 0
     for place, choices in enumerate(questions):
         found = {ways[n][place] for n in right}
-        within = max(verdicts[n].difference for n in right)
-        others = [v.difference for n, v in enumerate(verdicts) if ways[n][place] not in found]
+        within = max(differences[n][1] for n in right)
+        others = [difference for n, (_, difference) in enumerate(differences) if ways[n][place] not in found]
         if len(found) != 1 or min(others, default=0.0) < MARGIN * within:
             continue
         remark = f"logits agree within {within:.2g}; with the alternatives they differ by {min(others):.2g} or more"
@@ -87,23 +89,36 @@ def decide_by_model(
 
 
 def _run_combinations(
-    plans: Sequence[Plan | None], plan: Plan, request: Request, model: SourceModel, run: Run
-) -> list[Verdict]:
-    """The logits of each plan compared with those of the source model, which is built from the values of `plan`."""
+    plans: Sequence[Plan | None],
+    plan: Plan,
+    checkpoint: Checkpoint,
+    request: Request,
+    model: SourceModel,
+    run: Run,
+) -> list[tuple[bool, float]]:
+    """For each of the plans whether its outputs agree with those of the source model, which is built from the values of
+    `plan`, and the largest difference of an output; infinite if it cannot run."""
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
         place = Path(name)
         folder = place / "folder"
         folder.mkdir()
         for file, text in texts(plan).items():
             (folder / file).write_text(text, encoding="utf-8")
-        ids = draw_tokens(plan, plan.config, model.length)
-        job = Job(
-            plan.program, tuple(request.source), plan, folder, False, "", {}, frozenset(), {}, "", ids, request.weights
+        job = Job(plan.program, tuple(request.source), plan, weights=request.weights, trials=(Trial(),))
+        asked = source_job(job, plan, checkpoint, request, model, place, "")
+        trials = tuple(Trial(plan=other) for other in plans)
+        length = min([model.length or BASE, *(n for key in POSITIONS if isinstance(n := plan.config.get(key), int))])
+        ours = run(
+            place / "target",
+            replace(job, folder=folder, length=length, below=vocabulary(plan), trials=trials),
         )
-        asked = replace(source_job(job, plan, request, model, place, ""), trials=[Trial()])
-        theirs = run(place / "source", asked)["logits.0"]
-        ours = run(place / "target", replace(job, trials=[Trial(plan=other) for other in plans]))
-    return [judged(theirs, ours[f"logits.{n}"]) for n in range(len(plans))]
+        theirs = run(place / "source", replace(asked, inputs=ours.inputs))
+    close = tolerance(theirs.narrow)
+    compared = [compare_outputs(theirs.outputs[0], outputs, close) for outputs in ours.outputs]
+    return [
+        (bool(found) and all(o.agrees for o in found), max((o.difference for o in found), default=math.inf))
+        for found in compared
+    ]
 
 
 def _comparable_plan(first: Plan, proposal: Proposal, checkpoint: Checkpoint) -> Plan | None:

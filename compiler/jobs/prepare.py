@@ -17,6 +17,8 @@ from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.diagnostics import Refusal, listed, refuse
 from compiler.executor import preconditions
 from compiler.jobs.request import Request
+from compiler.model_folder.card import recorded_settings
+from compiler.output.earlier_run import MANIFEST
 from compiler.plan import arguments
 from compiler.plan.bind import bind
 from compiler.plan.checkpoint_statements import unread_statements
@@ -111,7 +113,11 @@ def bind_source(
 def _bind_reversed(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener
 ) -> tuple[Plan, Environment]:
-    given, changed = arguments.gather_reversed(program, _config_of_folder(request), request.assigned)
+    config = _config_of_folder(request)
+    given, changed = arguments.gather_reversed(program, config, request.assigned)
+    settings = recorded_settings(config.parent, program)  # what config.json does not carry
+    known = {n: v for n, v in settings.items() if n in program.spec.arguments}
+    given = {n: Given(v, MANIFEST, Origin.CONFIG_FILE) for n, v in known.items()} | given
     if changed:
         note(changed)
     shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})

@@ -24,6 +24,7 @@ from compiler.language.spec import (
     Text,
     TiktokenSection,
     Transform,
+    VerifyInput,
 )
 
 
@@ -70,6 +71,7 @@ def read_spec(root: Node) -> Spec:
         create=tuple(_create(key, node) for key, node in _entries(root, "create")),
         merge=tuple(_merge(key, node) for key, node in _entries(root.get("source"), "merge")),
         tokenizer=read_special(root.get("tokenizer")),
+        verify_inputs=tuple(_verify_input(key, node) for key, node in _entries(root.get("verify"), "inputs")),
         examples=tuple(_examples(root)),
         undecided=tuple(
             (Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "undecided")
@@ -267,6 +269,14 @@ def _merge(key: Scalar, node: Node) -> Merge:
         axis = node.get("axis") or node
         blocks = document.plain(given) if (given := node.get("blocks")) else 1  # type: ignore[assignment]
     return Merge(Text(key.text, key.span), _expr(axis), blocks)
+
+
+def _verify_input(key: Scalar, node: Node) -> VerifyInput:
+    assert isinstance(node, document.Mapping)
+    shape, below = node.get("shape"), node.get("below")
+    sizes = tuple(_expr(size) for size in shape.items) if isinstance(shape, document.Sequence) else ()
+    name = Text(key.text, key.span)
+    return VerifyInput(name, _string(node, "kind"), sizes, _expr(below) if below else None, _string(node, "source"))
 
 
 def _create(key: Scalar, node: Node) -> Create:

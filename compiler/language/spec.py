@@ -90,6 +90,18 @@ class Create:
 
 
 @dataclass(frozen=True)
+class VerifyInput:
+    """An input with which `compile verify` runs the models: `kind` is tokens, floats or mask; `below` bounds tokens;
+    `source` is the source model's name for it, where that is another."""
+
+    name: Text
+    kind: str
+    shape: tuple[Expr, ...]
+    below: Expr | None
+    source: str
+
+
+@dataclass(frozen=True)
 class Field:
     """A field of the target's config: a constant (`expr is None`) or an expression."""
 
@@ -148,6 +160,7 @@ class Spec:
     create: tuple[Create, ...]
     merge: tuple[Merge, ...]
     tokenizer: TiktokenSection | None
+    verify_inputs: tuple[VerifyInput, ...]
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
     undecided: tuple[tuple[Text, str], ...]  # of a draft: the key, and the open question
     root: Node = field(compare=False, repr=False)

@@ -21,6 +21,7 @@ from compiler.dtypes import FLOATING
 from compiler.language import document
 from compiler.output.earlier_run import MANIFEST
 from compiler.plan.plan import Plan
+from compiler.program.program import Program
 from compiler.resources import folder
 
 CARD = "README.md"
@@ -71,12 +72,23 @@ def manifest(
     return _json(content)
 
 
+def recorded_settings(place: Path, program: Program) -> dict[str, Any]:
+    """The arguments and facts of the conversion that wrote a folder, by name; empty where its mapspec.json is missing,
+    malformed, or of another spec."""
+    try:
+        content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        settings = content["settings"] if content["spec"]["name"] == program.spec.name.value else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return dict(settings) if isinstance(settings, dict) else {}
+
+
 def record(place: Path, proof: Mapping[str, Any]) -> None:
     """Write the result of `verify`, its text and numbers, into the card and the manifest of a folder."""
     text = (place / CARD).read_text(encoding="utf-8")
     content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     content["verified"] = {name: value for name, value in proof.items() if name != "text"}
-    new = text.replace(UNVERIFIED, f"The folder was compared with its source: it {proof['text']}.")
+    new = text.replace(UNVERIFIED, f"`compile verify` compared the folder with its source: {proof['text']}.")
     if new != text:
         content["files"][CARD] = len(new.encode())
         _replace(place / CARD, new)

@@ -224,4 +224,5 @@ def expressions(program: Program) -> list[Expr]:
     rules = (*program.rules, *program.created)
     found += [r.when for r in rules if r.when] + [t.when for t in program.ties if t.when]
     found += [size for r in rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]
+    found += [e for given in spec.verify_inputs for e in (*given.shape, given.below) if e]
     return found

@@ -314,6 +314,17 @@ def _on_disk(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(revert_weight_conversion(model, renamed))
 
 
+def stored_names(model: Any) -> dict[str, tuple[str, ...]]:
+    """Each name in the model's state_dict -> the names under which `save_pretrained` writes that tensor."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, tensor in model.state_dict().items():
+        try:
+            found[name] = tuple(_on_disk(model, {name: tensor}))
+        except Exception:  # a tensor that is written only together with others
+            found[name] = (name,)
+    return found
+
+
 def _declared(config_class: type) -> dict[str, Any]:
     """The fields that one class of a config's ancestry declares: dataclass fields in the newest versions, else arguments of
     `__init__`; in both cases also the names it reads from `kwargs`."""

@@ -1,1 +1,1 @@
-"""Does the converted model compute the same? Logits, round trips, and the rule at fault."""
+"""Compares a converted model with its source: weights, outputs, and which rule or field explains a difference."""

@@ -1,8 +1,8 @@
-"""The isolated process that reads a folder back as a user's program does: `python -m compiler.verify.read_back FOLDER`.
+"""The isolated process that loads a folder as a user's program does: `python -m compiler.verify.read_back FOLDER`.
 
-Loads the config, the tokenizer and the settings of generation with Transformers alone; prints, as JSON, a list of what
-came back otherwise than it is written. The weights are not loaded. `misread` starts the process and returns the list;
-raises Refusal where the folder cannot be read at all.
+Loads the config, the tokenizer and the generation config with Transformers alone and prints, as JSON, a list of the
+values that Transformers reads differently. The weights are not loaded. `misread` starts the process and returns the
+list; it raises Refusal where the folder cannot be loaded at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compiler.target.model_class import different
 
 
 def misread(folder: Path) -> list[str]:
-    """What Transformers understands otherwise than the files say, one line each. Raises Refusal."""
+    """The values that Transformers reads differently from the files, one line each. Raises Refusal."""
     with tempfile.TemporaryDirectory(prefix="mapspec_") as modules:
         env = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (str(package_root()), os.environ.get("PYTHONPATH")))),
@@ -33,34 +33,36 @@ def misread(folder: Path) -> list[str]:
         command = [sys.executable, "-m", "compiler.verify.read_back", str(folder)]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        refuse(str(folder), f"Transformers cannot read it: {said[-1] if said else 'no reason given'}", "misread-field")
-    found: list[str] = json.loads(done.stdout)
-    return found
+        lines = done.stderr.strip().splitlines()
+        refuse(
+            str(folder), f"Transformers cannot load it: {lines[-1] if lines else 'no reason given'}", "misread-field"
+        )
+    misread_values: list[str] = json.loads(done.stdout)
+    return misread_values
 
 
 def read_back(folder: Path) -> Iterator[str]:
-    """The same in this process."""
+    """The same as `misread`, in this process."""
     import transformers
 
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     trust: dict[str, Any] = {"trust_remote_code": True} if "auto_map" in written else {}
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **trust)
-    for name, (said, got) in different(config, written).items():
-        yield f"config.json says {name}={said!r}, and {type(config).__name__} understands {got!r}"
+    for name, (value, loaded) in different(config, written).items():
+        yield f"config.json has {name}={value!r}, but {type(config).__name__} reads {loaded!r}"
     if (path := folder / "generation_config.json").is_file():
-        held = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        generation = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
         for name, value in json.loads(path.read_text(encoding="utf-8")).items():
-            if getattr(held, name, None) != value:
-                yield f"generation_config.json says {name}={value!r}, and {getattr(held, name, None)!r} comes back"
+            if (loaded := getattr(generation, name, None)) != value:
+                yield f"generation_config.json has {name}={value!r}, but Transformers reads {loaded!r}"
     if (path := folder / "tokenizer_config.json").is_file():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **trust)
-        said = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"))
         for name in ("bos_token", "eos_token", "pad_token", "chat_template"):
-            value = said.get(name)
+            value = fields.get(name)
             value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str) and getattr(tokenizer, name) != value:
-                yield f"tokenizer_config.json says {name}={value!r}, and {getattr(tokenizer, name)!r} comes back"
+            if isinstance(value, str) and (loaded := getattr(tokenizer, name)) != value:
+                yield f"tokenizer_config.json has {name}={value!r}, but Transformers reads {loaded!r}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Whether a converted folder goes back to its source: the derived inverse of its weights, tensor by tensor.
+"""Compares the weights of a converted folder with its source by running the derived inverse, tensor by tensor.
 
-This shows that nothing was lost, mixed up or damaged on the way. It does not show that the spec's idea of the two
-layouts is right, since the inverse has the same idea. Takes what `convert` takes; returns the differences. Raises
-Refusal where a rule has no inverse.
+Equality shows that no tensor was lost, exchanged or damaged. It does not show that the spec understands the two layouts
+correctly, because the inverse is derived from the same spec. Raises Refusal where a rule has no inverse.
 """
 
 from __future__ import annotations
@@ -15,75 +14,94 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.executor.apply_rule import applied, loaded
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
+from compiler.model_folder.card import recorded_settings
 from compiler.plan.plan import Plan
 from compiler.program.program import Program, Rule
 
-ROUNDINGS = 4  # how many units of the last place arithmetic and its inverse may be apart
+ROUNDINGS = 4  # largest error of arithmetic and its inverse, in units in the last place
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor of the source that does not come back, and the rule that reads it."""
+    """A source tensor that the inverse does not reproduce, the rule that reads it, and how it differs."""
 
     name: str
     rule: Rule
-    what: str
+    text: str
 
 
 @dataclass(frozen=True)
-class Return:
-    """`equal` tensors come back bit for bit, `rounded` up to the rounding of a narrower type or of arithmetic."""
+class RoundTrip:
+    """How many source tensors are `equal` bit for bit, how many only up to the rounding of a narrower dtype or of
+    arithmetic (`rounded`), and the `differences`."""
 
     equal: int
     rounded: int
     differences: tuple[Difference, ...]
 
 
-def round_trip(program: Program, request: Request, out: Path) -> Return:
-    """Hold the derived inverse of `out` to the source."""
-    prepared = prepare(program, request)
+def round_trip(program: Program, request: Request, out: Path) -> RoundTrip:
+    """Convert the folder `out` back and compare every tensor with the source. Raises Refusal."""
+    prepared = prepare(program, recorded(program, request, out))
     plan, checkpoint = prepared.plan, prepared.checkpoint
-    back = replace(request, source=[out], config=None, reverse=True, dtype=None)
-    prepared = prepare(program, back)
-    reverse, held = prepared.plan, prepared.checkpoint
-    return compared(plan, checkpoint, reverse, held)
+    # What config.json does not carry, such as the version of the source's layout, is that of the source.
+    carried = {field.carried for field in program.spec.config}
+    values = {name: value for name, value in plan.values.items() if name not in carried}
+    reverse_request = replace(request, source=[out], config=None, reverse=True, dtype=None, assigned=values)
+    back = prepare(program, reverse_request)
+    return compare_weights(plan, checkpoint, back.plan, back.checkpoint)
 
 
-def compared(plan: Plan, checkpoint: Checkpoint, reverse: Plan, held: Checkpoint) -> Return:
-    """The same for plans at hand."""
+def recorded(program: Program, request: Request, out: Path) -> Request:
+    """The request with the arguments of the conversion that wrote `out`, from its mapspec.json; those of the request
+    take precedence."""
+    settings = recorded_settings(out, program)
+    known = {name: value for name, value in settings.items() if name in program.spec.arguments}
+    return replace(request, assigned={**known, **request.assigned})
+
+
+def compare_weights(plan: Plan, checkpoint: Checkpoint, reverse: Plan, converted: Checkpoint) -> RoundTrip:
+    """Compare what `reverse` makes of the `converted` folder with the `checkpoint` that `plan` reads."""
     equal = rounded = 0
-    wrong: list[Difference] = []
+    differences: list[Difference] = []
     readers = {name: group.rule for group in plan.groups for name in group.source_names}
-    seen: set[str] = set()
+    restored: set[str] = set()
     for group in reverse.groups:
-        for name, made in applied(group, lambda n: loaded(held.tensors[n])).items():
-            if name not in readers:  # an alias, which the source was held to already
+        for name, tensor in applied(group, lambda n: loaded(converted.tensors[n])).items():
+            if name not in readers:  # an alias, which was already compared with its owner in the source
                 continue
-            seen.add(name)
-            what = _difference(made, loaded(checkpoint.tensors[name]))
-            if what:
-                wrong.append(Difference(name, readers[name], what))
-            elif what is None:
+            restored.add(name)
+            text = _difference(tensor, loaded(checkpoint.tensors[name]))
+            if text:
+                differences.append(Difference(name, readers[name], text))
+            elif text is None:
                 equal += 1
             else:
                 rounded += 1
-    wrong += [Difference(name, rule, "does not come back") for name, rule in readers.items() if name not in seen]
-    return Return(equal, rounded, tuple(wrong))
+    lost = [Difference(name, rule, "is not restored") for name, rule in readers.items() if name not in restored]
+    return RoundTrip(equal, rounded, (*differences, *lost))
 
 
-def _difference(made: Any, source: Any) -> str | None:
-    """None where the bits are equal, empty where only rounding lies between, else what is different."""
+def _difference(restored: Any, source: Any) -> str | None:
+    """None if the bits are equal, "" if they differ by rounding only, else a description of the difference."""
     import torch
 
-    if made.shape != source.shape:
-        return f"comes back as {list(made.shape)}, not {list(source.shape)}"
-    cast = source.to(made.dtype)
-    if torch.equal(made.contiguous().view(torch.uint8), cast.contiguous().view(torch.uint8)):
-        return None if made.dtype == source.dtype else ""
-    if made.is_floating_point():
-        step = ROUNDINGS * torch.finfo(made.dtype).eps
-        apart = (made.double() - cast.double()).abs()
-        if bool((apart <= step * cast.double().abs().clamp(min=1.0)).all()) and not bool(apart.isnan().any()):
+    if restored.shape != source.shape:
+        return f"is restored with shape {list(restored.shape)} instead of {list(source.shape)}"
+    cast = source.to(restored.dtype)
+    if torch.equal(_bytes(restored), _bytes(cast)):
+        return None if restored.dtype == source.dtype else ""
+    if restored.is_floating_point():
+        step = ROUNDINGS * torch.finfo(restored.dtype).eps
+        error = (restored.double() - cast.double()).abs()
+        if bool((error <= step * cast.double().abs().clamp(min=1.0)).all()) and not bool(error.isnan().any()):
             return ""
-    count = int((made != cast).sum())
-    return f"comes back with {count:,} of {cast.numel():,} elements changed"
+    count = int((restored != cast).sum())
+    return f"is restored with {count:,} of {cast.numel():,} elements changed"
+
+
+def _bytes(tensor: Any) -> Any:
+    """The bytes of a tensor of any shape, () included, in one dimension."""
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

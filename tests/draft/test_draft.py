@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,8 @@ from compiler.plan.arguments import BAGGAGE
 from compiler.program.loading import load_program
 from compiler.target.config_dialects import read_config
 from compiler.verify.compare import SourceModel
-from compiler.verify.run_model import Job, results
+from compiler.verify.job import Job, Results
+from compiler.verify.run_model import results
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT)]
@@ -141,10 +141,9 @@ def test_a_second_checkpoint_decides(name: str, tmp_path: Path) -> None:
     assert wrong == []
 
 
-def here(place: Path, job: Job) -> Mapping[str, object]:
+def here(place: Path, job: Job) -> Results:
     """Runs a job in this process."""
-    found, modules = results(job)
-    return found | {"modules": modules}
+    return results(job)
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_what_was_verified_is_written_down(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(out, "--verify", spec="minimind") == 0
     text = (out / CARD).read_text()
-    assert "tensors of the source back bit for bit" in text
+    assert "round trip exact (" in text
     assert "trust_remote_code=True" in text
     assert json.loads((out / MANIFEST).read_text())["verified"]["proof"] == "weights"
     assert not list(out.glob(".*"))
@@ -221,7 +221,7 @@ def test_a_field_that_comes_back_as_another_is_found(folder: Path, tmp_path: Pat
     assert misread(wrong) == []
     (wrong / "config.json").write_text(json.dumps(said | {"sliding_window": 8}))
     (line,) = misread(wrong)
-    assert "config.json says sliding_window=8" in line
+    assert "config.json has sliding_window=8" in line
 
 
 def test_a_folder_that_cannot_be_read_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -229,5 +229,5 @@ def test_a_folder_that_cannot_be_read_is_refused(folder: Path, tmp_path: Path) -
     from compiler.verify.read_back import misread
 
     (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}')
-    with pytest.raises(Refusal, match="cannot read it"):
+    with pytest.raises(Refusal, match="cannot load it"):
         misread(tmp_path)

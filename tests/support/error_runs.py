@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 import jinja2
+import torch
 
 from compiler import templating
 from compiler.cli.main import main
@@ -30,6 +31,7 @@ from compiler.jobs import convert
 from compiler.output.atomic_output import AtomicOutput
 from compiler.target import model_class
 from compiler.verify import run_model
+from compiler.verify.job import Job, Results
 
 ROOT = Path(__file__).parent.parent.parent
 ORACLES = ROOT / "tests" / "data" / "oracles"
@@ -410,14 +412,23 @@ def diverging_model() -> str:
     Path("crossed.yaml").write_text(text)
     quietly("run crossed.yaml consolidated.00.pth out")
 
-    def here(place: Path, job: run_model.Job) -> dict[str, Any]:
+    def here(place: Path, job: Job) -> Results:
         with contextlib.redirect_stderr(io.StringIO()):
-            found, modules = run_model.results(job)
-        return found | {"modules": modules}
+            return run_model.results(job)
 
     held("compiler.verify.compare.run_job", here)
     held("sys.path", [*sys.path, str(Path(__file__).parent)])
     return "verify crossed.yaml consolidated.00.pth out --source-model source_models:Interleaved"
+
+
+def incomparable_outputs() -> str:
+    quietly(RUN)
+
+    def made(place: Path, job: Job) -> Results:
+        return Results(({"logits": torch.ones(2, 64, 32)} if job.written else {"0": torch.ones(2, 8)},), {}, {})
+
+    held("compiler.verify.compare.run_job", made)
+    return "verify small.yaml model.safetensors out --source-model trained:Model"
 
 
 def disk_full() -> str:
@@ -484,6 +495,11 @@ def config_value() -> str:
 
 def no_device() -> str:
     return RUN + " --device nowhere"
+
+
+def logits_not_checked() -> str:
+    quietly(RUN)
+    return "verify small.yaml model.safetensors out --require-logits"
 
 
 def output_busy() -> str:
