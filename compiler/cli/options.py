@@ -82,6 +82,7 @@ def request(options: argparse.Namespace) -> Any:
         dtype=options.dtype,
         reverse=options.reverse,
         tokenizer=getattr(options, "tokenizer", None),
+        processor=getattr(options, "processor", None),
         device=getattr(options, "device", "cpu"),
         jobs=getattr(options, "jobs", 2),
         checksums=not getattr(options, "no_checksums", True),

@@ -19,6 +19,9 @@ def run_parser() -> Parser:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="PLACE", help="a folder, or a file such as tokenizer.json, that travels along"
     )
+    parser.add_argument(
+        "--processor", type=Path, metavar="PLACE", help="a folder with preprocessor_config.json, which is copied"
+    )
     parser.add_argument("--device", default="cpu", help="where the tensors are computed: cpu or cuda")
     parser.add_argument("--no-checksums", action="store_true", help="do not compare a .pth with its own checksums")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many threads move bytes (default: 2)")

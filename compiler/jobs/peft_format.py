@@ -181,7 +181,10 @@ def _settings(path: Path, checkpoint: Checkpoint, needed: bool) -> tuple[Mapping
     other += [
         f"{name} = {json.dumps(value)}"
         for name, value in settings.items()
-        if name not in KNOWN and not name.endswith("_core") and value not in (None, False, [], {}, "") and not (name == "bias" and value == "none")
+        if name not in KNOWN
+        and not name.endswith("_core")
+        and value not in (None, False, [], {}, "")
+        and not (name == "bias" and value == "none")
     ]
     if (start := settings.get("init_lora_weights")) not in PLAIN_STARTS:
         other.append(f"init_lora_weights = {json.dumps(start)}, which changes the base model")

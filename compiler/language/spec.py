@@ -165,6 +165,7 @@ class Spec:
     create: tuple[Create, ...]
     merge: tuple[Merge, ...]
     tokenizer: TiktokenSection | None
+    processor: ProcessorSection | None
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
     undecided: tuple[tuple[Text, str], ...]  # of a draft: what, and the question
     root: Node = field(compare=False, repr=False)
@@ -173,6 +174,15 @@ class Spec:
 def in_parts(weights: str) -> bool:
     """Whether the glob of a spec names the parts of one checkpoint."""
     return "*" in weights and not weights.startswith("*")
+
+
+@dataclass(frozen=True)
+class ProcessorSection:
+    """What `preprocessor_config.json` holds: the classes of the processor and its parts, and fields of constants and
+    expressions."""
+
+    classes: Mapping[str, str]
+    fields: tuple[Field, ...]
 
 
 @dataclass(frozen=True)
