@@ -17,8 +17,9 @@ def run_parser() -> Parser:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write (with --reverse: the file)")
     parser.add_conversion()
     parser.add_field(
-        "tokenizer", "a folder, or a file such as tokenizer.json, that travels along", type=Path, metavar="PLACE"
+        "tokenizer", "a folder, or a file such as tokenizer.json, which is copied", type=Path, metavar="PLACE"
     )
+    parser.add_field("processor", "a folder with preprocessor_config.json, which is copied", type=Path, metavar="PLACE")
     parser.add_field("device", "where the tensors are computed: cpu or cuda")
     parser.add_field("checksums", "do not compare a .pth with its own checksums", flag="--no-checksums")
     parser.add_field("check", "do not compare the result with the target class", flag="--no-check")

@@ -113,7 +113,15 @@ def write(
         sidecars = None
         if not plan.reverse:
             sidecars = sidecar_files.collect(
-                plan, checkpoint, request.tokenizer, request.source[0], files, output.path, remark, request.check
+                plan,
+                checkpoint,
+                request.tokenizer,
+                request.processor,
+                request.source[0],
+                files,
+                output.path,
+                remark,
+                request.check,
             )
         names = [file.name for file in files] + (sidecars.names if sidecars else _part_names(plan, request))
         reads = [*checkpoint.files, *checkpoint.indexes, *(sidecars.reads if sidecars else ())]
@@ -183,5 +191,5 @@ def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layo
     sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.files]
     regions = hashlib.sha256(str([tensor.region for tensor in checkpoint.tensors.values()]).encode()).hexdigest()
     places = [(file.name, file.size, hashlib.sha256(file.header).hexdigest()) for file in files]
-    told = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, parts]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()
+    identity = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, parts]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()

@@ -23,6 +23,7 @@ class Request:
     config: Path | None = None
     assigned: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
+    processor: Path | None = None
     dtype: str | None = None
     device: str = "cpu"
     jobs: int = 2

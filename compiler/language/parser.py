@@ -18,6 +18,7 @@ from compiler.language.spec import (
     Field,
     Merge,
     Named,
+    ProcessorSection,
     Spec,
     Step,
     TargetModel,
@@ -72,6 +73,7 @@ def read_spec(root: Node) -> Spec:
         merge=tuple(_merge(key, node) for key, node in _entries(root.get("source"), "merge")),
         tokenizer=read_special(root.get("tokenizer")),
         verify_inputs=tuple(_verify_input(key, node) for key, node in _entries(root.get("verify"), "inputs")),
+        processor=_processor(root.get("processor")),
         examples=tuple(_examples(root)),
         undecided=tuple(
             (Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "undecided")
@@ -331,6 +333,29 @@ def _examples(root: document.Mapping) -> Iterator[Mapping[str, tuple[Any, Span]]
     for one in node.items if isinstance(node, document.Sequence) else (node,):
         if isinstance(one, document.Mapping):
             yield {key.text: (document.plain(value), key.span) for key, value in one.entries}
+
+
+PROCESSOR_CLASSES = {
+    "class": "processor_class",
+    "image_processor": "image_processor_type",
+    "feature_extractor": "feature_extractor_type",
+}
+
+
+def _processor(node: Node | None) -> ProcessorSection | None:
+    """The `processor` section."""
+    if not isinstance(node, document.Mapping):
+        return None
+    classes = {field: str(document.plain(name)) for key, field in PROCESSOR_CLASSES.items() if (name := node.get(key))}
+    return ProcessorSection(
+        classes,
+        tuple(
+            Field(key.text, Expr(value.text.strip(), value.span), None, key.span)
+            if isinstance(value, Scalar) and isinstance(document.plain(value), str)
+            else Field(key.text, None, document.plain(value), key.span)
+            for key, value in _entries(node, "fields")
+        ),
+    )
 
 
 def read_special(node: Node | None) -> TiktokenSection | None:

@@ -161,6 +161,7 @@ class Spec:
     merge: tuple[Merge, ...]
     tokenizer: TiktokenSection | None
     verify_inputs: tuple[VerifyInput, ...]
+    processor: ProcessorSection | None
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
     undecided: tuple[tuple[Text, str], ...]  # of a draft: the key, and the open question
     root: Node = field(compare=False, repr=False)
@@ -169,6 +170,15 @@ class Spec:
 def in_parts(weights: str) -> bool:
     """Whether the glob matches the parts of one checkpoint."""
     return "*" in weights and not weights.startswith("*")
+
+
+@dataclass(frozen=True)
+class ProcessorSection:
+    """What `preprocessor_config.json` holds: the classes of the processor and its parts, and fields of constants and
+    expressions."""
+
+    classes: Mapping[str, str]
+    fields: tuple[Field, ...]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.model_folder import card
+from compiler.model_folder.processor_files import PREPROCESSOR, processor_files, spec_text
 from compiler.output import safetensors_layout
 from compiler.output.atomic_output import AtomicOutput
 from compiler.output.earlier_run import INDEX, MANIFEST
@@ -48,6 +49,7 @@ def collect(
     plan: Plan,
     checkpoint: Checkpoint,
     given: Path | None,
+    processor: Path | None,
     source: Path,
     parts: Sequence[safetensors_layout.OutFile],
     out: Path,
@@ -55,22 +57,32 @@ def collect(
     checked: bool = True,
 ) -> SidecarFiles:
     """Everything but the weights of `parts` for the folder `out`. The tokenizer is the `given` one, or the one next to the
-    `source`; `checked`: the target class is asked before the output is finished. Raises Refusal, OSError."""
+    `source`; so is the `processor`, which may also be in the tokenizer's folder. `checked`: the target class is asked before the output is
+    finished. Raises Refusal, OSError."""
+    beside = source if source.is_dir() else source.parent
+    processors: Mapping[str, Path] = {}
+    if processor:
+        processors = processor_files(processor, say, named=True)
+    elif not (given and (processors := processor_files(given, say, named=False))):
+        processors = processor_files(beside, say, named=False)
     named = given is not None
-    files = tokenizer_files(given or (source if source.is_dir() else source.parent), say, named=named)
+    files = tokenizer_files(given or beside, say, named=named and not (processors and not processor))
     spec = plan.program.spec
     tokenizer = assemble.complete_tokenizer(files, plan.config, spec.tokenizer, plan.places, say, named=named)
     for line in assemble.lint(tokenizer, plan.config):
         say(line)
+    copies = {**tokenizer.copies, **processors}
     written = {**texts(plan, assemble.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
     if len(parts) > 1:
         written[INDEX] = safetensors_layout.index_json(parts, plan.targets)
+    if plan.processor and not processors:
+        written[PREPROCESSOR] = spec_text(plan)
     if not card.has_own_readme(out):
-        written[card.CARD] = card.card(plan, checkpoint, [*written, MANIFEST, *tokenizer.copies], checked=checked)
-    sidecars = SidecarFiles(written, tokenizer.copies, tuple(files.values()))
+        written[card.CARD] = card.card(plan, checkpoint, [*written, MANIFEST, *copies], checked=checked)
+    sidecars = SidecarFiles(written, copies, (*files.values(), *processors.values()))
     sizes = {part.name: part.size for part in parts} | sidecars.sizes()
     return SidecarFiles(
-        {**written, MANIFEST: card.manifest(plan, checkpoint, sizes, checked=checked)}, tokenizer.copies, sidecars.reads
+        {**written, MANIFEST: card.manifest(plan, checkpoint, sizes, checked=checked)}, copies, sidecars.reads
     )
 
 

@@ -8,6 +8,7 @@ only. Reversed, the same function binds the inverse rules to the other side.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from compiler.diagnostics import Refusal, Report, Span, listed
 from compiler.dtypes import FLOATING
@@ -47,10 +48,20 @@ def bind(
         config,
         reverse,
         tuple(binder.claimant.made),
+        _processor(program, env) if not reverse else {},
         {text: env.evaluate(place) for text, place in special.named.items()} if special and not reverse else {},
     )
     check_shapes(plan, signature, env)
     return plan
+
+
+def _processor(program: Program, env: Environment) -> dict[str, Any]:
+    """The fields of preprocessor_config.json."""
+    section = program.spec.processor
+    if section is None:
+        return {}
+    values = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in section.fields}
+    return {**section.classes, **values}
 
 
 class _Binder:

@@ -57,6 +57,7 @@ class Plan:
     config: Mapping[str, Any]
     reverse: bool = False
     made: tuple[tuple[str, float], ...] = ()  # reversed: tensors left behind, and the one value that each must hold
+    processor: Mapping[str, Any] = field(default_factory=dict)  # of preprocessor_config.json; empty without a section
     places: Mapping[str, Any] = field(default_factory=dict)  # special token -> where it stands behind the ranks
 
     @property

@@ -221,6 +221,7 @@ def expressions(program: Program) -> list[Expr]:
         *(f.expr for f in spec.config if f.expr),
     ]
     found += spec.tokenizer.named.values() if spec.tokenizer else []
+    found += [f.expr for f in spec.processor.fields if f.expr] if spec.processor else []
     rules = (*program.rules, *program.created)
     found += [r.when for r in rules if r.when] + [t.when for t in program.ties if t.when]
     found += [size for r in rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]

@@ -18,10 +18,10 @@ from compiler.diagnostics import Refusal, listed, refuse
 from compiler.language.spec import TiktokenSection
 from compiler.strict_json import parse
 from compiler.tokenizer.chat_template import problem
-from compiler.tokenizer.find import MODELS, TIKTOKEN, TOKENIZER_JSON, kind_of
+from compiler.tokenizer.find import MODELS, PICKLE, TIKTOKEN, TOKENIZER_JSON, kind_of
 from compiler.tokenizer.sentencepiece import from_sentencepiece
 from compiler.tokenizer.sentencepiece_model import read_pieces
-from compiler.tokenizer.tiktoken import from_tiktoken, read_ranks
+from compiler.tokenizer.tiktoken import from_encoding, from_tiktoken, read_encoding, read_ranks
 from compiler.tokenizer.tokenizer_json import TokenizerContext, TokenizerParts, content, unsupported
 
 CONFIG, TEMPLATE, SPECIAL, ADDED = (
@@ -92,8 +92,8 @@ def complete_tokenizer(
             raise
         for diagnostic in refusal.diagnostics:
             say(f"cannot build {TOKENIZER_JSON} from {path.name}: {diagnostic.message}")
-        rest = {name: file for name, file in files.items() if name != TIKTOKEN}
-        return read_tokenizer(rest | {path.name: path}, config)
+        rest = {name: file for name, file in files.items() if name not in (TIKTOKEN, PICKLE)}
+        return read_tokenizer(rest | ({path.name: path} if path.name != PICKLE else {}), config)
     say(f"built {TOKENIZER_JSON} from {path.name}, {about}")
     return tokenizer
 
@@ -115,12 +115,14 @@ def _built(
     parts = _read_parts(path, context)
     fields = _plain_config(parts.special) | {n: v for n, v in settings.items() if PORTABLE.fullmatch(n)}
     texts = {TOKENIZER_JSON: json.dumps(parts.fields, ensure_ascii=False) + "\n", CONFIG: _text(fields)}
-    rest = {name: file for name, file in files.items() if name not in (TIKTOKEN, SPECIAL, ADDED)}
+    rest = {name: file for name, file in files.items() if name not in (TIKTOKEN, PICKLE, SPECIAL, ADDED)}
     return _tokenizer(rest, fields, _ids(parts.fields), texts), parts.about
 
 
 def _read_parts(path: Path, context: TokenizerContext) -> TokenizerParts:
     data = path.read_bytes()
+    if kind_of(path) == PICKLE:
+        return from_encoding(path, read_encoding(str(path), data), context)
     if (ranks := read_ranks(str(path), data)) is not None:
         return from_tiktoken(path, ranks, context)
     if (pieces := read_pieces(str(path), data)) is not None:

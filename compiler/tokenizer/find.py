@@ -16,6 +16,7 @@ from compiler.checkpoints.config_file import read_config_file
 from compiler.diagnostics import listed, refuse
 
 TOKENIZER_JSON, SENTENCEPIECE, TIKTOKEN = "tokenizer.json", "tokenizer.model", "tokenizer.tiktoken"
+PICKLE = "tokenizer.pkl"  # an Encoding of tiktoken
 FILES = (
     TOKENIZER_JSON,
     "tokenizer_config.json",
@@ -29,7 +30,7 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-MODELS = (SENTENCEPIECE, "spiece.model", f"{SENTENCEPIECE}.v*", "*.tiktoken")  # file names that trainers use
+MODELS = (SENTENCEPIECE, "spiece.model", f"{SENTENCEPIECE}.v*", "*.tiktoken", PICKLE)  # file names that trainers use
 
 
 MOST_BYTES = 128 << 20  # the largest known have 40 million
@@ -43,9 +44,9 @@ def tokenizer_files(place: Path, say: Callable[[str], None], *, named: bool) -> 
         refuse(str(place), "there is no such folder or file", "missing-tokenizer")
     files = {name: place / name for name in FILES if (place / name).is_file()}
     if TOKENIZER_JSON not in files and (model := _model(place)):
-        if kind_of(model) == TIKTOKEN:
+        if (kind := kind_of(model)) in (TIKTOKEN, PICKLE):
             files.pop(model.name, None)
-            files[TIKTOKEN] = model
+            files[kind] = model
         elif model.name not in files:
             files[SENTENCEPIECE] = model
     if named and place.is_file():
@@ -54,19 +55,21 @@ def tokenizer_files(place: Path, say: Callable[[str], None], *, named: bool) -> 
     if named and not files:
         what = "the folder has no tokenizer" if place.is_dir() else "the file is not a tokenizer"
         refuse(str(place), what, "missing-tokenizer", f"looked for {listed(FILES, 3)}")
-    inside = (place if place.is_dir() else place.parent).resolve()
     for file in files.values():
-        if (size := file.stat().st_size) > MOST_BYTES:
-            refuse(
-                str(file), f"{size:,} bytes are too many for a tokenizer file", "bad-config", "this is some other file"
-            )
-        target = file.resolve()
-        cached = inside.parent.name == "snapshots" and target.parent == inside.parent.parent / "blobs"
-        if target.parent != inside and not cached:
-            refuse(str(file), "it is a link that leaves its folder", "bad-config", "copy the file itself there")
-        if file.name == "tokenizer_config.json" and (code := _code(read_config_file(file))):
+        check_file(file, place if place.is_dir() else place.parent)
+        if file.name == "tokenizer_config.json" and (code := own_code(read_config_file(file))):
             say(f"the tokenizer has its own code, which is not copied: {listed(code)}")
     return files
+
+
+def check_file(file: Path, folder: Path) -> None:
+    """Refuse a file that is too large, or a link that leaves its folder. The Hugging Face cache links to its blobs."""
+    if (size := file.stat().st_size) > MOST_BYTES:
+        refuse(str(file), f"{size:,} bytes are too many for such a file", "bad-config", "this is some other file")
+    inside, target = folder.resolve(), file.resolve()
+    cached = inside.parent.name == "snapshots" and target.parent == inside.parent.parent / "blobs"
+    if target.parent != inside and not cached:
+        refuse(str(file), "it is a link that leaves its folder", "bad-config", "copy the file itself there")
 
 
 def _model(place: Path) -> Path | None:
@@ -76,18 +79,20 @@ def _model(place: Path) -> Path | None:
 
 
 def kind_of(file: Path) -> str:
-    """SENTENCEPIECE, TIKTOKEN or TOKENIZER_JSON by the first bytes; empty for anything else."""
+    """SENTENCEPIECE, TIKTOKEN, PICKLE or TOKENIZER_JSON by the first bytes; empty for anything else."""
     with file.open("rb") as opened:
         head = opened.read(200)
     if re.match(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n", head):
         return TIKTOKEN
     if head[:1] == b"\n" and head[2:3] == b"\n":  # the first piece of a model, and its text
         return SENTENCEPIECE
+    if head[:1] == b"\x80" and b"tiktoken" in head:
+        return PICKLE
     json_start = re.match(rb'\s*\{\s*"(version|model|truncation|added_tokens)"', head)
     return TOKENIZER_JSON if json_start else ""
 
 
-def _code(config: dict[str, Any]) -> list[str]:
+def own_code(config: dict[str, Any]) -> list[str]:
     """The classes that a config names as its own code."""
     classes = config.get("auto_map")
     places = classes.values() if isinstance(classes, dict) else [classes] if classes else []

@@ -1,8 +1,9 @@
-"""A tiktoken file as a `tokenizer.json`.
+"""A tiktoken file, or a pickled Encoding of tiktoken, as a `tokenizer.json`.
 
 Takes token -> rank and a `TokenizerContext`. A tiktoken file has neither special tokens nor the pattern that splits a
 text into words: both come from the spec's `tokenizer` section. Returns `TokenizerParts`. Refuses a file if the spec has
-no such section, and special tokens that do not fit. Source: the package tiktoken 0.14.0, tiktoken/load.py.
+no such section, and special tokens that do not fit. Source: the package
+tiktoken 0.14.0, tiktoken/load.py and core.py (`Encoding.__getstate__`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler.checkpoints.formats.pickle_globals import Inert
+from compiler.checkpoints.formats.pickle_machine import load
 from compiler.diagnostics import refuse
 from compiler.language.spec import TiktokenSection
 from compiler.tokenizer.bpe_merges import check_lengths, merges, spelled
@@ -27,6 +31,17 @@ from compiler.tokenizer.tokenizer_json import (
     unsupported,
 )
 
+_MOST_SPECIAL = 1 << 16  # ids behind the ranks
+
+
+@dataclass(frozen=True)
+class TiktokenEncoding:
+    """`ranks`: token -> rank; the `pattern` that splits a text into words; `special`: id -> token."""
+
+    ranks: Mapping[bytes, int]
+    pattern: str
+    special: Mapping[int, str]
+
 
 def from_tiktoken(path: Path, ranks: Mapping[bytes, int], context: TokenizerContext) -> TokenizerParts:
     """The tokenizer of the ranks in the file at `path`. Raises Refusal."""
@@ -35,11 +50,27 @@ def from_tiktoken(path: Path, ranks: Mapping[bytes, int], context: TokenizerCont
         unsupported(
             path, "a tiktoken file has neither special tokens nor a pattern, and the spec has no `tokenizer` section"
         )
-    tokens = sorted(ranks, key=lambda token: ranks[token])
-    names = [spelled(token) for token in tokens]
     special = special_names(left_out, context.places)
-    others = added_by_other_files(path, [*names, *special], context)
-    own = {n: added(n, text) for n, text in enumerate(special, len(names))} | others
+    encoding = TiktokenEncoding(ranks, left_out.pattern, dict(enumerate(special, len(ranks))))
+    about = f"a tiktoken file ({len(ranks):,} ranks) and {len(special):,} special tokens"
+    return _parts(path, encoding, context, about, left_out.normalize, left_out.begins)
+
+
+def from_encoding(path: Path, encoding: TiktokenEncoding, context: TokenizerContext) -> TokenizerParts:
+    """The tokenizer of a pickled Encoding, which has its own pattern and special tokens. Raises Refusal."""
+    about = f"a pickled Encoding of tiktoken ({len(encoding.ranks):,} ranks)"
+    return _parts(path, encoding, context, about, "", False)
+
+
+def _parts(
+    path: Path, encoding: TiktokenEncoding, context: TokenizerContext, about: str, normalize: str, begins: bool
+) -> TokenizerParts:
+    tokens = sorted(encoding.ranks, key=lambda token: encoding.ranks[token])
+    names = [spelled(token) for token in tokens]
+    # Other files speak of ids without a gap.
+    following = [encoding.special.get(n, "") for n in range(len(names), max(encoding.special, default=0) + 1)]
+    others = added_by_other_files(path, [*names, *following], context)
+    own = {n: added(n, text) for n, text in encoding.special.items()} | others
     by_id = dict(enumerate(names)) | {n: token["content"] for n, token in own.items()}
     special_ids = {role: context.config.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
     model: Fields = {
@@ -52,10 +83,10 @@ def from_tiktoken(path: Path, ranks: Mapping[bytes, int], context: TokenizerCont
         "byte_fallback": False,
         "ignore_merges": True,  # a word that is a token is not split
         "vocab": {name: n for n, name in enumerate(names)},
-        "merges": [[spelled(left), spelled(right)] for left, right in merges(tokens, ranks)],
+        "merges": [[spelled(left), spelled(right)] for left, right in merges(tokens, encoding.ranks)],
     }
     cut: list[Fields] = [
-        {"type": "Split", "pattern": {"Regex": left_out.pattern}, "behavior": "Isolated", "invert": False},
+        {"type": "Split", "pattern": {"Regex": encoding.pattern}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
     ]
     return tokenizer_parts(
@@ -63,13 +94,37 @@ def from_tiktoken(path: Path, ranks: Mapping[bytes, int], context: TokenizerCont
         names,
         {role: by_id[n] for role, n in special_ids.items() if isinstance(n, int) and n in by_id},
         context,
-        f"a tiktoken file ({len(names):,} ranks) and {len(special):,} special tokens",
-        begins=left_out.begins,
-        normalizer={"type": left_out.normalize} if left_out.normalize else None,
+        about,
+        begins=begins,
+        normalizer={"type": normalize} if normalize else None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": cut},
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         model=model,
     )
+
+
+def read_encoding(name: str, data: bytes) -> TiktokenEncoding:
+    """The state of a pickled `tiktoken.Encoding`, read without running anything. Raises Refusal."""
+    value, _ = load(data, name)
+    state = value.state if isinstance(value, Inert) and value.cls.name == "Encoding" else None
+    if isinstance(state, str):
+        hint = "give the tokenizer.json of the same model with --tokenizer"
+        refuse(name, f"it only names tiktoken's own encoding {state!r}", "unsupported-tokenizer", hint)
+    fields = state if isinstance(state, dict) else {}
+    ranks, pattern, special = (fields.get(key) for key in ("mergeable_ranks", "pat_str", "special_tokens"))
+    if not (
+        isinstance(pattern, str)
+        and isinstance(ranks, dict)
+        and all(isinstance(k, bytes) and k and type(n) is int for k, n in ranks.items())
+        and isinstance(special, dict)
+        and all(isinstance(k, str) and type(n) is int for k, n in special.items())
+    ):
+        refuse(name, "it is not a pickled Encoding of tiktoken", "damaged-file")
+    check_ranks(name, ranks)
+    by_id = {n: text for text, n in special.items()}
+    if len(by_id) < len(special) or any(not len(ranks) <= n < len(ranks) + _MOST_SPECIAL for n in by_id):
+        refuse(name, "the ids of its special tokens do not follow its ranks", "damaged-file")
+    return TiktokenEncoding(ranks, pattern, by_id)
 
 
 _LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}) ([0-9]{1,9})")
@@ -94,6 +149,12 @@ def read_ranks(name: str, data: bytes) -> dict[bytes, int] | None:
         if token in ranks:
             refuse(name, f"line {number} repeats a token", "damaged-file")
         ranks[token] = int(match[2])
+    check_ranks(name, ranks)
+    return ranks
+
+
+def check_ranks(name: str, ranks: Mapping[bytes, int]) -> None:
+    """Refuse ranks with a gap, and those in which a byte has no token. Raises Refusal."""
     check_lengths(name, ranks)
     if sorted(ranks.values()) != list(range(len(ranks))):
         refuse(name, f"its ranks are not 0 to {len(ranks) - 1}, each once", "damaged-file", "lines may be missing")
@@ -101,7 +162,6 @@ def read_ranks(name: str, data: bytes) -> dict[bytes, int] | None:
         refuse(
             name, f"{missing} of the 256 single bytes have no token, so some texts cannot be encoded", "damaged-file"
         )
-    return ranks
 
 
 def special_names(left_out: TiktokenSection, places: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
-from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.checkpoints.formats.stored_tensor import read_bytes, span
 from compiler.diagnostics import Refusal
+from compiler.dtypes import ITEM_SIZES
 
 ROUNDS = 250
 
@@ -71,7 +73,7 @@ def outcome(path: Path, expected: dict[str, tuple[object, ...]]) -> str:
         size = path.stat().st_size
         for tensor in checkpoint.tensors.values():
             assert 0 <= tensor.extent[0] <= tensor.offset <= tensor.extent[1] <= size
-            assert tensor.offset + (tensor.nbytes if tensor.contiguous else 0) <= tensor.extent[1]
+            assert tensor.offset + span(tensor.shape, tensor.strides) * ITEM_SIZES[tensor.dtype] <= tensor.extent[1]
         if found == expected:
             return "same"
         verify(checkpoint)
@@ -100,3 +102,24 @@ def test_damage(kind: str, damage: Callable[[bytearray, int, random.Random], Non
         assert outcomes["different"] == 0
     if damage is cut:
         assert outcomes["refused"] == ROUNDS
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_a_strided_view_ends_within_its_storage(kind: str, tmp_path: Path) -> None:
+    """Its shape is spelled as large as its storage, its strides reach beyond."""
+    path = tmp_path / "x"
+    torch.save({"w": torch.arange(24.0).reshape(4, 6).t()}, path, _use_new_zipfile_serialization=kind == "zip")
+    data = path.read_bytes()
+    old, new = b"K\x01K\x06\x86q", b"K\x02K\x06\x86q"  # strides (1, 6); the last element is number 28 of 24
+    assert data.count(old) == 1
+    changed = data.replace(old, new)
+    if kind == "zip":  # its pickle has a checksum, which an attacker sets right
+        with zipfile.ZipFile(path) as archive:
+            records = {info.filename: archive.read(info) for info in archive.infolist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in records.items():
+                archive.writestr(name, content.replace(old, new))
+    else:
+        path.write_bytes(changed)
+    with pytest.raises(Refusal, match="of a storage of 96"):
+        open_checkpoint(path)

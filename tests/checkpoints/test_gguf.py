@@ -120,14 +120,71 @@ def test_damage_is_refused_wherever_it_lies(tmp_path: Path) -> None:
         padding = length >= len(whole) - (-8 % 32)  # the last tensor has 8 bytes; the rest fills the file up
         if not padding:
             assert "[damaged-file]" in refusal(path), length
-    for at in range(4, len(whole) - 64):
-        for flip in (0x01, 0x80, 0xFF):
-            path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
-            try:
-                found = open_checkpoint(path).tensors.values()
-            except Refusal:
-                continue
-            assert all(t.extent[1] <= len(whole) for t in found)
+
+
+def fields_of(data: bytes) -> list[tuple[int, int, str]]:
+    """(first byte, end, what) of each field of the header of a file with one key-value and two tensors."""
+    found, at = [], 4
+
+    def field(length: int, what: str) -> int:
+        nonlocal at
+        found.append((at, at + length, what))
+        at += length
+        return int.from_bytes(data[at - length : at], "little")
+
+    field(4, "version")
+    count, pairs = field(8, "count"), field(8, "count")
+    for _ in range(pairs):
+        field(field(8, "length"), "key")
+        assert field(4, "kind") == 8
+        field(field(8, "length"), "value")
+    for n in range(count):
+        field(field(8, "length"), f"name {n}")
+        for _ in range(field(4, f"axes {n}")):
+            field(8, f"size {n}")
+        field(4, f"dtype {n}")
+        field(8, f"offset {n}")
+    return found
+
+
+def test_a_flipped_bit_changes_what_its_field_says_and_nothing_else(tmp_path: Path) -> None:
+    """Where the file is not refused, only the name, shape, type or place that was changed is another one, and what is
+    read lies where the header says."""
+    tensors = {"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float16)}
+    path = write(tmp_path / "x.gguf", tensors)
+    whole = path.read_bytes()
+    before = list(open_checkpoint(path).tensors.values())
+    begin = min(t.offset for t in before)
+    read = 0
+    for first, end, what in fields_of(whole):
+        for at in range(first, end):
+            for bit in range(8):
+                path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+                try:
+                    found = list(open_checkpoint(path).tensors.values())
+                except Refusal:
+                    continue
+                read += 1
+                kind, _, number = what.partition(" ")
+                changed = [n for n, (old, new) in enumerate(zip(before, found, strict=True)) if old != new]
+                assert changed in ([], [int(number)]) if number else changed == [], (what, at, bit)
+                for n in changed:
+                    parts = {
+                        "name": found[n].name,
+                        "size": found[n].shape,
+                        "dtype": found[n].dtype,
+                        "offset": found[n].offset,
+                    }
+                    old = {
+                        "name": before[n].name,
+                        "size": before[n].shape,
+                        "dtype": before[n].dtype,
+                        "offset": before[n].offset,
+                    }
+                    assert {k for k in parts if parts[k] != old[k]} == {kind} or kind == "axes"
+                    assert begin <= found[n].offset <= found[n].extent[1] <= len(whole)
+                    assert found[n].extent[1] - found[n].extent[0] == found[n].nbytes
+    assert read > 50
 
 
 def entry(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:

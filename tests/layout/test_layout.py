@@ -12,7 +12,7 @@ from support.array_programs import Pair, programs
 
 from compiler.layout import array as layout
 from compiler.layout.array import Array
-from compiler.layout.moves import SHORT_RUN, Extent, Move, extents, lower, tiles
+from compiler.layout.moves import SHORT_RUN, Extent, Move, extents, lower, strip, tiles
 
 MAX_AXES = 4
 
@@ -64,12 +64,26 @@ def by_tiles(moves: list[Move], files: dict[str, bytes], size: int, item: int, b
     return bytes(out)
 
 
+def by_strips(moves: list[Move], files: dict[str, bytes], expected: bytes) -> int:
+    """How many moves are strips, each of whose rows holds what the move writes there."""
+    count = 0
+    for move in moves:
+        if (one := strip(move)) is not None:
+            count += 1
+            rows = (one.offset + row * one.pitch for row in range(one.rows))
+            found = b"".join(files[one.source][at : at + one.width] for at in rows)
+            assert found == expected[one.target : one.target + move.length]
+            assert one.pitch >= one.width
+    return count
+
+
 def check(tensor: torch.Tensor, array: Array, files: dict[str, bytes], block: int = 64) -> None:
     assert tuple(tensor.shape) == array.shape
     moves = lower(array)
     expected = tensor.contiguous().numpy().tobytes()
     assert by_extents(moves, files, len(expected)) == expected
     assert by_tiles(moves, files, len(expected), tensor.element_size(), block) == expected
+    by_strips(moves, files, expected)
 
 
 @settings(max_examples=400, deadline=None)
@@ -78,6 +92,40 @@ def test_random_programs_move_the_bytes_that_torch_moves(program: tuple[Pair, di
     (tensor, array), files = program
     if tensor.numel() <= 4096:
         check(tensor, array, files, block)
+
+
+def test_random_programs_have_strips() -> None:
+    """So that the test above says something about them: columns of rows, and what only looks like them."""
+    found: list[int] = []
+
+    @settings(max_examples=300, deadline=None, database=None, derandomize=True)
+    @given(programs())
+    def count(program: tuple[Pair, dict[str, bytes]]) -> None:
+        (tensor, array), files = program
+        found.append(by_strips(lower(array), files, tensor.contiguous().numpy().tobytes()))
+
+    count()
+    assert sum(n > 0 for n in found) > 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "fits"),
+    [
+        ((4, 3), (5, 1), True),  # three columns of five
+        ((4, 3), (2, 1), False),  # rows that overlap
+        ((4, 3), (10, 2), False),  # every second column
+        ((4, 3), (0, 1), False),  # one row again and again
+        ((3, 4), (1, 5), False),  # a transpose
+        ((2, 4, 3), (40, 5, 1), False),  # three counters
+    ],
+)
+def test_what_counts_as_a_strip(shape: tuple[int, ...], strides: tuple[int, ...], fits: bool) -> None:
+    array = layout.source("s", "int16", shape, 6, strides)
+    data = torch.arange(100, dtype=torch.int16)
+    (move,) = lower(array)
+    assert (strip(move) is not None) == fits
+    check(data.as_strided(shape, strides, 3), array, {"s": data.numpy().tobytes()})
+    assert strip(lower(layout.cast(layout.source("s", "float32", (4, 3), 0, (5, 1)), "float16"))[0]) is None
 
 
 # Casts ride along; zero-sized and scalar tensors ---------------------------------------------------------------------

@@ -25,6 +25,22 @@ def factored(draw: Callable, number: int) -> list[int]:
     return [*shape, number]
 
 
+def widths(tensor: torch.Tensor) -> list[int]:
+    """The numbers of columns, three or more, of the matrices of two rows or more that have the tensor's elements."""
+    number = tensor.numel()
+    return [n for n in range(3, number // 2 + 1) if number % n == 0]
+
+
+def columns(draw: Callable, pair: Pair, sizes: list[int]) -> Pair:
+    """Some columns of a tensor as a matrix, as of a fused one that is taken apart: two or more, but not all."""
+    tensor, array = pair
+    wide = draw(st.sampled_from(sizes))
+    length = draw(st.integers(2, wide - 1))
+    first = draw(st.integers(0, wide - length))
+    matrix = layout.reshape(array, (tensor.numel() // wide, wide))
+    return tensor.reshape(-1, wide)[:, first : first + length], layout.narrow(matrix, 1, first, length)
+
+
 @st.composite
 def programs(draw: Callable) -> tuple[Pair, dict[str, bytes]]:
     shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
@@ -43,7 +59,20 @@ def programs(draw: Callable) -> tuple[Pair, dict[str, bytes]]:
     for _ in range(draw(st.integers(0, 7))):
         tensor, array = draw(st.sampled_from(pool))
         word = draw(
-            st.sampled_from(["split", "concat", "stack", "unstack", "rearrange", "permute", "reshape", "expand"])
+            st.sampled_from(
+                [
+                    "split",
+                    "concat",
+                    "stack",
+                    "unstack",
+                    "rearrange",
+                    "permute",
+                    "reshape",
+                    "expand",
+                    "columns",
+                    "columns",
+                ]
+            )
         )
         rank = tensor.dim()
         axis = draw(st.integers(0, rank - 1)) if rank else 0
@@ -51,6 +80,8 @@ def programs(draw: Callable) -> tuple[Pair, dict[str, bytes]]:
             cut = draw(st.integers(1, tensor.shape[axis] - 1))
             sizes = [cut, tensor.shape[axis] - cut]
             pool += zip(tensor.split(sizes, axis), layout.split(array, axis, sizes), strict=True)
+        elif word == "columns" and (sizes := widths(tensor)):
+            pool.append(columns(draw, (tensor, array), sizes))
         elif word == "concat" and rank:
             rest = [n for k, n in enumerate(tensor.shape) if k != axis]
             fits = [
@@ -80,4 +111,7 @@ def programs(draw: Callable) -> tuple[Pair, dict[str, bytes]]:
         elif word == "expand":
             repeated = layout.source("s0", "int16", (3, 2), offset, (0, 0))
             pool.append((torch.zeros(3, 2, dtype=torch.int16), repeated))
-    return draw(st.sampled_from(pool)), files
+    result = draw(st.sampled_from(pool))
+    if draw(st.booleans()) and (sizes := widths(result[0])):
+        result = columns(draw, result, sizes)
+    return result, files

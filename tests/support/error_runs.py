@@ -242,6 +242,11 @@ def missing_tensor() -> str:
     return RUN
 
 
+def missing_processor() -> str:
+    Path("empty").mkdir()
+    return RUN + " --processor empty"
+
+
 def missing_tokenizer() -> str:
     Path("empty").mkdir()
     return RUN + " --tokenizer empty"
