@@ -57,6 +57,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", help="set one argument of the spec (repeatable)"
         )
+        self.add_argument(
+            "--model", metavar="NAME", help="the released model that this is, where the spec knows its arguments"
+        )
+        self.add_argument("--strict", action="store_true", help="reject arguments that would be guessed")
+        self.add_argument(
+            "--ignore-model-type", action="store_true", help="accept a config that names another architecture"
+        )
 
     def add_conversion(self) -> None:
         """What `run` and `plan` share."""
@@ -91,6 +98,9 @@ def request(options: argparse.Namespace) -> Any:
         resume=getattr(options, "resume", False),
         check_values=getattr(options, "check_values", False),
         weights=options.weights,
+        model=options.model,
+        strict=options.strict,
+        any_model_type=options.ignore_model_type,
         digests=getattr(options, "digests", False),
         parts=getattr(options, "parts", 1),
     )
@@ -114,8 +124,8 @@ def program_of(options: argparse.Namespace, say: Callable[[str], None]) -> Any:
 
 
 def note(line: str) -> None:
-    """Say something that is no result."""
-    print(f"note: {printable(line)}", file=sys.stderr)
+    """Print a line that is no result: a warning, or a note."""
+    print(printable(line) if line.startswith("warning: ") else f"note: {printable(line)}", file=sys.stderr)
 
 
 def notes(options: argparse.Namespace) -> tuple[list[str], Callable[[str], None]]:

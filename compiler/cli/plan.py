@@ -42,9 +42,13 @@ def plan(options: argparse.Namespace) -> int:
     found, checkpoint = prepare(program, asked, say)
     defaults: dict[str, Any] = {}
     if not options.reverse:
-        told = settings.gather(program, asked.source[0], checkpoint.objects, asked.config, asked.assigned)
+        told = settings.gather(
+            program, asked.source[0], checkpoint.objects, asked.config, asked.assigned, asked.any_model_type
+        )
         arguments = program.spec.arguments
-        defaults = {n: a.default for n, a in arguments.items() if n not in told.given and not a.required}
+        defaults = {
+            n: a.default for n, a in arguments.items() if n not in told.given and not a.required and not a.derive
+        }
     others = [line for line in kept if not line.startswith("left at their defaults")]  # which have a place of their own
     view = overview(
         found,

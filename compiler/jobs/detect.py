@@ -20,7 +20,7 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
-from compiler.plan import arguments
+from compiler.plan import arguments, released_models
 from compiler.plan.bind import bind
 from compiler.plan.source_files import Opened, open_source
 from compiler.program.environment import Environment, NamedShapes
@@ -152,7 +152,8 @@ def _bound(
         told = arguments.gather(
             program, paths[0], checkpoint.objects, config, {n: v for n, v in assigned.items() if n in known}
         )
-        env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
+        shapes = NamedShapes(checkpoint.tensors)
+        env = Environment(program, shapes, released_models.with_released(program, shapes, told.given)[0])
         env.check()
         plan = bind(program, checkpoint.tensors, env)
         if program.keep_all:

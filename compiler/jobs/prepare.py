@@ -13,10 +13,10 @@ from typing import Any
 
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
-from compiler.diagnostics import Refusal, listed, refuse
+from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.executor import preconditions
 from compiler.executor.preconditions import check_made
-from compiler.plan import arguments
+from compiler.plan import arguments, config_guard, config_inverse, released_models
 from compiler.plan.bind import bind
 from compiler.plan.plan import Plan
 from compiler.plan.source_checks import check_quantized, uneven, whole_numbers
@@ -26,9 +26,9 @@ from compiler.program.environment import Environment, Given, NamedShapes, check_
 from compiler.program.inverse import SourceShapes
 from compiler.program.program import Program
 from compiler.proof.proof import check_target
-from compiler.target import config_dialects
 
 Say = Callable[[str], None]
+WARNING = "warning: "  # a line that begins so is no mere note
 
 
 def silent(line: str) -> None:
@@ -58,6 +58,9 @@ class Request:
     check_values: bool = False
     digests: bool = False
     weights: str | None = None
+    model: str | None = None  # a released model that the spec knows
+    any_model_type: bool = False  # accept a config of another architecture
+    strict: bool = False  # refuse guesses
     parts: int = 1  # of a state_dict, the other way
 
 
@@ -91,10 +94,14 @@ def prepare(program: Program, request: Request, say: Say = silent) -> tuple[Plan
 
 
 def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Say) -> Plan:
-    told = arguments.gather(program, request.source[0], checkpoint.objects, request.config, request.assigned)
+    told = arguments.gather(
+        program, request.source[0], checkpoint.objects, request.config, request.assigned, request.any_model_type
+    )
     for note in told.notes:
         say(note)
-    env = Environment(program, NamedShapes(checkpoint.tensors), told.given)
+    shapes = NamedShapes(checkpoint.tensors)
+    given, released = released_models.with_released(program, shapes, told.given, request.model)
+    env = Environment(program, shapes, given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
@@ -102,11 +109,34 @@ def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Sa
         check_target(plan)
     if different := arguments.contradictions(program, told.stated, plan.config) or arguments.rowless(plan.config):
         raise Refusal(different)
+    for line in released:
+        say(line)
     if told.unread:
         say(f"not carried over from the config: {listed(told.unread, 40)}")
+    if derived := env.derived:
+        say("derived from the checkpoint: " + ", ".join(f"{n}={v!r}" for n, v in derived.items()))
     if env.defaulted:
         say("left at their defaults: " + ", ".join(f"{n}={v!r}" for n, v in env.defaulted.items()))
-    return plan
+    guessed = env.guessed
+    _report_guesses(program, guessed, request.strict, say)
+    return replace(plan, guesses=guessed, released="; ".join(released))
+
+
+def _report_guesses(program: Program, guessed: Mapping[str, Any], strict: bool, say: Say) -> None:
+    """A line for each guess that is used. Raises Refusal where none may be."""
+    told = {n: program.spec.arguments[n] for n in guessed}
+    if strict and guessed:
+        raise Refusal(
+            Diagnostic(
+                argument.span,
+                f"{name} is a guess: {guessed[name]!r}; {argument.help}",
+                "guessed-argument",
+                f"give it with --set {name}=VALUE, or a --config that has it",
+            )
+            for name, argument in told.items()
+        )
+    for name, argument in told.items():
+        say(f"{WARNING}{name} = {guessed[name]!r} is a guess ({argument.help}); give it with --set {name}=VALUE")
 
 
 def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint, say: Say) -> Plan:
@@ -114,25 +144,20 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
     if config_path is None:
         text = "there is no config.json, which tells the sizes of the way back"
         refuse(str(request.source[0]), text, "missing-config", "give it with --config")
-    fields = config_dialects.read_config(config_file.read_config_file(config_path))
-    known = {
-        f.carried or "": Given(fields[f.name], config_path.name)
-        for f in program.spec.config
-        if f.carried and f.name in fields
-    }
-    known |= {n: Given(v, "--set") for n, v in request.assigned.items()}
-    different = [
-        f"{f.name}={fields[f.name]!r} (the spec sets {f.constant!r})"
-        for f in program.spec.config
-        if f.expr is None and f.name in fields and fields[f.name] != f.constant
-    ]
-    if different:
-        say(f"the config differs from what the spec writes: {listed(different)}")
+    fields, known = arguments.gather_reverse(program, config_path, request.assigned, request.any_model_type)
     shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     env = Environment(program, shapes, known, trusted=True)
+    if different := config_guard.differing_fields(fields, _written(program, env)):
+        solved = config_inverse.arguments_of(program, different, {n: given.value for n, given in known.items()})
+        known |= {n: Given(value, config_path.name) for n, value in solved.items()}
+        env = Environment(program, shapes, known, trusted=True)
+    if wrong := config_guard.irreversible_fields(program, fields, _written(program, env), str(config_path)):
+        raise Refusal(wrong)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     if used := {name: value for name, value in env.defaulted.items() if name in env.found}:
         say("left at their defaults: " + ", ".join(f"{name}={value!r}" for name, value in used.items()))
+    guessed = {name: value for name, value in env.guessed.items() if name in env.found}
+    _report_guesses(program, guessed, request.strict, say)
     # What comes out must be a source that the spec would accept, of the sizes that the config tells.
     made = NamedShapes({target.name: target for target in plan.targets})
     try:
@@ -140,4 +165,15 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
     except Refusal as refusal:  # what only the way there has to know is nothing here
         if others := [d for d in refusal.diagnostics if d.kind != "missing-argument"]:
             raise Refusal(others) from None
-    return plan
+    return replace(plan, guesses=guessed)
+
+
+def _written(program: Program, env: Environment) -> dict[str, Any]:
+    """The fields that the source of a reversed conversion would be given, as far as they are known."""
+    found: dict[str, Any] = {}
+    for one in program.spec.config:
+        try:
+            found[one.name] = env.evaluate(one.expr) if one.expr else one.constant
+        except Refusal:  # it needs an argument that the folder does not have
+            continue
+    return found

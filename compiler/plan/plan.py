@@ -58,6 +58,8 @@ class Plan:
     reverse: bool = False
     made: tuple[tuple[str, float], ...] = ()  # reversed: tensors left behind, and the one value that each must hold
     places: Mapping[str, Any] = field(default_factory=dict)  # special token -> where it stands behind the ranks
+    guesses: Mapping[str, Any] = field(default_factory=dict)  # arguments that nothing gave, as the spec guesses them
+    released: str = ""  # which released model gave arguments, and which
 
     @property
     def targets(self) -> list[TargetTensor]:

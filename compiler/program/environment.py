@@ -15,6 +15,7 @@ from compiler.language.expression import Expr
 from compiler.language.expression_value import Shapes
 from compiler.language.name_pattern import MOST_DIGITS, Pattern
 from compiler.language.name_pattern_parser import parse_pattern
+from compiler.language.spec import Argument
 from compiler.program.program import Program
 
 
@@ -111,7 +112,8 @@ class Environment(Mapping[str, Any]):
         argument = self.spec.arguments[name]
         if given is not None:
             return typed(name, argument.default, given, argument.span)
-        if argument.required:
+        value = self.evaluate(argument.derive) if argument.derive else argument.default
+        if argument.required or (argument.derive and value is None):
             raise Refusal(
                 [
                     Diagnostic(
@@ -122,7 +124,7 @@ class Environment(Mapping[str, Any]):
                     )
                 ]
             )
-        return argument.default
+        return value
 
     def fallback(self, name: str) -> Any:
         """What a fact means by its own name: the value given, or the default of the field of that name."""
@@ -199,8 +201,23 @@ class Environment(Mapping[str, Any]):
 
     @property
     def defaulted(self) -> dict[str, Any]:
-        """The arguments that nothing gave, with the defaults that they took."""
-        return {n: a.default for n, a in self.spec.arguments.items() if n not in self.given and not a.required}
+        """The arguments that nothing gave and that took a default which the family shares."""
+        return {a.name: a.default for a in self.silent if not (a.required or a.derive or a.guess)}
+
+    @property
+    def guessed(self) -> dict[str, Any]:
+        """The arguments that nothing gave and that took a default which releases of the family do not share."""
+        return {a.name: a.default for a in self.silent if a.guess}
+
+    @property
+    def derived(self) -> dict[str, Any]:
+        """The arguments that nothing gave and that follow from facts."""
+        return {a.name: self[a.name] for a in self.silent if a.derive is not None}
+
+    @property
+    def silent(self) -> list[Argument]:
+        """The arguments that nothing gave."""
+        return [a for n, a in self.spec.arguments.items() if n not in self.given]
 
     def check(self) -> None:
         """Judge the requirements, then evaluate every name. Raises Refusal with all that fails.
@@ -263,7 +280,7 @@ _TYPES: dict[type, str] = {
 def unfounded(program: Program, given: Mapping[str, object]) -> frozenset[str]:
     """The facts that follow from an argument that nothing gives, be it by way of others."""
     spec = program.spec
-    loose = spec.arguments.keys() - given.keys()
+    loose: Set[str] = {n for n, a in spec.arguments.items() if n not in given and a.derive is None}
     while more := {name for name, fact in spec.facts.items() if name not in loose and fact.names & loose}:
         loose |= more
     return frozenset(loose & spec.facts.keys())
@@ -274,7 +291,7 @@ def check_given(program: Program, names: Mapping[str, Any]) -> None:
     known = [*program.spec.arguments, *program.spec.facts]
     report = Report()
     for name in names:
-        if name not in known:
+        if name not in known and name not in program.spec.fixed:
             report.add(
                 Span("--set"),
                 f"{program.spec.name} has no argument {name!r}",

@@ -80,6 +80,11 @@ class Program:
     ignored: tuple[tuple[Pattern, str], ...]
     created: tuple[Rule, ...] = ()  # their sources are looked at, not read; their one step is `arithmetic.Full`
     merged: tuple[Merged, ...] = ()
+    unread: tuple[tuple[Pattern, str], ...] = ()  # fields of the source's config, and why they make no difference
+
+    def passes_over(self, field: str) -> bool:
+        """Whether the spec says that a field of the source's config makes no difference."""
+        return any(pattern.match(field) is not None for pattern, _ in self.unread)
 
     @property
     def keep_all(self) -> bool:

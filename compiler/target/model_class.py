@@ -61,7 +61,7 @@ def model_type(model_class: str) -> str:
     Read from the source of the installed transformers; only a class that the text leaves open is imported.
     Raises Refusal: `missing-package`, `unknown-class`.
     """
-    found = _model_types().get(model_class, ())
+    found = model_types_by_class().get(model_class, ())
     if len(found) > 1:
         # Other families borrow a class: the type meant is the one whose own folder defines it.
         homes = tuple(name for name in found if _defines(name.replace("-", "_"), model_class))
@@ -73,7 +73,8 @@ def model_type(model_class: str) -> str:
 
 
 @cache
-def _package() -> Path:
+def package_folder() -> Path:
+    """The folder of the installed Transformers. Raises Refusal: `missing-package`."""
     # find_spec finds a top-level package without running it.
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
@@ -82,10 +83,10 @@ def _package() -> Path:
 
 
 @cache
-def _model_types() -> Mapping[str, tuple[str, ...]]:
+def model_types_by_class() -> Mapping[str, tuple[str, ...]]:
     """Class name -> the model types that the auto classes map to it."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    tree = ast.parse((_package() / "models/auto/modeling_auto.py").read_text(encoding="utf-8"))
+    tree = ast.parse((package_folder() / "models/auto/modeling_auto.py").read_text(encoding="utf-8"))
     for node in tree.body:
         match node:
             case ast.Assign(targets=[ast.Name(id=table)], value=ast.Call(args=[ast.List(elts=pairs)])):
@@ -103,7 +104,7 @@ def _model_types() -> Mapping[str, tuple[str, ...]]:
 
 
 def _defines(folder: str, model_class: str) -> bool:
-    files = (_package() / "models" / folder).glob("modeling_*.py")
+    files = (package_folder() / "models" / folder).glob("modeling_*.py")
     return any(f"\nclass {model_class}(" in file.read_text(encoding="utf-8") for file in files)
 
 
@@ -178,12 +179,15 @@ def _holds(value: Any, wanted: Any) -> bool:
 
 
 def class_of(model_class: str) -> Any:
-    _package()
+    package_folder()
     import transformers
 
     found = getattr(transformers, model_class, None)
     if getattr(found, "config_class", None) is None:
-        hint = nearest(model_class, _model_types()) or "it is the name of a class, as in a config's `architectures`"
+        hint = (
+            nearest(model_class, model_types_by_class())
+            or "it is the name of a class, as in a config's `architectures`"
+        )
         message = f"transformers {transformers.__version__} has no model class of this name"
         refuse(model_class, message, "unknown-class", hint)
     return found

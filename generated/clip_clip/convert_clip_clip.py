@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,14 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "hidden_act": "quick_gelu",
-    "head_width": 64,
+    "text_head_width": 64,
+    "vision_head_width": 64,
+}
+
+# The defaults that releases of this family do not share.
+GUESSED = {
+    "text_head_width": "every released model with a text transformer of its own has 64",
+    "vision_head_width": "80, 88, 104 and 112 in OpenCLIP's ViT-H, g, bigG and e",
 }
 
 # fmt: off
@@ -156,6 +163,22 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(1 for _ in matches(names, pattern))
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        ("vit-b", f.vision_width == 768 and f.vision_layers == 12, {"text_head_width": 64, "vision_head_width": 64}),
+        ("vit-l", f.vision_width == 1024 and f.vision_layers == 24, {"text_head_width": 64, "vision_head_width": 64}),
+        ("vit-h", f.vision_width == 1280 and f.vision_layers == 32, {"text_head_width": 64, "vision_head_width": 80}),
+        ("vit-g", f.vision_width == 1408 and f.vision_layers == 40, {"text_head_width": 64, "vision_head_width": 88}),
+        (
+            "vit-bigg",
+            f.vision_width == 1664 and f.vision_layers == 48,
+            {"text_head_width": 64, "vision_head_width": 104},
+        ),
+        ("vit-e", f.vision_width == 1792 and f.vision_layers == 56, {"text_head_width": 64, "vision_head_width": 112}),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
@@ -163,19 +186,38 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("a ResNet as the image encoder has no form in this class")
     if "transformer.resblocks.0.ls_1.gamma" in shapes:
         raise SystemExit("the class has no layer scale")
+    f.vision_width = shapes["visual.class_embedding"][0]
+    f.vision_layers = count(shapes, r"visual\.transformer\.resblocks\.(?P<i>\d+)\.ln_1\.weight")
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+            if name in GUESSED:
+                print(f"warning: {name} = {default!r} is a guess ({GUESSED[name]})", file=sys.stderr)
     f.embed_dim = shapes["text_projection"][1]
     f.vocab_size = shapes["token_embedding.weight"][0]
     f.text_width = shapes["token_embedding.weight"][1]
     f.context_length = shapes["positional_embedding"][0]
     f.text_ffn = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
     f.text_layers = count(shapes, r"transformer\.resblocks\.(?P<i>\d+)\.ln_1\.weight")
-    f.vision_width = shapes["visual.class_embedding"][0]
     f.vision_ffn = shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0]
-    f.vision_layers = count(shapes, r"visual\.transformer\.resblocks\.(?P<i>\d+)\.ln_1\.weight")
     f.patch_size = shapes["visual.conv1.weight"][2]
     f.side = int((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
-    if not (f.text_width % f.head_width == 0 and f.vision_width % f.head_width == 0):
-        raise SystemExit("head_width does not divide the widths")
+    if not hasattr(f, "hidden_act"):
+        f.hidden_act = "quick_gelu" if "input_resolution" in shapes else None
+        if f.hidden_act is None:
+            raise SystemExit(
+                "not given: hidden_act (quick_gelu for OpenAI's models and those that OpenCLIP calls quickgelu, gelu for its others)"
+            )
+    if not (f.text_width % f.text_head_width == 0 and f.vision_width % f.vision_head_width == 0):
+        raise SystemExit("the widths of a head do not divide those of the models")
     if shapes["visual.positional_embedding"][0] != f.side * f.side + 1:
         raise SystemExit("the position embedding is not that of a square image")
     return f
@@ -191,7 +233,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
             "hidden_size": f.text_width,
             "intermediate_size": f.text_ffn,
             "num_hidden_layers": f.text_layers,
-            "num_attention_heads": f.text_width // f.head_width,
+            "num_attention_heads": f.text_width // f.text_head_width,
             "max_position_embeddings": f.context_length,
             "projection_dim": f.embed_dim,
             "hidden_act": f.hidden_act,
@@ -204,7 +246,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
             "hidden_size": f.vision_width,
             "intermediate_size": f.vision_ffn,
             "num_hidden_layers": f.vision_layers,
-            "num_attention_heads": f.vision_width // f.head_width,
+            "num_attention_heads": f.vision_width // f.vision_head_width,
             "image_size": f.side * f.patch_size,
             "patch_size": f.patch_size,
             "projection_dim": f.embed_dim,
@@ -319,18 +361,37 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in ARGUMENTS))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    "hidden_act",
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            "hidden_act",
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
     try:
         f = read_facts(source.shapes, arguments)

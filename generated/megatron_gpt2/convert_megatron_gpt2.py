@@ -23,16 +23,29 @@ from torch import Tensor
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
     "checkpoint_version": 0.0,
-    "num_attention_heads": 16,
     "vocab_size": None,
     "bias_gelu_fusion": None,
     "openai_gelu": False,
     "layernorm_epsilon": 1e-05,
-    "apply_layernorm_1p": False,
-    "apply_residual_connection_post_layernorm": False,
-    "squared_relu": False,
     "bos_token_id": 50256,
     "eos_token_id": 50256,
+}
+# What must be given.
+REQUIRED = {
+    "num_attention_heads": "the number of attention heads",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "apply_layernorm_1p": ([False], "norms whose weights lack their one have no rule here"),
+    "apply_residual_connection_post_layernorm": ([False], "the residual of GPT-2 does not come behind the norm"),
+    "squared_relu": ([False], "GPT-2 has no squared ReLU"),
+    "swiglu": ([False], "GPT-2's MLP has no gate"),
+    "quick_geglu": ([False], "GPT-2's MLP has no gate"),
+    "onnx_safe": ([None], "another form of the GELU has no rule here"),
+    "position_embedding_type": (["learned_absolute"], "GPT-2 has learned positions"),
+    "rotary_percent": ([1.0, None], "GPT-2 has learned positions"),
+    "normalization": (["LayerNorm"], "GPT-2 has LayerNorms"),
 }
 
 # fmt: off
@@ -152,27 +165,41 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(1 for _ in matches(names, pattern))
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        ("megatron-gpt2-345m", f.num_layers == 24 and f.hidden_size == 1024, {"num_attention_heads": 16}),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if f.apply_layernorm_1p:
-        raise SystemExit("norms whose weights lack their one (apply_layernorm_1p) have no rule here")
-    if f.apply_residual_connection_post_layernorm:
-        raise SystemExit("the residual of GPT-2 does not come behind the norm")
-    if f.squared_relu:
-        raise SystemExit("GPT-2 has no squared ReLU")
+    f.hidden_size = shapes["language_model.embedding.word_embeddings.weight"][1]
+    f.num_layers = count(
+        shapes, r"language_model\.(?P<p>encoder|transformer)\.layers\.(?P<i>\d+)\.input_layernorm\.weight"
+    )
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     f.modern = "language_model.encoder.layers.0.self_attention.query_key_value.weight" in shapes
     f.padded_vocab_size = shapes["language_model.embedding.word_embeddings.weight"][0]
     f.tokens = f.padded_vocab_size if f.vocab_size is None else f.vocab_size
-    f.hidden_size = shapes["language_model.embedding.word_embeddings.weight"][1]
     f.positions = shapes["language_model.embedding.position_embeddings.weight"][0]
     f.ffn_hidden_size = (
         shapes["language_model.encoder.layers.0.mlp.dense_h_to_4h.weight"][0]
         if f.modern
         else shapes["language_model.transformer.layers.0.mlp.dense_h_to_4h.weight"][0]
-    )
-    f.num_layers = count(
-        shapes, r"language_model\.(?P<p>encoder|transformer)\.layers\.(?P<i>\d+)\.input_layernorm\.weight"
     )
     if f.hidden_size % f.num_attention_heads != 0:
         raise SystemExit("num_attention_heads does not divide the model's width")
@@ -600,19 +627,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in ARGUMENTS))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -457,7 +457,7 @@ def misread_field() -> str:
 
 
 def missing_package() -> str:
-    for known in (model_class._package, model_class._model_types):
+    for known in (model_class.package_folder, model_class.model_types_by_class):
         known.cache_clear()
     held("importlib.util.find_spec", lambda name: None)
     return RUN

@@ -1,0 +1,70 @@
+"""Arguments that follow from which released model a checkpoint is: the `models` of a spec.
+
+A release is recognised by its sizes, or named by the user. It gives values that nothing else gives; a config and `--set`
+come first. Where the sizes fit several releases that differ, none is taken and the user is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compiler.diagnostics import Refusal, listed, nearest, refuse
+from compiler.language.expression_value import Shapes
+from compiler.language.spec import ReleasedModel
+from compiler.program.environment import Environment, Given
+from compiler.program.program import Program
+
+
+def with_released(
+    program: Program, shapes: Shapes, given: Mapping[str, Given], name: str | None = None
+) -> tuple[Mapping[str, Given], tuple[str, ...]]:
+    """`given` with the arguments of the released model, and one line to print if there is one.
+
+    `name`: the release that the user names, whatever the sizes. Raises Refusal: `unknown-model` for a name that the
+    spec does not have, `ambiguous-model` where several releases fit and give different values.
+    """
+    models = program.spec.models
+    if name is not None:
+        chosen = [model for model in models if model.name == name]
+        if not chosen:
+            names = [model.name for model in models]
+            hint = nearest(name, names) or (f"it knows {listed(names, 30)}" if names else "it knows none")
+            refuse("--model", f"{program.spec.name} knows no model {name!r}", "unknown-model", hint)
+        return _filled(given, chosen, "--model")
+    env = Environment(program, shapes, given)
+    fitting = [model for model in models if _fits(model, env)]
+    values: dict[str, dict[str, Any]] = {}
+    for model in fitting:
+        for argument in model.sets.keys() - given.keys():
+            values.setdefault(argument, {})[model.name] = model.sets[argument]
+    for argument, by_model in sorted(values.items()):
+        if any(value != next(iter(by_model.values())) for value in by_model.values()):
+            said = listed(f"{value!r} in {model}" for model, value in by_model.items())
+            hint = f"choose with --model {next(iter(by_model))}, or give it with --set {argument}=VALUE"
+            refuse(program.spec.path, f"the sizes fit several models: {argument} is {said}", "ambiguous-model", hint)
+    return _filled(given, fitting, "its sizes")
+
+
+def _filled(
+    given: Mapping[str, Given], models: list[ReleasedModel], reason: str
+) -> tuple[Mapping[str, Given], tuple[str, ...]]:
+    names = listed(model.name for model in models)
+    added = {
+        argument: Given(value, f"{model.name} (released model)")
+        for model in models
+        for argument, value in model.sets.items()
+        if argument not in given
+    }
+    if not added:
+        return given, ()
+    said = ", ".join(f"{argument} = {value.value!r}" for argument, value in sorted(added.items()))
+    return {**added, **given}, (f"{names} by {reason}: {said}",)
+
+
+def _fits(model: ReleasedModel, env: Environment) -> bool:
+    """Whether all sizes of a release are those of the checkpoint; a size that is not known fits none."""
+    try:
+        return all(env[name] == value for name, value in model.when.items())
+    except Refusal:
+        return False
