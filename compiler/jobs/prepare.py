@@ -147,7 +147,7 @@ def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint,
     fields, known = arguments.gather_reverse(program, config_path, request.assigned, request.any_model_type)
     shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     env = Environment(program, shapes, known, trusted=True)
-    if different := config_guard.differing_fields(fields, _written(program, env)):
+    if different := config_guard.differing_fields(program, fields, _written(program, env)):
         solved = config_inverse.arguments_of(program, different, {n: given.value for n, given in known.items()})
         known |= {n: Given(value, config_path.name) for n, value in solved.items()}
         env = Environment(program, shapes, known, trusted=True)

@@ -197,7 +197,9 @@ def gather_reverse(
     read = BAGGAGE | {"rope_parameters"}
     if {field.name for field in program.spec.config} & set(config_dialects.EXPERTS):
         read |= set(config_dialects.EXPERTS)
-    wrong += config_guard.unconverted_fields(program, _part(fields, whole), set(read), str(config), of_target=True)[0]
+    wrong += config_guard.unconverted_fields(program, _part(fields, whole), set(read), str(config), True, reverse=True)[
+        0
+    ]
     if wrong:
         raise Refusal(wrong)
     given = _class_defaults(program, fields, config.name)

@@ -86,12 +86,13 @@ def fixed_fields(program: Program, stated: Mapping[str, Given]) -> list[Diagnost
 
 
 def unconverted_fields(
-    program: Program, config: Mapping[str, Any], known: set[str], place: str, of_target: bool
+    program: Program, config: Mapping[str, Any], known: set[str], place: str, of_target: bool, reverse: bool = False
 ) -> tuple[list[Diagnostic], list[str]]:
     """Fields that no one reads or writes: those that change the function, and the names of those unheard of.
 
     `config` in the flat dialect; `known`: the names that the spec reads. `of_target`: whether it is a config of the
-    target's class, whose fields and defaults Transformers knows.
+    target's class, whose fields and defaults Transformers knows. Reversed, what the spec says of its source's fields
+    does not count.
     """
     spec = program.spec
     written = {field.name: field for field in spec.config}
@@ -99,7 +100,9 @@ def unconverted_fields(
     wrong: list[Diagnostic] = []
     unheard: list[str] = []
     for name, value in config.items():
-        if name in known or name in spec.fixed or program.passes_over(name) or (of_target and name in written):
+        if name in known or (of_target and name in written):
+            continue
+        if not reverse and (name in spec.fixed or program.passes_over(name)):
             continue
         neutral = _written_activation(program, name, value)
         if neutral is None:
@@ -123,12 +126,14 @@ def _written_activation(program: Program, name: str, value: Any) -> bool | None:
     return any(config_meaning.same_value(name, value, one) for one in constants) if constants else None
 
 
-def differing_fields(config: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config that mean something else than those in `written`, and that change the function."""
+def differing_fields(program: Program, config: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config that change the function and are not, or not yet, known to be those in `written`."""
     return {
         name: config[name]
-        for name, value in written.items()
-        if name in config and name not in _NOT_REVERSED and not config_meaning.same_value(name, config[name], value)
+        for name in (field.name for field in program.spec.config)
+        if name in config
+        and name not in _NOT_REVERSED
+        and not (name in written and config_meaning.same_value(name, config[name], written[name]))
     }
 
 
@@ -140,9 +145,10 @@ def irreversible_fields(
     return [
         Diagnostic(
             Span(place),
-            f"{name} is {value!r}, and {written[name]!r} is what {program.spec.name} converts",
+            f"{name} is {value!r}, and {program.spec.name} "
+            + (f"converts {written[name]!r}" if name in written else "has no arguments for that"),
             "config-mismatch",
             "its rules are for models of this value" if name in constants else "give its arguments with --set",
         )
-        for name, value in differing_fields(config, written).items()
+        for name, value in differing_fields(program, config, written).items()
     ]
