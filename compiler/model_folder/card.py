@@ -55,6 +55,8 @@ def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None) ->
         "mapspec": __version__,
         "spec": {"name": spec.name.value, "sha256": spec_digest(plan)},
         "settings": dict(plan.values),
+        "guesses": dict(plan.guesses),
+        "released": plan.released,
         "sources": sources,
         "ties": dict(plan.ties),
         "ignored": dict(plan.ignored),
@@ -140,5 +142,7 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str]) -> str:
         tokenizer=any(name in files for name in ("tokenizer.json", "tokenizer.model", "vocab.json")),
         chat="chat_template.jinja" in files,
         proof=UNVERIFIED,
+        guesses=[f"`{name}` = {value!r}" for name, value in plan.guesses.items()],
+        released=plan.released,
         ignored={reason: names if len(names) < 5 else [*names[:4], "..."] for reason, names in ignored.items()},
     )

@@ -159,7 +159,7 @@ def gather(
         faults, unheard = config_guard.unconverted_fields(program, _part(fields, held), read, str(path), of_target)
         wrong += faults
         unread = tuple(n for n in unheard if fields[n] not in (None, [], {}, ""))
-        heard = any(fields[n] is not None for n in known & fields.keys())
+        heard = any(fields[n] is not None for n in {*known, *renamed.values()} & fields.keys())
         if config is not None and program.spec.arguments and not (stated or heard):
             names = listed(program.spec.arguments, 12)
             refuse(
@@ -222,14 +222,14 @@ def _under_target_names(program: Program, fields: Mapping[str, Any]) -> dict[str
 
 def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> dict[str, Given]:
     """What a config of the target's class means where it leaves a field out: the class's default, for every argument
-    that is carried unchanged."""
+    that is carried unchanged. Whether the head is tied shows in the names of the tensors."""
     defaults = config_class.config_defaults(config_guard.target_type(program))
     arguments = program.spec.arguments
     absent = {f.carried or "": f.name for f in program.spec.config if f.name in defaults and f.name not in fields}
     return {
         carried: Given(defaults[name], f"{place}, by the class's default,")
         for carried, name in absent.items()
-        if carried in arguments
+        if carried in arguments and name != "tie_word_embeddings"
     }
 
 
