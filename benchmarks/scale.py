@@ -23,12 +23,14 @@ import sys, time
 start = time.perf_counter()
 from pathlib import Path
 from compiler.executor import execute
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.output import safetensors_layout
 from compiler.program.loading import load_program
 source = Path(sys.argv[1])
 given = {"num_attention_heads": 64, "num_key_value_heads": 8, "num_experts_per_tok": 8, "tie_word_embeddings": False}
-plan, checkpoint = prepare(load_program("qwen3_moe"), Request([source], assigned=given))
+prepared = prepare(load_program("qwen3_moe"), Request([source], assigned=given))
+plan, checkpoint = prepared.plan, prepared.checkpoint
 planned = time.perf_counter()
 files = safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size("5GB"))
 outputs, others = execute.outputs(plan, checkpoint, files, Path("out"))

@@ -1,34 +1,78 @@
-"""JSON as a header or an index must be: every key once, and no NaN. Takes bytes; returns plain data; raises ValueError."""
+"""JSON that means one thing: every key once, only finite numbers, bounded size and depth. Takes bytes; returns plain data.
+
+Source of the grammar: RFC 8259. Python's own reader keeps the last of two equal keys and accepts NaN and 1e999.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 MOST_VALUES = 8_000_000  # a value takes some 60 bytes of memory
 
 
-def parse(text: bytes, most: int = MOST_VALUES) -> Any:
-    """The value of a UTF-8 JSON text of at most so many values.
+class JsonError(ValueError):
+    """The text is not strict JSON.
 
-    Raises ValueError: not UTF-8, not JSON, nested too deeply, too many values, a key twice, or a number that JSON lacks.
+    `kind` is the kind of problem (docs/errors.md); `line` and `column` count from 1, or are 0 where no place is known.
+    The message includes the place, `reason` does not.
     """
-    if sum(map(text.count, (b",", b"[", b"{"))) > most:
-        raise ValueError(f"more than {most:,} values")
+
+    def __init__(self, reason: str, kind: str = "json-syntax", line: int = 0, column: int = 0) -> None:
+        super().__init__(f"{reason}: line {line} column {column}" if line else reason)
+        self.reason, self.kind, self.line, self.column = reason, kind, line, column
+
+
+def parse(data: bytes, most_values: int = MOST_VALUES, most_depth: int | None = None) -> Any:
+    """The value of a UTF-8 JSON text of at most so many values, nested at most so deeply.
+
+    Raises JsonError: `duplicate-key`, `not-finite`, `too-deep`, or `json-syntax` for all else.
+    """
+    if sum(map(data.count, (b",", b"[", b"{"))) > most_values:
+        raise JsonError(f"more than {most_values:,} values")
     try:
-        return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
+        value = json.loads(
+            data.decode(), object_pairs_hook=_unique, parse_constant=_not_finite, parse_float=_finite_float
+        )
+    except JsonError:
+        raise
+    except json.JSONDecodeError as error:
+        raise JsonError(error.msg, line=error.lineno, column=error.colno) from None
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise JsonError("nested too deeply") from None
+    except ValueError as error:  # not UTF-8, or a number of thousands of digits
+        raise JsonError(str(error)) from None
+    if most_depth is not None and not _is_shallow(value, most_depth):
+        raise JsonError(f"nested deeper than {most_depth} levels", "too-deep")
+    return value
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+def _not_finite(text: str) -> NoReturn:
+    raise JsonError(f"{text[:80]} is not a number that JSON has", "not-finite")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _not_finite(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the key {name[:80]!r} stands there twice")
-        found[name] = value
-    return found
+    mapping: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise JsonError(f"the key {key[:80]!r} is given twice", "duplicate-key")
+        mapping[key] = value
+    return mapping
+
+
+def _is_shallow(value: Any, most_depth: int) -> bool:
+    level = [value]
+    for _ in range(most_depth):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return not level

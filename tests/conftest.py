@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from support.converter_process import ConverterProcess
 
 os.environ["MAPSPEC_CACHE"] = ""
+settings.register_profile("without deadline", deadline=None)  # how long a test takes says nothing on a busy machine
+settings.load_profile("without deadline")
 
 
 @pytest.fixture(scope="module")

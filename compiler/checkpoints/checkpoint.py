@@ -19,14 +19,12 @@ from compiler.checkpoints.folder import COMMON, METADATA, find, read_index
 from compiler.checkpoints.formats.gguf_header import open_gguf
 from compiler.checkpoints.formats.pickle_plain import shown
 from compiler.checkpoints.formats.safetensors_header import open_safetensors
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
+from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.checkpoints.formats.torch_distributed import Distributed
 from compiler.checkpoints.formats.torch_save import open_legacy, open_zip
 from compiler.checkpoints.state_dict_search import Contents, unwrapped
 from compiler.diagnostics import Refusal, Report, Span, listed, refuse
 from compiler.process import uncollected
-
-__all__ = ["Checkpoint", "Joined", "Tensor", "open_checkpoint", "open_parts", "read_bytes", "verify"]
 
 LONGEST_NAME = 20_000
 _CHUNK = 1 << 20

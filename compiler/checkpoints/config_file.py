@@ -6,13 +6,13 @@ have, deep nesting, and an `auto_map` that points outside its folder. Raises Ref
 
 from __future__ import annotations
 
-import json
-import math
+import codecs
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from compiler import strict_json
 from compiler.diagnostics import Span, refuse
 from compiler.language import document
 
@@ -58,46 +58,22 @@ def _fields(path: Path, stamp: object) -> Any:
 
 
 def _json(path: Path) -> Any:
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for key, value in found:
-            if key in fields:
-                refuse(str(path), f"the key {key!r} stands twice", "duplicate-key")
-            fields[key] = value
-        return fields
-
-    def constant(text: str) -> NoReturn:
-        refuse(str(path), f"{text} is not a number that JSON has", "not-finite")
-
-    def number(text: str) -> float:
-        return float(text) if math.isfinite(float(text)) else constant(text)
-
     try:
         if not path.is_file() and path.exists():
             refuse(str(path), "it is no file", "unreadable-file")
         if path.stat().st_size > MOST_BYTES:
             refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "this is some other file")
-        text = path.read_text(encoding="utf-8-sig")
-        fields = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
-        if not _shallow(fields):
-            refuse(str(path), f"nested deeper than {document.MAX_DEPTH} levels", "bad-config")
-        return fields
-    except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1] if error.lineno <= len(text.splitlines()) else ""
-        refuse(Span(str(path), error.lineno, error.colno, 1, line), f"not JSON: {error.msg}", "json-syntax")
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        refuse(str(path), f"not JSON: {error}", "json-syntax")
+        data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         refuse(str(path), f"cannot be read: {error.strerror}", "unreadable-file")
-
-
-def _shallow(value: Any) -> bool:
-    """Whether a value is nested no deeper than a document may be, so that whoever shows it comes to an end."""
-    level = [value]
-    for _ in range(document.MAX_DEPTH):
-        level = [item for held in level if isinstance(held, dict | list) for item in
-                 (held.values() if isinstance(held, dict) else held)]  # fmt: skip
-    return not level
+    try:
+        return strict_json.parse(data, most_depth=document.MAX_DEPTH)
+    except strict_json.JsonError as error:
+        lines = data.decode(errors="replace").splitlines()
+        text = lines[error.line - 1] if 0 < error.line <= len(lines) else ""
+        span = Span(str(path), error.line, error.column, 1, text)
+        prefix = "not JSON: " if error.kind == "json-syntax" else ""
+        refuse(span, f"{prefix}{error.reason}", "bad-config" if error.kind == "too-deep" else error.kind)
 
 
 def parse_assignments(texts: list[str]) -> dict[str, Any]:

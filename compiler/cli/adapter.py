@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compiler.cli.options import Parser, notes, print_json, program_of, request
+from compiler.cli.options import Notes, Parser, print_json, request
 
 
 def adapter_parser() -> Parser:
@@ -17,25 +17,28 @@ def adapter_parser() -> Parser:
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="a file, or the folder of a PEFT adapter")
     parser.add_argument("out", type=Path, metavar="OUT", help="the PEFT folder to write (--reverse: a .pth)")
     parser.add_settings()
-    parser.add_argument("--reverse", action="store_true", help="from a PEFT adapter of the converted model to a .pth")
-    parser.add_argument("--force", action="store_true", help="write over what is there")
+    parser.add_field("reverse", "from a PEFT adapter of the converted model to a .pth")
+    parser.add_field("force", "write over what is there")
     parser.add_json()
-    parser.set_defaults(dtype=None)
+    parser.set_defaults(checksums=False)
     return parser
 
 
 def adapter(options: argparse.Namespace) -> int:
     from compiler.checkpoints import config_file
     from compiler.jobs.adapter import carry, read_adapter, turned, write_peft, write_plain
+    from compiler.jobs.detect import named_program
     from compiler.jobs.prepare import prepare
     from compiler.output.atomic_output import AtomicOutput
 
-    kept, say = notes(options)
+    notes = Notes(silent=options.json)
     options.source = [options.base]
-    program = program_of(options, say)
+    asked = request(options)
+    program = named_program(options.spec, asked, notes)
     output = AtomicOutput(options.out, options.force, folder=not options.reverse)
     output.check()
-    plan, base = prepare(program, request(options), say)
+    prepared = prepare(program, asked, notes)
+    plan, base = prepared.plan, prepared.checkpoint
     beside = options.config or config_file.beside(options.base, "config.json") if plan.reverse else None
     over = turned(program.spec.target, config_file.read_config_file(beside) if beside else plan.config)
     pairs = carry(plan, base.tensors, read_adapter(options.adapter, over if plan.reverse else ()), str(options.adapter))
@@ -44,7 +47,7 @@ def adapter(options: argparse.Namespace) -> int:
         output.finish()
     ranks = sorted({pair.a.shape[0] for pair in pairs.values()})
     if options.json:
-        print_json({"out": str(options.out), "weights": len(pairs), "ranks": ranks, "notes": kept})
+        print_json({"out": str(options.out), "weights": len(pairs), "ranks": ranks, "notes": notes.lines()})
     else:
         print(f"{options.out}: adapters of {len(pairs)} weights, of rank {', '.join(map(str, ranks))}")
     return 0

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from compiler.cli.options import Parser, print_json
+from compiler.cli.options import Parser, print_json, request
 from compiler.diagnostics import printable
 
 NEAREST = 4  # specs that do not fit and are shown
@@ -34,11 +34,10 @@ def detect_parser() -> Parser:
 
 def detect(options: argparse.Namespace) -> int:
     """Status 0 where a spec fits, 1 where none does."""
-    from compiler.checkpoints.config_file import parse_assignments
     from compiler.jobs.detect import detect as fits_of
     from compiler.jobs.detect import known_specs
 
-    fits = fits_of(options.source, known_specs(options.specs), options.config, parse_assignments(options.set))
+    fits = fits_of(request(options), known_specs(options.specs))
     good = [fit for fit in fits if fit.status in ("fits", "asks")]
     near = [fit for fit in fits if fit.status == "near"]
     shown = fits if options.all else [*good, *near[: NEAREST - min(len(good), 2)]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from compiler.cli.options import Parser, notes, print_json
+from compiler.cli.options import Notes, Parser, print_json, request
+from compiler.plan.notes import Remark
 
 
 def draft_parser() -> Parser:
@@ -30,6 +30,7 @@ def draft(options: argparse.Namespace) -> int:
     from compiler.diagnostics import refuse
     from compiler.draft.decide_by_example import decide
     from compiler.draft.proposal import propose
+    from compiler.plan.arguments import gather_without_spec
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
         what = "the file exists" if options.out.exists() else "a spec is a file called NAME.yaml"
@@ -38,24 +39,21 @@ def draft(options: argparse.Namespace) -> int:
         )
     if options.reference and options.reference.count(":") != 1:
         refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
-    checkpoint = open_checkpoint(options.source[0] if len(options.source) == 1 else options.source, options.weights)
+    asked = request(options)
+    checkpoint = open_checkpoint(asked.source[0] if len(asked.source) == 1 else list(asked.source), asked.weights)
     name = options.out.stem if options.out is not None else "draft"
     shapes = {n: (tuple(t.shape), t.dtype) for n, t in checkpoint.tensors.items()}
-    proposal = propose(
-        name, shapes, options.target, _given(options, checkpoint.objects), f"*{options.source[0].suffix}"
-    )
+    values = gather_without_spec(asked.source[0], checkpoint.objects, asked.config, asked.assigned)
+    proposal = propose(name, shapes, options.target, values, f"*{asked.source[0].suffix}")
     if options.like is not None:
         proposal = decide(proposal, checkpoint, open_checkpoint(options.like))
-    kept, say = notes(options)
+    notes = Notes(silent=options.json)
     if options.reference:
-        from compiler.checkpoints.config_file import parse_assignments
         from compiler.draft.decide_by_model import consult
-        from compiler.jobs.prepare import Request
         from compiler.verify.compare import SourceModel
 
-        request = Request(options.source, options.config, parse_assignments(options.set), weights=options.weights)
-        proposal, came_of_it = consult(proposal, checkpoint, request, SourceModel(entry=options.reference))
-        say(came_of_it)
+        proposal, came_of_it = consult(proposal, checkpoint, asked, SourceModel(entry=options.reference))
+        notes(Remark(came_of_it))
     text = proposal.text()
     if options.out is not None:
         try:
@@ -63,30 +61,12 @@ def draft(options: argparse.Namespace) -> int:
         except OSError as error:
             refuse(str(options.out), f"cannot be written: {error.strerror}", "output-unwritable")
     if options.json:
-        print_json({"spec": text, "undecided": proposal.questions, "notes": kept})
+        print_json({"spec": text, "undecided": proposal.questions, "notes": notes.lines()})
     elif options.out is None:
         print(text, end="")
     else:
         print(f"wrote {options.out}")
-    asked = len(proposal.questions)
-    if asked and not options.json:
-        say(f"{asked} question{'s' * (asked != 1)} to decide, under 'undecided'")
+    count = len(proposal.questions)
+    if count and not options.json:
+        notes(Remark(f"{count} question{'s' * (count != 1)} to decide, under 'undecided'"))
     return 0
-
-
-def _given(options: argparse.Namespace, objects: Any) -> dict[str, Any]:
-    """What is said of the model: in the checkpoint itself, in a config, by `--set`."""
-    from compiler.checkpoints import config_file
-    from compiler.plan import arguments
-    from compiler.target import config_dialects
-
-    found: dict[str, Any] = {}
-    for key in reversed(arguments.OBJECTS):
-        if isinstance(objects.get(key), dict):
-            found |= config_dialects.read_config(objects[key])
-    beside = (config_file.beside(options.source[0], name) for name in ("config.json", "params.json"))
-    path = options.config or next(filter(None, beside), None)
-    if path is not None:
-        found |= config_dialects.read_config(config_file.read_config_file(path))
-    found |= config_file.parse_assignments(options.set)
-    return {name: value for name, value in found.items() if name not in arguments.BAGGAGE - {"dtype"}}

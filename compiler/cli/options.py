@@ -8,21 +8,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from compiler.cli.notes import sentences
 from compiler.diagnostics import MAX_SHOWN, Diagnostic, printable, refuse
+from compiler.jobs.request import DEFAULTS, Request
+from compiler.plan.notes import GuessedArgument, Note
 
 SPEC_HELP = "a spec: a YAML file, or the name of a shipped one"
 AUTO_HELP = SPEC_HELP + "; auto takes the one that fits"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are diagnostics where the words ask for JSON, and argparse's own text elsewhere."""
+    """A parser whose complaints are diagnostics where the words ask for JSON, and argparse's own text elsewhere.
+
+    Options are written out in full: `--to` is not taken for `--tokenizer`.
+    """
 
     def __init__(self, command: str, description: str, **rest: Any) -> None:
-        super().__init__(prog=f"compile {command}".strip(), description=description, **rest)
+        super().__init__(prog=f"compile {command}".strip(), description=description, allow_abbrev=False, **rest)
         self.words: Sequence[str] = ()
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
@@ -34,6 +41,16 @@ class Parser(argparse.ArgumentParser):
         if "--json" in self.words:
             refuse(self.prog, message, "wrong-usage", " ".join(self.format_usage().split()))
         super().error(message)
+
+    def add_field(self, name: str, help: str, flag: str = "", **rest: Any) -> None:
+        """An option for the field of `Request` of that name, with its default; a flag for a bool."""
+        default = DEFAULTS[name]
+        flag = flag or "--" + name.replace("_", "-")
+        if isinstance(default, bool):
+            rest["action"] = "store_false" if default else "store_true"
+        elif isinstance(default, int):
+            rest["type"] = int
+        self.add_argument(flag, dest=name, default=default, help=help, **rest)
 
     def add_spec(self) -> None:
         self.add_argument("spec", metavar="SPEC", help=AUTO_HELP)
@@ -48,90 +65,48 @@ class Parser(argparse.ArgumentParser):
 
     def add_settings(self) -> None:
         """What tells a source's arguments."""
-        self.add_argument(
-            "--config", type=Path, metavar="FILE", help="the source's config: JSON, YAML, Meta's params.json"
-        )
-        self.add_argument(
-            "--weights", metavar="KEY", help="which weights of a torch file: ema, model, or a dotted path of keys"
-        )
+        self.add_field("config", "the source's config: JSON, YAML, Meta's params.json", type=Path, metavar="FILE")
+        self.add_field("weights", "which weights of a torch file: ema, model, or a dotted path of keys", metavar="KEY")
         self.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", help="set one argument of the spec (repeatable)"
         )
-        self.add_argument(
-            "--model", metavar="NAME", help="the released model that this is, where the spec knows its arguments"
-        )
-        self.add_argument("--strict", action="store_true", help="reject arguments that would be guessed")
-        self.add_argument(
-            "--ignore-model-type", action="store_true", help="accept a config that names another architecture"
-        )
+        self.add_field("model", "the released model that this is, where the spec knows its arguments", metavar="NAME")
+        self.add_field("strict", "reject arguments that would be guessed")
+        self.add_field("any_model_type", "accept a config that names another architecture", flag="--ignore-model-type")
 
     def add_conversion(self) -> None:
         """What `run` and `plan` share."""
         self.add_settings()
-        self.add_argument(
-            "--dtype", choices=["float32", "float16", "bfloat16"], help="cast every floating tensor to this type"
-        )
-        self.add_argument(
-            "--reverse", action="store_true", help="the other way: SOURCE is a Transformers folder, OUT a .pth"
-        )
+        self.add_field("dtype", "cast every floating tensor to this type", choices=["float32", "float16", "bfloat16"])
+        self.add_field("reverse", "the other way: SOURCE is a Transformers folder, OUT a .pth")
         self.add_json()
 
 
-def request(options: argparse.Namespace) -> Any:
-    """The `convert.Request` of `run` or `plan`. Raises Refusal."""
+def request(options: argparse.Namespace) -> Request:
+    """The request that a command's options make; fields that it has no option for keep their defaults. Raises Refusal."""
     from compiler.checkpoints.config_file import parse_assignments
-    from compiler.jobs.prepare import Request
 
-    return Request(
-        source=options.source,
-        config=options.config,
-        assigned=parse_assignments(options.set),
-        dtype=options.dtype,
-        reverse=options.reverse,
-        tokenizer=getattr(options, "tokenizer", None),
-        device=getattr(options, "device", "cpu"),
-        jobs=getattr(options, "jobs", 2),
-        checksums=not getattr(options, "no_checksums", True),
-        compare=getattr(options, "compare", True),
-        max_shard_size=getattr(options, "max_shard_size", "5GB"),
-        force=getattr(options, "force", False),
-        resume=getattr(options, "resume", False),
-        check_values=getattr(options, "check_values", False),
-        weights=options.weights,
-        model=options.model,
-        strict=options.strict,
-        any_model_type=options.ignore_model_type,
-        digests=getattr(options, "digests", False),
-        parts=getattr(options, "parts", 1),
-    )
+    words = vars(options)
+    given = {field.name: words[field.name] for field in fields(Request) if field.name in words}
+    return Request(**given, assigned=parse_assignments(options.set))
 
 
-def program_of(options: argparse.Namespace, say: Callable[[str], None]) -> Any:
-    """The `Program` of the spec that the words name; for `auto` the one that fits the source. Raises Refusal."""
-    from compiler.program.loading import load_program
+class Notes:
+    """The listener of a command: prints each note on stderr, or only keeps it, where it becomes part of a result."""
 
-    if options.spec != "auto":
-        return load_program(options.spec)
-    from compiler.checkpoints.config_file import parse_assignments
-    from compiler.jobs.detect import detect, known_specs, unique
+    def __init__(self, silent: bool) -> None:
+        self.silent = silent
+        self.heard: list[Note] = []
 
-    if options.reverse:
-        refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
-    programs = known_specs()
-    fit = unique(detect(options.source, programs, options.config, parse_assignments(options.set)), options.source[0])
-    say(f"took the spec {fit.spec}: {fit.summary}")
-    return next(program for program in programs if program.spec.path == fit.path)
+    def __call__(self, note: Note) -> None:
+        self.heard.append(note)
+        kind = "warning" if isinstance(note, GuessedArgument) else "note"
+        for line in () if self.silent else sentences(note):
+            print(f"{kind}: {printable(line)}", file=sys.stderr)
 
-
-def note(line: str) -> None:
-    """Print a line that is no result: a warning, or a note."""
-    print(printable(line) if line.startswith("warning: ") else f"note: {printable(line)}", file=sys.stderr)
-
-
-def notes(options: argparse.Namespace) -> tuple[list[str], Callable[[str], None]]:
-    """Where notes go: into a list where they become part of a JSON result, else to stderr."""
-    kept: list[str] = []
-    return kept, kept.append if options.json else note
+    def lines(self) -> list[str]:
+        """All notes so far, as sentences."""
+        return [line for note in self.heard for line in sentences(note)]
 
 
 def print_json(value: Any) -> None:

@@ -6,13 +6,11 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from compiler.cli.options import Parser, notes, print_json, program_of, request
+from compiler.cli.notes import sentences
+from compiler.cli.options import Notes, Parser, print_json, request
+from compiler.plan.notes import DefaultArguments
 from compiler.plan_report.text import text
-
-if TYPE_CHECKING:
-    pass
 
 
 def plan_parser() -> Parser:
@@ -27,34 +25,27 @@ def plan_parser() -> Parser:
         action="store_true",
         help="read what a run would compare first: tensors that are tied, or left behind",
     )
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="threads, for the estimate of memory")
+    parser.add_field("jobs", "threads, for the estimate of memory", metavar="N")
+    parser.set_defaults(checksums=False)
     return parser
 
 
 def plan(options: argparse.Namespace) -> int:
+    from compiler.jobs.detect import named_program
     from compiler.jobs.prepare import prepare
-    from compiler.plan import arguments as settings
     from compiler.plan_report.overview import overview
 
-    kept, say = notes(options)
-    say = say if options.html is None else kept.append
-    program, asked = program_of(options, say), request(options)
-    found, checkpoint = prepare(program, asked, say)
-    defaults: dict[str, Any] = {}
-    if not options.reverse:
-        told = settings.gather(
-            program, asked.source[0], checkpoint.objects, asked.config, asked.assigned, asked.any_model_type
-        )
-        arguments = program.spec.arguments
-        defaults = {
-            n: a.default for n, a in arguments.items() if n not in told.given and not a.required and not a.derive
-        }
-    others = [line for line in kept if not line.startswith("left at their defaults")]  # which have a place of their own
+    notes = Notes(silent=options.json or options.html is not None)
+    asked = request(options)
+    program = named_program(options.spec, asked, notes)
+    prepared = prepare(program, asked, notes)
+    # Defaults have a place of their own in the view, and what was printed already is not repeated.
+    others = [note for note in notes.heard if notes.silent and not isinstance(note, DefaultArguments)]
     view = overview(
-        found,
-        checkpoint,
-        defaults=defaults,
-        notes=others,
+        prepared.plan,
+        prepared.checkpoint,
+        defaults=prepared.defaults,
+        notes=[line for note in others for line in sentences(note)],
         jobs=options.jobs,
         full=options.full,
         compared=options.compare,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compiler.cli.options import Meter, Parser, notes, print_json, program_of, request
+from compiler.cli.options import Meter, Notes, Parser, print_json, request
 from compiler.cli.verify import add_source_model, verified
 from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
 
@@ -16,26 +16,18 @@ def run_parser() -> Parser:
     parser.add_source()
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write (with --reverse: the file)")
     parser.add_conversion()
-    parser.add_argument(
-        "--tokenizer", type=Path, metavar="PLACE", help="a folder, or a file such as tokenizer.json, that travels along"
+    parser.add_field(
+        "tokenizer", "a folder, or a file such as tokenizer.json, that travels along", type=Path, metavar="PLACE"
     )
-    parser.add_argument("--device", default="cpu", help="where the tensors are computed: cpu or cuda")
-    parser.add_argument("--no-checksums", action="store_true", help="do not compare a .pth with its own checksums")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many threads move bytes (default: 2)")
-    parser.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="the size of one file of weights (default: 5GB)"
-    )
-    parser.add_argument(
-        "--parts", type=int, default=1, metavar="N", help="with --reverse: a folder of N tensor-parallel parts"
-    )
-    parser.add_argument("--force", action="store_true", help="write into a folder that is not empty")
-    parser.add_argument("--resume", action="store_true", help="continue a run that was killed or interrupted")
-    parser.add_argument(
-        "--check-values", action="store_true", help="count NaN and infinity in every tensor, not in samples"
-    )
-    parser.add_argument(
-        "--digests", action="store_true", help="put the SHA-256 of every source file and tensor into mapspec.json"
-    )
+    parser.add_field("device", "where the tensors are computed: cpu or cuda")
+    parser.add_field("checksums", "do not compare a .pth with its own checksums", flag="--no-checksums")
+    parser.add_field("jobs", "how many threads move bytes (default: %(default)s)", metavar="N")
+    parser.add_field("max_shard_size", "the size of one file of weights (default: %(default)s)", metavar="SIZE")
+    parser.add_field("parts", "with --reverse: a folder of N tensor-parallel parts", metavar="N")
+    parser.add_field("force", "write into a folder that is not empty")
+    parser.add_field("resume", "continue a run that was killed or interrupted")
+    parser.add_field("check_values", "count NaN and infinity in every tensor, not in samples")
+    parser.add_field("digests", "put the SHA-256 of every source file and tensor into mapspec.json")
     parser.add_argument(
         "--readback", action="store_true", help="then read config and tokenizer back with Transformers alone"
     )
@@ -46,21 +38,23 @@ def run_parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     from compiler.jobs.convert import convert
+    from compiler.jobs.detect import named_program
     from compiler.output.ranks import from_environment
 
-    kept, say = notes(options)
+    notes = Notes(silent=options.json)
     if options.reverse and options.verify:
         refuse("compile run", "--verify holds a folder to its source; the way back makes no folder", "wrong-usage")
     if options.parts != 1 and not options.reverse:
         refuse("compile run", "--parts cuts what --reverse makes", "wrong-usage", "add --reverse")
-    program = program_of(options, say)
+    asked = request(options)
+    program = named_program(options.spec, asked, notes)
     with Meter() as meter:
-        plan = convert(program, request(options), options.out, say, meter)
+        plan = convert(program, asked, options.out, notes, meter)
     if not from_environment(options.out).leads:  # the leader says and does the rest
         return 0
     if options.readback and not options.reverse:
         read_back(options.out)
-    proof = verified(options, program, request(options), options.out) if options.verify else None
+    proof = verified(options, program, asked, options.out) if options.verify else None
     if proof:
         from compiler.model_folder.card import record
 
@@ -69,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         spec = program.spec.name.value
         tensors = len(plan.targets)
-        result = {"out": str(options.out), "spec": spec, "tensors": tensors, "bytes": total, "notes": kept}
+        result = {"out": str(options.out), "spec": spec, "tensors": tensors, "bytes": total, "notes": notes.lines()}
         print_json(result | ({"verified": proof} if proof else {}))
     else:
         print(f"{options.out}: {len(plan.targets)} tensors, {total:,} bytes")

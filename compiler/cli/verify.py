@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.cli.options import Parser, notes, print_json, program_of, request
+from compiler.cli.options import Notes, Parser, print_json, request
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 
 if TYPE_CHECKING:
+    from compiler.jobs.request import Request
+    from compiler.program.program import Program
     from compiler.verify.compare import SourceModel, Verdict
 
 PROVES_LESS = (
@@ -26,7 +28,7 @@ def verify_parser() -> Parser:
     parser.add_settings()
     add_source_model(parser)
     parser.add_json()
-    parser.set_defaults(dtype=None, reverse=False)
+    parser.set_defaults(checksums=False)
     return parser
 
 
@@ -45,15 +47,17 @@ def add_source_model(parser: argparse.ArgumentParser) -> None:
 
 
 def verify(options: argparse.Namespace) -> int:
-    kept, say = notes(options)
-    result = verified(options, program_of(options, say), request(options), options.out)
-    print_json(result | {"notes": kept}) if options.json else print(f"{options.out}: {result['text']}")
+    from compiler.jobs.detect import named_program
+
+    notes, asked = Notes(silent=options.json), request(options)
+    result = verified(options, named_program(options.spec, asked, notes), asked, options.out)
+    print_json(result | {"notes": notes.lines()}) if options.json else print(f"{options.out}: {result['text']}")
     return 0
 
 
-def verified(options: argparse.Namespace, program: Any, asked: Any, out: Path) -> dict[str, Any]:
+def verified(options: argparse.Namespace, program: Program, asked: Request, out: Path) -> dict[str, Any]:
     """What was found, where it is good: numbers, and a text for people. Raises Refusal where it is not."""
-    model = source_model(options)
+    model = source_model_of(options.source_spec, options.source_model, options.source_config, options.length)
     if model is None:
         return _without_model(program, asked, out)
     from compiler.verify.compare import verify as compare
@@ -75,27 +79,28 @@ def numbers(found: Verdict) -> dict[str, Any]:
     return {name: getattr(found, name) for name in names}
 
 
-def source_model(options: argparse.Namespace) -> SourceModel | None:
-    """The model that the words name. Raises Refusal."""
+def source_model_of(spec: str | None, entry: str | None, config: Path | None, length: int) -> SourceModel | None:
+    """The source's model: that of a spec, or `entry`, a module:Class; None where neither is named. Raises Refusal."""
     from compiler.program.loading import load_program
 
-    if options.source_spec and options.source_model:
+    if spec and entry:
         refuse("compile verify", "--source-spec and --source-model name one thing twice", "wrong-usage", "give one")
-    if options.length < 2:
-        refuse("compile verify", f"--length {options.length}: a model needs two tokens or more", "wrong-usage")
-    if not options.source_spec and not options.source_model:
+    if length < 2:
+        refuse("compile verify", f"--length {length}: a model needs two tokens or more", "wrong-usage")
+    if not spec and not entry:
         return None
     from compiler.verify.compare import SourceModel
 
-    if options.source_spec:
-        program = load_program(options.source_spec)
+    if spec:
+        program = load_program(spec)
         if program.spec.target.remote_code is None:
             message = "it has no code of its own, so that its model is not that of the source"
             refuse(program.spec.path, message, "wrong-usage", "name a spec whose target is `remote_code`")
-        return SourceModel(program, length=options.length)
-    if options.source_model.count(":") != 1:
-        refuse("--source-model", f"{options.source_model!r} is not of the form module:Class", "wrong-usage")
-    return SourceModel(None, options.source_model, options.source_config, options.length)
+        return SourceModel(program, length=length)
+    assert entry is not None
+    if entry.count(":") != 1:
+        refuse("--source-model", f"{entry!r} is not of the form module:Class", "wrong-usage")
+    return SourceModel(None, entry, config, length)
 
 
 def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
@@ -120,7 +125,7 @@ def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
     return [Diagnostic(rule.span, message, "diverging-model", hint) for rule in found.rules]
 
 
-def _without_model(program: Any, asked: Any, out: Path) -> dict[str, Any]:
+def _without_model(program: Program, asked: Request, out: Path) -> dict[str, Any]:
     from compiler.verify.round_trip import round_trip
 
     back = round_trip(program, asked, out)

@@ -23,7 +23,7 @@ from compiler.draft.proposal import Proposal
 from compiler.draft.reshape_steps import TRANSPOSE, Step
 from compiler.draft.rules import GATE, ROPE, SQUARE, SURE, Guess
 from compiler.draft.sizes import in_all_words
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.model_folder.sidecar_files import texts
 from compiler.plan.plan import Plan
 from compiler.verify.compare import Run, SourceModel, Verdict, draw_tokens, judged, run_job, source_job

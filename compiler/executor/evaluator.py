@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from compiler.layout.array import Array, Atom, Lattice, Piece, flatten
-from compiler.layout.computed import Node, touched
+from compiler.layout.computed import CastOp, Node, touched
 from compiler.ops import kernels
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ class ArrayEvaluator:
     def computed(self, node: Node) -> Tensor:
         algebra = kernels.TorchAlgebra()
         tensors = [self.tensor(operand) for operand in node.operands]
-        if node.kernel == "cast":
+        if isinstance(node.op, CastOp):
             return algebra.cast(tensors[0], node.dtype)
-        result = algebra.compute(node.kernel, tensors, node.values, node.shape)
+        result = algebra.compute(node.op, tensors, node.shape)
         if tuple(result.shape) != node.shape or kernels.dtype_of(result) != node.dtype:
             raise ValueError(
-                f"{node.kernel} made {list(result.shape)} of {kernels.dtype_of(result)}, "
+                f"{node.op.kernel} made {list(result.shape)} of {kernels.dtype_of(result)}, "
                 f"not {list(node.shape)} of {node.dtype}"
             )
         return result

@@ -19,7 +19,7 @@ from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.executor.computed_tasks import Place, Room, tasks_of
 from compiler.layout import array as layout
-from compiler.layout.computed import SUMS, Formulas
+from compiler.layout.computed import Formulas
 from compiler.layout.moves import Move, lower
 from compiler.ops.algebra import Bundle, OpError
 from compiler.output.safetensors_layout import OutFile
@@ -143,7 +143,7 @@ def _tasks(
                 left[form.path].append((offset, computed[-1].nbytes))
             else:
                 moves[form.path] += moved
-        if computed and pipeline and not any(node.kernel in SUMS for node in formulas.nodes.values()):
+        if computed and pipeline and not any(node.op.host_only for node in formulas.nodes.values()):
             others.append(_on_device(group, checkpoint, [places.get(t.name) for t, _ in found], pipeline))
         elif computed:
             others += tasks_of(computed, formulas.nodes, partial(_failure, group, checkpoint), room)
@@ -212,7 +212,7 @@ def _tensors(plan: Plan, checkpoint: Checkpoint, host: Sender, there: Sender) ->
         worker = Worker({str(path): stack.enter_context(opened(path)) for path in checkpoint.files})
         for group in plan.groups:
             sources = _sources(group, checkpoint)
-            sender = host if any(getattr(op, "kernel", "") in SUMS for op in group.ops) else there
+            sender = host if any(op.host_only for op in group.ops) else there
             with _failing(group, checkpoint):
                 made, _ = sender.compute(partial(_call, group), _listed(sources), worker.fill)
                 sender.engine.hand_over(made)

@@ -16,11 +16,13 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
 from compiler.executor import execute
 from compiler.executor.tensor_parallel_parts import check_parts, state_dicts
-from compiler.jobs.prepare import Request, Say, prepare, silent
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.language import document
 from compiler.model_folder import card, sidecar_files
 from compiler.output import ranks, safetensors_layout
 from compiler.output.atomic_output import AtomicOutput
+from compiler.plan.notes import Listener, Remark, ignore_note
 from compiler.plan.plan import Plan
 from compiler.process import Interrupted, stoppable
 from compiler.program.program import Program
@@ -32,7 +34,7 @@ def convert(
     program: Program,
     request: Request,
     out: Path,
-    say: Say = silent,
+    on_note: Listener = ignore_note,
     progress: execute.Progress = lambda size: None,
 ) -> Plan:
     """Do all of it: `out` is a folder, or with `reverse` a file unless it is cut into parts.
@@ -49,12 +51,13 @@ def convert(
         refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
     with ranks.from_environment(out) as crew:
         if not crew.leads:  # the leader speaks, and looks at values, for all
-            say = silent
-        plan, checkpoint = prepare(program, request, say)
+            on_note = ignore_note
+        prepared = prepare(program, request, on_note)
+        plan, checkpoint = prepared.plan, prepared.checkpoint
         output.check_room(sum(target.nbytes for target in plan.targets))
         for line in nonfinite_values.brought(checkpoint, plan, request.check_values) if crew.leads else ():
-            say(line)
-        write(plan, checkpoint, request, out, say, progress, crew)
+            on_note(Remark(line))
+        write(plan, checkpoint, request, out, on_note, progress, crew)
     return plan
 
 
@@ -63,7 +66,7 @@ def write(
     checkpoint: Checkpoint,
     request: Request,
     out: Path,
-    say: Say = silent,
+    on_note: Listener = ignore_note,
     progress: execute.Progress = lambda size: None,
     crew: ranks.Crew | None = None,
 ) -> None:
@@ -77,6 +80,9 @@ def write(
         else safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
     )
     output = _output(out, request, plan.program, fingerprint(plan, checkpoint, files, request.parts))
+
+    def remark(text: str) -> None:
+        on_note(Remark(text))
 
     def weights(folder: Path, ledger: Ledger) -> None:
         execute.write_folder(
@@ -97,7 +103,7 @@ def write(
             return
         with stoppable(), output:
             if output.done:
-                say("all was written; it has its name now")
+                remark("all was written; it has its name now")
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
@@ -105,14 +111,14 @@ def write(
                 files_of = state_dicts(plan, output.place, request.parts)
                 execute.write_state_dicts(plan, checkpoint, files_of, request.device, progress)
             else:
-                sidecar_files.write(plan, checkpoint, request.tokenizer, request.source[0], files, output, say)
+                sidecar_files.write(plan, checkpoint, request.tokenizer, request.source[0], files, output, remark)
                 with output.journal as journal, crew.leading(journal, output.fingerprint):
                     weights(output.place, journal)
                 if request.digests:
                     text = card.manifest(plan, checkpoint, output.place)
                     (output.place / card.MANIFEST).write_text(text, encoding="utf-8")
             for line in nonfinite_values.made(checkpoint, plan, output.place):
-                say(line)
+                remark(line)
             sources.check()
             output.finish()
     except KeyboardInterrupt as interrupt:

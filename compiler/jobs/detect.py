@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
@@ -20,13 +20,13 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
-from compiler.plan import arguments, released_models
-from compiler.plan.bind import bind
+from compiler.jobs.prepare import bind_source
+from compiler.jobs.request import Request
+from compiler.plan.notes import ChosenSpec, Listener, ignore_note
 from compiler.plan.source_files import Opened, open_source
-from compiler.program.environment import Environment, NamedShapes
+from compiler.program.environment import NamedShapes
 from compiler.program.loading import load_program
 from compiler.program.program import Program
-from compiler.proof.proof import check_target
 from compiler.resources import folder
 
 ORDER = ("fits", "asks", "near", "no")
@@ -64,18 +64,13 @@ def known_specs(more: Sequence[Path] = ()) -> list[Program]:
     return [load_program(str(path)) for path in paths]
 
 
-def detect(
-    paths: Sequence[Path],
-    programs: Iterable[Program],
-    config: Path | None = None,
-    assigned: Mapping[str, Any] | None = None,
-) -> list[Fit]:
+def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
     """A Fit for each program, the best first. Raises Refusal where the checkpoint cannot be opened in any way."""
     opened: dict[object, Checkpoint | Refusal] = {}
     files: Opened = {}
-    names = [name for path in paths for name in _called(path)]
-    if config is not None:
-        config_file.read_config_file(config)
+    names = [name for path in request.source for name in _called(path)]
+    if request.config is not None:
+        config_file.read_config_file(request.config)
     found = []
     for program in programs:
         key = (
@@ -85,10 +80,10 @@ def detect(
         )
         if key not in opened:
             try:
-                opened[key] = open_source(program, paths, opened=files)
+                opened[key] = open_source(program, request.source, request.weights, files)
             except Refusal as refusal:
                 opened[key] = Refusal(refusal.diagnostics)  # without what it was raised from
-        found.append(_fit(program, paths, names, opened[key], config, assigned or {}))
+        found.append(_fit(program, request, names, opened[key]))
     if opened and all(isinstance(one, Refusal) for one in opened.values()):
         raise next(one for one in opened.values() if isinstance(one, Refusal))
     return sorted(found, key=lambda fit: (ORDER.index(fit.status), -fit.share, not fit.container, fit.spec))
@@ -107,6 +102,18 @@ def unique(fits: Sequence[Fit], path: Path) -> Fit:
     return good[0]
 
 
+def named_program(spec: str, request: Request, on_note: Listener = ignore_note) -> Program:
+    """The program of a spec by path or name; for `auto` that of the shipped spec that fits the source. Raises Refusal."""
+    if spec != "auto":
+        return load_program(spec)
+    if request.reverse:
+        refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
+    programs = known_specs()
+    fit = unique(detect(request, programs), request.source[0])
+    on_note(ChosenSpec(fit.spec, fit.summary))
+    return next(program for program in programs if program.spec.path == fit.path)
+
+
 def _called(path: Path) -> Iterable[str]:
     """The name of a file, and in a folder those of its files."""
     yield path.name
@@ -114,14 +121,7 @@ def _called(path: Path) -> Iterable[str]:
         yield from (str(file.relative_to(path)) for file in islice(path.rglob("*"), _MOST_FILES))
 
 
-def _fit(
-    program: Program,
-    paths: Sequence[Path],
-    names: Sequence[str],
-    checkpoint: Checkpoint | Refusal,
-    config: Path | None,
-    assigned: Mapping[str, Any],
-) -> Fit:
+def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: Checkpoint | Refusal) -> Fit:
     spec = program.spec
 
     def fit(status: str, share: float, reasons: Iterable[str] = (), asks: Iterable[str] = ()) -> Fit:
@@ -133,7 +133,7 @@ def _fit(
     share, reasons = _names(program, checkpoint.tensors)
     if share < NEAR or (program.keep_all and not _looked_for(program, checkpoint.tensors)):
         return fit("no", share, reasons)
-    problems = _bound(program, paths, checkpoint, config, assigned)
+    problems = _problems(program, request, checkpoint)
     if not problems:
         return fit("fits", share)
     asks = [d.message.partition(" ")[0] for d in problems if d.kind == "missing-argument"]
@@ -143,21 +143,12 @@ def _fit(
     return fit("near", share, list(dict.fromkeys([*reasons, *others])) or [d.message for d in problems], asks)
 
 
-def _bound(
-    program: Program, paths: Sequence[Path], checkpoint: Checkpoint, config: Path | None, assigned: Mapping[str, Any]
-) -> tuple[Diagnostic, ...]:
+def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:
     """What keeps the program from binding to this checkpoint."""
     known = {*program.spec.arguments, *program.spec.facts}
+    request = replace(request, assigned={name: value for name, value in request.assigned.items() if name in known})
     try:
-        told = arguments.gather(
-            program, paths[0], checkpoint.objects, config, {n: v for n, v in assigned.items() if n in known}
-        )
-        shapes = NamedShapes(checkpoint.tensors)
-        env = Environment(program, shapes, released_models.with_released(program, shapes, told.given)[0])
-        env.check()
-        plan = bind(program, checkpoint.tensors, env)
-        if program.keep_all:
-            check_target(plan)
+        bind_source(program, request, checkpoint)
     except Refusal as refusal:
         return refusal.diagnostics
     return ()

@@ -1,179 +1,190 @@
 """Open a checkpoint, collect its arguments and bind a Program to it; nothing is written.
 
-Takes a Program and a `Request`; returns the Plan with the opened Checkpoint. Everything is decided from metadata before
-the first byte of output exists. Raises Refusal.
+Takes a Program and a `Request`; returns all that is known before the first byte of output exists, as a `Prepared`.
+Everything is decided from metadata. Raises Refusal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
-from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
+from compiler.diagnostics import Diagnostic, Refusal, refuse
 from compiler.executor import preconditions
-from compiler.executor.preconditions import check_made
+from compiler.jobs.request import Request
 from compiler.plan import arguments, config_guard, config_inverse, released_models
 from compiler.plan.bind import bind
+from compiler.plan.notes import (
+    DefaultArguments,
+    DerivedArguments,
+    GuessedArgument,
+    IgnoredTensors,
+    Listener,
+    Note,
+    ReleasedArguments,
+    Remark,
+    UnreadFields,
+    ignore_note,
+)
 from compiler.plan.plan import Plan
-from compiler.plan.source_checks import check_quantized, uneven, whole_numbers
+from compiler.plan.source_checks import check_quantized, integer_tensors, uneven_shapes
 from compiler.plan.source_files import open_source
 from compiler.process import uncollected
-from compiler.program.environment import Environment, Given, NamedShapes, check_given, unfounded
+from compiler.program.environment import Environment, Given, NamedShapes, Origin, check_given, unfounded
 from compiler.program.inverse import SourceShapes
 from compiler.program.program import Program
 from compiler.proof.proof import check_target
 
-Say = Callable[[str], None]
-WARNING = "warning: "  # a line that begins so is no mere note
-
-
-def silent(line: str) -> None:
-    """Say it to nobody."""
-
 
 @dataclass(frozen=True)
-class Request:
-    """What a user asks for; the fields are the options of `compile run`.
+class Prepared:
+    """A plan and what it rests on: the opened checkpoint, the value and origin of each argument that the plan uses, and
+    the notes, in the order in which they came up."""
 
-    Without `compare` (and `checksums`) a plan is made from headers alone: no byte of a tensor is read.
-    """
+    plan: Plan
+    checkpoint: Checkpoint
+    arguments: Mapping[str, Given]
+    notes: tuple[Note, ...]
 
-    source: Sequence[Path]
-    config: Path | None = None
-    assigned: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer: Path | None = None
-    dtype: str | None = None
-    device: str = "cpu"
-    jobs: int = 2
-    checksums: bool = True
-    compare: bool = True
-    max_shard_size: str = "5GB"
-    reverse: bool = False
-    force: bool = False
-    resume: bool = False
-    check_values: bool = False
-    digests: bool = False
-    weights: str | None = None
-    model: str | None = None  # a released model that the spec knows
-    any_model_type: bool = False  # accept a config of another architecture
-    strict: bool = False  # refuse guesses
-    parts: int = 1  # of a state_dict, the other way
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The arguments that nothing gave, with the defaults that they took."""
+        return _of(self.arguments, Origin.DEFAULT)
 
 
 @uncollected()
-def prepare(program: Program, request: Request, say: Say = silent) -> tuple[Plan, Checkpoint]:
-    """Open the source and bind the program to it; nothing is written. Raises Refusal."""
+def prepare(program: Program, request: Request, on_note: Listener = ignore_note) -> Prepared:
+    """Open the source and bind the program to it; nothing is written. `on_note` gets each note at once, so that it is
+    known even where the conversion is refused. Raises Refusal."""
+    notes: list[Note] = []
+
+    def note(one: Note) -> None:
+        notes.append(one)
+        on_note(one)
+
     check_given(program, request.assigned)
     if request.reverse:
         checkpoint = open_checkpoint(request.source[0] if len(request.source) == 1 else list(request.source))
     else:
         checkpoint = open_source(program, request.source, request.weights)
-    for note in checkpoint.notes:
-        say(note)
-    plan = (_prepare_reverse if request.reverse else _prepare)(program, request, checkpoint, say)
-    for line in (*uneven(plan), *whole_numbers(plan)):
-        say(line)
-    for name, reason in plan.ignored[:8]:
-        say(f"ignored {name}: {reason}")
-    if len(plan.ignored) > 8:
-        say(f"ignored {len(plan.ignored) - 8} more tensors")
+    for text in checkpoint.notes:
+        note(Remark(text))
+    plan, env = (_bind_reversed if request.reverse else bind_source)(program, request, checkpoint, note)
+    for finder in (uneven_shapes, integer_tensors):
+        for one in finder(plan):
+            note(one)
+    if plan.ignored:
+        note(IgnoredTensors(plan.ignored))
     if not request.checksums:
         checkpoint = replace(checkpoint, checksums={})
     try:
         if request.compare:
             preconditions.check_ties(plan, checkpoint)
-            check_made(plan, checkpoint)
+            preconditions.check_made(plan, checkpoint)
     except Refusal:
         verify(checkpoint)  # damage explains any difference
         raise
-    return plan, checkpoint
+    return Prepared(plan, checkpoint, env.arguments, tuple(notes))
 
 
-def _prepare(program: Program, request: Request, checkpoint: Checkpoint, say: Say) -> Plan:
-    told = arguments.gather(
+def bind_source(
+    program: Program, request: Request, checkpoint: Checkpoint, note: Listener = ignore_note
+) -> tuple[Plan, Environment]:
+    """The plan of an opened source, and the values that it was made with. No tensor is read. Raises Refusal."""
+    settings = arguments.gather(
         program, request.source[0], checkpoint.objects, request.config, request.assigned, request.any_model_type
     )
-    for note in told.notes:
-        say(note)
+    for one in settings.notes:
+        note(one)
     shapes = NamedShapes(checkpoint.tensors)
-    given, released = released_models.with_released(program, shapes, told.given, request.model)
+    given, released = released_models.with_released(program, shapes, settings.given, request.model)
     env = Environment(program, shapes, given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
     if program.keep_all:
         check_target(plan)
-    if different := arguments.contradictions(program, told.stated, plan.config) or arguments.rowless(plan.config):
+    if different := arguments.contradictions(program, settings.stated, plan.config) or arguments.rowless(plan.config):
         raise Refusal(different)
-    for line in released:
-        say(line)
-    if told.unread:
-        say(f"not carried over from the config: {listed(told.unread, 40)}")
-    if derived := env.derived:
-        say("derived from the checkpoint: " + ", ".join(f"{n}={v!r}" for n, v in derived.items()))
-    if env.defaulted:
-        say("left at their defaults: " + ", ".join(f"{n}={v!r}" for n, v in env.defaulted.items()))
-    guessed = env.guessed
-    _report_guesses(program, guessed, request.strict, say)
-    return replace(plan, guesses=guessed, released="; ".join(released))
+    if settings.unread:
+        note(UnreadFields(settings.unread))
+    return _with_assumptions(plan, env, released, request.strict, note), env
 
 
-def _report_guesses(program: Program, guessed: Mapping[str, Any], strict: bool, say: Say) -> None:
-    """A line for each guess that is used. Raises Refusal where none may be."""
-    told = {n: program.spec.arguments[n] for n in guessed}
-    if strict and guessed:
-        raise Refusal(
-            Diagnostic(
-                argument.span,
-                f"{name} is a guess: {guessed[name]!r}; {argument.help}",
-                "guessed-argument",
-                f"give it with --set {name}=VALUE, or a --config that has it",
-            )
-            for name, argument in told.items()
-        )
-    for name, argument in told.items():
-        say(f"{WARNING}{name} = {guessed[name]!r} is a guess ({argument.help}); give it with --set {name}=VALUE")
-
-
-def _prepare_reverse(program: Program, request: Request, checkpoint: Checkpoint, say: Say) -> Plan:
-    config_path = request.config or config_file.beside(request.source[0], "config.json")
-    if config_path is None:
+def _bind_reversed(
+    program: Program, request: Request, checkpoint: Checkpoint, note: Listener
+) -> tuple[Plan, Environment]:
+    config = request.config or config_file.beside(request.source[0], "config.json")
+    if config is None:
         text = "there is no config.json, which tells the sizes of the way back"
         refuse(str(request.source[0]), text, "missing-config", "give it with --config")
-    fields, known = arguments.gather_reverse(program, config_path, request.assigned, request.any_model_type)
+    fields, given = arguments.gather_reversed(program, config, request.assigned, request.any_model_type)
     shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
-    env = Environment(program, shapes, known, trusted=True)
+    env = Environment(program, shapes, given, trusted=True)
     if different := config_guard.differing_fields(program, fields, _written(program, env)):
-        solved = config_inverse.arguments_of(program, different, {n: given.value for n, given in known.items()})
-        known |= {n: Given(value, config_path.name) for n, value in solved.items()}
-        env = Environment(program, shapes, known, trusted=True)
-    if wrong := config_guard.irreversible_fields(program, fields, _written(program, env), str(config_path)):
+        solved = config_inverse.arguments_of(program, different, {n: known.value for n, known in given.items()})
+        given |= {n: Given(value, config.name, Origin.CONFIG_FILE) for n, value in solved.items()}
+    env = Environment(program, shapes, given, trusted=True)
+    carried = {field.name for field in program.spec.config if field.carried in request.assigned}
+    fields = {name: value for name, value in fields.items() if name not in carried}  # the user says otherwise
+    if wrong := config_guard.irreversible_fields(program, fields, _written(program, env), str(config)):
         raise Refusal(wrong)
+    env = Environment(program, shapes, given, trusted=True)  # without what only the config asked for
+    for name in given.keys() & program.spec.arguments.keys():
+        env[name]  # a value that was given counts, though the plan may do without
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
-    if used := {name: value for name, value in env.defaulted.items() if name in env.found}:
-        say("left at their defaults: " + ", ".join(f"{name}={value!r}" for name, value in used.items()))
-    guessed = {name: value for name, value in env.guessed.items() if name in env.found}
-    _report_guesses(program, guessed, request.strict, say)
+    plan = _with_assumptions(plan, env, None, request.strict, note)
     # What comes out must be a source that the spec would accept, of the sizes that the config tells.
     made = NamedShapes({target.name: target for target in plan.targets})
     try:
-        Environment(program, made, known, trusted=unfounded(program, known)).check()
+        Environment(program, made, given, trusted=unfounded(program, given)).check()
     except Refusal as refusal:  # what only the way there has to know is nothing here
         if others := [d for d in refusal.diagnostics if d.kind != "missing-argument"]:
             raise Refusal(others) from None
-    return replace(plan, guesses=guessed)
+    return plan, env
 
 
 def _written(program: Program, env: Environment) -> dict[str, Any]:
     """The fields that the source of a reversed conversion would be given, as far as they are known."""
     found: dict[str, Any] = {}
-    for one in program.spec.config:
+    for field in program.spec.config:
         try:
-            found[one.name] = env.evaluate(one.expr) if one.expr else one.constant
+            found[field.name] = env.evaluate(field.expr) if field.expr else field.constant
         except Refusal:  # it needs an argument that the folder does not have
             continue
     return found
+
+
+def _of(values: Mapping[str, Given], origin: Origin) -> dict[str, Any]:
+    return {name: given.value for name, given in values.items() if given.origin is origin}
+
+
+def _with_assumptions(
+    plan: Plan, env: Environment, released: ReleasedArguments | None, strict: bool, note: Listener
+) -> Plan:
+    """The plan with the guesses that it rests on; a note for them and for all that nobody gave. With `strict`, raises
+    Refusal for guesses."""
+    if released:
+        note(released)
+    if derived := _of(env.arguments, Origin.DERIVED):
+        note(DerivedArguments(derived))
+    if defaults := _of(env.arguments, Origin.DEFAULT):
+        note(DefaultArguments(defaults))
+    guesses = _of(env.arguments, Origin.GUESS)
+    known = {name: env.spec.arguments[name] for name in guesses}
+    if strict and guesses:
+        raise Refusal(
+            Diagnostic(
+                argument.span,
+                f"{name} is a guess: {guesses[name]!r}; {argument.help}",
+                "guessed-argument",
+                f"give it with --set {name}=VALUE, or a --config that has it",
+            )
+            for name, argument in known.items()
+        )
+    for name, argument in known.items():
+        note(GuessedArgument(name, guesses[name], argument.help))
+    return replace(plan, guesses=guesses, released=released.models if released else ())

@@ -16,7 +16,6 @@ from re import _constants as _c  # type: ignore[attr-defined]
 
 from compiler.diagnostics import Span
 
-MAX_NAME = 4_000
 ALPHABET = 128  # names are ASCII; what lies outside is one class that no literal of a spec names
 ALL_CHARS = (1 << ALPHABET) - 1
 

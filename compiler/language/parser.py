@@ -13,9 +13,8 @@ from compiler.diagnostics import Refusal, Report, Span, listed, nearest, refuse
 from compiler.language import document
 from compiler.language.document import Node, Scalar
 from compiler.language.expression import Expr, parse_expr
-from compiler.language.schema import validate
+from compiler.language.schema import op_words, validate
 from compiler.language.spec import (
-    OP_WORDS,
     Argument,
     Create,
     Entry,
@@ -300,7 +299,7 @@ def _transform(node: Node, report: Report) -> Transform:
     assert target is not None
     steps = node.get("steps")
     if isinstance(steps, document.Sequence):
-        if extra := next((k for k, _ in node.entries if k.text in OP_WORDS), None):
+        if extra := next((k for k, _ in node.entries if k.text in op_words()), None):
             report.add(extra.span, f"{extra.text!r} beside 'steps'", "ambiguous-step", "put it into the list")
         found = tuple(_step(step, report) for step in steps.items)
     else:
@@ -311,13 +310,13 @@ def _transform(node: Node, report: Report) -> Transform:
 def _step(node: Node, report: Report) -> Step:
     assert isinstance(node, document.Mapping)
     values = {key.text: value for key, value in node.entries}
-    words = [key for key, _ in node.entries if key.text in OP_WORDS]
+    words = [key for key, _ in node.entries if key.text in op_words()]
     if len(words) != 1:
         report.add(
             words[1].span if words else node.span,
             f"a step is one op, here {'are ' + listed(w.text for w in words) if words else 'is none'}",
             "ambiguous-step",
-            f"the ops are {', '.join(OP_WORDS)}; a chain of them is a list under 'steps'",
+            f"the ops are {', '.join(op_words())}; a chain of them is a list under 'steps'",
         )
         return Step("", values, node.span)
     return Step(words[0].text, values, words[0].span)

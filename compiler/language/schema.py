@@ -14,6 +14,7 @@ from typing import Any
 from compiler.diagnostics import Report, listed, nearest
 from compiler.language import document
 from compiler.language.document import Node, Scalar
+from compiler.language.spec import STEP_MODIFIERS
 
 
 @cache
@@ -21,6 +22,12 @@ def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of the language."""
     loaded: dict[str, Any] = json.loads(resources.files("compiler").joinpath("schema.json").read_text())
     return loaded
+
+
+@cache
+def op_words() -> tuple[str, ...]:
+    """The words of the ops: the keys of a step that are no modifiers."""
+    return tuple(word for word in schema()["$defs"]["step"]["properties"] if word not in STEP_MODIFIERS)
 
 
 def validate(root: document.Mapping, report: Report) -> None:

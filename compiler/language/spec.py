@@ -10,25 +10,7 @@ from compiler.diagnostics import Span
 from compiler.language.document import Node
 from compiler.language.expression import Expr
 
-OP_WORDS = (
-    "split",
-    "concat",
-    "stack",
-    "unstack",
-    "rearrange",
-    "cast",
-    "rope_to_half",
-    "rope_to_interleaved",
-    "transpose",
-    "interleave",
-    "deinterleave",
-    "pad",
-    "crop",
-    "affine",
-    "normalize",
-    "dequantize",
-    "lora",
-)
+STEP_MODIFIERS = ("sizes", "parts", "axis", "only")  # keys that may stand beside the word of an op
 
 
 @dataclass(frozen=True)

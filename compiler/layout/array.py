@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from compiler.dtypes import ITEM_SIZES
+from compiler.layout.kernel_op import KernelOp
 
 
 class Atom(NamedTuple):
@@ -168,8 +169,8 @@ class LayoutAlgebra:
     def cast(self, tensor: Array, dtype: str) -> Array:
         return cast(tensor, dtype)
 
-    def compute(self, kernel: str, tensors: Sequence[Array], values: Sequence[object], shape: tuple[int, ...]) -> Array:
-        raise NotImplementedError(kernel)
+    def compute(self, op: KernelOp, tensors: Sequence[Array], shape: tuple[int, ...]) -> Array:
+        raise NotImplementedError(op.kernel)
 
 
 # Lattices -----------------------------------------------------------------------------------------------------------

@@ -2,33 +2,54 @@
 
 `Formulas` is the layout algebra with one difference: a `compute` becomes a `Node`, and its result an array whose source
 is that node. So the ops of a group leave every target as one array, whatever they do, and a target may be asked for row
-by row: `rows` narrows a node to some of its rows, where its kernel allows that. Reads nothing and computes nothing.
+by row: `rows` narrows a node to some of its rows, as its op says. Reads nothing and computes nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from compiler.dtypes import ITEM_SIZES
 from compiler.layout import array as layout
 from compiler.layout.array import Array, Piece, narrow
+from compiler.layout.kernel_op import KernelOp, RowCut, Shape
 
 BLOCK = 2 << 20  # bytes of a target that are computed at a time: with all operands in float32, ten times as many
 WASTE = 4  # computing in blocks may compute this many times the bytes that it needs
-SUMS = frozenset(("add_low_rank", "normalize"))  # a sum has other bits where it is cut, or on another device
 _CASTS = frozenset(("float16", "bfloat16", "float32", "float64"))  # those that the bytes go through as they move
+
+
+@dataclass(frozen=True)
+class CastOp:
+    """A cast that bytes cannot go through as they move; each row by itself."""
+
+    kernel: ClassVar[str] = "cast"
+    host_only: ClassVar[bool] = False
+    dtype: str
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return (self.dtype,)
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        return (self.dtype,)
+
+    def row_grain(self, shape: Shape) -> int:
+        return 1
+
+    def cut_rows(self, start: int, stop: int, shapes: Sequence[Shape]) -> RowCut:
+        return RowCut(self, ((start, stop - start),))
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """The function `kernel` of its operands and values; the result has this element type and shape."""
+    """What `op` computes from its operands: a tensor of this element type and shape."""
 
-    kernel: str
+    op: KernelOp
     operands: tuple[Array, ...]
-    values: tuple[Any, ...]
     dtype: str
     shape: tuple[int, ...]
 
@@ -43,40 +64,15 @@ class Node:
     @property
     def grain(self) -> int:
         """How many rows have to be computed together."""
-        match self.kernel:
-            case _ if not self.shape:
-                return 1
-            case "dequantize_blocks" if len(self.shape) == 2:
-                return int(self.values[0])
-            case "affine" | "cast" | "pad" | "full" | "dequantize_blocks":
-                return 1
-            case "dequantize_mxfp4" if len(self.shape) > 1:
-                return 1
-            case "normalize" if self.values[0] % len(self.shape):
-                return 1
-        return max(1, self.height)
+        return self.op.row_grain(self.shape)
 
     def rows(self, start: int, stop: int) -> Node:
         """The node of the rows from `start`, a multiple of the grain, to `stop`, another or the end."""
         if (start, stop) == (0, self.height):
             return self
-        count, values, operands = stop - start, self.values, self.operands
-        shape = (count, *self.shape[1:])
-        match self.kernel:
-            case "full":
-                values = (shape, *values[1:])
-            case "pad" if values[0] % len(self.shape) == 0:
-                held = operands[0].shape[0]
-                first = min(start, held)
-                operands = (narrow(operands[0], 0, first, min(stop, held) - first),)
-                values = (0, count, values[2])
-            case "dequantize_blocks" if len(self.shape) == 2:
-                weight, scale = operands
-                high = values[0]
-                operands = (narrow(weight, 0, start, count), narrow(scale, 0, start // high, -(-count // high)))
-            case _:
-                operands = tuple(narrow(operand, 0, start, count) for operand in operands)
-        return replace(self, operands=operands, values=values, shape=shape)
+        cut = self.op.cut_rows(start, stop, [operand.shape for operand in self.operands])
+        operands = (narrow(o, 0, first, count) for o, (first, count) in zip(self.operands, cut.operands, strict=True))
+        return Node(cut.op, tuple(operands), self.dtype, (stop - start, *self.shape[1:]))
 
 
 class Formulas(layout.LayoutAlgebra):
@@ -88,12 +84,11 @@ class Formulas(layout.LayoutAlgebra):
     def cast(self, tensor: Array, dtype: str) -> Array:
         if tensor.dtype == dtype or {tensor.dtype, dtype} <= _CASTS:
             return layout.cast(tensor, dtype)
-        return self._noted(Node("cast", (tensor,), (dtype,), dtype, tensor.shape))
+        return self._noted(Node(CastOp(dtype), (tensor,), dtype, tensor.shape))
 
-    def compute(self, kernel: str, tensors: Sequence[Array], values: Sequence[object], shape: tuple[int, ...]) -> Array:
-        # A kernel whose last value is a text makes that element type, the others keep their first tensor's.
-        dtype = values[-1] if values and isinstance(values[-1], str) else tensors[0].dtype
-        return self._noted(Node(kernel, tuple(tensors), tuple(values), dtype, shape))
+    def compute(self, op: KernelOp, tensors: Sequence[Array], shape: tuple[int, ...]) -> Array:
+        (dtype,) = op.dtypes(tuple(tensor.dtype for tensor in tensors))
+        return self._noted(Node(op, tuple(tensors), dtype, shape))
 
     def _noted(self, node: Node) -> Array:
         name = f"\0{len(self.nodes)}"  # no path holds this character

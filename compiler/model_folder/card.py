@@ -56,7 +56,7 @@ def manifest(plan: Plan, checkpoint: Checkpoint, digests: Path | None = None) ->
         "spec": {"name": spec.name.value, "sha256": spec_digest(plan)},
         "settings": dict(plan.values),
         "guesses": dict(plan.guesses),
-        "released": plan.released,
+        "released": list(plan.released),
         "sources": sources,
         "ties": dict(plan.ties),
         "ignored": dict(plan.ignored),
@@ -143,6 +143,6 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str]) -> str:
         chat="chat_template.jinja" in files,
         proof=UNVERIFIED,
         guesses=[f"`{name}` = {value!r}" for name, value in plan.guesses.items()],
-        released=plan.released,
+        released=", ".join(plan.released),
         ignored={reason: names if len(names) < 5 else [*names[:4], "..."] for reason, names in ignored.items()},
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from compiler.language.expression import Expr
+from compiler.layout.kernel_op import KernelOp
 
 T = TypeVar("T")
 Size = Expr | int
@@ -22,8 +23,8 @@ class OpError(ValueError):
 
 class Algebra(Protocol[T]):
     """What can be done to a tensor. `rearrange` is reshape to `inner`, permute by `order`, reshape to `outer`; `compute`
-    is the function of that name in `kernels`, which takes `tensors` and `values` and returns a tensor of `shape`. An
-    algebra that cannot compute raises NotImplementedError.
+    calls the op's kernel, the function of that name in `kernels`, which returns a tensor of `shape`. An algebra that
+    cannot compute raises NotImplementedError.
     """
 
     def shape(self, tensor: T) -> tuple[int, ...]: ...
@@ -33,7 +34,7 @@ class Algebra(Protocol[T]):
     def unstack(self, tensor: T, axis: int) -> Sequence[T]: ...
     def rearrange(self, tensor: T, inner: Sequence[int], order: Sequence[int], outer: Sequence[int]) -> T: ...
     def cast(self, tensor: T, dtype: str) -> T: ...
-    def compute(self, kernel: str, tensors: Sequence[T], values: Sequence[Any], shape: tuple[int, ...]) -> T: ...
+    def compute(self, op: KernelOp, tensors: Sequence[T], shape: tuple[int, ...]) -> T: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Op:
     word: ClassVar[str]
     undo: ClassVar[str] = "exact"  # what the derived inverse restores: exact, tolerance, none
     loss: ClassVar[str] = ""  # why there is no inverse
+    host_only: ClassVar[bool] = False  # other bits come out on another device
 
     def sizes_used(self) -> Iterable[Size]:
         """The sizes that `bind` will evaluate."""
@@ -111,9 +113,7 @@ class ShapeAlgebra:
     def cast(self, tensor: tuple[int, ...], dtype: str) -> tuple[int, ...]:
         return tensor
 
-    def compute(
-        self, kernel: str, tensors: Sequence[tuple[int, ...]], values: Sequence[Any], shape: tuple[int, ...]
-    ) -> tuple[int, ...]:
+    def compute(self, op: KernelOp, tensors: Sequence[tuple[int, ...]], shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
 

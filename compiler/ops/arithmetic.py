@@ -6,13 +6,14 @@ elsewhere: its shape rule, its element type and its way back. `lossy` has those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from compiler.layout.kernel_op import RowCut, Shape
 from compiler.ops.algebra import Algebra, Bundle, Op, OpError, Size, T, axis_of, shown
+from compiler.ops.written_step import StepReader, WrittenStep
 
-Shape = tuple[int, ...]
 Real = Size | float
 
 
@@ -44,6 +45,14 @@ class Computed(Op):
         """The shape rule. Raises OpError."""
         return shapes[0]
 
+    def row_grain(self, shape: Shape) -> int:
+        """How many rows of a result of this shape have to be computed together: all, where an op does not know better."""
+        return max(1, shape[0]) if shape else 1
+
+    def cut_rows(self, start: int, stop: int, shapes: Sequence[Shape]) -> RowCut:
+        """The op that computes some rows, from the same rows of each tensor where an op does not say otherwise."""
+        return RowCut(self, ((start, stop - start),) * self.takes)
+
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         if self.takes == 1:
             return slots, holes
@@ -54,7 +63,7 @@ class Computed(Op):
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
         def call(*tensors: T) -> T:
             shape = self.result(*map(algebra.shape, tensors))
-            return algebra.compute(self.kernel, tensors, self.values, shape)
+            return algebra.compute(self, tensors, shape)
 
         if self.takes == 1:
             return bundle.map(call)
@@ -80,6 +89,16 @@ class Pad(Computed):
 
     def result(self, *shapes: Shape) -> Shape:
         return _resized(self, shapes[0])
+
+    def row_grain(self, shape: Shape) -> int:
+        return 1
+
+    def cut_rows(self, start: int, stop: int, shapes: Sequence[Shape]) -> RowCut:
+        if self.axis % len(shapes[0]):
+            return super().cut_rows(start, stop, shapes)
+        first = min(start, shapes[0][0])
+        length = min(stop, shapes[0][0]) - first
+        return RowCut(Pad(0, length, stop - start, self.fill), ((first, length),))
 
     def inverse(self) -> Op:
         return Crop(self.axis, self.to, self.of)
@@ -142,9 +161,15 @@ class Affine(Computed):
             return self.scale, self.shift
         assert isinstance(self.scale, int | float)
         assert isinstance(self.shift, int | float)
-        if self.scale == 0:
-            raise OpError("affine by a scale of 0 has no way back")
         return 1 / self.scale, -self.shift / self.scale
+
+    def result(self, *shapes: Shape) -> Shape:
+        if self.back and self.scale == 0:
+            raise OpError("affine by a scale of 0 has no way back")
+        return shapes[0]
+
+    def row_grain(self, shape: Shape) -> int:
+        return 1
 
     def inverse(self) -> Op:
         return replace(self, back=not self.back)
@@ -177,5 +202,27 @@ class Full(Computed):
     def result(self, *shapes: Shape) -> Shape:
         return tuple(n for n in self.shape or () if isinstance(n, int))
 
+    def row_grain(self, shape: Shape) -> int:
+        return 1
+
+    def cut_rows(self, start: int, stop: int, shapes: Sequence[Shape]) -> RowCut:
+        return RowCut(replace(self, shape=(stop - start, *self.result()[1:])), ())
+
     def inverse(self) -> Op:
         raise OpError("what create made is compared with its value and left behind, not undone")
+
+
+def _read_pad(written: WrittenStep) -> Op:
+    fill = float(written.plain_field("fill"))
+    return Pad(written.plain_field("axis", 0), written.size_field("from"), written.size_field("to"), fill)
+
+
+def _read_crop(written: WrittenStep) -> Op:
+    return Crop(written.plain_field("axis", 0), written.size_field("from"), written.size_field("to"))
+
+
+def _read_affine(written: WrittenStep) -> Op:
+    return Affine(written.real_field("scale", 1.0), written.real_field("shift", 0.0))
+
+
+READERS = {"pad": StepReader(_read_pad), "crop": StepReader(_read_crop), "affine": StepReader(_read_affine)}

@@ -6,10 +6,11 @@ This room alone computes with torch; it is imported when a tensor has to be touc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from compiler.layout.kernel_op import KernelOp
 
 
 class TorchAlgebra:
@@ -36,8 +37,8 @@ class TorchAlgebra:
     def cast(self, tensor: Tensor, dtype: str) -> Tensor:
         return tensor.to(getattr(torch, dtype))
 
-    def compute(self, kernel: str, tensors: Sequence[Tensor], values: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
-        return KERNELS[kernel](*tensors, *values)
+    def compute(self, op: KernelOp, tensors: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
+        return KERNELS[op.kernel](*tensors, *op.values)
 
 
 def full(shape: Sequence[int], fill: float, dtype: str) -> Tensor:

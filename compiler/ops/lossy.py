@@ -6,12 +6,16 @@ no more, which is what proving a spec needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from compiler.diagnostics import refuse
+from compiler.language import document
+from compiler.layout.kernel_op import RowCut, Shape
 from compiler.ops.algebra import Algebra, Bundle, Op, OpError, Size, T, axis_of, shown
-from compiler.ops.arithmetic import Computed, Real, Shape
+from compiler.ops.arithmetic import Computed, Full, Real
+from compiler.ops.written_step import StepReader, WrittenStep, size_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Normalize(Computed):
     undo: ClassVar[str] = "none"
     loss: ClassVar[str] = "the lengths that were divided by are lost"
     kernel: ClassVar[str] = "normalize"
+    host_only: ClassVar[bool] = True  # its sums are added up in another order there
     axis: int
 
     @property
@@ -32,6 +37,9 @@ class Normalize(Computed):
     def result(self, *shapes: Shape) -> Shape:
         axis_of(self.axis, len(shapes[0]), self.word, shapes[0])
         return shapes[0]
+
+    def row_grain(self, shape: Shape) -> int:
+        return 1 if self.axis % len(shape) else super().row_grain(shape)
 
     def inverse(self) -> Op:
         return self
@@ -72,7 +80,7 @@ class Origin(Op):
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
         def made(shape: Shape) -> T:
-            return algebra.compute("full", (), (shape, 0.0, "float32"), shape)
+            return algebra.compute(Full(0.0, shape), (), shape)
 
         origins = {key: self.of.origins(algebra.shape(tensor)) for key, tensor in bundle.slots[0].items()}
         slots = tuple({key: made(shapes[n]) for key, shapes in origins.items()} for n in range(self.of.takes))
@@ -110,6 +118,17 @@ class DequantizeBlocks(Lossy):
             raise OpError(f"dequantize by blocks of [{self.rows}, {self.columns}]: {shown(weight)} and {shown(scale)}")
         return weight
 
+    def row_grain(self, shape: Shape) -> int:
+        assert isinstance(self.rows, int)
+        return self.rows if len(shape) == 2 else 1
+
+    def cut_rows(self, start: int, stop: int, shapes: Sequence[Shape]) -> RowCut:
+        if len(shapes[0]) != 2:
+            return super().cut_rows(start, stop, shapes)
+        assert isinstance(self.rows, int)
+        count = stop - start
+        return RowCut(self, ((start, count), (start // self.rows, -(-count // self.rows))))
+
     def origins(self, shape: Shape) -> tuple[Shape, ...]:
         assert isinstance(self.rows, int)
         assert isinstance(self.columns, int)
@@ -142,6 +161,9 @@ class DequantizeMxfp4(Lossy):
             raise OpError(f"dequantize takes blocks [..., group, 16] and scales: {shown(blocks)} and {shown(scales)}")
         return (*scales[:-1], 32 * scales[-1])
 
+    def row_grain(self, shape: Shape) -> int:
+        return 1 if len(shape) > 1 else super().row_grain(shape)
+
     def origins(self, shape: Shape) -> tuple[Shape, ...]:
         if not shape or shape[-1] % 32:
             raise OpError(f"dequantize makes groups of 32, not {shown(shape)}")
@@ -156,6 +178,7 @@ class Lora(Lossy):
     word: ClassVar[str] = "lora"
     loss: ClassVar[str] = "a merged adapter cannot be told from the matrix that it was added to"
     kernel: ClassVar[str] = "add_low_rank"
+    host_only: ClassVar[bool] = True  # and never cut: a product of other shapes adds its sums up in another order
     takes: ClassVar[int] = 3
     counts: ClassVar[tuple[str, ...]] = ("rank",)
     reals: ClassVar[tuple[str, ...]] = ("scale",)
@@ -179,3 +202,21 @@ class Lora(Lossy):
     def origins(self, shape: Shape) -> tuple[Shape, ...]:
         assert isinstance(self.rank, int)
         return shape, (self.rank, shape[1]), (shape[0], self.rank)
+
+
+def _read_dequantize(written: WrittenStep) -> Op:
+    dtype = written.plain_field("dtype", "bfloat16")
+    if written.plain_field("format") == "mxfp4":
+        return DequantizeMxfp4(dtype)
+    block = written.field("block")
+    if not isinstance(block, document.Sequence):
+        refuse(written.node.span, "dequantize by blocks needs their size", "missing-size", "block: [128, 128]")
+    rows, columns = map(size_of, block.items)
+    return DequantizeBlocks(rows, columns, dtype)
+
+
+READERS = {
+    "normalize": StepReader(lambda written: Normalize(written.value)),
+    "dequantize": StepReader(_read_dequantize),
+    "lora": StepReader(lambda written: Lora(written.size_field("rank"), written.real_field("scale", 1.0))),
+}

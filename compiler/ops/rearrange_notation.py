@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
-from compiler.diagnostics import Span, refuse
-from compiler.ops.algebra import Size
+from compiler.diagnostics import Span, listed, nearest, refuse
+from compiler.ops.algebra import Op, Size
 from compiler.ops.structural import Rearrange
+from compiler.ops.written_step import StepReader, WrittenStep
 
 # The pairs of a rotary embedding, from neighbours (x0 y0 x1 y1 ...) to halves (x0 x1 ... y0 y1 ...), within each head.
 ROPE_TO_HALF = "(head pair two) ... -> (head two pair) ..."
@@ -97,3 +99,43 @@ def _side(text: str, span: Span) -> tuple[tuple[tuple[str, ...], ...], bool]:
     if inside is not None:
         refuse(span, "'(' is not closed", "rearrange-syntax")
     return tuple(groups), rest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The words of the language that mean a rearrangement
+
+
+def _read_rearrange(written: WrittenStep) -> Op:
+    text, sizes = str(written.value), written.axis_sizes()
+    axes = set(re.findall(r"[A-Za-z_]\w*", text))
+    for key in sizes:
+        if key.text not in axes:
+            hint = nearest(key.text, axes) or f"the axes are {listed(sorted(axes))}"
+            refuse(key.span, f"{key.text!r} is no axis of {text}", "rearrange-syntax", hint)
+    return _only(written, parse_rearrange(text, {key.text: size for key, size in sizes.items()}, written.node.span))
+
+
+def _named(notation: str, part: str = "", **sizes: Size) -> StepReader:
+    """A friendly name of a rearrangement; the value of its word is the size of the axis `part`."""
+
+    def read(written: WrittenStep) -> Op:
+        given = {part: written.size()} if part else {}
+        return _only(
+            written, parse_rearrange(notation, {**given, **sizes}, written.node.span if part else written.span)
+        )
+
+    return StepReader(read, ("only",))
+
+
+def _only(written: WrittenStep, op: Rearrange) -> Rearrange:
+    return replace(op, only=tuple(written.modifier("only", ())))
+
+
+READERS = {
+    "rearrange": StepReader(_read_rearrange, ("sizes", "only")),
+    "rope_to_half": _named(ROPE_TO_HALF, "head", two=2),
+    "rope_to_interleaved": _named(ROPE_TO_INTERLEAVED, "head", two=2),
+    "transpose": _named(TRANSPOSE),
+    "interleave": _named(INTERLEAVE, "part"),
+    "deinterleave": _named(DEINTERLEAVE, "part"),
+}

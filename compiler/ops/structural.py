@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from compiler.diagnostics import refuse
 from compiler.ops.algebra import Algebra, Bundle, Key, Op, OpError, Size, T, axis_of, integers, plus, shown
+from compiler.ops.written_step import StepReader, WrittenStep
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ class Split(Op):
 
     def inverse(self) -> Op:
         return Concat(self.axis, self.parts, self.sizes)
+
+    @classmethod
+    def read(cls, written: WrittenStep) -> Split:
+        sizes = written.sizes(written.targets)
+        parts = len(sizes) if sizes else written.modifier("parts", len(written.targets))
+        return cls(written.value, parts, sizes)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,14 @@ class Concat(Op):
 
     def inverse(self) -> Op:
         return Split(self.axis, self.parts, self.sizes)
+
+    @classmethod
+    def read(cls, written: WrittenStep) -> Concat:
+        sizes = written.sizes(written.sources)
+        if sizes and len(sizes) != written.slots:
+            message = f"concat joins {written.slots} tensors, here are {len(sizes)} sizes"
+            refuse(written.span, message, "op-mismatch")
+        return cls(written.value, written.slots, sizes)
 
 
 @dataclass(frozen=True)
@@ -252,3 +268,12 @@ class Cast(Op):
 
     def inverse(self) -> Op:
         return self
+
+
+READERS = {
+    "split": StepReader(Split.read, ("sizes", "parts")),
+    "concat": StepReader(Concat.read, ("sizes",)),
+    "stack": StepReader(lambda written: Stack(written.value, written.modifier("axis", 0)), ("axis",)),
+    "unstack": StepReader(lambda written: Unstack(written.value, written.modifier("axis", 0)), ("axis",)),
+    "cast": StepReader(lambda written: Cast(written.value)),
+}

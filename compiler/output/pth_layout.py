@@ -18,17 +18,12 @@ from typing import BinaryIO
 
 from compiler.checkpoints.formats.pickle_globals import STORAGE_TYPES
 from compiler.checkpoints.formats.stored_tensor import dense_strides
+from compiler.checkpoints.formats.zip_structs import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64
 from compiler.plan.plan import TargetTensor
 
 ALIGNMENT = 64
 _CHUNK = 1 << 20
-_LOCAL = struct.Struct("<4s5H3I2H")
-_CENTRAL = struct.Struct("<4s6H3I5H2I")
-_END = struct.Struct("<4s4H2IH")
-_END64 = struct.Struct("<4sQ2H2I4Q")
-_LOCATOR64 = struct.Struct("<4sIQI")
 _VERSION, _EPOCH = 45, (0, 0x21)  # zip64; midnight of 1 January 1980
-_FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 _STORAGES = {dtype: name for name, dtype in STORAGE_TYPES.items() if name != "UntypedStorage"}
 
 
@@ -45,17 +40,17 @@ class PthRecord:
     def local(self, crc: int) -> bytes:
         """The header, padded so that it ends where the bytes begin."""
         extra = struct.pack("<2H2Q", 1, 16, self.size, self.size)
-        room = self.start - self.header - _LOCAL.size - len(self.name) - len(extra)
+        room = self.start - self.header - LOCAL.size - len(self.name) - len(extra)
         extra += b"FB" + (room - 4).to_bytes(2, "little") + b"Z" * (room - 4)  # a field that readers pass over
-        values = (b"PK\3\4", _VERSION, 0, 0, *_EPOCH, crc, _FULL32, _FULL32, len(self.name), len(extra))
-        return _LOCAL.pack(*values) + self.name + extra
+        values = (b"PK\3\4", _VERSION, 0, 0, *_EPOCH, crc, FULL32, FULL32, len(self.name), len(extra))
+        return LOCAL.pack(*values) + self.name + extra
 
     def central(self, crc: int) -> bytes:
         """The entry in the table of contents."""
         extra = struct.pack("<2H3Q", 1, 24, self.size, self.size, self.header)
-        sizes = (crc, _FULL32, _FULL32, len(self.name), len(extra))
+        sizes = (crc, FULL32, FULL32, len(self.name), len(extra))
         return (
-            _CENTRAL.pack(b"PK\1\2", _VERSION, _VERSION, 0, 0, *_EPOCH, *sizes, 0, 0, 0, 0, _FULL32) + self.name + extra
+            CENTRAL.pack(b"PK\1\2", _VERSION, _VERSION, 0, 0, *_EPOCH, *sizes, 0, 0, 0, 0, FULL32) + self.name + extra
         )
 
 
@@ -100,7 +95,7 @@ def lay_out(name: str, targets: Sequence[TargetTensor]) -> PthFile:
     contents: list[tuple[str, int, bytes | None]] = [(f"data/{n}", t.nbytes, None) for n, t in enumerate(targets)]
     for short, size, content in [*contents, *((short, len(text), text) for short, text in texts.items())]:
         full = f"{root}/{short}".encode()
-        least = end + _LOCAL.size + len(full) + 20 + 4
+        least = end + LOCAL.size + len(full) + 20 + 4
         start = least + -least % ALIGNMENT
         records.append(PthRecord(full, end, start, size, content))
         end = start + size
@@ -112,10 +107,10 @@ def lay_out(name: str, targets: Sequence[TargetTensor]) -> PthFile:
 
 def _end(start: int, length: int, count: int) -> bytes:
     """The end of the zip: where the table of contents lies."""
-    wide = _END64.pack(b"PK\6\6", _END64.size - 12, _VERSION, _VERSION, 0, 0, count, count, length, start)
-    locator = _LOCATOR64.pack(b"PK\6\7", 0, start + length, 1)
-    count, length, start = min(count, _FULL16), min(length, _FULL32), min(start, _FULL32)
-    return wide + locator + _END.pack(b"PK\5\6", 0, 0, count, count, length, start, 0)
+    wide = END64.pack(b"PK\6\6", END64.size - 12, _VERSION, _VERSION, 0, 0, count, count, length, start)
+    locator = LOCATOR64.pack(b"PK\6\7", 0, start + length, 1)
+    count, length, start = min(count, FULL16), min(length, FULL32), min(start, FULL32)
+    return wide + locator + END.pack(b"PK\5\6", 0, 0, count, count, length, start, 0)
 
 
 def _checksum(file: BinaryIO, start: int, size: int) -> int:

@@ -4,7 +4,7 @@ config file, `--set`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from compiler.checkpoints.config_file import beside, read_config_file
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 from compiler.plan import config_guard, config_inverse
-from compiler.program.environment import Given
+from compiler.plan.notes import ConfigBesideWeights, Note
+from compiler.program.environment import Given, Origin
 from compiler.program.program import Program
 from compiler.target import config_class, config_dialects
 from compiler.target.config_meaning import same_value
@@ -21,6 +22,11 @@ from compiler.target.config_meaning import same_value
 OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
 # The config of a folder of Transformers, which trainers copy beside weights of their own layout.
 HUB_CONFIG = "config.json"
+# Fields that every saved config states, or that names and shapes show.
+STATED = frozenset(
+    ["head_dim", "intermediate_size", "moe_intermediate_size", "n_head", "n_inner", "num_attention_heads",
+     "num_experts_per_tok", "num_key_value_heads", "tie_word_embeddings"]
+)  # fmt: skip
 # Where a config file keeps them, whose other fields are those of the training.
 HOLDERS = ("model", "kwargs", *OBJECTS)
 # What every config of Transformers carries and no conversion reads.
@@ -87,14 +93,14 @@ BAGGAGE = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` to print.
+    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` about where it lay.
 
     `stated`: the fields of a config of the target's own kind, which what is written must not contradict.
     """
 
     given: Mapping[str, Given]
     unread: tuple[str, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     stated: Mapping[str, Given]
 
 
@@ -114,17 +120,12 @@ def gather(
     known = {*program.spec.arguments, *program.spec.facts, *program.spec.fixed}
     wrong: list[Diagnostic] = []
     given: dict[str, Given] = {}
-    notes: list[str] = []
+    notes: list[Note] = []
     plain = {n: v for n, v in objects.items() if n in known and isinstance(v, bool | int | float | str)}
-    given |= {n: Given(v, "the checkpoint") for n, v in plain.items()}
-    for key in reversed(OBJECTS):
-        found = objects.get(key)
-        if isinstance(found, Mapping):
-            given |= {
-                n: Given(v, f"the checkpoint's {key!r}")
-                for n, v in config_dialects.read_config(found).items()
-                if n in known
-            }
+    given |= {n: Given(v, "the checkpoint", Origin.CHECKPOINT) for n, v in plain.items()}
+    for key, values in _inside(objects):
+        place = f"the checkpoint's {key!r}"
+        given |= {n: Given(v, place, Origin.CHECKPOINT) for n, v in values.items() if n in known}
     unread: tuple[str, ...] = ()
     stated: dict[str, Given] = {}
     path = config or beside(source, program.spec.source_config)
@@ -140,20 +141,24 @@ def gather(
         if fields.get("use_sliding_window") is False:
             fields["sliding_window"] = None  # a width that no layer uses
         if config is None:
-            notes.append(f"read {path.name} beside the weights")
+            notes.append(ConfigBesideWeights(path))
+
+        def from_file(value: Any) -> Given:
+            return Given(value, path.name, Origin.CONFIG_FILE)
+
         of_target = _of_the_target(program, held)
         if of_target:
-            stated = {f.name: Given(fields[f.name], path.name) for f in program.spec.config if f.name in fields}
+            stated = {f.name: from_file(fields[f.name]) for f in program.spec.config if f.name in fields}
             carried = {f.carried: stated[f.name] for f in program.spec.config if f.carried and f.name in stated}
             given = _class_defaults(program, fields, path.name) | given
             given |= {n: value for n, value in carried.items() if n not in fields}
         renamed = {} if "model_type" in held else _under_target_names(program, fields)
-        given |= {n: Given(fields[name], path.name) for n, name in renamed.items()}
-        given |= {n: Given(v, path.name) for n, v in fields.items() if n in known}
+        given |= {n: from_file(fields[name]) for n, name in renamed.items()}
+        given |= {n: from_file(v) for n, v in fields.items() if n in known}
         if of_target:
             values = {n: value.value for n, value in given.items()} | dict(assigned)
             solved = config_inverse.arguments_of(program, {n: value.value for n, value in stated.items()}, values)
-            given |= {n: Given(v, path.name) for n, v in solved.items() if n in program.spec.arguments}
+            given |= {n: from_file(v) for n, v in solved.items() if n in program.spec.arguments}
         read = known | BAGGAGE | stated.keys() | {*renamed.values(), "rope_parameters"}
         read |= set(config_dialects.EXPERTS) if known & set(config_dialects.EXPERTS) else set()
         faults, unheard = config_guard.unconverted_fields(program, _part(fields, held), read, str(path), of_target)
@@ -168,20 +173,52 @@ def gather(
                 "unread-config",
                 f"the spec reads {names}",
             )
-    given |= {n: Given(v, "--set") for n, v in assigned.items()}
+    given |= _assigned(assigned)
     wrong += config_guard.fixed_fields(program, given)
     if wrong:
         raise Refusal(wrong)
     return Settings(given, unread, tuple(notes), {n: value for n, value in stated.items() if n not in assigned})
 
 
+def gather_without_spec(
+    source: Path, objects: Mapping[str, object], config: Path | None, assigned: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All fields that are known of a model that has no spec yet, by name, in the same order of precedence. Where nobody
+    names a config, a `config.json` or `params.json` beside the weights is read. Raises Refusal."""
+    values: dict[str, Any] = {}
+    for _, held in _inside(objects):
+        values |= held
+    path = config or beside(source, "config.json") or beside(source, "params.json")
+    if path is not None:
+        whole = read_config_file(path)
+        for part in (whole, *_holders(whole)):
+            values |= config_dialects.read_config(part)
+    values |= assigned
+    return {name: value for name, value in values.items() if name not in BAGGAGE - {"dtype"}}
+
+
+def _assigned(values: Mapping[str, Any]) -> dict[str, Given]:
+    return {name: Given(value, "--set", Origin.ASSIGNMENT) for name, value in values.items()}
+
+
+def _inside(objects: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mappings of arguments that a checkpoint holds, by their keys, the one that counts most last."""
+    for key in reversed(OBJECTS):
+        if isinstance(values := objects.get(key), Mapping):
+            yield key, config_dialects.read_config(values)
+
+
+def _holders(whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """The mappings within a config that may hold the fields of the model."""
+    return [part for key in HOLDERS if isinstance(part := whole.get(key), dict)]
+
+
 def _held(whole: dict[str, Any], known: set[str]) -> dict[str, Any]:
     """The part of a config that tells most of the model: the whole, or a mapping in it."""
-    parts = [whole, *(part for key in HOLDERS if isinstance(part := whole.get(key), dict))]
-    return max(parts, key=lambda part: len(known & part.keys()))
+    return max([whole, *_holders(whole)], key=lambda part: len(known & part.keys()))
 
 
-def gather_reverse(
+def gather_reversed(
     program: Program, config: Path, assigned: Mapping[str, Any], any_model_type: bool
 ) -> tuple[dict[str, Any], dict[str, Given]]:
     """The flat fields of a folder's config, and the arguments and facts that they decide.
@@ -197,15 +234,14 @@ def gather_reverse(
     read = BAGGAGE | {"rope_parameters"}
     if {field.name for field in program.spec.config} & set(config_dialects.EXPERTS):
         read |= set(config_dialects.EXPERTS)
-    wrong += config_guard.unconverted_fields(program, _part(fields, whole), set(read), str(config), True, reverse=True)[
-        0
-    ]
+    faults, _ = config_guard.unconverted_fields(program, _part(fields, whole), {*read}, str(config), True, reverse=True)
+    wrong += faults
     if wrong:
         raise Refusal(wrong)
     given = _class_defaults(program, fields, config.name)
     carried = {f.carried: fields[f.name] for f in program.spec.config if f.carried and f.name in fields}
-    given |= {n: Given(v, config.name) for n, v in carried.items()}
-    return fields, given | {n: Given(v, "--set") for n, v in assigned.items()}
+    given |= {n: Given(v, config.name, Origin.CONFIG_FILE) for n, v in carried.items() if n}
+    return fields, given | _assigned(assigned)
 
 
 def _part(fields: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,14 +258,14 @@ def _under_target_names(program: Program, fields: Mapping[str, Any]) -> dict[str
 
 def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> dict[str, Given]:
     """What a config of the target's class means where it leaves a field out: the class's default, for every argument
-    that is carried unchanged. Whether the head is tied shows in the names of the tensors."""
+    that is carried unchanged. Sizes are left out: a config that a class saves states them."""
     defaults = config_class.config_defaults(config_guard.target_type(program))
     arguments = program.spec.arguments
     absent = {f.carried or "": f.name for f in program.spec.config if f.name in defaults and f.name not in fields}
     return {
-        carried: Given(defaults[name], f"{place}, by the class's default,")
+        carried: Given(defaults[name], f"{place}, by the class's default,", Origin.CONFIG_FILE)
         for carried, name in absent.items()
-        if carried in arguments and name != "tie_word_embeddings"
+        if carried in arguments and name not in STATED
     }
 
 
@@ -244,7 +280,7 @@ def contradictions(program: Program, stated: Mapping[str, Given], written: Mappi
     fixed = {f.name for f in program.spec.config if f.expr is None}
     return [
         Diagnostic(
-            Span(value.origin),
+            Span(value.place),
             f"{name} is {value.value!r} here, and {written[name]!r} is what would be written",
             "config-mismatch",
             "the spec writes nothing else: its rules are for models that have it so"

@@ -79,7 +79,7 @@ def fixed_fields(program: Program, stated: Mapping[str, Given]) -> list[Diagnost
         given = stated.get(name)
         if given is not None and not field.allows(given.value):
             wanted = " or ".join(repr(value) for value in field.values)
-            text = f"{name} is {given.value!r} in {given.origin}"
+            text = f"{name} is {given.value!r} in {given.place}"
             text += f": {field.reason}" if field.reason else ""
             found.append(Diagnostic(field.span, text, "unmet-requirement", f"{spec.name} converts {wanted} only"))
     return found

@@ -59,7 +59,7 @@ class Plan:
     made: tuple[tuple[str, float], ...] = ()  # reversed: tensors left behind, and the one value that each must hold
     places: Mapping[str, Any] = field(default_factory=dict)  # special token -> where it stands behind the ranks
     guesses: Mapping[str, Any] = field(default_factory=dict)  # arguments that nothing gave, as the spec guesses them
-    released: str = ""  # which released model gave arguments, and which
+    released: tuple[str, ...] = ()  # the released models that gave arguments
 
     @property
     def targets(self) -> list[TargetTensor]:

@@ -12,14 +12,15 @@ from typing import Any
 from compiler.diagnostics import Refusal, listed, nearest, refuse
 from compiler.language.expression_value import Shapes
 from compiler.language.spec import ReleasedModel
-from compiler.program.environment import Environment, Given
+from compiler.plan.notes import ReleasedArguments
+from compiler.program.environment import Environment, Given, Origin
 from compiler.program.program import Program
 
 
 def with_released(
     program: Program, shapes: Shapes, given: Mapping[str, Given], name: str | None = None
-) -> tuple[Mapping[str, Given], tuple[str, ...]]:
-    """`given` with the arguments of the released model, and one line to print if there is one.
+) -> tuple[Mapping[str, Given], ReleasedArguments | None]:
+    """`given` with the arguments of the released model, and a note where it has any.
 
     `name`: the release that the user names, whatever the sizes. Raises Refusal: `unknown-model` for a name that the
     spec does not have, `ambiguous-model` where several releases fit and give different values.
@@ -31,7 +32,7 @@ def with_released(
             names = [model.name for model in models]
             hint = nearest(name, names) or (f"it knows {listed(names, 30)}" if names else "it knows none")
             refuse("--model", f"{program.spec.name} knows no model {name!r}", "unknown-model", hint)
-        return _filled(given, chosen, "--model")
+        return _filled(given, chosen, named=True)
     env = Environment(program, shapes, given)
     fitting = [model for model in models if _fits(model, env)]
     values: dict[str, dict[str, Any]] = {}
@@ -43,23 +44,22 @@ def with_released(
             said = listed(f"{value!r} in {model}" for model, value in by_model.items())
             hint = f"choose with --model {next(iter(by_model))}, or give it with --set {argument}=VALUE"
             refuse(program.spec.path, f"the sizes fit several models: {argument} is {said}", "ambiguous-model", hint)
-    return _filled(given, fitting, "its sizes")
+    return _filled(given, fitting, named=False)
 
 
 def _filled(
-    given: Mapping[str, Given], models: list[ReleasedModel], reason: str
-) -> tuple[Mapping[str, Given], tuple[str, ...]]:
-    names = listed(model.name for model in models)
+    given: Mapping[str, Given], models: list[ReleasedModel], named: bool
+) -> tuple[Mapping[str, Given], ReleasedArguments | None]:
     added = {
-        argument: Given(value, f"{model.name} (released model)")
+        argument: Given(value, f"{model.name} (released model)", Origin.RELEASE)
         for model in models
         for argument, value in model.sets.items()
         if argument not in given
     }
     if not added:
-        return given, ()
-    said = ", ".join(f"{argument} = {value.value!r}" for argument, value in sorted(added.items()))
-    return {**added, **given}, (f"{names} by {reason}: {said}",)
+        return given, None
+    values = {argument: value.value for argument, value in sorted(added.items())}
+    return {**added, **given}, ReleasedArguments(tuple(model.name for model in models), named, values)
 
 
 def _fits(model: ReleasedModel, env: Environment) -> bool:

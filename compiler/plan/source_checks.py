@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from compiler.diagnostics import listed, refuse
+from compiler.plan.notes import IntegerTensors, Note, UnevenShapes
 from compiler.plan.plan import Plan
 from compiler.program.environment import Environment, TensorTable
 from compiler.program.program import Program
@@ -37,15 +38,15 @@ def check_quantized(program: Program, env: Environment, signature: TensorTable) 
         refuse(program.spec.path, message, "quantized-weights", hint)
 
 
-def whole_numbers(plan: Plan) -> Iterator[str]:
-    """At most one sentence; tables of numbers exist, as parameters they are rare."""
-    found = [f"{t.name} ({t.dtype})" for t in plan.targets if t.dtype in ("int32", "int64") and len(t.shape) > 1]
+def integer_tensors(plan: Plan) -> Iterator[Note]:
+    """At most one note; tables of whole numbers exist, as parameters they are rare."""
+    found = tuple((t.name, t.dtype) for t in plan.targets if t.dtype in ("int32", "int64") and len(t.shape) > 1)
     if found:
-        yield f"whole numbers, where fractions are usual: {listed(found, 4)}"
+        yield IntegerTensors(found)
 
 
-def uneven(plan: Plan) -> Iterator[str]:
-    """One sentence for each name pattern whose tensors, but for the numbers in their names alike, are of two shapes."""
+def uneven_shapes(plan: Plan) -> Iterator[Note]:
+    """One note for each name pattern whose tensors, but for the numbers in their names alike, are of two shapes."""
     found: dict[tuple[int, int, tuple[str, ...]], list[tuple[str, tuple[int, ...]]]] = {}
     for group in plan.groups:
         for place, (pattern, slot) in enumerate(zip(group.rule.targets, group.targets.slots, strict=False)):
@@ -58,5 +59,4 @@ def uneven(plan: Plan) -> Iterator[str]:
         shapes = Counter(shape for _, shape in targets)
         if len(shapes) > 1:
             (usual, count), *_ = shapes.most_common()
-            odd = [f"{name} {list(shape)}" for name, shape in targets if shape != usual]
-            yield f"of another shape than the {count} others like it, {list(usual)}: {listed(odd, 4)}"
+            yield UnevenShapes(usual, count, tuple((name, shape) for name, shape in targets if shape != usual))

@@ -15,8 +15,9 @@ from compiler.language.name_pattern_parser import parse_pattern
 from compiler.language.spec import Create, Entry, Spec, Text, Transform
 from compiler.ops import arithmetic
 from compiler.ops.algebra import Op, OpError
+from compiler.ops.step_readers import read_op
+from compiler.ops.written_step import WrittenStep, size_of
 from compiler.program.program import Merged, Program, Rule, Tie
-from compiler.program.steps import op_of, size_of
 
 
 def build_program(spec: Spec) -> Program:
@@ -122,7 +123,7 @@ class _Builder:
         slots, before = len(patterns), len(self.report.diagnostics)
         for step in transform.steps:
             try:
-                op = op_of(step, transform, slots)
+                op = read_op(WrittenStep(step, transform.sources, transform.targets, slots))
                 slots, holes = op.arity(slots, holes)
             except Refusal as refusal:
                 self.report.absorb(refusal)

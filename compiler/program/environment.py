@@ -7,7 +7,8 @@ never dropped in silence. Requirements are judged here, before anything is plann
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Protocol
 
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, nearest
@@ -15,7 +16,6 @@ from compiler.language.expression import Expr
 from compiler.language.expression_value import Shapes
 from compiler.language.name_pattern import MOST_DIGITS, Pattern
 from compiler.language.name_pattern_parser import parse_pattern
-from compiler.language.spec import Argument
 from compiler.program.program import Program
 
 
@@ -31,12 +31,26 @@ class Typed(Protocol):
 TensorTable = Mapping[str, Typed]
 
 
+class Origin(Enum):
+    """Where the value of an argument comes from."""
+
+    CHECKPOINT = "checkpoint"
+    CONFIG_FILE = "config file"
+    ASSIGNMENT = "--set"
+    RELEASE = "released model"
+    DERIVED = "facts"
+    DEFAULT = "default"
+    GUESS = "guess"
+    EXAMPLE = "example"
+
+
 @dataclass(frozen=True)
 class Given:
-    """A value from outside, and where it came from: `--set`, `config.json`, `the checkpoint's model_args`."""
+    """A value and its source; `place` is how a message names it: `--set`, `config.json`, `the checkpoint's 'args'`."""
 
     value: Any
-    origin: str
+    place: str
+    origin: Origin = Origin.EXAMPLE
 
 
 class NamedShapes:
@@ -156,7 +170,7 @@ class Environment(Mapping[str, Any]):
                 [
                     Diagnostic(
                         fact.span,
-                        f"{given.origin} says {name} = {given.value!r}, the checkpoint says {value!r}",
+                        f"{given.place} says {name} = {given.value!r}, the checkpoint says {value!r}",
                         "config-mismatch",
                         hint,
                     )
@@ -200,24 +214,16 @@ class Environment(Mapping[str, Any]):
     # -----------------------------------------------------------------------------------------------------------------
 
     @property
-    def defaulted(self) -> dict[str, Any]:
-        """The arguments that nothing gave and that took a default which the family shares."""
-        return {a.name: a.default for a in self.silent if not (a.required or a.derive or a.guess)}
-
-    @property
-    def guessed(self) -> dict[str, Any]:
-        """The arguments that nothing gave and that took a default which releases of the family do not share."""
-        return {a.name: a.default for a in self.silent if a.guess}
-
-    @property
-    def derived(self) -> dict[str, Any]:
-        """The arguments that nothing gave and that follow from facts."""
-        return {a.name: self[a.name] for a in self.silent if a.derive is not None}
-
-    @property
-    def silent(self) -> list[Argument]:
-        """The arguments that nothing gave."""
-        return [a for n, a in self.spec.arguments.items() if n not in self.given]
+    def arguments(self) -> dict[str, Given]:
+        """The arguments that were evaluated so far, each with its value and where that comes from."""
+        found: dict[str, Given] = {}
+        for name, argument in self.spec.arguments.items():
+            if name in self.given and name in self.found:
+                found[name] = replace(self.given[name], value=self.found[name])
+            elif name in self.found:
+                origin = Origin.GUESS if argument.guess else Origin.DERIVED if argument.derive else Origin.DEFAULT
+                found[name] = Given(self.found[name], f"the spec's {origin.value}", origin)
+        return found
 
     def check(self) -> None:
         """Judge the requirements, then evaluate every name. Raises Refusal with all that fails.
@@ -258,7 +264,7 @@ def typed(name: str, default: Any, given: Given, span: Span) -> Any:
         [
             Diagnostic(
                 span,
-                f"{given.origin} says {name} = {value!r}, which is {_TYPES.get(type(value), 'something else')} "
+                f"{given.place} says {name} = {value!r}, which is {_TYPES.get(type(value), 'something else')} "
                 f"and not {_TYPES.get(type(default), 'like the default')}",
                 "wrong-type",
                 f"the default is {default!r}",

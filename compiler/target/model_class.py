@@ -155,17 +155,8 @@ def config_fields(model_class: str) -> Mapping[str, Any]:
     return fields
 
 
-def misread_fields(model_class: str, config: Mapping[str, Any]) -> Mapping[str, tuple[Any, Any]]:
-    """Field -> (what `config` says, what the class understands), for those that the installed version reads otherwise.
-
-    Raises Refusal: `unknown-class`, `unbuildable-target`.
-    """
-    with _quiet():
-        return different(_configure(class_of(model_class), config), config)
-
-
 def different(held: Any, config: Mapping[str, Any]) -> Mapping[str, tuple[Any, Any]]:
-    """The same for the config object that a class made of it."""
+    """Field -> (what `config` says, what the config object that a class made of it holds), for those that differ."""
     wanted, flat = read_config(config), read_config(held.to_dict())
     got = {name: flat.get(name, getattr(held, name, None)) for name in wanted if name != "dtype"}
     return {name: (wanted[name], value) for name, value in got.items() if not _holds(value, wanted[name])}

@@ -5,7 +5,7 @@ but 65,536 values. Rounding is to nearest even; an overflow becomes infinity;
 subnormals are kept. A NaN stays a NaN; its payload is not promised (torch's own depends on the processor: bfloat16
 NaNs are 0x7fc0 in its scalar code, https://github.com/pytorch/pytorch/blob/main/c10/util/BFloat16.h, as they are here,
 and 0xffff in its vector code). Works in blocks, so that the memory that it needs does not depend on the size of an array.
-Refuses nothing: ask `castable` first.
+Takes the types that STORAGE names.
 """
 
 from __future__ import annotations
@@ -30,11 +30,6 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
 }
-
-
-def castable(types: Sequence[str]) -> bool:
-    """Whether `convert` knows all of these element types."""
-    return all(name in STORAGE for name in types)
 
 
 def convert(values: Values, types: Sequence[str], out: Values) -> None:

@@ -25,7 +25,8 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.diagnostics import refuse
 from compiler.dtypes import FLOATING
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.model_folder.sidecar_files import texts
 from compiler.plan.plan import Plan
 from compiler.program.program import Program, Rule
@@ -75,7 +76,8 @@ class Verdict:
 
 def verify(program: Program, request: Request, out: Path, model: SourceModel) -> Verdict:
     """Hold the folder `out` to the source model. Raises Refusal where either cannot be run."""
-    plan, checkpoint = prepare(program, request)
+    prepared = prepare(program, request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     return compare(plan, checkpoint, request, out, model)
 
 
@@ -172,7 +174,7 @@ def source_job(common: Job, plan: Plan, request: Request, model: SourceModel, pl
         return replace(job, plan=None, entry=model.entry, config=config, ignored=ignored, aliases=dict(plan.ties))
     known = {*model.program.spec.arguments, *model.program.spec.facts}
     assigned = {name: value for name, value in request.assigned.items() if name in known}
-    own, _ = prepare(model.program, replace(request, assigned=assigned, dtype=None, checksums=False))
+    own = prepare(model.program, replace(request, assigned=assigned, dtype=None, checksums=False)).plan
     folder = place / "model"
     folder.mkdir()
     for name, text in texts(own).items():

@@ -13,7 +13,8 @@ from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.executor.apply_rule import applied, loaded
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.plan.plan import Plan
 from compiler.program.program import Program, Rule
 
@@ -40,9 +41,11 @@ class Return:
 
 def round_trip(program: Program, request: Request, out: Path) -> Return:
     """Hold the derived inverse of `out` to the source."""
-    plan, checkpoint = prepare(program, request)
+    prepared = prepare(program, request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     back = replace(request, source=[out], config=None, reverse=True, dtype=None)
-    reverse, held = prepare(program, back)
+    prepared = prepare(program, back)
+    reverse, held = prepared.plan, prepared.checkpoint
     return compared(plan, checkpoint, reverse, held)
 
 

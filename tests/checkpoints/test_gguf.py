@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support.parity import ORACLES
 
-from compiler.api import convert
 from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.diagnostics import Refusal
 from compiler.jobs.compile import build
+from mapspec import convert
 
 CASES = sorted((ORACLES / "gguf").iterdir())
 TYPES = (np.float32, np.float16, np.float64, np.int8, np.int32)
@@ -190,5 +190,5 @@ def test_scaled_frequencies_need_a_word(tmp_path: Path) -> None:
     scaled = write(tmp_path / "scaled.gguf", tensors, **{key.replace(".", "__"): v for key, v in values.items()})
     with pytest.raises(Refusal, match="give llama3_factor"):
         convert("gguf_llama", scaled, tmp_path / "out")
-    convert("gguf_llama", scaled, tmp_path / "out", assigned={"llama3_factor": 32.0})
+    convert("gguf_llama", scaled, tmp_path / "out", arguments={"llama3_factor": 32.0})
     assert '"factor": 32.0' in (tmp_path / "out/config.json").read_text()

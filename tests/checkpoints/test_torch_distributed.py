@@ -22,7 +22,7 @@ from compiler.checkpoints.checkpoint import open_checkpoint, verify
 from compiler.checkpoints.formats.stored_tensor import Joined, read_bytes
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.program.loading import load_program
 
 ROOT = Path(__file__).parent.parent.parent

@@ -155,11 +155,10 @@ def test_an_attribute_is_taken_off_only_where_the_spec_then_knows_the_names(tmp_
 
 def test_another_choice_of_weights_is_another_run(tmp_path: Path) -> None:
     from compiler.jobs.convert import fingerprint
-    from compiler.jobs.prepare import Request, prepare
+    from compiler.jobs.prepare import prepare
+    from compiler.jobs.request import Request
 
     source = saved(averaged("ema", False), tmp_path / "x.pth")
-    prints = {
-        fingerprint(*prepare(CASE.program, Request([source], config=CASE.request.config, weights=weights)), [])
-        for weights in ("model", "ema")
-    }
+    requests = [Request([source], config=CASE.request.config, weights=weights) for weights in ("model", "ema")]
+    prints = {fingerprint(p.plan, p.checkpoint, []) for p in (prepare(CASE.program, request) for request in requests)}
     assert len(prints) == 2

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.signals import default_signals
 
 from compiler.cli.compile import compile_parser
 from compiler.cli.main import COMMANDS, main
@@ -125,7 +126,8 @@ def test_watch(tmp_path: Path) -> None:
     ]
     log = tmp_path / "log"
     with log.open("w") as file:
-        watching = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env={**os.environ})
+        with default_signals():
+            watching = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
         try:
             until(log, "wrote")
             spec.write_text(sound.replace("keep:", "kept:"))

@@ -28,7 +28,8 @@ from compiler.draft.reshape_steps import way
 from compiler.draft.tensor_roles import NameFamily, fold
 from compiler.jobs.compile import build
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.plan.arguments import BAGGAGE
 from compiler.program.loading import load_program
 from compiler.target.config_dialects import read_config
@@ -153,7 +154,8 @@ def test_the_sources_own_model_decides(name: str, model: str) -> None:
     """Rotary pairs, the groups of a fused matrix, gate and up: what computes the same is what the hidden spec says."""
     torch.set_num_threads(1)
     case = Case(ORACLES / name)
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     beside = [case.folder / "source" / name for name in ("params.json", "config.json")]
     config = read_config(read_config_file(next(path for path in beside if path.exists())))
     shapes = {n: (tuple(t.shape), t.dtype) for n, t in checkpoint.tensors.items()}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.program.loading import load_program
 
 DATA = Path(__file__).parent.parent / "data"

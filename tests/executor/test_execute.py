@@ -239,15 +239,15 @@ def test_rows_are_computed_apart_and_a_product_whole() -> None:
     arrays = {name: formula.layout.source(name, "float32", (4096, 1024)) for name in "wq"}
     a, b = formula.layout.source("a", "float32", (8, 1024)), formula.layout.source("b", "float32", (4096, 8))
     formulas = formula.Formulas()
-    plain = formulas.compute("affine", (arrays["w"],), (1.0, 1.0), (4096, 1024))
+    plain = formulas.compute(Affine(1.0, 1.0), (arrays["w"],), (4096, 1024))
     turned = formula.layout.permute(plain, (1, 0))
-    product = formulas.compute("add_low_rank", (arrays["w"], a, b), (1.0,), (4096, 1024))
+    product = formulas.compute(Lora(8, 1.0), (arrays["w"], a, b), (4096, 1024))
     assert formula.block_rows(plain, formulas.nodes) == 512
     assert formula.block_rows(formula.layout.narrow(plain, 0, 100, 2000), formulas.nodes) == 512
     assert formula.block_rows(turned, formulas.nodes) == 0, "each row of it would need all rows"
     assert formula.block_rows(product, formulas.nodes) == 0
     scale = formula.layout.source("s", "float32", (32, 8))
-    blocks = formulas.compute("dequantize_blocks", (arrays["q"], scale), (128, 128, "float32"), (4096, 1024))
+    blocks = formulas.compute(DequantizeBlocks(128, 128, "float32"), (arrays["q"], scale), (4096, 1024))
     assert formula.block_rows(blocks, formulas.nodes) % 128 == 0
 
 

@@ -17,7 +17,7 @@ from compiler.cli.main import main
 from compiler.diagnostics import Refusal
 from compiler.executor.tensor_parallel_parts import Share
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.layout import array as layout
 from compiler.transfer.worker import Worker
 

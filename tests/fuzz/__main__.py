@@ -28,7 +28,7 @@ def main() -> int:
     from support.synthetic import synthetic
 
     from compiler.jobs.convert import convert
-    from compiler.jobs.prepare import Request
+    from compiler.jobs.request import Request
     from compiler.program.loading import load_program
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

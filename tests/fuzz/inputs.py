@@ -31,7 +31,8 @@ from compiler import templating
 from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.diagnostics import Refusal
-from compiler.jobs import compile, convert, prepare
+from compiler.jobs import compile, convert
+from compiler.jobs.request import Request
 from compiler.language import document
 from compiler.program import loading
 
@@ -228,11 +229,11 @@ def convert_damaged(kind: str, folder: Path, rounds: int, rng: random.Random) ->
     guard, program = Guard(), loading.load_program("llama")
     path, out = folder / f"model.{kind}", folder / "out"
     data = checkpoint(path)
-    convert.convert(program, prepare.Request([path], assigned=WORDS), out)
+    convert.convert(program, Request([path], assigned=WORDS), out)
     expected = content(out)
 
     def action(checked: bool) -> str:
-        convert.convert(program, prepare.Request([path], assigned=WORDS), out)
+        convert.convert(program, Request([path], assigned=WORDS), out)
         same = content(out) == expected
         if not same and checked:
             raise AssertionError("a tensor has changed although the file has checksums")

@@ -44,7 +44,8 @@ def base_words() -> list[object]:
 
 def random_pairs(case: Case, rank: int = 4) -> dict[str, Pair]:
     """An adapter of two in three matrices of the source, each of another rank than its neighbours."""
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     draw = torch.Generator().manual_seed(0)
     pairs = {}
     for n, name in enumerate(sorted({name for group in plan.groups for name in group.source_names})):
@@ -59,7 +60,8 @@ def models(case: Case, pairs: dict[str, Pair], place: Path) -> tuple[Any, Any]:
     """The source's model with the adapter merged, and the converted model of the same base without it."""
     from transformers import AutoModelForCausalLM
 
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, place)
     config = json.loads((place / "config.json").read_text())
     names = {
@@ -104,7 +106,8 @@ def test_an_adapter_of_what_is_laid_out_anew(name: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
     case = Case(ORACLES / name)
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     pairs = {n: Pair(p.a * 0.1, p.b * 0.1) for n, p in random_pairs(case).items()}
     source, converted = models(case, pairs, tmp_path / "base")
     carried = carry(plan, checkpoint.tensors, pairs, "")
@@ -124,7 +127,8 @@ def test_an_adapter_of_what_is_laid_out_anew(name: str, tmp_path: Path) -> None:
 def test_what_it_adds_is_what_the_rule_makes_of_it(name: str) -> None:
     """f(W + B A) = f(W) + B' A', for every matrix of a model; nothing is added where nothing was."""
     case = Case(ORACLES / name)
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     pairs = random_pairs(case)
     carried = carry(plan, checkpoint.tensors, pairs, "")
     assert len(carried) > 2
@@ -159,7 +163,8 @@ def test_there_and_back(tmp_path: Path) -> None:
     ],
 )
 def test_the_scale_of_peft_is_multiplied_in(fields: dict[str, Any], scale: float, tmp_path: Path) -> None:
-    plan, checkpoint = prepare(BASE.program, BASE.request)
+    prepared = prepare(BASE.program, BASE.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     pairs = carry(plan, checkpoint.tensors, read_adapter(LORA), "")
     write_peft(pairs, plan, tmp_path / "peft")
     path = tmp_path / "peft" / CONFIG
@@ -176,7 +181,8 @@ def test_other_names_of_a_layer_get_their_own_rank(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     convert(BASE.program, BASE.request, tmp_path / "base")
-    plan, checkpoint = prepare(BASE.program, BASE.request)
+    prepared = prepare(BASE.program, BASE.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     pairs = read_adapter(LORA)
     first = "model.layers.0.self_attn.q_proj.weight"
     del pairs["model.layers.1.self_attn.q_proj.weight"]
@@ -197,7 +203,8 @@ def test_other_names_of_a_layer_get_their_own_rank(tmp_path: Path) -> None:
 
 
 def test_what_is_no_plain_lora_is_refused(tmp_path: Path) -> None:
-    plan, checkpoint = prepare(BASE.program, BASE.request)
+    prepared = prepare(BASE.program, BASE.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write_peft(carry(plan, checkpoint.tensors, read_adapter(LORA), ""), plan, tmp_path)
     plain = json.loads((tmp_path / CONFIG).read_text())
     for fields in ({"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}):
@@ -235,7 +242,8 @@ def test_a_rule_that_turns_a_matrix_over(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     case, program = Case(ORACLES / "nanogpt/trained_bias"), load_program("nanogpt_gpt2")
-    plan, checkpoint = prepare(program, case.request)
+    prepared = prepare(program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     pairs = {n: Pair(p.a * 0.1, p.b * 0.1) for n, p in random_pairs(case).items() if ".h." in n}
     assert len(pairs) > 4
     state = {n: loaded(t).float() for n, t in checkpoint.tensors.items()}
@@ -266,7 +274,8 @@ def test_a_rule_that_turns_a_matrix_over(tmp_path: Path) -> None:
 def test_a_rule_that_does_more_is_refused() -> None:
     """Where inputs are laid out anew, the other factor would have to follow."""
     case = Case(ORACLES / "minimind/dense_small")
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     group = next(g for g in plan.groups if g.source_names[0].endswith("mlp.down_proj.weight"))
     shape = checkpoint.tensors[group.source_names[0]].shape
     columns = Rearrange((("a",), ("two", "b")), (("a",), ("b", "two")), False, (("two", 2),))

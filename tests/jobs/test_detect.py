@@ -15,6 +15,7 @@ from support.synthetic import synthetic
 from compiler.cli.main import main
 from compiler.diagnostics import Refusal
 from compiler.jobs.detect import Fit, detect, known_specs, unique
+from compiler.jobs.request import Request
 from compiler.program.loading import load_program
 
 PROGRAMS = known_specs()
@@ -35,7 +36,7 @@ def statuses(fits: list[Fit]) -> dict[str, str]:
 
 @pytest.mark.parametrize("case", SOURCES)
 def test_a_checkpoint_finds_its_spec(case: str) -> None:
-    fits = detect([ORACLES / case / "source"], PROGRAMS)
+    fits = detect(Request([ORACLES / case / "source"]), PROGRAMS)
     assert statuses(fits)[SOURCES[case]] == "fits"
     # Where others fit as well, they read the very same names: LitGPT calls Llama's, Mistral's and Phi-3's alike.
     alike = {fit.spec for fit in fits if fit.status == "fits"}
@@ -49,11 +50,11 @@ def test_what_a_config_claims_is_not_asked(tmp_path: Path) -> None:
     save_file({n: t.clone() for n, t in made.tensors.items()}, tmp_path / "model.safetensors")
     fields = {**made.arguments, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    fits = detect([tmp_path], PROGRAMS)
+    fits = detect(Request([tmp_path]), PROGRAMS)
     assert fits[0].spec == "phi3_llama"
     assert fits[0].status == "fits"
     (tmp_path / "config.json").unlink()
-    fits = detect([tmp_path], PROGRAMS)
+    fits = detect(Request([tmp_path]), PROGRAMS)
     assert (fits[0].spec, fits[0].status) == ("phi3_llama", "asks")
     assert set(fits[0].asks) == {"num_attention_heads", "num_key_value_heads"}
 
@@ -63,7 +64,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     del made["model.layers.0.mlp.up_proj.weight"]
     made["extra.weight"] = torch.zeros(2)
     torch.save(made, tmp_path / "model.pth")
-    fit = next(fit for fit in detect([tmp_path / "model.pth"], PROGRAMS) if fit.spec == "llama")
+    fit = next(fit for fit in detect(Request([tmp_path / "model.pth"]), PROGRAMS) if fit.spec == "llama")
     assert fit.status == "near"
     assert "extra.weight" in " ".join(fit.reasons)
 

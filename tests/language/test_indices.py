@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from compiler.diagnostics import Refusal
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.plan.plan import Plan
 from compiler.program.lint import lint
 from compiler.program.loading import load_program
@@ -35,8 +36,7 @@ NAMES = [*(f"h.{i}.w" for i in range(7)), *(f"h.{i}.{e}.x" for i in (2, 3, 4) fo
 def planned(folder: Path, names: list[str], guards: str = GUARDS, **values: int) -> Plan:
     (folder / "small.yaml").write_text(SPEC.replace("{GUARDS}", guards))
     torch.save({name: torch.ones(2) for name in names}, folder / "model.pth")
-    plan, _ = prepare(load_program(str(folder / "small.yaml")), Request([folder / "model.pth"], assigned=values))
-    return plan
+    return prepare(load_program(str(folder / "small.yaml")), Request([folder / "model.pth"], assigned=values)).plan
 
 
 def test_each_number_has_its_rule(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_nothing_has_no_direction() -> None:
 def test_normalized_rows_come_one_by_one_where_they_can(axis: int) -> None:
     """In blocks of rows the bits are those of the whole; along the rows there are no blocks."""
     tensor = torch.randn(37, 4099).to(torch.bfloat16)
-    node = Node("normalize", (source("w", "bfloat16", (37, 4099)),), (axis,), "bfloat16", (37, 4099))
+    node = Node(Normalize(axis), (source("w", "bfloat16", (37, 4099)),), "bfloat16", (37, 4099))
     assert node.grain == (37 if axis == 0 else 1)
     (whole,) = on_torch(Normalize(axis), tensor)
     parts = [on_torch(Normalize(axis), part)[0] for part in tensor.split(node.grain)]
@@ -207,6 +207,7 @@ def test_lora(out: int, into: int, rank: int, dtype: torch.dtype, scale: float) 
         (Pad(0, 4, 3, 0.0), [(4, 2)]),
         (Pad(2, 4, 6, 0.0), [(4, 2)]),
         (Crop(0, 4, 6), [(4, 2)]),
+        (Affine(0.0, 1.0).inverse(), [(4, 2)]),
         (Crop(1, 4, 2), [(4, 2)]),
         (Normalize(1), [(4,)]),
         (DequantizeBlocks(2, 2, "bfloat16"), [(4, 4), (2, 3)]),

@@ -20,12 +20,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.signals import default_signals
 from support.synthetic import synthetic
 
+from compiler.cli.options import Notes
 from compiler.diagnostics import Refusal
 from compiler.executor import execute
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.output import journal
 from compiler.output.atomic_output import AtomicOutput
 from compiler.program.loading import load_program
@@ -95,9 +97,10 @@ def refusal(*args: Any) -> Any:
 
 def start(source: Path, out: Path, *options: str, code: str = SLOW) -> subprocess.Popen[str]:
     words = [sys.executable, "-c", code, "run", "llama", str(source), str(out), *options]
-    return subprocess.Popen(
-        words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent
-    )
+    with default_signals():
+        return subprocess.Popen(
+            words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent
+        )
 
 
 def noted(process: subprocess.Popen[str]) -> None:
@@ -170,9 +173,9 @@ def test_an_unfinished_run_is_not_thrown_away_by_mistake(tmp_path: Path, program
     other = Request([source], assigned={"rope_theta": 5.0}, resume=True)
     assert refusal(program, other, out).kind == "resume-mismatch"
     assert image(tmp_path / ".out.mapspec-partial").keys() == left.keys()
-    said: list[str] = []
-    convert(program, Request([source], resume=True), out, said.append)
-    assert any("as they were written" in line for line in said)
+    notes = Notes(silent=True)
+    convert(program, Request([source], resume=True), out, notes)
+    assert any("as they were written" in line for line in notes.lines())
     assert image(out) == image(tmp_path / "whole")
     killed(source, tmp_path / "again")
     convert(program, Request([source], force=True), tmp_path / "again")

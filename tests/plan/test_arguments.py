@@ -20,7 +20,7 @@ from support.synthetic import Synthetic, folder_image, image, synthetic
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert
 from compiler.jobs.detect import detect
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.program.loading import load_program
 
 LLAMA3 = {
@@ -297,7 +297,7 @@ def test_a_nested_checkpoint_is_detected(tmp_path: Path) -> None:
     }
     torch.save(held, tmp_path / "model_optim_rng.pt")
     programs = [load_program(name) for name in ("llama", "nanogpt_gpt2", "megatron_gpt2")]
-    fits = detect([tmp_path / "model_optim_rng.pt"], programs)
+    fits = detect(Request([tmp_path / "model_optim_rng.pt"]), programs)
     assert {fit.spec: fit.status for fit in fits} == {"megatron_gpt2": "fits", "llama": "no", "nanogpt_gpt2": "no"}
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from compiler.diagnostics import Refusal
 from compiler.jobs.detect import detect
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.plan.arguments import gather
 from compiler.plan.plan import Plan
 from compiler.program.loading import load_program
@@ -108,7 +109,7 @@ def folder(tmp_path: Path) -> Callable[[Mapping[str, Any]], Path]:
 
 
 def planned(spec: str, source: Path, reverse: bool = False, **rest: Any) -> Plan:
-    return prepare(program(spec), Request([source], reverse=reverse, **rest))[0]
+    return prepare(program(spec), Request([source], reverse=reverse, **rest)).plan
 
 
 def kinds(refusal: pytest.ExceptionInfo[Refusal]) -> set[str]:
@@ -189,7 +190,7 @@ def test_a_config_inside_of_the_weights_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_detect_names_the_architecture(folder: Folder) -> None:
-    fit = detect([folder(PLAIN | OTHERS["gemma"])], [program("llama")])[0]
+    fit = detect(Request([folder(PLAIN | OTHERS["gemma"])]), [program("llama")])[0]
     assert fit.status == "near"
     assert any("model_type is 'gemma'" in reason for reason in fit.reasons)
 

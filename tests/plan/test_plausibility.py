@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compiler.checkpoints.checkpoint import open_checkpoint
+from compiler.cli.options import Notes
 from compiler.diagnostics import Refusal
 from compiler.dtypes import FLOATING
 from compiler.executor import nonfinite_values
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.program.loading import load_program
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -48,14 +49,14 @@ def run(tmp_path: Path, tensors: Any, config: Any = CONFIG, **options: Any) -> l
     """What a conversion says. Raises Refusal; then there is no output."""
     torch.save(tensors, tmp_path / "model.pth")
     (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
-    said: list[str] = []
+    notes = Notes(silent=True)
     request = Request([tmp_path / "model.pth"], config=tmp_path / "config.json", **options)
     try:
-        convert(load_program("llama"), request, tmp_path / "out", said.append)
+        convert(load_program("llama"), request, tmp_path / "out", notes)
     except Refusal:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.pth"]
         raise
-    return said
+    return notes.lines()
 
 
 def refusal(tmp_path: Path, *args: Any, **options: Any) -> tuple[set[str], str]:
@@ -194,17 +195,17 @@ def test_what_float16_cannot_hold_is_counted(tmp_path: Path) -> None:
 
 def test_what_float16_cannot_hold_is_counted_on_the_way_back(tmp_path: Path) -> None:
     run(tmp_path, spoiled(UP, 1e9))
-    said: list[str] = []
+    notes = Notes(silent=True)
     words = Request([tmp_path / "out"], reverse=True, dtype="float16")
-    convert(load_program("llama"), words, tmp_path / "back.pth", said.append)
-    assert f"{UP} (1 infinite)" in told(said, "too large for float16")[0]
+    convert(load_program("llama"), words, tmp_path / "back.pth", notes)
+    assert f"{UP} (1 infinite)" in told(notes.lines(), "too large for float16")[0]
 
 
 def run_again(tmp_path: Path, **options: Any) -> list[str]:
-    said: list[str] = []
+    notes = Notes(silent=True)
     words = Request([tmp_path / "model.pth"], config=tmp_path / "config.json", **options)
-    convert(load_program("llama"), words, tmp_path / "again", said.append)
-    return said
+    convert(load_program("llama"), words, tmp_path / "again", notes)
+    return notes.lines()
 
 
 def test_a_large_tensor_is_sampled_or_read_whole(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from compiler.cli.notes import sentences
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
+from compiler.plan.notes import Note
 from compiler.plan.plan import Plan
 from compiler.program.loading import load_program
 
@@ -55,21 +58,26 @@ def planned(
     (place / "tiny.yaml").write_text(SPEC)
     torch.save({"embed.weight": torch.zeros(*shape)}, place / "model.pth")
     (place / "params.json").write_text(json.dumps(config or {}))
-    lines: list[str] = []
     assigned = {
         name: rest.pop(name) for name in list(rest) if name in ("theta", "length", "scaled", "factor", "windows")
     }
     request = Request([place / "model.pth"], assigned=assigned, **rest)
-    return prepare(load_program(str(place / "tiny.yaml")), request, lines.append)[0], lines
+    prepared = prepare(load_program(str(place / "tiny.yaml")), request)
+    return prepared.plan, said(prepared.notes)
+
+
+def said(notes: Sequence[Note]) -> list[str]:
+    """What a person reads of notes."""
+    return [line for note in notes for line in sentences(note)]
 
 
 def test_a_release_is_recognised_by_its_sizes(tmp_path: Path) -> None:
     plan, lines = planned(tmp_path, (8, 16))
     assert (plan.values["theta"], plan.values["length"], plan.values["heads"]) == (10000.0, 64, 4)
-    assert "first by its sizes: length = 64, theta = 10000.0" in lines
+    assert "first by its sizes: length=64, theta=10000.0" in lines
     assert "derived from the checkpoint: heads=4, factor=1.0" in lines
     assert plan.guesses == {}
-    assert plan.released == "first by its sizes: length = 64, theta = 10000.0"
+    assert plan.released == ("first",)
 
 
 def test_a_config_and_set_come_before_a_release(tmp_path: Path) -> None:
@@ -90,8 +98,8 @@ def test_releases_that_differ_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_guess_is_a_warning_of_its_own(tmp_path: Path) -> None:
     plan, lines = planned(tmp_path, (8, 32))
-    warnings = [line for line in lines if line.startswith("warning: ")]
-    assert warnings == ["warning: length = 128 is a guess (64 in the first release); give it with --set length=VALUE"]
+    warnings = [line for line in lines if "is a guess" in line]
+    assert warnings == ["length = 128 is a guess (64 in the first release); give it with --set length=VALUE"]
     assert plan.guesses == {"length": 128}
     assert not any("length" in line for line in lines if line not in warnings)
     with pytest.raises(Refusal, match=r"length is a guess: 128.*guessed-argument"):
@@ -192,7 +200,7 @@ def test_no_factor_is_assumed(tmp_path: Path) -> None:
 def test_a_null_base_is_that_of_mistral_inference(tmp_path: Path) -> None:
     torch.save({n: torch.zeros(*s) for n, s in meta(32, 64).items()}, tmp_path / "consolidated.00.pth")
     (tmp_path / "params.json").write_text('{"n_heads": 4, "rope_theta": null}')
-    assert prepare(load_program("mistral_mistral"), Request([tmp_path]))[0].config["rope_theta"] == 1000000.0
+    assert prepare(load_program("mistral_mistral"), Request([tmp_path])).plan.config["rope_theta"] == 1000000.0
 
 
 def megatron(width: int, layers: int) -> dict[str, Any]:
@@ -221,13 +229,12 @@ def test_the_heads_of_megatron_are_those_of_a_release_or_of_the_user(tmp_path: P
         prepare(program, Request([tmp_path / "small.pt"], assigned=given))
     config = tmp_path / "told.json"
     config.write_text('{"n_head": 4}')
-    plan = prepare(program, Request([tmp_path / "small.pt"], assigned=given, config=config))[0]
+    plan = prepare(program, Request([tmp_path / "small.pt"], assigned=given, config=config)).plan
     assert plan.config["n_head"] == 4
     torch.save(megatron(1024, 24), tmp_path / "released.pt")
-    lines: list[str] = []
-    plan = prepare(program, Request([tmp_path / "released.pt"], assigned=given), lines.append)[0]
-    assert plan.config["n_head"] == 16
-    assert "megatron-gpt2-345m by its sizes: num_attention_heads = 16" in lines
+    prepared = prepare(program, Request([tmp_path / "released.pt"], assigned=given))
+    assert prepared.plan.config["n_head"] == 16
+    assert "megatron-gpt2-345m by its sizes: num_attention_heads=16" in said(prepared.notes)
 
 
 def gpt() -> dict[str, torch.Tensor]:
@@ -255,10 +262,10 @@ def test_the_kind_of_gelu_is_told_by_who_wrote_the_file(tmp_path: Path) -> None:
     torch.save({"model": gpt()}, tmp_path / "ckpt.pt")
     with pytest.raises(Refusal, match="activation is not known: gelu, the exact one, for nanoGPT; gelu_new"):
         prepare(program, Request([tmp_path / "ckpt.pt"], assigned={"n_head": 4}))
-    plan = prepare(program, Request([tmp_path / "ckpt.pt"], assigned={"n_head": 4, "activation": "gelu_new"}))[0]
+    plan = prepare(program, Request([tmp_path / "ckpt.pt"], assigned={"n_head": 4, "activation": "gelu_new"})).plan
     assert plan.config["activation_function"] == "gelu_new"
     torch.save({"model": gpt(), "model_args": {"n_head": 4, "dropout": 0.0}}, tmp_path / "ckpt.pt")
-    assert prepare(program, Request([tmp_path / "ckpt.pt"]))[0].config["activation_function"] == "gelu"
+    assert prepare(program, Request([tmp_path / "ckpt.pt"])).plan.config["activation_function"] == "gelu"
 
 
 @pytest.mark.parametrize(("width", "depth", "heads"), [(1280, 32, 16), (1408, 40, 16), (1664, 48, 16), (192, 12, 3)])

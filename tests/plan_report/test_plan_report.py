@@ -11,7 +11,7 @@ import pytest
 from support import browser
 from support.error_runs import SHAPES, weights
 
-from compiler import api
+import mapspec
 from compiler.checkpoints.formats import stored_tensor
 from compiler.cli.main import main
 from compiler.diagnostics import Span
@@ -89,7 +89,7 @@ def test_headers_are_enough(small: Path, capsys: pytest.CaptureFixture[str], mon
         stored_tensor, "_read", lambda path, offset, length: read.append(length) or plain(path, offset, length)
     )
     assert "= embed.weight, written once; a run, or --compare" in say(capsys, SPEC, small)
-    api.plan(SPEC, small)
+    mapspec.plan(SPEC, small)
     assert read == []
     with pytest.raises(SystemExit) as done:
         main(["plan", SPEC, str(small), "--compare"])

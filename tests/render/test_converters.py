@@ -23,10 +23,9 @@ from support.synthetic import Synthetic, folder_image, image, synthetic
 from compiler.diagnostics import Refusal
 from compiler.jobs.compile import build
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.language.document import plain, read_document
-from compiler.language.schema import schema
-from compiler.language.spec import OP_WORDS
+from compiler.language.schema import op_words, schema
 from compiler.ops import algebra, structural
 from compiler.program.loading import load_program
 from compiler.program.program import Program
@@ -405,7 +404,7 @@ CORE = [op for op in algebra.Op.__subclasses__() if op.__module__ == structural.
 @pytest.mark.parametrize("op", CORE, ids=lambda op: op.word)
 def test_an_op_stands_everywhere(op: type[algebra.Op]) -> None:
     """The places of an op: the language, its schema, its inverse, a converter's text, a property test."""
-    assert op.word in OP_WORDS
+    assert op.word in op_words()
     assert f'"{op.word}"' in json.dumps(schema())
     assert op.inverse is not algebra.Op.inverse
     assert op.apply is not algebra.Op.apply

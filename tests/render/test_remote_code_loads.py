@@ -16,7 +16,7 @@ import pytest
 from support.parity import ORACLES, interpreters
 
 from compiler.jobs.convert import convert
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.program.loading import load_program
 
 LOADS = 20

@@ -16,7 +16,8 @@ from support.parity import ORACLES, Job, difference, interpreters, logits_many
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import write
 from compiler.jobs.detect import detect, known_specs
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.ops.algebra import Op
 from compiler.ops.lossy import Normalize
 from compiler.program.loading import load_program
@@ -32,7 +33,8 @@ WRONG: dict[str, tuple[Op, ...]] = {"the head as it is": (), "columns for rows":
 def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """The largest difference from the recorded logits over all interpreters; the smallest where it should be large."""
     place, request = tmp_path_factory.mktemp("baichuan2"), Request([CASE / "source"])
-    plan, checkpoint = prepare(load_program("baichuan2_llama"), request)
+    prepared = prepare(load_program("baichuan2_llama"), request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, request, place / "right")
     folders = {"right": place / "right"}
     for name, ops in WRONG.items():
@@ -85,5 +87,5 @@ def test_the_first_generation_points_here(tmp_path: Path) -> None:
     (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"vocab_size": 125696}))
     with pytest.raises(Refusal, match=r"use specs/baichuan2_llama\.yaml"):
         prepare(load_program("baichuan_llama"), Request([tmp_path / "source"]))
-    fits = detect([tmp_path / "source"], [p for p in known_specs() if "baichuan" in p.spec.name.value])
+    fits = detect(Request([tmp_path / "source"]), [p for p in known_specs() if "baichuan" in p.spec.name.value])
     assert [(fit.spec, fit.status) for fit in fits] == [("baichuan2_llama", "fits"), ("baichuan_llama", "near")]

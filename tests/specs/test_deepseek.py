@@ -25,7 +25,8 @@ from torch import Tensor
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import write
 from compiler.jobs.detect import detect, known_specs
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.plan.plan import Plan
 from compiler.program.loading import load_program
 
@@ -46,7 +47,8 @@ def changed(folder: Path, change: Callable[[Tensors], Tensors] = dict, **fields:
 
 def converted(source: Path, out: Path, change: Callable[[Plan], Plan] = lambda plan: plan) -> Path:
     request = Request([source])
-    plan, checkpoint = prepare(load_program(SPEC), request)
+    prepared = prepare(load_program(SPEC), request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(change(plan), checkpoint, request, out)
     return out
 
@@ -181,8 +183,8 @@ def test_what_lacks_is_named(tmp_path: Path, change: Callable[[Tensors], Tensors
 
 
 def test_a_layer_that_predicts_further_tokens_may_be_there_or_not(tmp_path: Path) -> None:
-    whole, _ = prepare(load_program(SPEC), Request([CASE / "source"]))
-    bare, _ = prepare(load_program(SPEC), Request([changed(tmp_path / "source", without("layers.3."))]))
+    whole = prepare(load_program(SPEC), Request([CASE / "source"])).plan
+    bare = prepare(load_program(SPEC), Request([changed(tmp_path / "source", without("layers.3."))])).plan
     assert {name.split(".")[2] for name, _ in whole.ignored} == {"3"}
     assert bare.ignored == ()
     assert bare.config == whole.config
@@ -236,10 +238,10 @@ def test_what_the_class_cannot_say_is_refused(tmp_path: Path, fields: dict[str, 
 
 
 def test_it_is_told_by_its_names() -> None:
-    best, *others = detect([CASE / "source"], known_specs())
+    best, *others = detect(Request([CASE / "source"]), known_specs())
     assert (best.spec, best.status) == (SPEC, "fits")
     assert all(fit.status in ("near", "no") for fit in others)
-    elsewhere = detect([ORACLES / "litgpt" / "qwen3_moe" / "source"], known_specs())
+    elsewhere = detect(Request([ORACLES / "litgpt" / "qwen3_moe" / "source"]), known_specs())
     assert next(fit for fit in elsewhere if fit.spec == SPEC).status == "no"
 
 

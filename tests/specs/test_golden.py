@@ -15,7 +15,8 @@ from support.parity import ORACLES, Job, difference, interpreters, logits_many
 
 from compiler.checkpoints.config_file import read_config_file
 from compiler.jobs.convert import write
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.plan.plan import Plan
 from compiler.program.loading import load_program
 
@@ -121,7 +122,8 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     jobs: list[Job] = []
     for (spec, case), controls in CASES.items():
         source = Source.of(case)
-        plan, checkpoint = prepare(load_program(spec), source.settings)
+        prepared = prepare(load_program(spec), source.settings)
+        plan, checkpoint = prepared.plan, prepared.checkpoint
         ids = load_file(ORACLES / case / "expected/golden_logits.safetensors")["input_ids"]
         for n, change in enumerate([lambda plan: plan, *controls.values()]):
             folder = place / f"{case.replace('/', '_')}_{n}"
@@ -154,7 +156,7 @@ def test_config_says_what_the_corrected_one_says(case: str) -> None:
     """Field by field against a config with which the standard class gave the recorded logits."""
     spec = next(s for s, c in CASES if c == case)
     wanted = read_config_file(ORACLES / case / "expected/config.json")
-    plan, _ = prepare(load_program(spec), Source.of(case).settings)
+    plan = prepare(load_program(spec), Source.of(case).settings).plan
     shared = (
         plan.config.keys() & wanted.keys() - {"intermediate_size"}
         if "moe" in spec

@@ -20,13 +20,14 @@ RECORDED = [case for case in cases() if case.manifest]
 
 @cache
 def wrong(case: Case) -> list[Mutant]:
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     return list(mutants(plan, checkpoint.tensors))
 
 
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case.name)
 def test_the_case_finds_every_mutant(tmp_path: Path, case: Case) -> None:
-    _, checkpoint = prepare(case.program, case.request)
+    checkpoint = prepare(case.program, case.request).checkpoint
     assert wrong(case)
     unseen = []
     for n, mutant in enumerate(wrong(case)):

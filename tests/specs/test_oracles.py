@@ -25,7 +25,8 @@ from support.synthetic import image
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert, write
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.plan.source_files import open_source
 
 CASES = cases()
@@ -149,7 +150,7 @@ def test_the_way_back_gives_the_source(folders: Folders, tmp_path: Path, case: C
         return
     convert(case.program, back, tmp_path / "back.pth")
     checkpoint = open_source(case.program, case.request.source)
-    plan, _ = prepare(case.program, case.request)
+    plan = prepare(case.program, case.request).plan
     left = {name for name, _ in plan.ignored}
     wanted = {
         n: (f"torch.{t.dtype}", tuple(t.shape), bytes(read_bytes(t)))
@@ -164,7 +165,8 @@ def test_a_wrong_tensor_is_seen(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     case = next(c for c in CASES if c.manifest)
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, tmp_path / "out")
     tensors = load_file(tmp_path / "out/model.safetensors")
     name = min(tensors)

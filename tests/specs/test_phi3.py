@@ -12,7 +12,8 @@ from support.parity import Job, logits_many
 
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import write
-from compiler.jobs.prepare import Request, prepare
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
 from compiler.plan.plan import Plan
 from compiler.program.loading import load_program
 
@@ -59,7 +60,8 @@ def swapped(plan: Plan, a: str, b: str) -> Plan:
 
 def test_logits_are_those_of_phi3_and_a_swap_shows(original: Path, tmp_path: Path) -> None:
     request = Request([original])
-    plan, checkpoint = prepare(load_program("phi3_llama"), request)
+    prepared = prepare(load_program("phi3_llama"), request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, request, tmp_path / "right")
     write(swapped(plan, "gate_proj", "up_proj"), checkpoint, request, tmp_path / "gate_up")
     write(swapped(plan, "k_proj", "v_proj"), checkpoint, request, tmp_path / "k_v")

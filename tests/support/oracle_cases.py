@@ -19,7 +19,7 @@ from typing import Any
 
 from support.parity import ORACLES
 
-from compiler.jobs.prepare import Request
+from compiler.jobs.request import Request
 from compiler.program.loading import load_program
 from compiler.program.program import Program
 

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.parity import ORACLES, Job, difference, interpreters, logits_many
-from support.target_cases import CASES, ROPES, config_of
+from support.target_cases import CASES, ROPES, config_of, misread_fields
 
 from compiler.diagnostics import Refusal
 from compiler.target import config_dialects
@@ -99,7 +99,7 @@ def test_a_field_that_the_class_reads_otherwise_is_named() -> None:
     config = config_of(
         "Qwen3ForCausalLM", CASES["Qwen3ForCausalLM"] | {"sliding_window": 8, "use_sliding_window": False}
     )
-    assert target.misread_fields("Qwen3ForCausalLM", config) == {"sliding_window": (8, None)}
+    assert misread_fields("Qwen3ForCausalLM", config) == {"sliding_window": (8, None)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.transfer.casts import BLOCK, STORAGE, castable, convert
+from compiler.transfer.casts import BLOCK, STORAGE, convert
 
 TORCH = {name: getattr(torch, name) for name in STORAGE}
 BITS = {2: (np.uint16, torch.int16), 4: (np.uint32, torch.int32), 8: (np.uint64, torch.int64)}
@@ -81,11 +81,6 @@ def test_a_chain_passes_through_every_type() -> None:
     convert(values, ("float32", "float16", "bfloat16", "float32"), out)
     assert np.array_equal(out, torch.from_numpy(values).half().bfloat16().float().numpy())
     assert not np.array_equal(out, torch.from_numpy(values).bfloat16().float().numpy())
-
-
-def test_what_can_be_cast() -> None:
-    assert castable(["float16", "bfloat16", "float64"])
-    assert not castable(["float16", "int8"])
 
 
 def test_every_bfloat16_among_ordinary_ones() -> None:

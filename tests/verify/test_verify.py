@@ -84,7 +84,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_right_conversion_agrees_and_every_mutant_is_found(name: str, tmp_path: Path) -> None:
     """Each wrong conversion is found; in four of five at least the rule that was changed is the one that is named."""
     case = Case(ORACLES / name)
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     model, run = model_of(case, CASES[name], tmp_path), in_this_process()
     write(plan, checkpoint, case.request, tmp_path / "right")
     right = compare(plan, checkpoint, case.request, tmp_path / "right", model, run)
@@ -115,7 +116,8 @@ def test_a_wrong_config_is_no_rules_fault(tmp_path: Path, capsys: pytest.Capture
     """A lost theta: the tensors are right and the model is not."""
     out = tmp_path / "out"
     words = [w.replace("OUT", str(out)) for w in WORDS]
-    plan, checkpoint = prepare(DENSE.program, DENSE.request)
+    prepared = prepare(DENSE.program, DENSE.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, DENSE.request, out)
     config = json.loads((out / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] = config["rope_theta"] = 10000.0
@@ -134,7 +136,8 @@ def test_what_does_not_fit_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     from compiler import process
     from compiler.verify import compare as verify
 
-    plan, checkpoint = prepare(DENSE.program, DENSE.request)
+    prepared = prepare(DENSE.program, DENSE.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, DENSE.request, tmp_path)
     model, weights = model_of(DENSE, "minimind", tmp_path), verify._elements(checkpoint) * 4
     monkeypatch.setattr(process, "available", lambda: verify.PROGRAM + weights)
@@ -169,7 +172,8 @@ def test_free_memory(tmp_path: Path) -> None:
 def test_experts_run(tmp_path: Path) -> None:
     """Experts are fused by loading, and replaced as they lie on the disk."""
     case = Case(ORACLES / "minimind/moe_trained")
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, tmp_path / "out")
     model, run = model_of(case, "minimind", tmp_path), in_this_process()
     assert compare(plan, checkpoint, case.request, tmp_path / "out", model, run).agrees
@@ -234,9 +238,11 @@ def test_every_lost_bit_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_rounding_is_told_from_damage(tmp_path: Path) -> None:
     case = DENSE
-    plan, checkpoint = prepare(case.program, replace(case.request, dtype="bfloat16"))
+    prepared = prepare(case.program, replace(case.request, dtype="bfloat16"))
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, tmp_path / "out")
-    back, held = prepare(case.program, replace(case.request, source=[tmp_path / "out"], config=None, reverse=True))
+    prepared = prepare(case.program, replace(case.request, source=[tmp_path / "out"], config=None, reverse=True))
+    back, held = prepared.plan, prepared.checkpoint
     found = compared(plan, checkpoint, back, held)
     assert found.differences == ()
     assert found.equal == 0

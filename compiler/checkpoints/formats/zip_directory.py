@@ -14,14 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NoReturn, Protocol
 
+from compiler.checkpoints.formats.zip_structs import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64
 from compiler.diagnostics import refuse
 
-_LOCAL = struct.Struct("<4s5H3I2H")
-_CENTRAL = struct.Struct("<4s6H3I5H2I")
-_END = struct.Struct("<4s4H2IH")
-_END64 = struct.Struct("<4sQ2H2I4Q")
-_LOCATOR64 = struct.Struct("<4sIQI")
-_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _MOST_TABLE = 128 << 20  # bytes; of more than a million records
 
 
@@ -78,11 +73,11 @@ class Archive:
             hint = "torch stores records as they are; load and save the file again with torch.save"
             refuse(self.path, f"{record.name!r} is compressed", "unknown-format", hint)
         encoded = record.name.encode()
-        head = self._at(record.header, _LOCAL.size + len(encoded))
-        signature, _, flags, method, _, _, _, _, size, name_length, extra_length = _LOCAL.unpack_from(head)
-        start = record.header + _LOCAL.size + name_length + extra_length
-        agrees = signature == b"PK\3\4" and method == 0 and not flags & 1 and size in (0, _FULL32, record.size)
-        if not agrees or head[_LOCAL.size :] != encoded or name_length != len(encoded):
+        head = self._at(record.header, LOCAL.size + len(encoded))
+        signature, _, flags, method, _, _, _, _, size, name_length, extra_length = LOCAL.unpack_from(head)
+        start = record.header + LOCAL.size + name_length + extra_length
+        agrees = signature == b"PK\3\4" and method == 0 and not flags & 1 and size in (0, FULL32, record.size)
+        if not agrees or head[LOCAL.size :] != encoded or name_length != len(encoded):
             self._refuse(f"the header of {record.name!r} contradicts the table of contents")
         if start + record.size > record.limit:
             self._refuse(f"{record.name!r} runs into the record after it")
@@ -97,26 +92,26 @@ class Archive:
 
     def _end(self, size: int) -> tuple[int, int, int]:
         """Where the table lies, its length in bytes, and how many records it names."""
-        tail_start = max(0, size - _END.size - _FULL16)
+        tail_start = max(0, size - END.size - FULL16)
         tail = self._at(tail_start, size - tail_start)
         found = tail.rfind(b"PK\5\6")
-        if found < 0 or found + _END.size > len(tail):
+        if found < 0 or found + END.size > len(tail):
             hint = "download or copy it again; compare its size with the original's"
             refuse(self.path, "a zip file without its end: it was cut short", "damaged-file", hint)
-        _, disk, table_disk, here, count, length, start, comment = _END.unpack_from(tail, found)
+        _, disk, table_disk, here, count, length, start, comment = END.unpack_from(tail, found)
         end = tail_start + found
-        if end + _END.size + comment != size:
+        if end + END.size + comment != size:
             self._refuse("there are stray bytes after its end")
-        locator = self._at(end - _LOCATOR64.size, _LOCATOR64.size) if end >= _LOCATOR64.size else b""
+        locator = self._at(end - LOCATOR64.size, LOCATOR64.size) if end >= LOCATOR64.size else b""
         if locator.startswith(b"PK\6\7"):  # torch writes the zip64 end always, beside the plain one
-            record = _LOCATOR64.unpack(locator)[2]
-            if record + _END64.size + _LOCATOR64.size > end:
+            record = LOCATOR64.unpack(locator)[2]
+            if record + END64.size + LOCATOR64.size > end:
                 self._refuse("its zip64 end is missing")
-            magic, _, _, _, disk, table_disk, here, wide_count, wide_length, wide_start = _END64.unpack(
-                self._at(record, _END64.size)
+            magic, _, _, _, disk, table_disk, here, wide_count, wide_length, wide_start = END64.unpack(
+                self._at(record, END64.size)
             )
             narrow, wide = (count, length, start), (wide_count, wide_length, wide_start)
-            full = (_FULL16, _FULL32, _FULL32)
+            full = (FULL16, FULL32, FULL32)
             if magic != b"PK\6\6" or any(n not in (w, f) for n, w, f in zip(narrow, wide, full, strict=True)):
                 self._refuse("its zip64 end contradicts its end")
             (count, length, start), end = wide, record
@@ -132,12 +127,12 @@ class Archive:
         table = self._at(start, length)
         records: dict[str, ZipRecord] = {}
         position = 0
-        while position + _CENTRAL.size <= length:
-            fields = _CENTRAL.unpack_from(table, position)
+        while position + CENTRAL.size <= length:
+            fields = CENTRAL.unpack_from(table, position)
             signature, _, _, flags, method, _, _, crc, packed, size, names, extras, comments, _, _, _, header = fields
             if signature != b"PK\1\2":
                 break
-            position += _CENTRAL.size
+            position += CENTRAL.size
             try:
                 name = table[position : position + names].decode()
             except UnicodeDecodeError:
@@ -145,7 +140,7 @@ class Archive:
             if not name or not name.isprintable():
                 self._refuse("a record's name is no text")
             position += names
-            if _FULL32 in (packed, size, header):
+            if FULL32 in (packed, size, header):
                 extra = table[position : position + extras]
                 size, packed, header = self._wide(extra, [size, packed, header], name)
             position += extras + comments
@@ -164,7 +159,7 @@ class Archive:
 
     def _wide(self, extra: bytes, values: list[int], name: str) -> list[int]:
         """Size, packed size and offset, with those that did not fit 32 bits taken from the zip64 extra field."""
-        wanted = [i for i, value in enumerate(values) if value == _FULL32]
+        wanted = [i for i, value in enumerate(values) if value == FULL32]
         position = 0
         while position + 4 <= len(extra):
             kind, length = struct.unpack_from("<2H", extra, position)
@@ -185,7 +180,7 @@ class Archive:
         if ordered:
             ordered[-1].limit = table
         for record in ordered:
-            if record.header + _LOCAL.size + record.size > record.limit:
+            if record.header + LOCAL.size + record.size > record.limit:
                 self._refuse(f"{record.name!r} runs into the record after it")
 
     def _at(self, offset: int, length: int) -> bytes:
