@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from compiler.diagnostics import listed
 from compiler.plan.notes import (
-    ChangedConstants,
     ChosenSpec,
     ClassAgrees,
     ConfigBesideWeights,
     DefaultArguments,
+    DerivedArguments,
+    GuessedArgument,
     IgnoredTensors,
     IntegerTensors,
     Note,
+    ReleasedArguments,
     Remark,
     UnevenShapes,
     UnreadFields,
@@ -32,12 +37,15 @@ def sentences(note: Note) -> list[str]:
         case ConfigBesideWeights(path):
             return [f"read {path.name} beside the weights"]
         case DefaultArguments(values):
-            return ["left at their defaults: " + ", ".join(f"{name}={value!r}" for name, value in values.items())]
+            return [f"left at their defaults: {_values(values)}"]
+        case DerivedArguments(values):
+            return [f"derived from the checkpoint: {_values(values)}"]
+        case ReleasedArguments(models, named, values):
+            return [f"{listed(models)} by {'--model' if named else 'its sizes'}: {_values(values)}"]
+        case GuessedArgument(name, value, help):
+            return [f"{name} = {value!r} is a guess ({help}); give it with --set {name}=VALUE"]
         case UnreadFields(names):
             return [f"not carried over from the config: {listed(names, 40)}"]
-        case ChangedConstants(fields):
-            different = listed(f"{name}={value!r} (the spec sets {own!r})" for name, value, own in fields)
-            return [f"the config differs from what the spec writes: {different}"]
         case UnevenShapes(usual, count, others):
             odd = listed((f"{name} {list(shape)}" for name, shape in others), 4)
             return [f"of another shape than the {count} others like it, {list(usual)}: {odd}"]
@@ -48,3 +56,7 @@ def sentences(note: Note) -> list[str]:
             lines = [f"ignored {name}: {reason}" for name, reason in tensors[:MOST_IGNORED]]
             more = len(tensors) - MOST_IGNORED
             return lines + [f"ignored {more} more tensors"] * (more > 0)
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())

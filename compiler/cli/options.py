@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from compiler.cli.notes import sentences
 from compiler.diagnostics import MAX_SHOWN, Diagnostic, printable, refuse
 from compiler.jobs.request import DEFAULTS, Request
-from compiler.plan.notes import Note
+from compiler.plan.notes import GuessedArgument, Note
 
 SPEC_HELP = "a spec: a YAML file, or the name of a shipped one"
 AUTO_HELP = SPEC_HELP + "; auto takes the one that fits"
@@ -70,6 +70,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", help="set one argument of the spec (repeatable)"
         )
+        self.add_field("model", "the released model that this is, where the spec knows its arguments", metavar="NAME")
+        self.add_field("strict", "reject arguments that would be guessed")
+        self.add_field("any_model_type", "accept a config that names another architecture", flag="--ignore-model-type")
 
     def add_conversion(self) -> None:
         """What `run` and `plan` share."""
@@ -111,8 +114,9 @@ class Notes:
 
     def __call__(self, note: Note) -> None:
         self.heard.append(note)
+        kind = "warning" if isinstance(note, GuessedArgument) else "note"
         for line in () if self.silent else sentences(note):
-            print(f"note: {printable(line)}", file=sys.stderr)
+            print(f"{kind}: {printable(line)}", file=sys.stderr)
 
     def lines(self) -> list[str]:
         """All notes so far, as sentences."""

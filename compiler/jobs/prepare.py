@@ -14,15 +14,26 @@ from typing import Any
 
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
-from compiler.diagnostics import Refusal, listed, refuse
+from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.executor import preconditions
 from compiler.jobs.request import Request
 from compiler.model_folder.card import recorded_settings
 from compiler.output.earlier_run import MANIFEST
-from compiler.plan import arguments
+from compiler.plan import arguments, config_guard, config_inverse, released_models
 from compiler.plan.bind import bind
 from compiler.plan.checkpoint_statements import unread_statements
-from compiler.plan.notes import DefaultArguments, IgnoredTensors, Listener, Note, Remark, UnreadFields, ignore_note
+from compiler.plan.notes import (
+    DefaultArguments,
+    DerivedArguments,
+    GuessedArgument,
+    IgnoredTensors,
+    Listener,
+    Note,
+    ReleasedArguments,
+    Remark,
+    UnreadFields,
+    ignore_note,
+)
 from compiler.plan.plan import Plan
 from compiler.plan.source_checks import check_quantized, integer_tensors, uneven_shapes
 from compiler.plan.source_files import open_source
@@ -47,7 +58,7 @@ class Prepared:
     @property
     def defaults(self) -> dict[str, Any]:
         """The arguments that nothing gave, with the defaults that they took."""
-        return _defaults(self.arguments)
+        return _of(self.arguments, Origin.DEFAULT)
 
 
 @uncollected()
@@ -90,13 +101,16 @@ def bind_source(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener = ignore_note
 ) -> tuple[Plan, Environment]:
     """The plan of an opened source, and the values that it was made with. No tensor is read. Raises Refusal."""
-    settings = arguments.gather(program, request.source[0], checkpoint.objects, request.config, request.assigned)
+    settings = arguments.gather(
+        program, request.source[0], checkpoint.objects, request.config, request.assigned, request.any_model_type
+    )
     for one in settings.notes:
         note(one)
     if stated := unread_statements(program, checkpoint.objects, str(checkpoint.path)):
         note(Remark(f"not carried over from the checkpoint: {listed(stated, 40)}"))
-    equal = partial(preconditions.equal_tensors, checkpoint)
-    env = Environment(program, NamedShapes(checkpoint.tensors, equal), settings.given)
+    shapes = NamedShapes(checkpoint.tensors, partial(preconditions.equal_tensors, checkpoint))
+    given, released = released_models.with_released(program, shapes, settings.given, request.model)
+    env = Environment(program, shapes, given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
@@ -106,24 +120,32 @@ def bind_source(
         raise Refusal(different)
     if settings.unread:
         note(UnreadFields(settings.unread))
-    _note_defaults(env, note)
-    return plan, env
+    return _with_assumptions(plan, env, released, request.strict, note), env
 
 
 def _bind_reversed(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener
 ) -> tuple[Plan, Environment]:
     config = _config_of_folder(request)
-    given, changed = arguments.gather_reversed(program, config, request.assigned)
+    fields, given = arguments.gather_reversed(program, config, request.assigned, request.any_model_type)
     settings = recorded_settings(config.parent, program)  # what config.json does not carry
-    known = {n: v for n, v in settings.items() if n in program.spec.arguments}
-    given = {n: Given(v, MANIFEST, Origin.CONFIG_FILE) for n, v in known.items()} | given
-    if changed:
-        note(changed)
+    recorded = {n: v for n, v in settings.items() if n in program.spec.arguments}
+    given = {n: Given(v, MANIFEST, Origin.CONFIG_FILE) for n, v in recorded.items()} | given
     shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     env = Environment(program, shapes, given, trusted=True)
+    if different := config_guard.differing_fields(program, fields, _written(program, env)):
+        solved = config_inverse.arguments_of(program, different, {n: known.value for n, known in given.items()})
+        given |= {n: Given(value, config.name, Origin.CONFIG_FILE) for n, value in solved.items()}
+    env = Environment(program, shapes, given, trusted=True)
+    carried = {field.name for field in program.spec.config if field.carried in request.assigned}
+    fields = {name: value for name, value in fields.items() if name not in carried}  # the user says otherwise
+    if wrong := config_guard.irreversible_fields(program, fields, _written(program, env), str(config)):
+        raise Refusal(wrong)
+    env = Environment(program, shapes, given, trusted=True)  # without what only the config asked for
+    for name in given.keys() & program.spec.arguments.keys():
+        env[name]  # a value that was given counts, though the plan may do without
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
-    _note_defaults(env, note)
+    plan = _with_assumptions(plan, env, None, request.strict, note)
     # What comes out must be a source that the spec would accept, of the sizes that the config tells.
     made = NamedShapes({target.name: target for target in plan.targets})
     try:
@@ -131,8 +153,6 @@ def _bind_reversed(
     except Refusal as refusal:  # what only the way there has to know is nothing here
         if others := [d for d in refusal.diagnostics if d.kind != "missing-argument"]:
             raise Refusal(others) from None
-    for name in given.keys() & program.spec.arguments.keys():
-        env[name]  # a value that was given counts, though the plan may do without
     return plan, env
 
 
@@ -140,15 +160,49 @@ def _config_of_folder(request: Request) -> Path:
     """The config.json of a folder that is converted back. Raises Refusal: `missing-config`."""
     config = request.config or config_file.beside(request.source[0], "config.json")
     if config is None:
-        text = "there is no config.json, which tells the sizes of the way back"
+        text = "there is no config.json, which has the sizes for the reverse conversion"
         refuse(str(request.source[0]), text, "missing-config", "give it with --config")
     return config
 
 
-def _defaults(values: Mapping[str, Given]) -> dict[str, Any]:
-    return {name: given.value for name, given in values.items() if given.origin is Origin.DEFAULT}
+def _written(program: Program, env: Environment) -> dict[str, Any]:
+    """The fields that the source of a reversed conversion would be given, as far as they are known."""
+    found: dict[str, Any] = {}
+    for field in program.spec.config:
+        try:
+            found[field.name] = env.evaluate(field.expr) if field.expr else field.constant
+        except Refusal:  # it needs an argument that the folder does not have
+            continue
+    return found
 
 
-def _note_defaults(env: Environment, note: Listener) -> None:
-    if values := _defaults(env.arguments):
-        note(DefaultArguments(values))
+def _of(values: Mapping[str, Given], origin: Origin) -> dict[str, Any]:
+    return {name: given.value for name, given in values.items() if given.origin is origin}
+
+
+def _with_assumptions(
+    plan: Plan, env: Environment, released: ReleasedArguments | None, strict: bool, note: Listener
+) -> Plan:
+    """The plan with the guesses that it rests on; a note for them and for all that nobody gave. With `strict`, raises
+    Refusal for guesses."""
+    if released:
+        note(released)
+    if derived := _of(env.arguments, Origin.DERIVED):
+        note(DerivedArguments(derived))
+    if defaults := _of(env.arguments, Origin.DEFAULT):
+        note(DefaultArguments(defaults))
+    guesses = _of(env.arguments, Origin.GUESS)
+    known = {name: env.spec.arguments[name] for name in guesses}
+    if strict and guesses:
+        raise Refusal(
+            Diagnostic(
+                argument.span,
+                f"{name} is a guess: {guesses[name]!r}; {argument.help}",
+                "guessed-argument",
+                f"give it with --set {name}=VALUE, or a --config that has it",
+            )
+            for name, argument in known.items()
+        )
+    for name, argument in known.items():
+        note(GuessedArgument(name, guesses[name], argument.help))
+    return replace(plan, guesses=guesses, released=released.models if released else ())

@@ -38,6 +38,9 @@ class Request:
     weights: str | None = None
     parts: int = 1
     check: bool = True
+    model: str | None = None
+    any_model_type: bool = False
+    strict: bool = False
 
 
 # Field -> its default, of those that have a plain one.

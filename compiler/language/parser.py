@@ -16,9 +16,11 @@ from compiler.language.spec import (
     Create,
     Entry,
     Field,
+    FixedField,
     Merge,
     Named,
     ProcessorSection,
+    ReleasedModel,
     Spec,
     Step,
     TargetModel,
@@ -42,7 +44,7 @@ def read_spec(root: Node) -> Spec:
     validate(root, report)
     report.settle()
     target = _target(root, report)
-    arguments = {key.text: _argument(key, node) for key, node in _entries(root, "arguments")}
+    arguments = {key.text: _argument(key, node, report) for key, node in _entries(root, "arguments")}
     facts = {key.text: _expr(node) for key, node in _entries(root, "facts")}
     config = tuple(_config(root, report))
     fields = {field.name: field for field in _fields(root, report)}
@@ -55,9 +57,15 @@ def read_spec(root: Node) -> Spec:
         weights=_string(root.get("source"), "weights"),
         source_config=_string(root.get("source"), "config"),
         nested=_string(root.get("source"), "nested") == "true",
-        unread=tuple((Text(k.text, k.span), str(document.plain(v))) for k, v in _entries(root.get("source"), "unread")),
+        model_types=tuple(str(document.plain(node)) for node in _items(root.get("source"), "model_types")),
+        fixed={key.text: _fixed(key, node, report) for key, node in _entries(root.get("source"), "fixed")},
+        unread=tuple(
+            (Text(key.text, key.span), str(document.plain(node)))
+            for key, node in _entries(root.get("source"), "unread")
+        ),
         target=target,
         arguments=arguments,
+        models=tuple(_model(key, node) for key, node in _entries(root, "models")),
         facts=facts,
         indices={key.text: _expr(node) for key, node in _entries(root, "indices")},
         require=tuple((_expr(key), document.plain(node)) for key, node in _entries(root, "require")),  # type: ignore[misc]
@@ -101,8 +109,8 @@ def _entries(node: Node | None, key: str) -> tuple[tuple[Scalar, Node], ...]:
     return found.entries if isinstance(found, document.Mapping) else ()
 
 
-def _items(node: document.Mapping, key: str) -> tuple[Node, ...]:
-    found = node.get(key)
+def _items(node: Node | None, key: str) -> tuple[Node, ...]:
+    found = node.get(key) if isinstance(node, document.Mapping) else None
     return found.items if isinstance(found, document.Sequence) else ()
 
 
@@ -123,13 +131,37 @@ def _expr(node: Node) -> Expr:
     return Expr(text, node.span)
 
 
-def _argument(key: Scalar, node: Node) -> Argument:
+def _argument(key: Scalar, node: Node, report: Report) -> Argument:
+    if not isinstance(node, document.Mapping):
+        return Argument(key.text, document.plain(node), False, "", key.span)
+    given = [word for word in ("default", "derive", "guess") if node.get(word)]
+    if len(given) > 1:
+        message = f"{key.text} has both {given[0]!r} and {given[1]!r}"
+        report.add(key.span, message, "wrong-value", "an argument has one of default, derive and guess, or none")
+    guess, derive = node.get("guess"), node.get("derive")
+    if guess and not _string(node, "help"):
+        message = f"the guess of {key.text} has no 'help'"
+        report.add(key.span, message, "missing-key", "name the releases that have other values")
+    default = node.get("default") or guess
+    value = document.plain(default) if default else None
+    required, expr = not given, _expr(derive) if derive else None
+    return Argument(key.text, value, required, _string(node, "help"), key.span, expr, guess is not None)
+
+
+def _model(key: Scalar, node: Node) -> ReleasedModel:
+    sides = [{k.text: document.plain(v) for k, v in _entries(node, side)} for side in ("when", "set")]
+    return ReleasedModel(key.text, sides[0], sides[1], key.span)
+
+
+def _fixed(key: Scalar, node: Node, report: Report) -> FixedField:
     if isinstance(node, document.Mapping):
-        default = node.get("default")
-        return Argument(
-            key.text, document.plain(default) if default else None, default is None, _string(node, "help"), key.span
-        )
-    return Argument(key.text, document.plain(node), False, "", key.span)
+        if (node.get("value") is None) == (node.get("values") is None):
+            message = f"{key.text} needs either 'value' or 'values'"
+            report.add(key.span, message, "missing-key", "write the value itself, or {value: ..., reason: ...}")
+        one, several = node.get("value"), _items(node, "values")
+        values = tuple(document.plain(item) for item in several) if several else (one and document.plain(one),)
+        return FixedField(key.text, values, _string(node, "reason"), key.span)
+    return FixedField(key.text, (document.plain(node),), "", key.span)
 
 
 def _target(root: document.Mapping, report: Report) -> TargetModel:

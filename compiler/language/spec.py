@@ -24,13 +24,41 @@ class Text:
 
 @dataclass(frozen=True)
 class Argument:
-    """A value that tensor shapes don't reveal. `required`: it has no default."""
+    """A value that shapes do not reveal. Where nothing gives it: an error if `required`, else the value of `derive` (an
+    error if that is null), else the `default`. A default that releases of the family do not share is a `guess`.
+    """
 
     name: str
     default: Any
     required: bool
     help: str
     span: Span
+    derive: Expr | None = None
+    guess: bool = False
+
+
+@dataclass(frozen=True)
+class ReleasedModel:
+    """A published model, recognised by its sizes: facts by name in `when`; `sets` holds its arguments by name."""
+
+    name: str
+    when: Mapping[str, Any]
+    sets: Mapping[str, Any]
+    span: Span
+
+
+@dataclass(frozen=True)
+class FixedField:
+    """A field of the source's config that must have one of `values`, and the reason, or ""."""
+
+    name: str
+    values: tuple[Any, ...]
+    reason: str
+    span: Span
+
+    def allows(self, value: Any) -> bool:
+        """Whether a config may state `value`. A null counts as false."""
+        return any(value == one or (value is None and one is False) for one in self.values)
 
 
 @dataclass(frozen=True)
@@ -143,9 +171,12 @@ class Spec:
     weights: str
     source_config: str
     nested: bool
-    unread: tuple[tuple[Text, str], ...]  # names that the checkpoint states and nobody has to read, and why
+    model_types: tuple[str, ...]
+    fixed: Mapping[str, FixedField]
+    unread: tuple[tuple[Text, str], ...]
     target: TargetModel
     arguments: Mapping[str, Argument]
+    models: tuple[ReleasedModel, ...]
     facts: Mapping[str, Expr]
     indices: Mapping[str, Expr]  # the guard of an index: which numbers it matches; by default all
     require: tuple[tuple[Expr, str], ...]

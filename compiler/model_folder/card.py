@@ -61,6 +61,8 @@ def manifest(
         "mapspec": __version__,
         "spec": {"name": spec.name.value, "sha256": spec_digest(plan)},
         "settings": dict(plan.values),
+        "guesses": dict(plan.guesses),
+        "released": list(plan.released),
         "sources": sources,
         "ties": dict(plan.ties),
         "ignored": dict(plan.ignored),
@@ -167,5 +169,7 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked:
         chat="chat_template.jinja" in files,
         proof=UNVERIFIED,
         checked=checked,
+        guesses=[f"`{name}` = {value!r}" for name, value in plan.guesses.items()],
+        released=", ".join(plan.released),
         ignored={reason: names if len(names) < 5 else [*names[:4], "..."] for reason, names in ignored.items()},
     )

@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from compiler.checkpoints.config_file import beside, read_config_file
-from compiler.diagnostics import Diagnostic, Span, listed, refuse
-from compiler.plan.notes import ChangedConstants, ConfigBesideWeights, Note
+from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
+from compiler.plan import config_guard, config_inverse
+from compiler.plan.notes import ConfigBesideWeights, Note
 from compiler.program.environment import Given, Origin
 from compiler.program.program import Program
-from compiler.target import config_dialects, model_class
+from compiler.target import config_class, config_dialects
+from compiler.target.config_meaning import same_value
 
 # Where trainers put the arguments of their model beside the weights.
 OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
+# The config of a folder of Transformers, which trainers copy beside weights of their own layout.
+HUB_CONFIG = "config.json"
+# Fields that every saved config states, or that names and shapes show.
+STATED = frozenset(
+    ["head_dim", "intermediate_size", "moe_intermediate_size", "n_head", "n_inner", "num_attention_heads",
+     "num_experts_per_tok", "num_key_value_heads", "tie_word_embeddings"]
+)  # fmt: skip
 # Where a config file keeps them, whose other fields are those of the training.
 HOLDERS = ("model", "kwargs", *OBJECTS)
 # What every config of Transformers carries and no conversion reads.
@@ -96,10 +105,20 @@ class Settings:
 
 
 def gather(
-    program: Program, source: Path, objects: Mapping[str, object], config: Path | None, assigned: Mapping[str, Any]
+    program: Program,
+    source: Path,
+    objects: Mapping[str, object],
+    config: Path | None,
+    assigned: Mapping[str, Any],
+    any_model_type: bool = False,
 ) -> Settings:
-    """Everything that is said about a source's arguments. Raises Refusal for a config that cannot be read."""
-    known = {*program.spec.arguments, *program.spec.facts}
+    """Everything that is said about a source's arguments.
+
+    `any_model_type`: accept a config of another architecture. Raises Refusal for a config that cannot be read, of
+    another architecture, or with a field that changes the function and that the spec neither reads nor writes.
+    """
+    known = {*program.spec.arguments, *program.spec.facts, *program.spec.fixed}
+    wrong: list[Diagnostic] = []
     given: dict[str, Given] = {}
     notes: list[Note] = []
     plain = {n: v for n, v in objects.items() if n in known and isinstance(v, bool | int | float | str)}
@@ -110,6 +129,11 @@ def gather(
     unread: tuple[str, ...] = ()
     stated: dict[str, Given] = {}
     path = config or beside(source, program.spec.source_config)
+    hub = beside(source, HUB_CONFIG)
+    if path is None and hub is not None and _of_the_target(program, read_config_file(hub)):
+        path = hub
+    if not any_model_type:
+        wrong += config_guard.architectures(program, objects, dict.fromkeys(p for p in (path, hub) if p is not None))
     if path is not None:
         whole = read_config_file(path)
         held = model_part(whole, known)
@@ -122,15 +146,25 @@ def gather(
         def from_file(value: Any) -> Given:
             return Given(value, path.name, Origin.CONFIG_FILE)
 
-        if _of_the_target(program, held):
+        of_target = _of_the_target(program, held)
+        if of_target:
             stated = {f.name: from_file(fields[f.name]) for f in program.spec.config if f.name in fields}
             carried = {f.carried: stated[f.name] for f in program.spec.config if f.carried and f.name in stated}
+            given = _class_defaults(program, fields, path.name) | given
             given |= {n: value for n, value in carried.items() if n not in fields}
+        renamed = {} if "model_type" in held else _under_target_names(program, fields)
+        given |= {n: from_file(fields[name]) for n, name in renamed.items()}
         given |= {n: from_file(v) for n, v in fields.items() if n in known}
-        read = known | BAGGAGE | stated.keys() | {"rope_parameters"}
+        if of_target:
+            values = {n: value.value for n, value in given.items()} | dict(assigned)
+            solved = config_inverse.arguments_of(program, {n: value.value for n, value in stated.items()}, values)
+            given |= {n: from_file(v) for n, v in solved.items() if n in program.spec.arguments}
+        read = known | BAGGAGE | stated.keys() | {*renamed.values(), "rope_parameters"}
         read |= set(config_dialects.EXPERTS) if known & set(config_dialects.EXPERTS) else set()
-        unread = tuple(n for n, v in held.items() if n not in read and v not in (None, [], {}, ""))
-        heard = any(fields[n] is not None for n in known & fields.keys())
+        faults, unheard = config_guard.unconverted_fields(program, _part(fields, held), read, str(path), of_target)
+        wrong += faults
+        unread = tuple(n for n in unheard if fields[n] not in (None, [], {}, ""))
+        heard = any(fields[n] is not None for n in {*known, *renamed.values()} & fields.keys())
         if config is not None and program.spec.arguments and not (stated or heard):
             names = listed(program.spec.arguments, 12)
             refuse(
@@ -140,23 +174,10 @@ def gather(
                 f"the spec reads {names}",
             )
     given |= _assigned(assigned)
+    wrong += config_guard.fixed_fields(program, given)
+    if wrong:
+        raise Refusal(wrong)
     return Settings(given, unread, tuple(notes), {n: value for n, value in stated.items() if n not in assigned})
-
-
-def gather_reversed(
-    program: Program, config: Path, assigned: Mapping[str, Any]
-) -> tuple[dict[str, Given], Note | None]:
-    """The arguments that a folder's config.json holds, and those assigned; a note where it differs from the constants
-    that the spec writes. Raises Refusal."""
-    fields = config_dialects.read_config(read_config_file(config))
-    given = {
-        f.carried or "": Given(fields[f.name], config.name, Origin.CONFIG_FILE)
-        for f in program.spec.config
-        if f.carried and f.name in fields
-    }
-    constants = [f for f in program.spec.config if f.expr is None and f.name in fields]
-    changed = tuple((f.name, fields[f.name], f.constant) for f in constants if fields[f.name] != f.constant)
-    return given | _assigned(assigned), ChangedConstants(changed) if changed else None
 
 
 def gather_without_spec(
@@ -201,10 +222,61 @@ def model_part(whole: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
     return max([whole, *_holders(whole)], key=lambda part: len(part.keys() & {*known}))
 
 
+def gather_reversed(
+    program: Program, config: Path, assigned: Mapping[str, Any], any_model_type: bool
+) -> tuple[dict[str, Any], dict[str, Given]]:
+    """The flat fields of a folder's config, and the arguments and facts that they decide.
+
+    Raises Refusal for a config of another architecture, or with a field that changes the function and that the spec
+    does not write.
+    """
+    whole = read_config_file(config)
+    fields = config_dialects.read_config(whole)
+    if fields.get("use_sliding_window") is False:
+        fields["sliding_window"] = None
+    wrong = [] if any_model_type else config_guard.other_architecture(program, whole, str(config), reverse=True)
+    read = BAGGAGE | {"rope_parameters"}
+    if {field.name for field in program.spec.config} & set(config_dialects.EXPERTS):
+        read |= set(config_dialects.EXPERTS)
+    faults, _ = config_guard.unconverted_fields(program, _part(fields, whole), {*read}, str(config), True, reverse=True)
+    wrong += faults
+    if wrong:
+        raise Refusal(wrong)
+    given = _class_defaults(program, fields, config.name)
+    carried = {f.carried: fields[f.name] for f in program.spec.config if f.carried and f.name in fields}
+    given |= {n: Given(v, config.name, Origin.CONFIG_FILE) for n, v in carried.items() if n}
+    return fields, given | _assigned(assigned)
+
+
+def _part(fields: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat fields of the part of a config that holds the model's, without the second names of one thing."""
+    names = {*held, "rope_scaling", "sliding_window"} if "rope_parameters" in held else {*held}
+    return {name: value for name, value in fields.items() if name in names}
+
+
+def _under_target_names(program: Program, fields: Mapping[str, Any]) -> dict[str, str]:
+    """The arguments that a config gives under the name of the target's field that carries them, with that name."""
+    names = {f.carried or "": f.name for f in program.spec.config if f.name in fields}
+    return {n: name for n, name in names.items() if n in program.spec.arguments and n not in fields}
+
+
+def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> dict[str, Given]:
+    """What a config of the target's class means where it leaves a field out: the class's default, for every argument
+    that is carried unchanged. Sizes are left out: a config that a class saves states them."""
+    defaults = config_class.config_defaults(config_guard.target_type(program))
+    arguments = program.spec.arguments
+    absent = {f.carried or "": f.name for f in program.spec.config if f.name in defaults and f.name not in fields}
+    return {
+        carried: Given(defaults[name], f"{place}, by the class's default,", Origin.CONFIG_FILE)
+        for carried, name in absent.items()
+        if carried in arguments and name not in STATED
+    }
+
+
 def _of_the_target(program: Program, config: Mapping[str, Any]) -> bool:
     """Whether it is a config of the target's class, which may lie beside a source that has none of its own."""
     model = program.spec.target.model
-    return model is not None and "model_type" in config and config["model_type"] == model_class.model_type(model.value)
+    return model is not None and "model_type" in config and config["model_type"] == config_guard.target_type(program)
 
 
 def contradictions(program: Program, stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
@@ -220,7 +292,8 @@ def contradictions(program: Program, stated: Mapping[str, Given], written: Mappi
             else "an argument of the spec decides it: give it with --set",
         )
         for name, value in stated.items()
-        if value.value != written[name] and (value.value is not None or isinstance(written[name], dict))
+        if not same_value(name, value.value, written[name])
+        and (value.value is not None or isinstance(written[name], dict))
     ]
 
 

@@ -10,11 +10,10 @@ command line of the trainer whose args they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Span
-from compiler.language.name_pattern import Pattern
 from compiler.plan.arguments import BAGGAGE, OBJECTS
 from compiler.program.program import Program
 
@@ -135,7 +134,7 @@ _TRAINING = re.compile(
 def unread_statements(program: Program, objects: Mapping[str, object], path: str) -> list[str]:
     """The names of the statements that nobody reads and the spec does not list as harmless. Raises Refusal."""
     spec = program.spec
-    known = {*spec.arguments, *spec.facts} | BAGGAGE
+    known = {*spec.arguments, *spec.facts, *spec.fixed} | BAGGAGE
     unread: dict[str, None] = {}
     changing: list[Diagnostic] = []
     for values in _containers(objects):
@@ -149,15 +148,11 @@ def unread_statements(program: Program, objects: Mapping[str, object], path: str
                 )
                 hint = "its rules are for models without it"
                 changing.append(Diagnostic(Span(path), message, "unread-statement", hint))
-            elif name not in neutral and not _is_harmless(name, program.unread):
+            elif name not in neutral and not (program.passes_over(name) or _TRAINING.fullmatch(name)):
                 unread[name] = None
     if changing:
         raise Refusal(changing)
     return list(unread)
-
-
-def _is_harmless(name: str, patterns: Iterable[Pattern]) -> bool:
-    return _TRAINING.fullmatch(name) is not None or any(pattern.match(name) is not None for pattern in patterns)
 
 
 def _containers(objects: Mapping[str, object]) -> Iterator[Mapping[Any, Any]]:

@@ -48,10 +48,28 @@ class UnreadFields:
 
 
 @dataclass(frozen=True)
-class ChangedConstants:
-    """Reversed: fields of the target's config with another value than the spec sets: (name, value, the spec's value)."""
+class DerivedArguments:
+    """Arguments that follow from the checkpoint's facts."""
 
-    fields: tuple[tuple[str, Any, Any], ...]
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ReleasedArguments:
+    """Arguments of released models, recognised by their sizes or `named` by the user."""
+
+    models: tuple[str, ...]
+    named: bool
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GuessedArgument:
+    """An argument that took a default which releases of the family do not share; `help` says which have others."""
+
+    name: str
+    value: Any
+    help: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,9 @@ Note = (
     | ConfigBesideWeights
     | DefaultArguments
     | UnreadFields
-    | ChangedConstants
+    | DerivedArguments
+    | ReleasedArguments
+    | GuessedArgument
     | UnevenShapes
     | IntegerTensors
     | IgnoredTensors

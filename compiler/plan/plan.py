@@ -59,6 +59,8 @@ class Plan:
     made: tuple[tuple[str, float], ...] = ()  # reversed: tensors left behind, and the one value that each must hold
     processor: Mapping[str, Any] = field(default_factory=dict)  # of preprocessor_config.json; empty without a section
     places: Mapping[str, Any] = field(default_factory=dict)  # special token -> where it stands behind the ranks
+    guesses: Mapping[str, Any] = field(default_factory=dict)  # arguments that nothing gave, as the spec guesses them
+    released: tuple[str, ...] = ()  # the released models that gave arguments
 
     @property
     def targets(self) -> list[TargetTensor]:

@@ -70,8 +70,8 @@ class _Builder:
         ignored = [(p, reason) for text, reason in spec.ignore if (p := self.pattern(text))]
         created = [rule for create in spec.create if (rule := self.created(create))]
         merged = [Merged(p, m.axis, m.blocks) for m in spec.merge if (p := self.pattern(m.pattern))]
-        unread = tuple(p for text, _ in spec.unread if (p := self.pattern(text)))
-        return Program(spec, tuple(rules), tuple(ties), tuple(ignored), tuple(created), tuple(merged), unread)
+        unread = [(p, reason) for text, reason in spec.unread if (p := self.pattern(text))]
+        return Program(spec, tuple(rules), tuple(ties), tuple(ignored), tuple(created), tuple(merged), tuple(unread))
 
     def created(self, create: Create) -> Rule | None:
         source, target = self.pattern(create.like), self.pattern(create.target)

@@ -127,6 +127,8 @@ class _Checker:
                     "duplicate-name",
                     "a fact is computed, an argument is given; keep one",
                 )
+        self.check_models()
+        self.check_source_fields(program)
         claimed = (
             [p for r in program.rules for p in r.sources]
             + [t.alias for t in program.ties]
@@ -165,6 +167,36 @@ class _Checker:
                         span, f"{name!r} is neither an argument nor a fact", "unknown-name", nearest(name, known)
                     )
 
+    def check_models(self) -> None:
+        """Released models are recognised by facts or arguments that exist, and set arguments that exist."""
+        spec = self.spec
+        for model in spec.models:
+            for name in model.when.keys() - {*spec.facts, *spec.arguments}:
+                message = f"{model.name} is recognised by {name!r}, which is neither an argument nor a fact"
+                self.report.add(model.span, message, "unknown-name", nearest(name, [*spec.facts, *spec.arguments]))
+            for name in model.sets.keys() - spec.arguments.keys():
+                message = f"{model.name} sets {name!r}, which is no argument"
+                self.report.add(model.span, message, "unknown-name", nearest(name, spec.arguments))
+            if common := model.when.keys() & model.sets.keys():
+                message = f"{model.name} sets what it is recognised by: {min(common)}"
+                self.report.add(model.span, message, "duplicate-name", "leave one of them out")
+
+    def check_source_fields(self, program: Program) -> None:
+        """A field of the source's config is read, fixed or unread: one of the three. Where a pattern of unread fields also
+        matches one that is read or fixed, that one counts."""
+        spec = self.spec
+        read = {*spec.arguments, *spec.facts}
+        named = {pattern.text for pattern, _ in program.unread if pattern.is_name}
+        for name, field in spec.fixed.items():
+            if name in read or name in named:
+                other = "an argument or a fact" if name in read else "unread"
+                message = f"the field {name!r} is fixed, and it is {other}"
+                self.report.add(field.span, message, "duplicate-name", "decide which")
+        for pattern, _ in program.unread:
+            if pattern.is_name and pattern.text in read:
+                message = f"the field {pattern.text!r} is unread, and it is an argument or a fact"
+                self.report.add(pattern.span, message, "duplicate-name", "decide which")
+
     def check_asked(
         self, function: str, text: str, span: Span, claimed: list[Pattern], keep_all: bool, indices: frozenset[str]
     ) -> None:
@@ -189,16 +221,18 @@ class _Checker:
             )
 
     def check_cycles(self) -> None:
-        facts = self.spec.facts
+        derived = {name: a.derive for name, a in self.spec.arguments.items() if a.derive}
+        facts = {**self.spec.facts, **derived}
         state: dict[str, int] = {}
 
         def visit(name: str) -> None:
             state[name] = 1
-            for other in sorted((facts[name].names & facts.keys()) - {name}):  # its own name is what is given
+            own = {name} - derived.keys()  # in a fact its own name is the value given
+            for other in sorted((facts[name].names & facts.keys()) - own):
                 if state.get(other) == 1:
                     self.report.add(
                         facts[name].name_span(other),
-                        f"the fact {other!r} depends on itself",
+                        f"the {'argument' if other in derived else 'fact'} {other!r} depends on itself",
                         "circular-fact",
                         "measure one of them with dim or count, or make it an argument",
                     )
@@ -216,6 +250,7 @@ def expressions(program: Program) -> list[Expr]:
     spec = program.spec
     found = [
         *spec.facts.values(),
+        *(a.derive for a in spec.arguments.values() if a.derive),
         *spec.indices.values(),
         *(e for e, _ in spec.require),
         *(f.expr for f in spec.config if f.expr),

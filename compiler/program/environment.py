@@ -36,7 +36,10 @@ class Origin(Enum):
     CHECKPOINT = "checkpoint"
     CONFIG_FILE = "config file"
     ASSIGNMENT = "--set"
+    RELEASE = "released model"
+    DERIVED = "facts"
     DEFAULT = "default"
+    GUESS = "guess"
     EXAMPLE = "example"
 
 
@@ -148,7 +151,8 @@ class Environment(Mapping[str, Any]):
         argument = self.spec.arguments[name]
         if given is not None:
             return typed(name, argument.default, given, argument.span)
-        if argument.required:
+        value = self.evaluate(argument.derive) if argument.derive else argument.default
+        if argument.required or (argument.derive and value is None):
             raise Refusal(
                 [
                     Diagnostic(
@@ -160,7 +164,7 @@ class Environment(Mapping[str, Any]):
                     )
                 ]
             )
-        return argument.default
+        return value
 
     def fallback(self, name: str) -> Any:
         """The value of a fact's own name inside its expression: the given value, or the default of the config field."""
@@ -246,13 +250,14 @@ class Environment(Mapping[str, Any]):
     @property
     def arguments(self) -> dict[str, Given]:
         """The arguments that were evaluated so far, each with its value and where that comes from."""
-        return {
-            name: replace(self.given[name], value=self.found[name])
-            if name in self.given
-            else Given(self.found[name], "the spec's default", Origin.DEFAULT)
-            for name in self.spec.arguments
-            if name in self.found
-        }
+        found: dict[str, Given] = {}
+        for name, argument in self.spec.arguments.items():
+            if name in self.given and name in self.found:
+                found[name] = replace(self.given[name], value=self.found[name])
+            elif name in self.found:
+                origin = Origin.GUESS if argument.guess else Origin.DERIVED if argument.derive else Origin.DEFAULT
+                found[name] = Given(self.found[name], f"the spec's {origin.value}", origin)
+        return found
 
     def check(self) -> None:
         """Evaluate the requirements, then every argument and fact. Raises Refusal with all that fails.
@@ -324,7 +329,8 @@ def reads_data(program: Program) -> frozenset[str]:
 def unfounded(program: Program, given: Mapping[str, object]) -> frozenset[str]:
     """The facts that depend, directly or through other facts, on an argument without a given value."""
     spec = program.spec
-    loose = (spec.arguments.keys() - given.keys()) | reads_data(program)
+    loose: Set[str] = {n for n, a in spec.arguments.items() if n not in given and a.derive is None}
+    loose |= reads_data(program)
     while more := {name for name, fact in spec.facts.items() if name not in loose and fact.names & loose}:
         loose |= more
     return frozenset(loose & spec.facts.keys())
@@ -335,7 +341,7 @@ def check_given(program: Program, names: Mapping[str, Any]) -> None:
     known = [*program.spec.arguments, *program.spec.facts]
     report = Report()
     for name in names:
-        if name not in known:
+        if name not in known and name not in program.spec.fixed:
             report.add(
                 Span("--set"),
                 f"{program.spec.name} has no argument {name!r}",

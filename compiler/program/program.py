@@ -82,7 +82,11 @@ class Program:
         Rule, ...
     ] = ()  # they use the dtype and shape of their source, not its data; the one step is `arithmetic.Full`
     merged: tuple[Merged, ...] = ()
-    unread: tuple[Pattern, ...] = ()  # names that the checkpoint states and nobody has to read
+    unread: tuple[tuple[Pattern, str], ...] = ()  # fields of the source's config, and why they make no difference
+
+    def passes_over(self, field: str) -> bool:
+        """Whether the spec says that a field of the source's config makes no difference."""
+        return any(pattern.match(field) is not None for pattern, _ in self.unread)
 
     @property
     def keep_all(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from compiler.diagnostics import listed, refuse
 from compiler.language.expression import Expr
-from compiler.language.spec import in_parts
+from compiler.language.spec import Argument, ReleasedModel, in_parts
 from compiler.program.environment import Environment, Given
 from compiler.program.inverse import SourceShapes
 from compiler.program.program import Program, Rule
@@ -53,13 +53,15 @@ class _Context:
         renamed = [rule for rule in self.program.rules if not rule.steps]
         listed = [rule for rule in renamed if rule_loop.tabular(rule)]
         early, late = self.requirements()
-        defaults = {n: a.default for n, a in spec.arguments.items() if not a.required}
+        defaults = {n: a.default for n, a in spec.arguments.items() if not a.required and not a.derive}
         # A fact that falls back on its own name reads it like an argument.
         own = [spec.fields[n] for n, e in spec.facts.items() if n in e.names and n in spec.fields]
         defaults |= {f.name: f.constant for f in own if f.expr is None}
         derived = {f.name: f.expr for f in own if f.expr is not None}
+        computed = {n: a for n, a in spec.arguments.items() if a.derive}
         required = [a for a in spec.arguments.values() if a.required]
-        known = ["*ARGUMENTS"] * bool(defaults) + ["*REQUIRED"] * bool(required) + [quoted(n) for n in derived]
+        known = ["*ARGUMENTS"] * bool(defaults) + ["*REQUIRED"] * bool(required)
+        known += [quoted(n) for n in (*derived, *computed)]
         suffix = ".gguf" if spec.weights.endswith(".gguf") else ".pth"
         plain = not in_parts(spec.weights) and suffix != ".gguf"
         weights = ["*.safetensors", "pytorch_model*.bin"] if plain else [spec.weights]
@@ -80,17 +82,25 @@ class _Context:
             "merged": [(raw(m.pattern.regex), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
             "arguments": [(quoted(name), literal(value)) for name, value in defaults.items()],
             "required": [(quoted(a.name), quoted(a.help)) for a in required],
-            "known": known[0][1:] if len(known) == 1 else f"({', '.join(known)})",
+            "known": known[0][1:] if len(known) == 1 and known[0].startswith("*") else f"({', '.join(known)},)",
+            "guesses": [(quoted(a.name), quoted(a.help)) for a in spec.arguments.values() if a.guess],
+            "fixed": [(quoted(f.name), literal(list(f.values)), quoted(f.reason)) for f in spec.fixed.values()],
+            "models": [(quoted(m.name), self.sizes(m), literal(dict(m.sets))) for m in spec.models],
+            "sized": [(n, self.printer(spec.facts[n])) for n in self.sizing()],
             "mapping": _aligned([(raw(r.sources[0].regex), self.expanded(r)) for r in listed if not r.when]),
             "guarded": [(self.printer(r.when), raw(r.sources[0].regex), self.expanded(r)) for r in listed if r.when],
             "ignored": [(raw(p.regex), quoted(reason)) for p, reason in self.program.ignored],
             "facts": [
-                (name, self.printer(spec.facts[name]), self.printer(derived[name]) if name in derived else "")
-                for name in self.ordered_facts(derived)
+                ("", *computed_argument(self.printer, computed[name]))
+                if name in computed
+                else (name, self.printer(spec.facts[name]), self.printer(derived[name]) if name in derived else "")
+                for name in self.ordered_facts(derived, computed)
+                if name not in self.sizing()
             ],
             "scaled": "rope_scaling" in spec.arguments,
             "indices": [(quoted(name), self.guard(name)) for name in spec.indices],
-            "early": early,
+            "first": [condition for condition in early if "f." not in condition[0]],
+            "early": [condition for condition in early if "f." in condition[0]],
             "late": late,
             "config": [(quoted(f.name), self.printer(f.expr) if f.expr else literal(f.constant)) for f in spec.config],
             "dialect": list(self.dialect()),
@@ -125,9 +135,29 @@ class _Context:
         """The condition on a number `n` of an index."""
         return ExprPrinter("f", self.printer.helpers, index)(self.spec.indices[index])
 
-    def ordered_facts(self, derived: Mapping[str, Expr]) -> list[str]:
-        """Facts in an order in which each stands after those that it, or its default in `derived`, reads."""
-        facts, done = self.spec.facts, []
+    def sizing(self) -> list[str]:
+        """The facts by which released models are recognised, each after those that it reads."""
+        wanted = {name for model in self.spec.models for name in model.when}
+        while more := {n for name in wanted & self.spec.facts.keys() for n in self.spec.facts[name].names} - wanted:
+            wanted |= more
+        return [name for name in self.ordered_facts({}, {}) if name in wanted]
+
+    def sizes(self, model: ReleasedModel) -> str:
+        """The condition that a released model is recognised by."""
+        defaults = {n: a.default for n, a in self.spec.arguments.items()}
+        conditions = []
+        for name, value in model.when.items():
+            default = literal(defaults.get(name))
+            held = f"f.{name}" if name in self.spec.facts else f"getattr(f, {quoted(name)}, {default})"
+            word = "is" if value is None or isinstance(value, bool) else "=="
+            conditions.append(f"{held} {word} {literal(value)}")
+        return " and ".join(conditions)
+
+    def ordered_facts(self, derived: Mapping[str, Expr], computed: Mapping[str, Argument]) -> list[str]:
+        """Facts, and `computed` arguments, in an order in which each stands after those that it, or its default in
+        `derived`, reads."""
+        facts = {**self.spec.facts, **{n: a.derive for n, a in computed.items() if a.derive}}
+        done: list[str] = []
 
         def visit(name: str) -> None:
             read = facts[name].names | (derived[name].names if name in derived else frozenset())
@@ -146,7 +176,8 @@ class _Context:
         early: list[tuple[str, str]] = []
         late: list[tuple[str, str]] = []
         for expr, reason in self.spec.require:
-            simple = not expr.names & self.spec.facts.keys() and all(function != "dim" for function, _, _ in expr.asked)
+            late_names = {*self.spec.facts, *(n for n, a in self.spec.arguments.items() if a.derive)}
+            simple = not expr.names & late_names and all(function != "dim" for function, _, _ in expr.asked)
             (early if simple else late).append((self.printer.refusal(expr), quoted(reason)))
         return early, late
 
@@ -186,6 +217,19 @@ class _Context:
                     )
                     message = f"the config gives {others} and not {name}, which some versions read instead"
                     refuse(self.spec.name.span, message, "missing-field", f"give {name} as well")
+
+
+def computed_argument(printer: ExprPrinter, argument: Argument) -> tuple[str, str]:
+    """The value of an argument that follows from facts, and the lines that set it where nothing else gave it."""
+    assert argument.derive is not None
+    missing = quoted(f"not given: {argument.name} ({argument.help or 'the checkpoint does not reveal it'})")
+    lines = [
+        f"    if not hasattr(f, {quoted(argument.name)}):",
+        f"        f.{argument.name} = {printer(argument.derive)}",
+    ]
+    if "None" in argument.derive.text:
+        lines += [f"        if f.{argument.name} is None:", f"            raise SystemExit({missing})"]
+    return "", "\n".join(lines)
 
 
 def _function(function: Function) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def model_type(model_class: str) -> str:
     Read from the source of the installed transformers; only a class that the text leaves open is imported.
     Raises Refusal: `missing-package`, `unknown-class`.
     """
-    found = _model_types().get(model_class, ())
+    found = model_types_by_class().get(model_class, ())
     if len(found) > 1:
         # Other families borrow a class: the type meant is the one whose own folder defines it.
         homes = tuple(name for name in found if _defines(name.replace("-", "_"), model_class))
@@ -79,7 +79,7 @@ def package_folder() -> Path:
 
 
 @cache
-def _model_types() -> Mapping[str, tuple[str, ...]]:
+def model_types_by_class() -> Mapping[str, tuple[str, ...]]:
     """Class name -> the model types that the auto classes map to it."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     tree = ast.parse((package_folder() / "models/auto/modeling_auto.py").read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def _model_types() -> Mapping[str, tuple[str, ...]]:
 
 def model_types() -> frozenset[str]:
     """Every model type of the installed transformers. Raises Refusal: `missing-package`."""
-    return frozenset(kind for kinds in _model_types().values() for kind in kinds)
+    return frozenset(kind for kinds in model_types_by_class().values() for kind in kinds)
 
 
 def _defines(folder: str, model_class: str) -> bool:
@@ -212,7 +212,10 @@ def class_of(model_class: str) -> Any:
 
     found = getattr(transformers, model_class, None)
     if getattr(found, "config_class", None) is None:
-        hint = nearest(model_class, _model_types()) or "it must be a class name, as in `architectures` of a config.json"
+        hint = (
+            nearest(model_class, model_types_by_class())
+            or "it is the name of a class, as in a config's `architectures`"
+        )
         message = f"transformers {transformers.__version__} has no model class of this name"
         refuse(model_class, message, "unknown-class", hint)
     return found
@@ -404,7 +407,7 @@ def describe(module: Any, name: str, config_name: str | None) -> tuple[str, dict
         hint = "define a subclass in the file, with a model_type of its own"
         refuse(place, f"the config class {config.__name__} is not defined in the code", "unusable-code", hint)
     kind = config.model_type
-    if not kind or any(kind in kinds for kinds in _model_types().values()):
+    if not kind or any(kind in kinds for kinds in model_types_by_class().values()):
         text = f"model_type {kind!r} is one of Transformers" if kind else f"{config.__name__} has no model_type"
         refuse(place, text, "unusable-code", "give the config class a model_type of its own")
     head = re.search(r"For[A-Z]\w*$", name)

@@ -23,16 +23,10 @@ from torch import Tensor
 ARGUMENTS = {
     "num_key_value_heads": None,
     "intermediate_size": None,
-    "num_experts_per_tok": 8,
-    "n_group": 8,
-    "topk_group": 4,
     "norm_topk_prob": True,
-    "routed_scaling_factor": 2.5,
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
     "moe_layer_freq": 1,
-    "rope_theta": 10000.0,
-    "rope_scaling": None,
     "rope_interleave": True,
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-06,
@@ -49,7 +43,14 @@ REQUIRED = {
     "num_attention_heads": "the number of attention heads",
     "moe_intermediate_size": "the width of one expert",
     "n_shared_experts": "of how many experts' width the shared one is",
+    "num_experts_per_tok": "how many experts a token goes to",
+    "n_group": "8 for DeepSeek-V3, 1 for Kimi K2",
+    "topk_group": "4 for DeepSeek-V3, 1 for Kimi K2",
+    "routed_scaling_factor": "2.5 for DeepSeek-V3, 2.827 for Kimi K2",
+    "rope_theta": "10000 for DeepSeek-V3, 50000 for Kimi K2",
+    "rope_scaling": "the mapping of config.json; every released model has one",
 }
+
 
 # fmt: off
 # Source name (a regular expression) -> target name
@@ -192,10 +193,15 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if f.quantization_config["quant_method"] != "fp8":
-        raise SystemExit("the weights are quantized in another way")
     if "model.layers.0.self_attn.indexer.wk.weight" in shapes:
         raise SystemExit("the sparse attention of DeepSeek-V3.2 has no place in this class")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if f.quantization_config["quant_method"] != "fp8":
+        raise SystemExit("the weights are quantized in another way")
     if f.attention_bias:
         raise SystemExit("the biases of attention have no rule here")
     if f.tie_word_embeddings:
@@ -504,23 +510,40 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     if given.keys() & {"rope_parameters", "rope_scaling"}:
         given["rope_scaling"] = scaling(given)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +22,6 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "rope_theta": 10000.0,
-    "use_scaled_rope": False,
-    "rope_scale": {"factor": 8.0, "frequency_factors": [1.0, 4.0], "original_context_length": 8192},
     "max_seq_len": 2048,
     "norm_eps": 1e-05,
     "tied_embeddings": False,
@@ -31,6 +29,13 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "num_attn_heads": "the number of attention heads",
+    "rope_theta": "10000 for LLaMA 1 and 2, 500000 from Llama 3 on",
+    "use_scaled_rope": "false up to Llama 3, true from Llama 3.1 on",
+}
+
+# The defaults that releases of this family do not share.
+GUESSED = {
+    "max_seq_len": "the number of positions; it differs from release to release",
 }
 
 # fmt: off
@@ -151,6 +156,63 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(1 for _ in matches(names, pattern))
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        ("llama-1-or-2", f.vocab_size == 32000, {"rope_theta": 10000.0, "use_scaled_rope": False}),
+        (
+            "llama-3-8b",
+            f.num_layers == 32 and f.model_dim == 4096 and f.vocab_size == 128256,
+            {"rope_theta": 500000.0, "use_scaled_rope": False, "max_seq_len": 8192},
+        ),
+        (
+            "llama-3-70b",
+            f.num_layers == 80 and f.model_dim == 8192 and f.vocab_size == 128256,
+            {"rope_theta": 500000.0, "use_scaled_rope": False, "max_seq_len": 8192},
+        ),
+        (
+            "llama-3.1-8b",
+            f.num_layers == 32 and f.model_dim == 4096 and f.vocab_size == 128256,
+            {
+                "rope_theta": 500000.0,
+                "use_scaled_rope": True,
+                "max_seq_len": 131072,
+                "rope_scale": {"factor": 8.0, "frequency_factors": [1.0, 4.0], "original_context_length": 8192},
+            },
+        ),
+        (
+            "llama-3.1-70b",
+            f.num_layers == 80 and f.model_dim == 8192 and f.vocab_size == 128256,
+            {
+                "rope_theta": 500000.0,
+                "use_scaled_rope": True,
+                "max_seq_len": 131072,
+                "rope_scale": {"factor": 8.0, "frequency_factors": [1.0, 4.0], "original_context_length": 8192},
+            },
+        ),
+        (
+            "llama-3.2-1b",
+            f.num_layers == 16 and f.model_dim == 2048 and f.vocab_size == 128256,
+            {
+                "rope_theta": 500000.0,
+                "use_scaled_rope": True,
+                "max_seq_len": 131072,
+                "rope_scale": {"factor": 32.0, "frequency_factors": [1.0, 4.0], "original_context_length": 8192},
+            },
+        ),
+        (
+            "llama-3.2-3b",
+            f.num_layers == 28 and f.model_dim == 3072 and f.vocab_size == 128256,
+            {
+                "rope_theta": 500000.0,
+                "use_scaled_rope": True,
+                "max_seq_len": 131072,
+                "rope_scale": {"factor": 32.0, "frequency_factors": [1.0, 4.0], "original_context_length": 8192},
+            },
+        ),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
@@ -158,10 +220,31 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("Llama has no biases here")
     f.vocab_size = shapes["decoder_frontend.embed.weight"][0]
     f.model_dim = shapes["decoder_frontend.embed.weight"][1]
-    f.mlp_dim = shapes["decoder.layers.0.ffn.gate_proj.weight"][0]
     f.num_layers = count(shapes, r"decoder\.layers\.(?P<i>\d+)\.ffn_layer_norm\.weight")
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+            if name in GUESSED:
+                print(f"warning: {name} = {default!r} is a guess ({GUESSED[name]})", file=sys.stderr)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    f.mlp_dim = shapes["decoder.layers.0.ffn.gate_proj.weight"][0]
     f.head_dim = shapes["decoder.layers.0.self_attn.output_proj.weight"][1] // f.num_attn_heads
     f.num_key_value_heads = shapes["decoder.layers.0.self_attn.v_proj.weight"][0] // f.head_dim
+    if not hasattr(f, "rope_scale"):
+        f.rope_scale = False if not f.use_scaled_rope else None
+        if f.rope_scale is None:
+            raise SystemExit(
+                "not given: rope_scale ({factor: 8.0, frequency_factors: [1.0, 4.0], original_context_length: 8192} for Llama 3.1, with a factor of 32.0 for Llama 3.2)"
+            )
     if f.num_attn_heads % f.num_key_value_heads != 0:
         raise SystemExit("num_key_value_heads does not divide num_attn_heads")
     if shapes["decoder.layers.0.self_attn.q_proj.weight"][0] != f.num_attn_heads * f.head_dim:
@@ -293,21 +376,40 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                    "rope_scale",
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+            "rope_scale",
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,18 +22,26 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "rope_theta": 10000.0,
     "rope_scaling": {},
     "max_expected_seq_len": 4096,
     "norm_eps": 1e-05,
     "activation_fn": "swish",
     "tie_heads": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
 # What must be given.
 REQUIRED = {
     "nheads": "the number of attention heads",
+    "rope_theta": "10000 for Llama 2 and Granite, 500000 for Llama 3",
+}
+
+# The defaults that releases of this family do not share.
+GUESSED = {
+    "rope_scaling": "the mapping of Llama 3.1, which is not converted",
+    "max_expected_seq_len": "the number of positions; it differs from release to release",
+}
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "linear_config": ([None], "quantized projections have no rule here"),
 }
 
 # fmt: off
@@ -150,20 +159,48 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(1 for _ in matches(names, pattern))
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        ("llama-2", f.src_vocab_size == 32000, {"rope_theta": 10000.0, "rope_scaling": {}}),
+        (
+            "llama-3-8b",
+            f.src_vocab_size == 128256 and f.emb_dim == 4096 and f.nlayers == 32,
+            {"rope_theta": 500000.0, "max_expected_seq_len": 8192},
+        ),
+        ("granite-7b", f.src_vocab_size == 32008, {"rope_theta": 10000.0, "rope_scaling": {}}),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if f.rope_scaling:
-        raise SystemExit("the scaling of rotary embeddings has no rule here")
-    if f.activation_fn != "swish":
-        raise SystemExit("Llama's activation is SiLU")
     if count(shapes, r"base_model\.layers\.0\.attn\.in_proj\.(?P<p>query|qkv_fused)\.bias") > 0:
         raise SystemExit("the biases of attention have no rule here")
     f.src_vocab_size = shapes["base_model.embedding.weight"][0]
     f.emb_dim = shapes["base_model.embedding.weight"][1]
+    f.nlayers = count(shapes, r"base_model\.layers\.(?P<i>\d+)\.ln\.weight")
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+            if name in GUESSED:
+                print(f"warning: {name} = {default!r} is a guess ({GUESSED[name]})", file=sys.stderr)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if f.rope_scaling:
+        raise SystemExit("the scaling of rotary embeddings has no rule here")
+    if f.activation_fn != "swish":
+        raise SystemExit("Llama's activation is SiLU")
     f.fused_weights = "base_model.layers.0.attn.in_proj.qkv_fused.weight" in shapes
     f.intermediate_size = shapes["base_model.layers.0.ff_sub_layer.w2.weight"][1]
-    f.nlayers = count(shapes, r"base_model\.layers\.(?P<i>\d+)\.ln\.weight")
     f.head_dim = shapes["base_model.layers.0.attn.dense.weight"][1] // f.nheads
     f.kv_heads = (
         (shapes["base_model.layers.0.attn.in_proj.qkv_fused.weight"][0] // f.head_dim - f.nheads) // 2
@@ -173,6 +210,10 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.q_rows = f.nheads * f.head_dim
     f.kv_rows = f.kv_heads * f.head_dim
     f.pairs = f.head_dim // 2
+    if not hasattr(f, "bos_token_id"):
+        f.bos_token_id = 128000 if f.src_vocab_size >= 128256 else 1
+    if not hasattr(f, "eos_token_id"):
+        f.eos_token_id = 128001 if f.src_vocab_size >= 128256 else 2
     if not (f.kv_heads >= 1 and f.nheads % f.kv_heads == 0):
         raise SystemExit("the number of key and value heads does not divide nheads")
     if not (
@@ -357,23 +398,47 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                    "bos_token_id",
+                    "eos_token_id",
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     if given.keys() & {"rope_parameters", "rope_scaling"}:
         given["rope_scaling"] = scaling(given)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+            "bos_token_id",
+            "eos_token_id",
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

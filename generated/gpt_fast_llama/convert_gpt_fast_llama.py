@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +24,7 @@ from torch import Tensor
 ARGUMENTS = {
     "n_local_heads": -1,
     "block_size": 2048,
-    "rope_base": 10000.0,
     "norm_eps": 1e-05,
-    "use_scaled_rope": False,
     "rope_scaling": None,
     "tie_word_embeddings": False,
     "bos_token_id": None,
@@ -34,6 +33,13 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "n_head": "the number of attention heads",
+    "rope_base": "10000 for Llama 2, 1000000 for Code Llama, 500000 for Llama 3",
+    "use_scaled_rope": "torchao's word for the scaling of Llama 3.1; false where there is none, or where rope_scaling states it",
+}
+
+# The defaults that releases of this family do not share.
+GUESSED = {
+    "block_size": "the number of positions; it differs from release to release",
 }
 
 # fmt: off
@@ -158,15 +164,86 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(1 for _ in matches(names, pattern))
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        (
+            "llama-2-7b",
+            f.n_layer == 32 and f.hidden_size == 4096 and f.vocab_size == 32000 and f.intermediate_size == 11008,
+            {"rope_base": 10000.0, "use_scaled_rope": False},
+        ),
+        (
+            "llama-2-13b",
+            f.n_layer == 40 and f.hidden_size == 5120 and f.vocab_size == 32000,
+            {"rope_base": 10000.0, "use_scaled_rope": False},
+        ),
+        (
+            "llama-2-70b",
+            f.n_layer == 80 and f.hidden_size == 8192 and f.vocab_size == 32000,
+            {"rope_base": 10000.0, "use_scaled_rope": False},
+        ),
+        (
+            "code-llama-7b",
+            f.n_layer == 32 and f.hidden_size == 4096 and f.vocab_size == 32016,
+            {"rope_base": 1000000.0, "use_scaled_rope": False},
+        ),
+        (
+            "stories15m",
+            f.n_layer == 6 and f.hidden_size == 288 and f.vocab_size == 32000,
+            {"n_head": 6, "rope_base": 10000.0, "use_scaled_rope": False},
+        ),
+        (
+            "llama-3-8b",
+            f.n_layer == 32 and f.hidden_size == 4096 and f.vocab_size == 128256,
+            {"rope_base": 500000.0, "use_scaled_rope": False},
+        ),
+        (
+            "llama-3.1-8b",
+            f.n_layer == 32 and f.hidden_size == 4096 and f.vocab_size == 128256,
+            {"rope_base": 500000.0, "use_scaled_rope": True},
+        ),
+        (
+            "llama-3-70b",
+            f.n_layer == 80 and f.hidden_size == 8192 and f.vocab_size == 128256,
+            {"rope_base": 500000.0, "use_scaled_rope": False},
+        ),
+        (
+            "llama-3.1-70b",
+            f.n_layer == 80 and f.hidden_size == 8192 and f.vocab_size == 128256,
+            {"rope_base": 500000.0, "use_scaled_rope": True},
+        ),
+        (
+            "llama-3.1-405b",
+            f.n_layer == 126 and f.hidden_size == 16384 and f.vocab_size == 128256,
+            {"rope_base": 500000.0, "use_scaled_rope": True},
+        ),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if f.use_scaled_rope and f.rope_scaling:
-        raise SystemExit("use_scaled_rope and rope_scaling are two words for one thing")
     f.vocab_size = shapes["tok_embeddings.weight"][0]
     f.hidden_size = shapes["tok_embeddings.weight"][1]
     f.intermediate_size = shapes["layers.0.feed_forward.w1.weight"][0]
     f.n_layer = count(shapes, r"layers\.(?P<i>\d+)\.attention_norm\.weight")
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+            if name in GUESSED:
+                print(f"warning: {name} = {default!r} is a guess ({GUESSED[name]})", file=sys.stderr)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if f.use_scaled_rope and f.rope_scaling:
+        raise SystemExit("use_scaled_rope and rope_scaling are two words for one thing")
     f.head_dim = f.hidden_size // f.n_head
     f.groups = (shapes["layers.0.attention.wqkv.weight"][0] // f.head_dim - f.n_head) // 2
     f.kv_rows = f.groups * f.head_dim
@@ -316,23 +393,40 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     if given.keys() & {"rope_parameters", "rope_scaling"}:
         given["rope_scaling"] = scaling(given)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

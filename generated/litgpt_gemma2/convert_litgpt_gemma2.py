@@ -27,25 +27,31 @@ ARGUMENTS = {
     "norm_eps": 1e-05,
     "tie_word_embeddings": True,
     "name": "Gemma-2-2b",
-    "gelu_approximate": "tanh",
-    "scale_embeddings": True,
-    "mlp_class_name": "GemmaMLP",
-    "attention_scores_scalar": 256,
     "attention_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
     "sliding_window_size": 4096,
     "sliding_window_indices": [1, 0],
-    "rotary_percentage": 1.0,
-    "rope_condense_ratio": 1,
-    "rope_interleave": False,
-    "rope_adjustments": None,
-    "parallel_residual": False,
     "bos_token_id": None,
     "eos_token_id": None,
 }
 # What must be given.
 REQUIRED = {
     "n_head": "the number of attention heads",
+    "attention_scores_scalar": "256 for the models of 2 and 9 billion parameters, 144 for that of 27 billion",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "latent_attention": ([None], "latent attention has no place in the class"),
+    "mlp_class_name": (["GemmaMLP"], ""),
+    "parallel_residual": ([False], "attention and MLP one after the other are the blocks of the class"),
+    "rope_interleave": ([False], "rotary embeddings of another kind have no rule here"),
+    "rope_adjustments": ([None], "rotary embeddings of another kind have no rule here"),
+    "rope_condense_ratio": ([1], "rotary embeddings of another kind have no rule here"),
+    "rotary_percentage": ([1.0], "the class rotates the whole head"),
+    "rope_local_base_freq": ([None], "a second base for sliding layers has no place in the class"),
+    "scale_embeddings": ([True], "the class scales its embeddings"),
+    "gelu_approximate": (["tanh"], "the class has this activation"),
 }
 
 # fmt: off
@@ -170,23 +176,17 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if not (
-        f.rotary_percentage == 1
-        and f.rope_condense_ratio == 1
-        and (not f.rope_interleave)
-        and (f.rope_adjustments is None)
-    ):
-        raise SystemExit("rotary embeddings of this kind have no rule here")
-    if f.parallel_residual:
-        raise SystemExit("attention and MLP side by side are not the blocks of this class")
-    if "Gemma" not in f.name:
-        raise SystemExit("LitGPT adds one to the weights of the norms only where the model's name says Gemma")
-    if not (f.mlp_class_name == "GemmaMLP" and f.gelu_approximate == "tanh" and f.scale_embeddings):
-        raise SystemExit("these layers are not those of Gemma")
     if "transformer.h.0.post_mlp_norm.weight" not in shapes:
         raise SystemExit("two norms a layer, so this is not Gemma 2")
     if "transformer.h.0.attn.norm_q.weight" in shapes:
         raise SystemExit("Gemma 2 has no QK-norm; use specs/litgpt_gemma3.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if "Gemma" not in f.name:
+        raise SystemExit("LitGPT adds one to the weights of the norms only where the model's name says Gemma")
     if f.sliding_window_indices != [1, 0] * (len(f.sliding_window_indices) // 2) + [1] * (
         len(f.sliding_window_indices) % 2
     ):
@@ -308,21 +308,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = yaml.load(options.config.read_text(), Loader) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,29 +24,42 @@ from torch import Tensor
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
     "rope_base": 10000.0,
-    "rotary_percentage": 0.25,
     "block_size": 2048,
     "norm_eps": 1e-05,
-    "norm_class_name": "LayerNorm",
-    "mlp_class_name": "GptNeoxMLP",
-    "gelu_approximate": "none",
-    "parallel_residual": True,
-    "shared_attention_norm": False,
     "rope_condense_ratio": 1,
     "tie_word_embeddings": False,
-    "rope_interleave": False,
-    "rope_adjustments": None,
     "attention_scores_scalar": None,
-    "attention_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "scale_embeddings": False,
-    "sliding_window_size": None,
     "bos_token_id": None,
     "eos_token_id": None,
 }
 # What must be given.
 REQUIRED = {
     "n_head": "the number of attention heads",
+    "rotary_percentage": "0.25 for Pythia and the first StableLM, 1.0 for RedPajama-INCITE",
+    "parallel_residual": "true for Pythia, false for RedPajama-INCITE",
+}
+
+# The defaults that releases of this family do not share.
+GUESSED = {
+    "block_size": "the number of positions; it differs from release to release",
+}
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "latent_attention": ([None], "latent attention has no place in the class"),
+    "mlp_class_name": (["GptNeoxMLP"], ""),
+    "norm_class_name": (["LayerNorm"], "the class has norms of this kind alone"),
+    "rope_interleave": ([False], "rotary embeddings of another kind have no rule here"),
+    "rope_adjustments": ([None], "rotary embeddings of another kind have no rule here"),
+    "rope_local_base_freq": ([None], "a second base for sliding layers has no place in the class"),
+    "attention_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
+    "final_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
+    "scale_embeddings": ([False], "the class does not scale its embeddings"),
+    "sliding_window_size": ([None], "a sliding window has no place in the class"),
+    "gelu_approximate": (["none"], "the class has the exact GELU here; use specs/litgpt_phi.yaml for Phi-2"),
+    "shared_attention_norm": (
+        [False],
+        "a norm that attention and MLP share has no GPT-NeoX form; use specs/litgpt_falcon.yaml",
+    ),
 }
 
 # fmt: off
@@ -167,29 +181,21 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if not (not f.rope_interleave and f.rope_adjustments is None):
-        raise SystemExit("rotary embeddings of this kind have no rule here")
-    if f.sliding_window_size is not None:
-        raise SystemExit("a sliding window would be lost")
-    if not (f.norm_class_name == "LayerNorm" and f.mlp_class_name == "GptNeoxMLP"):
-        raise SystemExit("these blocks are not those of GPT-NeoX")
-    if f.gelu_approximate != "none":
-        raise SystemExit("GPT-NeoX has the exact GELU here; use specs/litgpt_phi.yaml for Phi-2")
-    if f.shared_attention_norm:
-        raise SystemExit("a norm that attention and MLP share has no GPT-NeoX form; use specs/litgpt_falcon.yaml")
     if "transformer.h.0.attn.qkv.bias" not in shapes:
         raise SystemExit("GPT-NeoX has biases in attention; Falcon has none, use specs/litgpt_falcon.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+            if name in GUESSED:
+                print(f"warning: {name} = {default!r} is a guess ({GUESSED[name]})", file=sys.stderr)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     f.padded_vocab_size = shapes["transformer.wte.weight"][0]
     f.n_embd = shapes["transformer.wte.weight"][1]
     f.intermediate_size = shapes["transformer.h.0.mlp.fc.weight"][0]
     f.n_layer = count(shapes, r"transformer\.h\.(?P<i>\d+)\.norm_1\.weight")
-    if not (
-        f.attention_scores_scalar in [None, f.n_embd // f.n_head]
-        and f.attention_logit_softcapping is None
-        and (f.final_logit_softcapping is None)
-        and (not f.scale_embeddings)
-    ):
-        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
+    if f.attention_scores_scalar not in [None, f.n_embd // f.n_head]:
+        raise SystemExit("scores that are scaled in another way have no place in the class")
     if f.n_embd % f.n_head != 0:
         raise SystemExit("n_head does not divide n_embd")
     if shapes["transformer.h.0.attn.qkv.weight"][0] != 3 * f.n_embd:
@@ -301,21 +307,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = yaml.load(options.config.read_text(), Loader) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

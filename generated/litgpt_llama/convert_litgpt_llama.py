@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,28 +23,42 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "rope_base": 10000.0,
     "block_size": 4096,
     "norm_eps": 1e-05,
     "tie_word_embeddings": False,
-    "rope_adjustments": None,
     "rope_condense_ratio": 1,
-    "rotary_percentage": 1.0,
-    "sliding_window_size": None,
-    "norm_class_name": "RMSNorm",
-    "mlp_class_name": "LLaMAMLP",
-    "parallel_residual": False,
-    "rope_interleave": False,
     "attention_scores_scalar": None,
-    "attention_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "scale_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": None,
 }
 # What must be given.
 REQUIRED = {
     "n_head": "the number of attention heads",
+    "rope_base": "10000 for Llama 2, 1000000 for Code Llama, 500000 for Llama 3",
+    "rope_adjustments": "null, or the mapping of a Llama 3.1 or 3.2: factor, low_freq_factor, high_freq_factor, original_max_seq_len",
+}
+
+# The defaults that releases of this family do not share.
+GUESSED = {
+    "block_size": "the number of positions; it differs from release to release",
+    "norm_eps": "1e-6 for the first Llama and for OpenLLaMA",
+}
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "latent_attention": ([None], "latent attention has no place in the class"),
+    "mlp_class_name": (
+        ["LLaMAMLP"],
+        "an MLP of another class has no Llama form; use specs/litgpt_gemma.yaml or specs/litgpt_gemma2.yaml for GemmaMLP, specs/litgpt_mixtral.yaml for experts",
+    ),
+    "norm_class_name": (["RMSNorm"], "the class has norms of this kind alone"),
+    "parallel_residual": ([False], "attention and MLP one after the other are the blocks of the class"),
+    "rope_interleave": ([False], "rotary embeddings of another kind have no rule here"),
+    "rotary_percentage": ([1.0], "the class rotates the whole head"),
+    "rope_local_base_freq": ([None], "a second base for sliding layers has no place in the class"),
+    "attention_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
+    "final_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
+    "scale_embeddings": ([False], "the class does not scale its embeddings"),
+    "sliding_window_size": ([None], "Llama attends to everything; use specs/litgpt_mistral.yaml"),
 }
 
 # fmt: off
@@ -166,26 +181,19 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if f.rope_interleave:
-        raise SystemExit("rotary embeddings of this kind have no rule here")
-    if f.mlp_class_name == "GemmaMLP":
-        raise SystemExit(
-            "Gemma has the same names but another activation and other norms; use specs/litgpt_gemma2.yaml for Gemma 2"
-        )
-    if f.mlp_class_name != "LLaMAMLP":
-        raise SystemExit("an MLP of another class has no Llama form; use specs/litgpt_mixtral.yaml for experts")
-    if not (f.norm_class_name == "RMSNorm" and (not f.parallel_residual)):
-        raise SystemExit("these blocks are not those of Llama")
-    if f.sliding_window_size is not None:
-        raise SystemExit("Llama attends to everything; use specs/litgpt_mistral.yaml")
-    if f.rotary_percentage != 1:
-        raise SystemExit("Llama rotates the whole head; a partial rotary embedding would be lost")
-    if not (f.rope_condense_ratio == 1 or f.rope_adjustments is None):
-        raise SystemExit("condensed positions and rope_adjustments together have no rule here")
     if "transformer.h.0.attn.qkv.bias" in shapes:
         raise SystemExit("Llama's attention has no biases here; use specs/litgpt_qwen2.yaml")
     if "transformer.h.0.attn.norm_q.weight" in shapes:
         raise SystemExit("Llama has no QK-norm; use specs/litgpt_qwen3.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+            if name in GUESSED:
+                print(f"warning: {name} = {default!r} is a guess ({GUESSED[name]})", file=sys.stderr)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if not (f.rope_condense_ratio == 1 or f.rope_adjustments is None):
+        raise SystemExit("condensed positions and rope_adjustments together have no rule here")
     if not (
         f.rope_adjustments is None
         or ("original_max_seq_len" in f.rope_adjustments and "beta_fast" not in f.rope_adjustments)
@@ -199,13 +207,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_query_groups = (shapes["transformer.h.0.attn.qkv.weight"][0] // f.head_size - f.n_head) // 2
     f.q_rows = f.n_head * f.head_size
     f.kv_rows = f.n_query_groups * f.head_size
-    if not (
-        f.attention_scores_scalar in [None, f.head_size]
-        and f.attention_logit_softcapping is None
-        and (f.final_logit_softcapping is None)
-        and (not f.scale_embeddings)
-    ):
-        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
+    if f.attention_scores_scalar not in [None, f.head_size]:
+        raise SystemExit("scores that are scaled in another way have no place in the class")
     if f.n_head % f.n_query_groups != 0:
         raise SystemExit("the number of query groups does not divide n_head")
     if shapes["transformer.h.0.attn.qkv.weight"][0] != f.q_rows + 2 * f.kv_rows:
@@ -326,21 +329,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = yaml.load(options.config.read_text(), Loader) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -24,20 +24,8 @@ from torch import Tensor
 ARGUMENTS = {
     "rope_base": 10000.0,
     "block_size": 2048,
-    "norm_eps": 1e-05,
     "tie_word_embeddings": False,
-    "rope_adjustments": None,
-    "rope_condense_ratio": 1,
-    "rotary_percentage": 1.0,
-    "sliding_window_size": None,
-    "norm_class_name": "LayerNorm",
-    "mlp_class_name": "LLaMAMLP",
-    "parallel_residual": False,
-    "rope_interleave": False,
     "attention_scores_scalar": None,
-    "attention_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "scale_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": None,
@@ -45,6 +33,24 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "n_head": "the number of attention heads",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "latent_attention": ([None], "latent attention has no place in the class"),
+    "mlp_class_name": (["LLaMAMLP"], ""),
+    "norm_class_name": (["LayerNorm"], "the class has norms of this kind alone"),
+    "parallel_residual": ([False], "attention and MLP one after the other are the blocks of the class"),
+    "rope_interleave": ([False], "rotary embeddings of another kind have no rule here"),
+    "rope_adjustments": ([None], "rotary embeddings of another kind have no rule here"),
+    "rope_condense_ratio": ([1], "rotary embeddings of another kind have no rule here"),
+    "rotary_percentage": ([1.0], "the class rotates the whole head"),
+    "rope_local_base_freq": ([None], "a second base for sliding layers has no place in the class"),
+    "attention_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
+    "final_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
+    "scale_embeddings": ([False], "the class does not scale its embeddings"),
+    "sliding_window_size": ([None], "a sliding window has no place in the class"),
+    "norm_eps": ([1e-05], "the class has an epsilon of 1e-5"),
 }
 
 # fmt: off
@@ -164,30 +170,17 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if f.rope_interleave:
-        raise SystemExit("rotary embeddings of this kind have no rule here")
-    if f.mlp_class_name != "LLaMAMLP":
-        raise SystemExit("an MLP of another class has no OLMo form")
-    if not (
-        f.norm_class_name == "LayerNorm"
-        and "transformer.h.0.norm_1.weight" not in shapes
-        and ("transformer.h.0.post_mlp_norm.weight" not in shapes)
-    ):
-        raise SystemExit("the norms of OLMo 1 are LayerNorms without weights")
-    if f.norm_eps != 1e-05:
-        raise SystemExit("the class has an epsilon of 1e-5")
-    if f.parallel_residual:
-        raise SystemExit("attention and MLP side by side are not the blocks of this class")
-    if f.sliding_window_size is not None:
-        raise SystemExit("a sliding window would be lost")
-    if f.rotary_percentage != 1:
-        raise SystemExit("OLMo rotates the whole head")
-    if not (f.rope_condense_ratio == 1 and f.rope_adjustments is None):
-        raise SystemExit("the scaling of rotary embeddings has no rule here")
+    if not ("transformer.h.0.norm_1.weight" not in shapes and "transformer.h.0.post_mlp_norm.weight" not in shapes):
+        raise SystemExit("the norms of OLMo 1 have no weights")
     if "transformer.h.0.attn.qkv.bias" in shapes:
         raise SystemExit("the biases of attention have no rule here")
     if "transformer.h.0.attn.norm_q.weight" in shapes:
         raise SystemExit("OLMo 1 has no QK-norm; use specs/litgpt_olmo2.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     f.padded_vocab_size = shapes["transformer.wte.weight"][0]
     f.n_embd = shapes["transformer.wte.weight"][1]
     f.intermediate_size = shapes["transformer.h.0.mlp.fc_1.weight"][0]
@@ -196,13 +189,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_query_groups = (shapes["transformer.h.0.attn.qkv.weight"][0] // f.head_size - f.n_head) // 2
     f.q_rows = f.n_head * f.head_size
     f.kv_rows = f.n_query_groups * f.head_size
-    if not (
-        f.attention_scores_scalar in [None, f.head_size]
-        and f.attention_logit_softcapping is None
-        and (f.final_logit_softcapping is None)
-        and (not f.scale_embeddings)
-    ):
-        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
+    if f.attention_scores_scalar not in [None, f.head_size]:
+        raise SystemExit("scores that are scaled in another way have no place in the class")
     if f.n_head % f.n_query_groups != 0:
         raise SystemExit("the number of query groups does not divide n_head")
     if shapes["transformer.h.0.attn.qkv.weight"][0] != f.q_rows + 2 * f.kv_rows:
@@ -312,21 +300,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = yaml.load(options.config.read_text(), Loader) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,29 +23,41 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "rope_base": 10000.0,
     "block_size": 4096,
     "norm_eps": 1e-05,
     "tie_word_embeddings": False,
-    "sliding_window_size": None,
     "rotary_percentage": 1.0,
-    "rope_adjustments": None,
-    "mlp_class_name": "LLaMAMLP",
     "pad_token_id": None,
-    "rope_condense_ratio": 1,
-    "rope_interleave": False,
     "attention_scores_scalar": None,
-    "attention_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "scale_embeddings": False,
     "sliding_window_indices": None,
-    "parallel_residual": False,
     "bos_token_id": None,
     "eos_token_id": None,
+    "name": None,
 }
 # What must be given.
 REQUIRED = {
     "n_head": "the number of attention heads",
+    "rope_base": "10000 for Phi-3 and Phi-4-mini, 250000 for Phi-4",
+    "sliding_window_size": "2048 for Phi-3-mini-4k, 262145 for Phi-3.5-mini, null for Phi-4",
+}
+
+# The defaults that releases of this family do not share.
+GUESSED = {
+    "block_size": "the number of positions; it differs from release to release",
+    "rotary_percentage": "0.75 for Phi-4-mini",
+}
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "latent_attention": ([None], "latent attention has no place in the class"),
+    "mlp_class_name": (["LLaMAMLP"], "an MLP of another class has no Phi-3 form; Phi-2 is specs/litgpt_phi.yaml"),
+    "parallel_residual": ([False], "attention and MLP one after the other are the blocks of the class"),
+    "rope_interleave": ([False], "rotary embeddings of another kind have no rule here"),
+    "rope_adjustments": ([None], "rotary embeddings of another kind have no rule here"),
+    "rope_condense_ratio": ([1], "rotary embeddings of another kind have no rule here"),
+    "rope_local_base_freq": ([None], "a second base for sliding layers has no place in the class"),
+    "attention_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
+    "final_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
+    "scale_embeddings": ([False], "the class does not scale its embeddings"),
 }
 
 # fmt: off
@@ -166,16 +179,17 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if not (f.rope_condense_ratio == 1 and (not f.rope_interleave)):
-        raise SystemExit("rotary embeddings of this kind have no rule here")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+            if name in GUESSED:
+                print(f"warning: {name} = {default!r} is a guess ({GUESSED[name]})", file=sys.stderr)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     if not (f.sliding_window_size is None or f.sliding_window_indices is None or 0 not in f.sliding_window_indices):
         raise SystemExit("the window of this class slides in every layer")
-    if f.parallel_residual:
-        raise SystemExit("attention and MLP side by side are not the blocks of this class")
-    if f.mlp_class_name != "LLaMAMLP":
-        raise SystemExit("an MLP of another class has no Phi-3 form; Phi-2 is specs/litgpt_phi.yaml")
-    if f.rope_adjustments is not None:
-        raise SystemExit("rope_adjustments have no rule here")
+    if not (f.name is None or "hi-" in f.name):
+        raise SystemExit("the config names a model that is not of this family")
     f.padded_vocab_size = shapes["transformer.wte.weight"][0]
     f.n_embd = shapes["transformer.wte.weight"][1]
     f.intermediate_size = shapes["transformer.h.0.mlp.proj.weight"][1]
@@ -184,13 +198,8 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f.n_query_groups = (shapes["transformer.h.0.attn.qkv.weight"][0] // f.head_size - f.n_head) // 2
     f.q_rows = f.n_head * f.head_size
     f.kv_rows = f.n_query_groups * f.head_size
-    if not (
-        f.attention_scores_scalar in [None, f.head_size]
-        and f.attention_logit_softcapping is None
-        and (f.final_logit_softcapping is None)
-        and (not f.scale_embeddings)
-    ):
-        raise SystemExit("scaled scores, capped logits or scaled embeddings would be lost")
+    if f.attention_scores_scalar not in [None, f.head_size]:
+        raise SystemExit("scores that are scaled in another way have no place in the class")
     if f.n_head % f.n_query_groups != 0:
         raise SystemExit("the number of query groups does not divide n_head")
     if shapes["transformer.h.0.attn.qkv.weight"][0] != f.q_rows + 2 * f.kv_rows:
@@ -302,21 +311,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = yaml.load(options.config.read_text(), Loader) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -25,22 +25,7 @@ ARGUMENTS = {
     "vocab_size": None,
     "norm_epsilon": 1e-06,
     "layernorm_epsilon": None,
-    "rotary_base": 10000.0,
     "max_position_embeddings": None,
-    "rotary_percent": 1.0,
-    "rotary_interleaved": False,
-    "rotary_seq_len_interpolation_factor": None,
-    "use_rope_scaling": False,
-    "position_embedding_type": "rope",
-    "swiglu": True,
-    "gated_linear_unit": True,
-    "apply_layernorm_1p": False,
-    "layernorm_zero_centered_gamma": False,
-    "qk_l2_norm": False,
-    "window_size": None,
-    "softmax_scale": None,
-    "softmax_type": "vanilla",
-    "no_rope_freq": None,
     "group_query_attention": True,
     "num_query_groups": None,
     "untie_embeddings_and_output_weights": None,
@@ -50,6 +35,40 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "num_attention_heads": "the number of attention heads",
+    "rotary_base": "1000000 for the released models",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "rotary_percent": ([1.0], "the class rotates the whole head"),
+    "position_embedding_type": (["rope"], "the class has rotary embeddings"),
+    "rotary_interleaved": ([False], "the class rotates the two halves of a head"),
+    "rotary_seq_len_interpolation_factor": ([None, 1], "interpolated positions have no rule here"),
+    "mrope_section": ([None], "positions of several axes have no place in the class"),
+    "swiglu": ([True], "the MLP of this class is gated by SiLU"),
+    "gated_linear_unit": ([True], "the MLP of this class is gated by SiLU"),
+    "activation_func": (["silu", "F.silu", "swiglu"], "the MLP of this class is gated by SiLU"),
+    "squared_relu": ([False], ""),
+    "quick_geglu": ([False], ""),
+    "openai_gelu": ([False], ""),
+    "glu_linear_offset": ([0.0], "the gate of this class has no offset"),
+    "activation_func_clamp_value": ([None], "the gate of this class is not clamped"),
+    "normalization": (["RMSNorm"], "the class has RMS norms"),
+    "apply_layernorm_1p": ([False], "norms whose weights lack their one have no rule here"),
+    "layernorm_zero_centered_gamma": ([False], "norms whose weights lack their one have no rule here"),
+    "apply_residual_connection_post_layernorm": ([False], "the residual of the class does not come behind the norm"),
+    "window_size": ([None], "layers that see a window alone have no rule here"),
+    "no_rope_freq": ([None], "layers without positions have no rule here"),
+    "softmax_scale": ([None], "attention of another kind has no rule here"),
+    "softmax_type": (["vanilla"], "attention of another kind has no rule here"),
+    "qk_l2_norm": ([False], "attention of another kind has no rule here"),
+    "attention_output_gate": ([False], "attention of another kind has no rule here"),
+    "multi_latent_attention": ([False], "attention of another kind has no rule here"),
+    "experimental_attention_variant": ([None], "attention of another kind has no rule here"),
+    "linear_attention_freq": ([None], "attention of another kind has no rule here"),
+    "is_hybrid_model": ([False], "layers of another kind have no rule here"),
+    "heterogeneous_block_specs": ([False], "layers of several kinds have no rule here"),
+    "use_rope_scaling": ([False], "the scaling of rotary embeddings has no rule here"),
 }
 
 # fmt: off
@@ -166,30 +185,19 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if f.untie_embeddings_and_output_weights not in [None, "output_layer.weight" in shapes]:
-        raise SystemExit("untie_embeddings_and_output_weights and the output layer contradict each other")
-    if f.rotary_percent != 1:
-        raise SystemExit("the class rotates the whole head")
-    if not (f.position_embedding_type == "rope" and (not f.rotary_interleaved)):
-        raise SystemExit("the class rotates the two halves of a head")
-    if f.rotary_seq_len_interpolation_factor not in [None, 1]:
-        raise SystemExit("interpolated positions have no rule here")
-    if f.use_rope_scaling:
-        raise SystemExit("the scaling of rotary embeddings has no rule here")
-    if not (f.swiglu and f.gated_linear_unit):
-        raise SystemExit("the MLP of this class is gated by SiLU")
-    if f.apply_layernorm_1p or f.layernorm_zero_centered_gamma:
-        raise SystemExit("norms whose weights lack their one (apply_layernorm_1p) have no rule here")
-    if not (f.window_size is None and f.no_rope_freq is None):
-        raise SystemExit("layers that see a window alone, or no positions, have no rule here")
-    if not (f.softmax_scale is None and f.softmax_type == "vanilla" and (not f.qk_l2_norm)):
-        raise SystemExit("attention of another kind has no rule here")
     if "decoder.layers.self_attention.linear_qkv.bias" not in shapes:
         raise SystemExit("this class has biases of queries, keys and values")
     if "decoder.layers.self_attention.q_layernorm.weight" in shapes:
         raise SystemExit("queries and keys are normalised, which this class does not do")
     if "decoder.layers.mlp.router.weight" in shapes:
         raise SystemExit("a mixture of experts is another class")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if f.untie_embeddings_and_output_weights not in [None, "output_layer.weight" in shapes]:
+        raise SystemExit("untie_embeddings_and_output_weights and the output layer contradict each other")
     f.share_embeddings_and_output_weights = "output_layer.weight" not in shapes
     f.padded_vocab_size = shapes["embedding.word_embeddings.weight"][0]
     f.tokens = f.padded_vocab_size if f.vocab_size is None else f.vocab_size
@@ -457,21 +465,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -24,30 +24,12 @@ ARGUMENTS = {
     "vocab_size": None,
     "norm_epsilon": 1e-06,
     "layernorm_epsilon": None,
-    "rotary_base": 10000.0,
     "max_position_embeddings": None,
-    "rotary_percent": 1.0,
-    "rotary_interleaved": False,
-    "rotary_seq_len_interpolation_factor": None,
-    "use_rope_scaling": False,
-    "position_embedding_type": "rope",
-    "swiglu": True,
-    "gated_linear_unit": True,
-    "apply_layernorm_1p": False,
-    "layernorm_zero_centered_gamma": False,
-    "qk_l2_norm": False,
-    "window_size": None,
-    "softmax_scale": None,
-    "softmax_type": "vanilla",
-    "no_rope_freq": None,
-    "moe_router_num_groups": None,
     "group_query_attention": True,
     "num_query_groups": None,
     "ffn_hidden_size": None,
     "norm_topk_prob": True,
     "moe_router_pre_softmax": False,
-    "moe_router_score_function": "softmax",
-    "moe_router_topk_scaling_factor": None,
     "untie_embeddings_and_output_weights": None,
     "bos_token_id": None,
     "eos_token_id": None,
@@ -55,7 +37,46 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "num_attention_heads": "the number of attention heads",
+    "rotary_base": "1000000 for the released models",
     "moe_router_topk": "how many experts a token goes to",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "rotary_percent": ([1.0], "the class rotates the whole head"),
+    "position_embedding_type": (["rope"], "the class has rotary embeddings"),
+    "rotary_interleaved": ([False], "the class rotates the two halves of a head"),
+    "rotary_seq_len_interpolation_factor": ([None, 1], "interpolated positions have no rule here"),
+    "mrope_section": ([None], "positions of several axes have no place in the class"),
+    "swiglu": ([True], "the MLP of this class is gated by SiLU"),
+    "gated_linear_unit": ([True], "the MLP of this class is gated by SiLU"),
+    "activation_func": (["silu", "F.silu", "swiglu"], "the MLP of this class is gated by SiLU"),
+    "squared_relu": ([False], ""),
+    "quick_geglu": ([False], ""),
+    "openai_gelu": ([False], ""),
+    "glu_linear_offset": ([0.0], "the gate of this class has no offset"),
+    "activation_func_clamp_value": ([None], "the gate of this class is not clamped"),
+    "normalization": (["RMSNorm"], "the class has RMS norms"),
+    "apply_layernorm_1p": ([False], "norms whose weights lack their one have no rule here"),
+    "layernorm_zero_centered_gamma": ([False], "norms whose weights lack their one have no rule here"),
+    "apply_residual_connection_post_layernorm": ([False], "the residual of the class does not come behind the norm"),
+    "window_size": ([None], "layers that see a window alone have no rule here"),
+    "no_rope_freq": ([None], "layers without positions have no rule here"),
+    "softmax_scale": ([None], "attention of another kind has no rule here"),
+    "softmax_type": (["vanilla"], "attention of another kind has no rule here"),
+    "qk_l2_norm": ([False], "attention of another kind has no rule here"),
+    "attention_output_gate": ([False], "attention of another kind has no rule here"),
+    "multi_latent_attention": ([False], "attention of another kind has no rule here"),
+    "experimental_attention_variant": ([None], "attention of another kind has no rule here"),
+    "linear_attention_freq": ([None], "attention of another kind has no rule here"),
+    "is_hybrid_model": ([False], "layers of another kind have no rule here"),
+    "heterogeneous_block_specs": ([False], "layers of several kinds have no rule here"),
+    "use_rope_scaling": ([False], "the scaling of rotary embeddings has no rule here"),
+    "moe_router_num_groups": ([None], "a router that first chooses among groups has no place in this class"),
+    "moe_router_score_function": (["softmax"], "the router of this class is a plain softmax"),
+    "moe_router_topk_scaling_factor": ([None, 1], "the router of this class is a plain softmax"),
+    "moe_apply_probs_on_input": ([False], "the class weighs what comes out of the experts"),
+    "moe_latent_size": ([None], "experts of a narrower space have no place in this class"),
 }
 
 # fmt: off
@@ -172,34 +193,19 @@ def missing(names: Mapping[str, object], found: list[re.Match[str]]) -> list[str
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if f.untie_embeddings_and_output_weights not in [None, "output_layer.weight" in shapes]:
-        raise SystemExit("untie_embeddings_and_output_weights and the output layer contradict each other")
-    if f.rotary_percent != 1:
-        raise SystemExit("the class rotates the whole head")
-    if not (f.position_embedding_type == "rope" and (not f.rotary_interleaved)):
-        raise SystemExit("the class rotates the two halves of a head")
-    if f.rotary_seq_len_interpolation_factor not in [None, 1]:
-        raise SystemExit("interpolated positions have no rule here")
-    if f.use_rope_scaling:
-        raise SystemExit("the scaling of rotary embeddings has no rule here")
-    if not (f.swiglu and f.gated_linear_unit):
-        raise SystemExit("the MLP of this class is gated by SiLU")
-    if f.apply_layernorm_1p or f.layernorm_zero_centered_gamma:
-        raise SystemExit("norms whose weights lack their one (apply_layernorm_1p) have no rule here")
-    if not (f.window_size is None and f.no_rope_freq is None):
-        raise SystemExit("layers that see a window alone, or no positions, have no rule here")
-    if not (f.softmax_scale is None and f.softmax_type == "vanilla" and (not f.qk_l2_norm)):
-        raise SystemExit("attention of another kind has no rule here")
-    if f.moe_router_num_groups is not None:
-        raise SystemExit("a router that first chooses among groups has no place in this class")
     if "decoder.layers.self_attention.linear_qkv.bias" in shapes:
         raise SystemExit("the biases of linear_qkv have no place in this class")
     if "decoder.layers.mlp.linear_fc1.weight" in shapes:
         raise SystemExit("dense layers among the experts have no rule here")
     if "decoder.layers.mlp.shared_experts.linear_fc1.weight" in shapes:
         raise SystemExit("shared experts have no place in this class")
-    if not (f.moe_router_score_function == "softmax" and f.moe_router_topk_scaling_factor in [None, 1]):
-        raise SystemExit("the router of this class is a plain softmax")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if f.untie_embeddings_and_output_weights not in [None, "output_layer.weight" in shapes]:
+        raise SystemExit("untie_embeddings_and_output_weights and the output layer contradict each other")
     f.own_norms = "decoder.layers.pre_mlp_layernorm.weight" in shapes
     f.share_embeddings_and_output_weights = "output_layer.weight" not in shapes
     f.padded_vocab_size = shapes["embedding.word_embeddings.weight"][0]
@@ -503,21 +509,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -27,9 +27,7 @@ ARGUMENTS = {
     "ffn_dim_multiplier": None,
     "vocab_size": -1,
     "norm_eps": 1e-05,
-    "rope_theta": 10000.0,
     "use_scaled_rope": False,
-    "rope_scale_factor": 8.0,
     "max_position_embeddings": None,
     "sliding_window": None,
     "_sliding_window": None,
@@ -40,6 +38,16 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "n_heads": "the number of attention heads",
+    "rope_theta": "10000 for Llama 1 and 2, 1000000 for Code Llama, 500000 from Llama 3 on",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "quantization_args": ([None], "quantized weights have no rule here"),
+    "lora_args": ([None], "the weights of an adapter have no rule here"),
+    "vision_chunk_size": ([-1], "the models of Llama 3.2 with images have another class"),
+    "moe": ([None], "a mixture of experts has no Llama form"),
+    "vision_encoder": ([None], "a model of images has no Llama form"),
 }
 
 # fmt: off
@@ -210,22 +218,71 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        ("llama-1-or-2", f.rows == 32000, {"rope_theta": 10000.0}),
+        (
+            "llama-3.1-8b",
+            f.n_layers == 32
+            and f.width == 4096
+            and f.hidden_dim == 14336
+            and getattr(f, "use_scaled_rope", False) is True,
+            {"rope_scale_factor": 8.0},
+        ),
+        (
+            "llama-3.1-or-3.3-70b",
+            f.n_layers == 80
+            and f.width == 8192
+            and f.hidden_dim == 28672
+            and getattr(f, "use_scaled_rope", False) is True,
+            {"rope_scale_factor": 8.0},
+        ),
+        (
+            "llama-3.1-405b",
+            f.n_layers == 126 and f.width == 16384 and getattr(f, "use_scaled_rope", False) is True,
+            {"rope_scale_factor": 8.0},
+        ),
+        ("llama-3.2-1b", f.n_layers == 16 and f.width == 2048 and f.hidden_dim == 8192, {"rope_scale_factor": 32.0}),
+        ("llama-3.2-3b", f.n_layers == 28 and f.width == 3072 and f.hidden_dim == 8192, {"rope_scale_factor": 32.0}),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
     if "layers.0.feed_forward.experts.0.w1.weight" in shapes:
         raise SystemExit("a mixture of experts has no Llama form")
-    if not (f.sliding_window is None and f._sliding_window is None):
-        raise SystemExit("Llama attends to everything; a file of Mistral AI's is for specs/mistral_mistral.yaml")
     if "model.embed_tokens.weight" in shapes:
         raise SystemExit("these are names of Transformers; the folder needs no conversion")
     f.rows = shapes["tok_embeddings.weight"][0]
     f.width = shapes["tok_embeddings.weight"][1]
     f.hidden_dim = shapes["layers.0.feed_forward.w1.weight"][0]
     f.n_layers = count(shapes, r"layers\.(?P<i>\d+)\.attention_norm\.weight")
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if not (f.sliding_window is None and f._sliding_window is None):
+        raise SystemExit("Llama attends to everything; a file of Mistral AI's is for specs/mistral_mistral.yaml")
     f.head_dim = f.width // f.n_heads
     f.kv_heads = shapes["layers.0.attention.wk.weight"][0] // f.head_dim
     f.third = f.rope_theta == 500000
+    if not hasattr(f, "rope_scale_factor"):
+        f.rope_scale_factor = 1.0 if not f.use_scaled_rope else None
+        if f.rope_scale_factor is None:
+            raise SystemExit(
+                "not given: rope_scale_factor (8 for Llama 3.1 and 3.3, 32 for the text models of Llama 3.2)"
+            )
     if not (f.dim is None or f.dim == f.width):
         raise SystemExit("params.json and the embedding differ in width; a part may be missing")
     if f.vocab_size not in [-1, f.rows]:
@@ -370,21 +427,43 @@ def main() -> None:
     if not (files := files_of(options.source)):
         raise SystemExit("nothing in the folder is called consolidated.*.pth; name the files themselves")
     source = Parts(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                    "rope_scale_factor",
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+            "rope_scale_factor",
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

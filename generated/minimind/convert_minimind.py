@@ -155,6 +155,9 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("no QK-norm, so this is not MiniMind-3; MiniMind2 is specs/minimind2.yaml")
     if "model.layers.0.mlp.shared_experts.0.gate_proj.weight" in shapes:
         raise SystemExit("MiniMind-3 has no shared experts; use specs/minimind2.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
     f.hidden_size = shapes["model.embed_tokens.weight"][1]
     f.num_hidden_layers = count(shapes, r"model\.layers\.(?P<i>\d+)\.input_layernorm\.weight")
@@ -273,7 +276,6 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
@@ -282,18 +284,31 @@ def main() -> None:
         | given
         | max(
             parts,
-            key=lambda part: sum(name in part for name in (*ARGUMENTS, "intermediate_size", "moe_intermediate_size")),
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    "intermediate_size",
+                    "moe_intermediate_size",
+                )
+            ),
         )
     )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {
-        name: given[name] for name in (*ARGUMENTS, "intermediate_size", "moe_intermediate_size") if name in given
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            "intermediate_size",
+            "moe_intermediate_size",
+        )
+        if name in given
     }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
     try:
         f = read_facts(source.shapes, arguments)

@@ -35,6 +35,7 @@ ARGUMENTS = {
     "use_moe": True,
 }
 
+
 # fmt: off
 # Source name (a regular expression) -> target name
 STATE_DICT_MAPPING = {
@@ -163,10 +164,13 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("no experts in this checkpoint; use specs/minimind1_llama.yaml")
     if "model.embed_tokens.weight" in shapes:
         raise SystemExit("these are the names of a later generation; use specs/minimind2_granite_moe_shared.yaml")
-    if not f.use_moe:
-        raise SystemExit("the config says that there are no experts; use specs/minimind1_llama.yaml")
     if "layers.0.feed_forward.shared_experts.w1.weight" not in shapes:
         raise SystemExit("GraniteMoeShared needs a shared expert")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if not f.use_moe:
+        raise SystemExit("the config says that there are no experts; use specs/minimind1_llama.yaml")
     if not (f.num_experts_per_tok > 1 and f.norm_topk_prob):
         raise SystemExit(
             "GraniteMoeShared weighs the chosen experts by a softmax over them alone, which is MiniMind's weight only with norm_topk_prob and more than one expert for each token"
@@ -365,7 +369,6 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
@@ -374,9 +377,9 @@ def main() -> None:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments = {name: given[name] for name in ARGUMENTS if name in given}
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
     try:
         f = read_facts(source.shapes, arguments)

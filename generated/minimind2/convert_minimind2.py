@@ -157,6 +157,9 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("MiniMind-3 has QK-norm; use specs/minimind.yaml")
     if "layers.0.attention.wq.weight" in shapes:
         raise SystemExit("these are the names of the first generation; use specs/minimind1_llama.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
     if f.scoring_func != "softmax":
         raise SystemExit("the router scores by softmax only")
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
@@ -284,7 +287,6 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
@@ -293,18 +295,31 @@ def main() -> None:
         | given
         | max(
             parts,
-            key=lambda part: sum(name in part for name in (*ARGUMENTS, "intermediate_size", "moe_intermediate_size")),
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    "intermediate_size",
+                    "moe_intermediate_size",
+                )
+            ),
         )
     )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {
-        name: given[name] for name in (*ARGUMENTS, "intermediate_size", "moe_intermediate_size") if name in given
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            "intermediate_size",
+            "moe_intermediate_size",
+        )
+        if name in given
     }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
     try:
         f = read_facts(source.shapes, arguments)

@@ -37,6 +37,7 @@ ARGUMENTS = {
     "inference_rope_scaling": False,
 }
 
+
 # fmt: off
 # Source name (a regular expression) -> target name
 STATE_DICT_MAPPING = {
@@ -161,12 +162,15 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f = SimpleNamespace(**arguments)
     if "model.layers.0.mlp.gate.weight" not in shapes:
         raise SystemExit("no experts in this checkpoint; use specs/llama.yaml")
-    if not f.use_moe:
-        raise SystemExit("the config says that there are no experts; use specs/llama.yaml")
     if "model.layers.0.mlp.shared_experts.0.gate_proj.weight" not in shapes:
         raise SystemExit("no shared experts; use specs/minimind2.yaml")
     if "model.layers.0.self_attn.q_norm.weight" in shapes:
         raise SystemExit("QK-norm, so this is MiniMind-3; use specs/qwen3_moe.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if not f.use_moe:
+        raise SystemExit("the config says that there are no experts; use specs/llama.yaml")
     if not (f.num_experts_per_tok > 1 and f.norm_topk_prob):
         raise SystemExit(
             "GraniteMoeShared weighs the chosen experts by a softmax over them alone, which is MiniMind's weight only with norm_topk_prob and more than one expert for each token; use specs/minimind2.yaml"
@@ -370,7 +374,6 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
@@ -379,9 +382,9 @@ def main() -> None:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments = {name: given[name] for name in ARGUMENTS if name in given}
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
     try:
         f = read_facts(source.shapes, arguments)

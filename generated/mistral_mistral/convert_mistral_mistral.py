@@ -25,7 +25,6 @@ ARGUMENTS = {
     "dim": None,
     "vocab_size": None,
     "norm_eps": 1e-05,
-    "rope_theta": 10000.0,
     "sliding_window": None,
     "_sliding_window": None,
     "use_scaled_rope": False,
@@ -39,6 +38,16 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "n_heads": "the number of attention heads",
+    "rope_theta": "10000 for Mistral 7B 0.1, 1000000 for version 0.2 and later; null in params.json means 1000000",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "moe": ([None], "a mixture of experts; use specs/mistral_mixtral.yaml"),
+    "lora": ([None], "the weights of an adapter have no rule here"),
+    "vision_encoder": ([None], "a model of images has another class"),
+    "causal": ([True], "the class attends to earlier positions only"),
+    "quantization": ([None], "quantized weights have no rule here"),
 }
 
 # fmt: off
@@ -161,14 +170,19 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if not (f.yarn is None and f.llama_4_scaling is None):
-        raise SystemExit("the scaling of rotary embeddings has no rule here")
-    if f.use_scaled_rope:
-        raise SystemExit("the rotary embeddings of Llama 3.1 have no rule here; use specs/meta_llama.yaml")
     if "layers.0.feed_forward.experts.0.w1.weight" in shapes:
         raise SystemExit("a mixture of experts; use specs/mistral_mixtral.yaml")
     if "layers.0.block_sparse_moe.w1" in shapes:
         raise SystemExit("a mixture of experts; use specs/mixtral_mixtral.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if not (f.yarn is None and f.llama_4_scaling is None):
+        raise SystemExit("the scaling of rotary embeddings has no rule here")
+    if f.use_scaled_rope:
+        raise SystemExit("the rotary embeddings of Llama 3.1 have no rule here; use specs/meta_llama.yaml")
     f.rows = shapes["tok_embeddings.weight"][0]
     f.width = shapes["tok_embeddings.weight"][1]
     f.hidden_dim = shapes["layers.0.feed_forward.w1.weight"][0]
@@ -195,7 +209,6 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
     """The fields of config.json."""
     config = {
         "head_dim": f.head_dim,
-        "rope_theta": f.rope_theta,
         "max_position_embeddings": f.max_position_embeddings,
         "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id,
@@ -207,6 +220,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "num_key_value_heads": f.kv_heads,
         "rms_norm_eps": f.norm_eps,
         "tie_word_embeddings": f.tied_embeddings,
+        "rope_theta": 1000000.0 if f.rope_theta is None else f.rope_theta,
         "sliding_window": None if f.window is None else int(f.window),
         "hidden_act": "silu",
     }
@@ -298,21 +312,41 @@ def main() -> None:
     if not (files := files_of(options.source)):
         raise SystemExit("nothing in the folder is called consolidated.*; name the files themselves")
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

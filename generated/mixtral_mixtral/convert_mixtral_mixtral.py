@@ -23,7 +23,6 @@ from torch import Tensor
 ARGUMENTS = {
     "num_experts_per_tok": 2,
     "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0,
     "sliding_window": None,
     "max_position_embeddings": 32768,
     "bos_token_id": 1,
@@ -32,7 +31,9 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "num_attention_heads": "the number of attention heads",
+    "rope_theta": "1000000 for Mixtral 8x7B and 8x22B",
 }
+
 
 # fmt: off
 # Source name (a regular expression) -> target name
@@ -155,6 +156,11 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f = SimpleNamespace(**arguments)
     if "layers.0.feed_forward.w1.weight" in shapes:
         raise SystemExit("no experts in this checkpoint; use specs/mistral_mistral.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     f.vocab_size = shapes["tok_embeddings.weight"][0]
     f.hidden_size = shapes["tok_embeddings.weight"][1]
     f.num_local_experts = shapes["layers.0.block_sparse_moe.gate.weight"][0]
@@ -320,21 +326,38 @@ def main() -> None:
     if not (files := files_of(options.source)):
         raise SystemExit("nothing in the folder is called consolidated.*.pt; name the files themselves")
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -21,12 +21,13 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "dropout": 0.0,
+    "dropout": None,
 }
 # What must be given.
 REQUIRED = {
     "n_head": "the number of attention heads",
 }
+
 
 # fmt: off
 # Source name (a regular expression) -> target name
@@ -147,12 +148,23 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     f.vocab_size = shapes["transformer.wte.weight"][0]
     f.n_embd = shapes["transformer.wte.weight"][1]
     f.block_size = shapes["transformer.wpe.weight"][0]
     f.n_layer = count(shapes, r"transformer\.h\.(?P<i>\d+)\.ln_1\.weight")
     f.bias = "transformer.h.0.ln_1.bias" in shapes
     f.full = f.vocab_size >= 50257
+    if not hasattr(f, "activation"):
+        f.activation = "gelu" if f.dropout is not None else None
+        if f.activation is None:
+            raise SystemExit(
+                "not given: activation (gelu, the exact one, for nanoGPT; gelu_new, the tanh approximation, for build-nanogpt)"
+            )
     if f.n_embd % f.n_head != 0:
         raise SystemExit("n_head does not divide n_embd")
     if shapes["transformer.h.0.attn.c_attn.weight"][0] != 3 * f.n_embd:
@@ -170,12 +182,12 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "n_layer": f.n_layer,
         "n_head": f.n_head,
         "n_positions": f.block_size,
-        "resid_pdrop": f.dropout,
-        "embd_pdrop": f.dropout,
-        "attn_pdrop": f.dropout,
+        "activation_function": f.activation,
         "bos_token_id": 50256 if f.full else None,
         "eos_token_id": 50256 if f.full else None,
-        "activation_function": "gelu",
+        "resid_pdrop": f.dropout or 0.0,
+        "embd_pdrop": f.dropout or 0.0,
+        "attn_pdrop": f.dropout or 0.0,
         "layer_norm_epsilon": 1e-05,
         "n_inner": None,
         "tie_word_embeddings": True,
@@ -319,21 +331,40 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                    "activation",
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+            "activation",
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

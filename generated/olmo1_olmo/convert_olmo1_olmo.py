@@ -22,24 +22,32 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "n_heads": 12,
     "n_kv_heads": None,
     "multi_query_attention": None,
     "weight_tying": True,
     "max_sequence_length": 1024,
     "clip_qkv": None,
-    "rope": True,
     "rope_theta": 10000.0,
-    "alibi": False,
-    "activation_type": "swiglu",
-    "include_bias": False,
-    "attention_layer_norm": False,
-    "layer_norm_type": "default",
-    "norm_after": False,
-    "embedding_layer_norm": False,
-    "scale_logits": False,
     "eos_token_id": 50256,
     "pad_token_id": -1,
+}
+# What must be given.
+REQUIRED = {
+    "n_heads": "the number of attention heads",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "rope": ([True], "positions other than rotary have no form in this class"),
+    "alibi": ([False], "positions other than rotary have no form in this class"),
+    "layer_norm_type": (["default", "low_precision"], "the norms of the class are LayerNorms"),
+    "norm_after": ([False], "the class norms before attention and MLP"),
+    "embedding_layer_norm": ([False], "the class does not norm its embeddings"),
+    "scale_logits": ([False], "the class does not scale its logits"),
+    "activation_type": (["swiglu"], "the MLP of this class is gated by SiLU"),
+    "block_type": (["sequential", "llama"], "attention and MLP of the class come one after the other"),
+    "attention_layer_norm": ([False], "the class does not normalise queries and keys"),
+    "layer_norm_eps": ([1e-05], "the class has an epsilon of 1e-5"),
 }
 
 # fmt: off
@@ -157,24 +165,17 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    if not (f.rope and (not f.alibi)):
-        raise SystemExit("positions other than rotary have no form in this class")
-    if f.layer_norm_type not in ["default", "low_precision"]:
-        raise SystemExit("the norms of the class are LayerNorms; a layer_norm_type of another kind is lost")
-    if f.norm_after:
-        raise SystemExit("the class norms before attention and MLP")
-    if f.embedding_layer_norm:
-        raise SystemExit("the class does not norm its embeddings")
-    if f.scale_logits:
-        raise SystemExit("the class does not scale its logits (scale_logits)")
-    if f.activation_type != "swiglu":
-        raise SystemExit("the MLP of this class is gated by SiLU")
-    if f.include_bias or "transformer.blocks.0.attn_out.bias" in shapes:
+    if "transformer.blocks.0.attn_out.bias" in shapes:
         raise SystemExit("the class has no biases")
-    if f.attention_layer_norm or "transformer.blocks.0.q_norm.weight" in shapes:
+    if "transformer.blocks.0.q_norm.weight" in shapes:
         raise SystemExit("the class does not normalise queries and keys")
     if "transformer.blocks.0.attn_norm.weight" in shapes:
         raise SystemExit("the norms of this class have no weights")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     if ("transformer.ff_out.weight" in shapes) == f.weight_tying:
         raise SystemExit("weight_tying and the output layer contradict each other")
     f.rows = shapes["transformer.wte.weight"][0]
@@ -303,19 +304,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = yaml.load(options.config.read_text(), Loader) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in ARGUMENTS))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

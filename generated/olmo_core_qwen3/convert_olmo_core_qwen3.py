@@ -34,6 +34,20 @@ REQUIRED = {
     "n_heads": "the number of attention heads",
 }
 
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "block_pattern": ([None], "layers of several kinds have no rule here"),
+    "block_overrides": ([None], "layers of several kinds have no rule here"),
+    "embedding_norm": ([None], "the class does not norm its embeddings"),
+    "embed_scale": ([None], "the class does not scale its embeddings"),
+    "tie_word_embeddings": ([False], "a head of its own is what the rules read"),
+    "clip_qkv": ([None], "the class does not clip queries, keys and values"),
+    "attention_residual_alpha": ([None], "the class does not scale its residuals"),
+    "feed_forward_residual_alpha": ([None], "the class does not scale its residuals"),
+    "scalable_softmax": ([False], ""),
+    "attention_sinks": ([False], ""),
+}
+
 # fmt: off
 # Source name (a regular expression) -> target name
 STATE_DICT_MAPPING = {
@@ -159,12 +173,17 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     f = SimpleNamespace(**arguments)
     if "blocks.0.attention.q_norm.weight" not in shapes:
         raise SystemExit("no QK-norm, so this is not Qwen3; use specs/olmo_core_llama.yaml")
-    if f.block != "default":
-        raise SystemExit("Qwen3 norms before attention and MLP; blocks of another kind are other models")
     if "blocks.0.attention.w_q.bias" in shapes:
         raise SystemExit("the biases of attention have no rule here")
     if "blocks.0.feed_forward_moe.router.weight" in shapes:
         raise SystemExit("a mixture of experts has no rule here")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if f.block != "default":
+        raise SystemExit("Qwen3 norms before attention and MLP; blocks of another kind are other models")
     f.vocab_size = shapes["embeddings.weight"][0]
     f.d_model = shapes["embeddings.weight"][1]
     f.mlp_hidden_size = shapes["blocks.0.feed_forward.w1.weight"][0]
@@ -258,23 +277,43 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     if given.keys() & {"rope_parameters", "rope_scaling"}:
         given["rope_scaling"] = scaling(given)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

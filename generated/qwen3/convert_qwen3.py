@@ -35,6 +35,7 @@ ARGUMENTS = {
     "use_moe": False,
 }
 
+
 # fmt: off
 # Source name (a regular expression) -> target name
 STATE_DICT_MAPPING = {
@@ -162,6 +163,9 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("no QK-norm, so this is not MiniMind-3; MiniMind2 is specs/llama.yaml")
     if "model.layers.0.mlp.gate.weight" in shapes:
         raise SystemExit("a mixture of experts; use specs/qwen3_moe.yaml")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
     if f.use_moe:
         raise SystemExit("the config speaks of a mixture of experts; use specs/qwen3_moe.yaml")
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
@@ -287,7 +291,6 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
@@ -298,9 +301,9 @@ def main() -> None:
     if given.keys() & {"rope_parameters", "rope_scaling"}:
         given["rope_scaling"] = scaling(given)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments = {name: given[name] for name in ARGUMENTS if name in given}
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
     try:
         f = read_facts(source.shapes, arguments)

@@ -39,6 +39,7 @@ ARGUMENTS = {
     "use_moe": True,
 }
 
+
 # fmt: off
 # Source name (a regular expression) -> target name
 STATE_DICT_MAPPING = {
@@ -169,6 +170,9 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("no experts in this checkpoint; use specs/qwen3.yaml")
     if "model.layers.0.mlp.shared_experts.0.gate_proj.weight" in shapes:
         raise SystemExit("shared experts have no Qwen3-MoE form")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
     if not f.use_moe:
         raise SystemExit("the config says that there are no experts; use specs/qwen3.yaml")
     f.vocab_size = shapes["model.embed_tokens.weight"][0]
@@ -307,7 +311,6 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
@@ -318,9 +321,9 @@ def main() -> None:
     if given.keys() & {"rope_parameters", "rope_scaling"}:
         given["rope_scaling"] = scaling(given)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments = {name: given[name] for name in ARGUMENTS if name in given}
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
     try:
         f = read_facts(source.shapes, arguments)

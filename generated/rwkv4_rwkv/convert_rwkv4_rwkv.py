@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,11 @@ ARGUMENTS = {
     "rescale_every": 6,
     "bos_token_id": 0,
     "eos_token_id": 0,
+}
+
+# The defaults that releases of this family do not share.
+GUESSED = {
+    "context_length": "1024, 4096 and 8192 in the releases; a limit of the CUDA kernel only",
 }
 
 # fmt: off
@@ -157,6 +163,11 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
         raise SystemExit("the heads of RWKV-5 and later have no place in this class")
     if "blocks.0.att.time_maa_x" in shapes:
         raise SystemExit("RWKV-6 has no place in this class")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+            if name in GUESSED:
+                print(f"warning: {name} = {default!r} is a guess ({GUESSED[name]})", file=sys.stderr)
     f.vocab_size = shapes["emb.weight"][0]
     f.hidden_size = shapes["emb.weight"][1]
     f.attention_hidden_size = shapes["blocks.0.att.time_decay"][0]
@@ -223,7 +234,6 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
@@ -232,9 +242,9 @@ def main() -> None:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments = {name: given[name] for name in ARGUMENTS if name in given}
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
     try:
         f = read_facts(source.shapes, arguments)

@@ -21,8 +21,26 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "num_heads": None,
     "layer_norm_eps": 1e-06,
+}
+# What must be given.
+REQUIRED = {
+    "num_heads": "the number of attention heads",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "qkv_bias": ([True], ""),
+    "qk_norm": ([False], ""),
+    "class_token": ([True], ""),
+    "global_pool": (["token"], "the class takes the class token"),
+    "pre_norm": ([False], ""),
+    "no_embed_class": ([False], "every token has a position"),
+    "reg_tokens": ([0], ""),
+    "act_layer": ([None], "the class has the exact GELU here"),
+    "scale_attn_norm": ([False], ""),
+    "scale_mlp_norm": ([False], ""),
+    "pos_embed": (["learn"], ""),
 }
 
 # fmt: off
@@ -144,6 +162,20 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(1 for _ in matches(names, pattern))
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        ("vit-tiny", f.embed_dim == 192 and f.depth == 12, {"num_heads": 3}),
+        ("vit-small", f.embed_dim == 384 and f.depth == 12, {"num_heads": 6}),
+        ("vit-base", f.embed_dim == 768 and f.depth == 12, {"num_heads": 12}),
+        ("vit-large", f.embed_dim == 1024 and f.depth == 24, {"num_heads": 16}),
+        ("vit-so400m", f.embed_dim == 1152 and f.depth == 27, {"num_heads": 16}),
+        ("vit-huge", f.embed_dim == 1280 and f.depth == 32, {"num_heads": 16}),
+        ("vit-giant", f.embed_dim == 1408 and f.depth == 40, {"num_heads": 16}),
+        ("vit-gigantic", f.embed_dim == 1664 and f.depth == 48, {"num_heads": 16}),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
@@ -160,15 +192,27 @@ def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, ob
     if "blocks.0.attn.q_norm.weight" in shapes:
         raise SystemExit("the class does not normalise queries and keys")
     f.embed_dim = shapes["cls_token"][2]
+    f.depth = count(shapes, r"blocks\.(?P<i>\d+)\.norm1\.weight")
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     f.patch_size = shapes["patch_embed.proj.weight"][2]
     f.channels = shapes["patch_embed.proj.weight"][1]
     f.side = int((shapes["pos_embed"][1] - 1) ** 0.5)
     f.image_size = f.side * f.patch_size
     f.mlp_width = shapes["blocks.0.mlp.fc1.weight"][0]
-    f.depth = count(shapes, r"blocks\.(?P<i>\d+)\.norm1\.weight")
     f.num_classes = shapes["head.weight"][0]
-    f.heads = f.num_heads or f.embed_dim // 64
-    if not (f.heads >= 1 and f.embed_dim % f.heads == 0):
+    if not (f.num_heads >= 1 and f.embed_dim % f.num_heads == 0):
         raise SystemExit("num_heads does not divide the model's width")
     if shapes["pos_embed"][1] != f.side * f.side + 1:
         raise SystemExit("the position embedding is not that of a square image with one class token")
@@ -186,7 +230,7 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "hidden_size": f.embed_dim,
         "intermediate_size": f.mlp_width,
         "num_hidden_layers": f.depth,
-        "num_attention_heads": f.heads,
+        "num_attention_heads": f.num_heads,
         "num_channels": f.channels,
         "num_labels": f.num_classes,
         "hidden_act": "gelu",
@@ -254,19 +298,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in ARGUMENTS))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in ARGUMENTS if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

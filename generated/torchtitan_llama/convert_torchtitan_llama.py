@@ -22,12 +22,9 @@ from torch import Tensor
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
     "theta": 500000.0,
-    "scaling": "llama",
-    "scaling_factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
-    "max_seq_len": 131072,
     "norm_eps": 1e-05,
     "enable_weight_tying": False,
     "bos_token_id": 128000,
@@ -36,6 +33,12 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "n_heads": "the number of attention heads",
+    "scaling": "llama for Llama 3.1 and 3.2, none where the rotary embeddings are not scaled",
+}
+
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "rope_factor": ([1.0], ""),
 }
 
 # fmt: off
@@ -156,19 +159,76 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(1 for _ in matches(names, pattern))
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        (
+            "debugmodel",
+            f.n_layers == 6 and f.hidden_size == 256 and f.vocab_size == 2048,
+            {"n_heads": 16, "scaling": "llama", "scaling_factor": 8.0},
+        ),
+        (
+            "llama-3.2-1b",
+            f.n_layers == 16 and f.hidden_size == 2048 and f.vocab_size == 128256,
+            {"n_heads": 32, "scaling": "llama", "scaling_factor": 32.0},
+        ),
+        (
+            "llama-3.2-3b",
+            f.n_layers == 28 and f.hidden_size == 3072 and f.vocab_size == 128256,
+            {"n_heads": 24, "scaling": "llama", "scaling_factor": 32.0},
+        ),
+        (
+            "llama-3.1-8b",
+            f.n_layers == 32 and f.hidden_size == 4096 and f.vocab_size == 128256,
+            {"n_heads": 32, "scaling": "llama", "scaling_factor": 8.0},
+        ),
+        (
+            "llama-3.1-70b",
+            f.n_layers == 80 and f.hidden_size == 8192 and f.vocab_size == 128256,
+            {"n_heads": 64, "scaling": "llama", "scaling_factor": 8.0},
+        ),
+        (
+            "llama-3.1-405b",
+            f.n_layers == 126 and f.hidden_size == 16384 and f.vocab_size == 128256,
+            {"n_heads": 128, "scaling": "llama", "scaling_factor": 8.0},
+        ),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
     if "layers.0.attention.wq.weight" in shapes:
-        raise SystemExit("these are torchtitan's names before 0.3, which are Meta's; use specs/meta_llama.yaml")
-    if f.scaling not in ["llama", "none"]:
-        raise SystemExit("a scaling of another kind has no rule here")
+        raise SystemExit(
+            "these are torchtitan's names before 0.3, which are Meta's; use specs/meta_llama.yaml with --set rope_theta=500000"
+        )
     f.vocab_size = shapes["tok_embeddings.weight"][0]
     f.hidden_size = shapes["tok_embeddings.weight"][1]
-    f.intermediate_size = shapes["layers.0.feed_forward.w1.weight"][0]
     f.n_layers = count(shapes, r"layers\.(?P<i>\d+)\.attention_norm\.weight")
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    if f.scaling not in ["llama", "none"]:
+        raise SystemExit("a scaling of another kind has no rule here")
+    f.intermediate_size = shapes["layers.0.feed_forward.w1.weight"][0]
     f.head_dim = shapes["layers.0.attention.wo.weight"][1] // f.n_heads
     f.n_kv_heads = shapes["layers.0.attention.qkv_linear.wv.weight"][0] // f.head_dim
+    if not hasattr(f, "scaling_factor"):
+        f.scaling_factor = 1.0 if f.scaling == "none" else None
+        if f.scaling_factor is None:
+            raise SystemExit("not given: scaling_factor (8 for Llama 3.1 and 3.3, 32 for Llama 3.2)")
+    if not hasattr(f, "max_seq_len"):
+        f.max_seq_len = 131072 if f.scaling == "llama" else 8192
     if f.head_dim % 2 != 0:
         raise SystemExit("rotary embeddings need an even head_dim")
     if f.n_heads % f.n_kv_heads != 0:
@@ -196,7 +256,9 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "rms_norm_eps": f.norm_eps,
         "rope_theta": f.theta,
         "tie_word_embeddings": f.enable_weight_tying,
-        "rope_scaling": {
+        "rope_scaling": None
+        if f.scaling == "none"
+        else {
             "rope_type": "llama3",
             "factor": f.scaling_factor,
             "low_freq_factor": f.low_freq_factor,
@@ -302,21 +364,45 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                    "scaling_factor",
+                    "max_seq_len",
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+            "scaling_factor",
+            "max_seq_len",
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -21,18 +21,15 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "rope_base": 500000.0,
-    "max_seq_len": 8192,
     "norm_eps": 1e-05,
-    "scale_factor": None,
-    "rope_scaling": None,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
 }
 # What must be given.
 REQUIRED = {
     "num_heads": "the number of attention heads",
+    "rope_base": "10000 for Llama 2, 1000000 for Code Llama, 500000 from Llama 3 on",
+    "scale_factor": "of the rotary embeddings: null up to Llama 3, 8 for Llama 3.1 and 3.3, 32 for Llama 3.2",
 }
+
 
 # fmt: off
 # Source name (a regular expression) -> target name
@@ -152,22 +149,96 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(1 for _ in matches(names, pattern))
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        (
+            "llama-2-7b",
+            f.num_layers == 32 and f.embed_dim == 4096 and f.intermediate_dim == 11008 and f.vocab_size == 32000,
+            {"rope_base": 10000.0, "scale_factor": None},
+        ),
+        (
+            "llama-2-13b",
+            f.num_layers == 40 and f.embed_dim == 5120 and f.vocab_size == 32000,
+            {"rope_base": 10000.0, "scale_factor": None},
+        ),
+        (
+            "llama-2-70b",
+            f.num_layers == 80 and f.embed_dim == 8192 and f.vocab_size == 32000,
+            {"rope_base": 10000.0, "scale_factor": None},
+        ),
+        (
+            "code-llama-2-7b",
+            f.num_layers == 32 and f.embed_dim == 4096 and f.vocab_size == 32016,
+            {"rope_base": 1000000.0, "scale_factor": None},
+        ),
+        (
+            "code-llama-2-13b",
+            f.num_layers == 40 and f.embed_dim == 5120 and f.vocab_size == 32016,
+            {"rope_base": 1000000.0, "scale_factor": None},
+        ),
+        (
+            "code-llama-2-70b",
+            f.num_layers == 80 and f.embed_dim == 8192 and f.vocab_size == 32016,
+            {"rope_base": 1000000.0, "scale_factor": None},
+        ),
+        (
+            "llama-3-8b",
+            f.num_layers == 32 and f.embed_dim == 4096 and f.vocab_size == 128256,
+            {"rope_base": 500000.0, "scale_factor": None},
+        ),
+        (
+            "llama-3-70b",
+            f.num_layers == 80 and f.embed_dim == 8192 and f.vocab_size == 128256,
+            {"rope_base": 500000.0, "scale_factor": None},
+        ),
+        (
+            "llama-3.1-8b",
+            f.num_layers == 32 and f.embed_dim == 4096 and f.vocab_size == 128256,
+            {"rope_base": 500000.0, "scale_factor": 8},
+        ),
+        (
+            "llama-3.1-or-3.3-70b",
+            f.num_layers == 80 and f.embed_dim == 8192 and f.vocab_size == 128256,
+            {"rope_base": 500000.0, "scale_factor": 8},
+        ),
+        ("llama-3.1-405b", f.num_layers == 126 and f.embed_dim == 16384, {"rope_base": 500000.0, "scale_factor": 8}),
+        ("llama-3.2-1b", f.num_layers == 16 and f.embed_dim == 2048, {"rope_base": 500000.0, "scale_factor": 32}),
+        ("llama-3.2-3b", f.num_layers == 28 and f.embed_dim == 3072, {"rope_base": 500000.0, "scale_factor": 32}),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
     if "layers.0.attn.q_proj.bias" in shapes:
         raise SystemExit("Llama has no biases here; use specs/torchtune_qwen2.yaml")
-    if not (f.rope_scaling is None or ("rope_type" in f.rope_scaling and f.rope_scaling["rope_type"] == "llama3")):
-        raise SystemExit("torchtune's Llama scales its rotary embeddings as Llama 3.1 does, or not at all")
-    if not (f.rope_scaling is None or f.scale_factor in [None, f.rope_scaling["factor"]]):
-        raise SystemExit("scale_factor and rope_scaling contradict each other")
     f.vocab_size = shapes["tok_embeddings.weight"][0]
     f.embed_dim = shapes["tok_embeddings.weight"][1]
     f.intermediate_dim = shapes["layers.0.mlp.w1.weight"][0]
     f.num_layers = count(shapes, r"layers\.(?P<i>\d+)\.sa_norm\.scale")
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     f.head_dim = shapes["layers.0.attn.output_proj.weight"][1] // f.num_heads
     f.num_kv_heads = shapes["layers.0.attn.v_proj.weight"][0] // f.head_dim
     f.tie_word_embeddings = "output.weight" not in shapes
+    if not hasattr(f, "max_seq_len"):
+        f.max_seq_len = 131072 if f.scale_factor else 8192 if f.rope_base == 500000 else 4096
+    if not hasattr(f, "bos_token_id"):
+        f.bos_token_id = 128000 if f.vocab_size >= 128256 else 1
+    if not hasattr(f, "eos_token_id"):
+        f.eos_token_id = 128001 if f.vocab_size >= 128256 else 2
     if f.num_heads % f.num_kv_heads != 0:
         raise SystemExit("the number of key and value heads does not divide num_heads")
     if shapes["layers.0.attn.q_proj.weight"][0] != f.num_heads * f.head_dim:
@@ -195,18 +266,15 @@ def convert_config(f: SimpleNamespace) -> dict[str, object]:
         "max_position_embeddings": f.max_seq_len,
         "rms_norm_eps": f.norm_eps,
         "rope_theta": f.rope_base,
-        "rope_scaling": f.rope_scaling
-        or (
-            {
-                "rope_type": "llama3",
-                "factor": f.scale_factor * 1.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-            }
-            if f.scale_factor
-            else None
-        ),
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": f.scale_factor * 1.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        if f.scale_factor
+        else None,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -269,14 +337,6 @@ def convert_state_dict(source: Source, f: SimpleNamespace) -> Iterator[tuple[str
         raise SystemExit(f"the checkpoint lacks {', '.join(lost)}")
 
 
-def scaling(given: Mapping[str, dict[str, object] | None]) -> dict[str, object] | None:
-    """How a config of either generation of transformers scales rotary embeddings; None where it does not."""
-    said = (given.get("rope_parameters") or {}) | (given.get("rope_scaling") or {})
-    kind = said.get("rope_type") or said.get("type") or "default"
-    rest = {n: v for n, v in said.items() if n not in ("rope_type", "type", "rope_theta", "partial_rotary_factor")}
-    return {"rope_type": kind, **rest} if rest or kind != "default" else None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="torchtune's Llama 2, 3, 3.1 and 3.2 (interleaved RoPE) as a standard LlamaForCausalLM"
@@ -302,23 +362,44 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                    "max_seq_len",
+                    "bos_token_id",
+                    "eos_token_id",
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
-    if given.keys() & {"rope_parameters", "rope_scaling"}:
-        given["rope_scaling"] = scaling(given)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+            "max_seq_len",
+            "bos_token_id",
+            "eos_token_id",
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

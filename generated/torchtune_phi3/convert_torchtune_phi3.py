@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,6 @@ from torch import Tensor
 
 # What names and shapes cannot tell: the defaults, which --config and --set override.
 ARGUMENTS = {
-    "rope_base": 10000.0,
     "max_seq_len": 4096,
     "norm_eps": 1e-05,
     "sliding_window": None,
@@ -32,6 +32,12 @@ ARGUMENTS = {
 # What must be given.
 REQUIRED = {
     "num_heads": "the number of attention heads",
+    "rope_base": "10000 for Phi-3-mini, 250000 for Phi-4",
+}
+
+# The defaults that releases of this family do not share.
+GUESSED = {
+    "max_seq_len": "the number of positions; it differs from release to release",
 }
 
 # fmt: off
@@ -150,13 +156,46 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(1 for _ in matches(names, pattern))
 
 
+def released_models(f: SimpleNamespace) -> list[tuple[str, bool, dict[str, object]]]:
+    """Released models: name, whether the checkpoint has its sizes, and its arguments."""
+    return [
+        ("phi-3-mini", f.num_layers == 32 and f.embed_dim == 3072, {"rope_base": 10000.0, "max_seq_len": 4096}),
+        (
+            "phi-4",
+            f.num_layers == 40 and f.embed_dim == 5120,
+            {
+                "rope_base": 250000.0,
+                "max_seq_len": 16384,
+                "bos_token_id": 100257,
+                "eos_token_id": 100257,
+                "pad_token_id": 100257,
+            },
+        ),
+    ]
+
+
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
-    f.vocab_size = shapes["tok_embeddings.weight"][0]
     f.embed_dim = shapes["tok_embeddings.weight"][1]
-    f.intermediate_dim = shapes["layers.0.mlp.w2.weight"][1]
     f.num_layers = count(shapes, r"layers\.(?P<i>\d+)\.sa_norm\.scale")
+    fitting = [model for model in released_models(f) if model[1]]
+    for _, _, values in fitting:
+        for name, value in values.items():
+            said = {str(other[name]) for _, _, other in fitting if name in other}
+            if name not in arguments and len(said) > 1:
+                raise SystemExit(f"the sizes fit several models, give --set {name}=VALUE: {' or '.join(sorted(said))}")
+            if name not in arguments:
+                setattr(f, name, value)
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+            if name in GUESSED:
+                print(f"warning: {name} = {default!r} is a guess ({GUESSED[name]})", file=sys.stderr)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
+    f.vocab_size = shapes["tok_embeddings.weight"][0]
+    f.intermediate_dim = shapes["layers.0.mlp.w2.weight"][1]
     f.head_dim = shapes["layers.0.attn.output_proj.weight"][1] // f.num_heads
     f.num_kv_heads = shapes["layers.0.attn.v_proj.weight"][0] // f.head_dim
     f.q_rows = f.num_heads * f.head_dim
@@ -276,21 +315,38 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -32,6 +32,26 @@ REQUIRED = {
     "b_U_is_zero": "whether unembed.b_U is zero, as it is unless it was trained",
 }
 
+# Field of the source's config -> the values that can be converted, and why no others.
+FIXED: dict[str, tuple[list[object], str]] = {
+    "use_attn_scale": ([True], ""),
+    "attn_only": ([False], "GPT-2 has MLPs"),
+    "attention_dir": (["causal"], "GPT-2 attends to earlier positions only"),
+    "positional_embedding_type": (["standard"], "GPT-2 has learned positions"),
+    "parallel_attn_mlp": ([False], "attention and MLP of GPT-2 come one after the other"),
+    "gated_mlp": ([False], "GPT-2's MLP has no gate"),
+    "use_local_attn": ([False], "GPT-2 has no windows"),
+    "scale_attn_by_inverse_layer_idx": ([False], "the scores are not scaled by the layer here"),
+    "post_embedding_ln": ([False], "GPT-2 does not norm its embeddings"),
+    "use_normalization_before_and_after": ([False], "GPT-2 norms before attention and MLP only"),
+    "use_qk_norm": ([False], "GPT-2 does not norm queries and keys"),
+    "attn_scores_soft_cap": ([-1.0], "GPT-2 caps no scores"),
+    "output_logits_soft_cap": ([-1.0], "GPT-2 caps no logits"),
+    "num_experts": ([None], "a mixture of experts is another class"),
+    "final_rms": ([False], "GPT-2 has LayerNorms"),
+    "window_size": ([None], "GPT-2 has no windows"),
+}
+
 # fmt: off
 # Source name (a regular expression) -> target name
 STATE_DICT_MAPPING = {
@@ -161,14 +181,19 @@ def count(names: Mapping[str, object], pattern: str) -> int:
 def read_facts(shapes: Mapping[str, tuple[int, ...]], arguments: Mapping[str, object]) -> SimpleNamespace:
     """The arguments, and beside them what names and shapes tell. Refuses a checkpoint of another kind."""
     f = SimpleNamespace(**arguments)
+    if "blocks.0.mlp.W_gate" in shapes:
+        raise SystemExit("GPT-2's MLP has no gate")
+    for name, default in ARGUMENTS.items():
+        if not hasattr(f, name):
+            setattr(f, name, default)
+    if lacking := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if not hasattr(f, name)]:
+        raise SystemExit(f"not given: {', '.join(lacking)}; use --config or --set")
     if f.normalization_type != "LN":
         raise SystemExit("folded norms (LNPre) have no GPT-2 form; load the model with from_pretrained_no_processing")
     if not f.b_U_is_zero:
         raise SystemExit("GPT-2's head has no bias, so that a trained b_U would be lost")
     if f.act_fn != "gelu_new":
         raise SystemExit("GPT-2's activation is gelu_new")
-    if "blocks.0.mlp.W_gate" in shapes:
-        raise SystemExit("GPT-2's MLP has no gate")
     f.d_vocab = shapes["embed.W_E"][0]
     f.d_model = shapes["embed.W_E"][1]
     f.n_ctx = shapes["pos_embed.W_pos"][0]
@@ -318,21 +343,41 @@ def main() -> None:
             "nothing in the folder is called *.safetensors or pytorch_model*.bin; name the files themselves"
         )
     source = Source(files)
-    arguments = dict(ARGUMENTS)
     given = json.loads(options.config.read_text()) if options.config else {}
     # A trainer keeps the model's arguments in a mapping of its config.
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
-    given = source.told | given | max(parts, key=lambda part: sum(name in part for name in (*ARGUMENTS, *REQUIRED)))
+    given = (
+        source.told
+        | given
+        | max(
+            parts,
+            key=lambda part: sum(
+                name in part
+                for name in (
+                    *ARGUMENTS,
+                    *REQUIRED,
+                )
+            ),
+        )
+    )
     for text in options.set:
         name, _, value = text.partition("=")
         given[name] = plain(value)
     given = (given.get("rope_parameters") or {}) | given  # where transformers 5 keeps rope_theta
-    arguments |= {name: given[name] for name in (*ARGUMENTS, *REQUIRED) if name in given}
+    arguments = {
+        name: given[name]
+        for name in (
+            *ARGUMENTS,
+            *REQUIRED,
+        )
+        if name in given
+    }
     for name, default in ARGUMENTS.items():
-        if isinstance(default, bool | int | float) and isinstance(arguments[name], str):
+        if isinstance(default, bool | int | float) and isinstance(arguments.get(name), str):
             raise SystemExit(f"{name} is the text {arguments[name]!r}, where something like {default!r} is needed")
-    if missing := [f"{name} ({REQUIRED[name]})" for name in REQUIRED if name not in arguments]:
-        raise SystemExit(f"not given: {', '.join(missing)}; use --config or --set")
+    for name, (values, reason) in FIXED.items():
+        if given.get(name, values[0]) not in [*values, *[None for value in values if value is False]]:
+            raise SystemExit(f"{name} is {given[name]!r}, where {values[0]!r} is what can be converted: {reason}")
     try:
         f = read_facts(source.shapes, arguments)
     except KeyError as error:

@@ -65,8 +65,10 @@ def main() -> None:
             torch.save(state, source / "model.pt")
 
         scale = {"rope_scale": {"factor": 8.0, "frequency_factors": [1.0, 4.0], "original_context_length": 16}}
-        assigned = {n: v for n, v in changes.items() if n not in ("rope_scale", "shard_embed_dim")} | (
-            scale if "rope_scale" in changes else {}
+        assigned = (
+            {"rope_theta": 10000.0, "use_scaled_rope": False}
+            | {n: v for n, v in changes.items() if n not in ("rope_scale", "shard_embed_dim")}
+            | (scale if "rope_scale" in changes else {})
         )
         recording.record(
             options.out / "fairseq2" / case,

@@ -56,7 +56,7 @@ def main() -> None:
         with torch.no_grad():
             logits = model.eval()(input_ids)
 
-        said = {} if fused else {"fused_weights": False}  # so that the way back knows
+        said = {"rope_theta": 10000.0} | ({} if fused else {"fused_weights": False})  # so that the way back knows
 
         def save(source: Path, state: dict[str, Tensor] = state) -> None:
             torch.save(state, source / "model.pth")

@@ -89,7 +89,8 @@ def main() -> None:
         def save(source: Path, state: dict[str, Tensor] = state) -> None:
             torch.save(state, source / "model.pth")
 
-        said = {word: settings[word] for word in ("use_scaled_rope", "tie_word_embeddings") if word in settings}
+        said = {"rope_base": 10000.0, "use_scaled_rope": False}
+        said |= {word: settings[word] for word in ("use_scaled_rope", "tie_word_embeddings") if word in settings}
         recording.record(
             options.out / "gpt_fast" / name,
             {

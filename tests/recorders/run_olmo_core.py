@@ -76,6 +76,7 @@ FAMILIES = {
         {"rope_theta": 10000, "layer_norm_eps": 1e-6},
         "LlamaForCausalLM",
         {"bos_token_id": None, "eos_token_id": None, "rope_theta": 10000.0, "head_dim": 8},
+        {"rope_theta": 10000.0},
     ),
     "qwen3": Family(
         "olmo_core_qwen3",

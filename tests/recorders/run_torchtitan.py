@@ -111,7 +111,7 @@ FAMILIES = {
                 "original_max_position_embeddings": 16,
             },
         },
-        {"scaling_factor": 4.0, "original_max_position_embeddings": 16},
+        {"scaling": "llama", "scaling_factor": 4.0, "original_max_position_embeddings": 16},
     ),
     "qwen3_tied": Family(
         "torchtitan_qwen3",

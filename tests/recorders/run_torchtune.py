@@ -70,7 +70,7 @@ FAMILIES = {
         lambda state: tune_to_hf(state, **HEADS),
         "LlamaForCausalLM",
         {**LLAMA, **scaling(8.0), "tie_word_embeddings": False, "max_position_embeddings": 1024},
-        {"scale_factor": 8},
+        {"rope_base": 500000.0, "scale_factor": 8, "bos_token_id": 128000, "eos_token_id": 128001},
         600,
         1024,
     ),
@@ -80,7 +80,7 @@ FAMILIES = {
         lambda state: tune_to_hf(state, **HEADS),
         "LlamaForCausalLM",
         {**LLAMA, **scaling(32.0), "tie_word_embeddings": True},
-        {"scale_factor": 32},
+        {"rope_base": 500000.0, "scale_factor": 32, "bos_token_id": 128000, "eos_token_id": 128001},
     ),
     "mistral": Family(
         "torchtune_mistral",
@@ -118,7 +118,7 @@ FAMILIES = {
             "pad_token_id": 0,
             "original_max_position_embeddings": 64,
         },
-        {"eos_token_id": 2, "pad_token_id": 0},
+        {"rope_base": 10000.0, "eos_token_id": 2, "pad_token_id": 0},
     ),
 }
 

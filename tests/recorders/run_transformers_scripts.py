@@ -286,7 +286,14 @@ def mistral(out: Path) -> None:
         script.tokenizer_class = Tokenizer
         write_model(str(Path(place) / "out"), place, "7B", tokenizer_path="none")
         model = transformers.MistralForCausalLM.from_pretrained(Path(place) / "out", torch_dtype=torch.bfloat16)
-    keep(out, "mistral", "consolidated", {"spec": "mistral_mistral", "weights": "."}, source, model)
+    keep(
+        out,
+        "mistral",
+        "consolidated",
+        {"spec": "mistral_mistral", "set": {"rope_theta": 10000.0}, "weights": "."},
+        source,
+        model,
+    )
 
 
 def whisper(out: Path) -> None:
@@ -394,7 +401,7 @@ def clip(out: Path) -> None:
     said[:, 6] = VOCABULARY - 1  # the original takes the place of the largest id for the end of the text
     with torch.no_grad():
         golden = {"pixel_values": seen, "input_ids": said, "logits_fp32": theirs.eval()(seen, said)[0]}
-    keep(out, "clip", "vit", {"spec": "clip_clip", "weights": "clip.pt", "model_class": "AutoModel"},
+    keep(out, "clip", "vit", {"spec": "clip_clip", "set": {"hidden_act": "quick_gelu"}, "weights": "clip.pt", "model_class": "AutoModel"},
          lambda place: torch.save({n: t.half() for n, t in state.items()}, place / "clip.pt"), model.half(), golden)  # fmt: skip
 
 

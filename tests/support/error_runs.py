@@ -223,6 +223,39 @@ def missing_argument() -> str:
     return RUN
 
 
+def other_architecture() -> str:
+    config(model_type="gemma")
+    return RUN
+
+
+def unconverted_field() -> str:
+    config(residual_multiplier=0.22)
+    return RUN
+
+
+MODELS = """
+models:
+  first: {when: {vocab_size: 64}, set: {rope_theta: 10000.0}}
+  second: {when: {hidden_size: 32}, set: {rope_theta: 500000.0}}
+"""
+
+
+def ambiguous_model() -> str:
+    Path("small.yaml").write_text(Path("small.yaml").read_text() + MODELS)
+    config(rms_norm_eps=1e-5)
+    return RUN
+
+
+def unknown_model() -> str:
+    Path("small.yaml").write_text(Path("small.yaml").read_text() + MODELS)
+    return RUN + " --model secnd"
+
+
+def guessed_argument() -> str:
+    edit("  rope_theta: 10000.0", "  rope_theta: {guess: 10000.0, help: 500000 for the second release}")
+    return RUN + " --strict"
+
+
 def missing_config() -> str:
     Path("config.json").unlink()
     return "run small.yaml model.safetensors out.pth --reverse"
@@ -488,7 +521,7 @@ def misread_field() -> str:
 
 
 def missing_package() -> str:
-    for known in (model_class.package_folder, model_class._model_types):
+    for known in (model_class.package_folder, model_class.model_types_by_class):
         known.cache_clear()
     held("importlib.util.find_spec", lambda name: None)
     return RUN

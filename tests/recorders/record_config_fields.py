@@ -1,0 +1,83 @@
+"""Record the fields of the config classes of other people's packages, one JSON file for each package.
+
+Usage: python record_config_fields.py [OUT]; writes OUT/PACKAGE.json, by default into tests/data/config_fields. It reads
+the source text of whatever packages of `CLASSES` are on the path and imports none of them, so that unpacked wheels will
+do. A class in it is a dataclass, a named tuple, or a function whose parameters are the fields.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+OUT = Path(__file__).parent.parent / "data" / "config_fields"
+# Distribution -> class or function -> the file that has it, below the package's folder.
+CLASSES = {
+    "litgpt": {"Config": "litgpt/config.py"},
+    "fairseq2": {"LLaMAConfig": "fairseq2/models/llama/config.py"},
+    "ibm-fms": {"LLaMAConfig": "fms/models/llama.py"},
+    "mistral-inference": {"TransformerArgs": "mistral_inference/args.py"},
+    "openai-whisper": {"ModelDimensions": "whisper/model.py"},
+    "llama-models": {"ModelArgs": "llama_models/llama3/args.py"},
+    "megatron-core": {
+        "TransformerConfig": "megatron/core/transformer/transformer_config.py",
+        "ModelParallelConfig": "megatron/core/model_parallel_config.py",
+    },
+    "ai2-olmo": {"ModelConfig": "olmo/config.py"},
+    "ai2-olmo-core": {
+        "TransformerConfig": "olmo_core/nn/transformer/config.py",
+        "AttentionConfig": "olmo_core/nn/attention/__init__.py",
+    },
+    "transformer-lens": {"HookedTransformerConfig": "transformer_lens/HookedTransformerConfig.py"},
+    "timm": {"VisionTransformer": "timm/models/vision_transformer.py"},
+    "torchtune": {
+        "llama3_1": "torchtune/models/llama3_1/_component_builders.py",
+        "mistral": "torchtune/models/mistral/_component_builders.py",
+        "phi3": "torchtune/models/phi3/_component_builders.py",
+        "qwen2": "torchtune/models/qwen2/_component_builders.py",
+    },
+    "torchtitan": {"RoPE.Config": "torchtitan/models/common/rope.py"},
+}
+
+
+def fields(text: str, name: str) -> list[str]:
+    """The fields of a class, or the parameters of a function or of a class's `__init__`."""
+    body: list[ast.stmt] = ast.parse(text).body
+    for part in name.split("."):
+        node = next(n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == part)
+        body = node.body
+    own = [s.target.id for s in body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
+    functions = [node] if isinstance(node, ast.FunctionDef) else []
+    functions += [s for s in body if isinstance(s, ast.FunctionDef) and s.name == "__init__" and not own]
+    taken = [a.arg for f in functions for a in (*f.args.args, *f.args.kwonlyargs) if a.arg != "self"]
+    constants = {s.target.id for s in body if isinstance(s, ast.AnnAssign) and "Final" in ast.unparse(s.annotation)}  # type: ignore[attr-defined]
+    init = [s for s in body if isinstance(s, ast.FunctionDef) and s.name == "__init__"]
+    if constants and init:  # a module, whose annotations are not its arguments
+        return [a.arg for a in init[0].args.args if a.arg != "self"]
+    return [field for field in (own or taken) if not field.startswith("__")]
+
+
+def main() -> None:
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
+    out.mkdir(parents=True, exist_ok=True)
+    for package, classes in CLASSES.items():
+        roots = {name: find_spec(file.split("/")[0]) for name, file in classes.items()}
+        try:
+            release = version(package)
+        except PackageNotFoundError:
+            print(f"{package} is not on the path", file=sys.stderr)
+            continue
+        found = {}
+        for name, file in classes.items():
+            place = next(iter(roots[name].submodule_search_locations or []))
+            found[name] = fields((Path(place).parent / file).read_text(encoding="utf-8"), name)
+        content = {"package": package, "version": release, "fields": found}
+        (out / f"{package}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
