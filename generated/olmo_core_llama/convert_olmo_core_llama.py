@@ -43,6 +43,8 @@ GUESSED = {
 }
 # Field of the source's config -> the values that can be converted, and why no others.
 FIXED: dict[str, tuple[list[object], str]] = {
+    "sliding_window": ([None], "a sliding window has no place in the class"),
+    "gate": ([None], "a gate behind attention has no place in the class"),
     "block_pattern": ([None], "layers of several kinds have no rule here"),
     "block_overrides": ([None], "layers of several kinds have no rule here"),
     "embedding_norm": ([None], "the class does not norm its embeddings"),

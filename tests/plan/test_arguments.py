@@ -113,7 +113,9 @@ def test_the_scaling_of_such_a_config_counts(server: ConverterProcess, tmp_path:
     with pytest.raises(Refusal, match=r"rope_scaling is .*config-mismatch"):
         written(tmp_path, "torchtune_llama", file, told, scale_factor=32)
     assert written(tmp_path, "torchtune_llama", file, told)["rope_scaling"] == LLAMA3
-    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json"), "--set", "num_heads=8"]
+    given = ("num_heads=8", "rope_base=7000.0", "scale_factor=8")  # a converter reads the source's own words only
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    words += [word for text in given for word in ("--set", text)]
     assert server.run("torchtune_llama", *words) == ""
     assert config_of(tmp_path / "converter")["rope_scaling"] == LLAMA3
 
