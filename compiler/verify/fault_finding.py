@@ -116,15 +116,23 @@ def trace(plan: Plan, source: ModelSide, target: ModelSide, writers: Mapping[str
 def rules_at_fault(traced: Trace, agreeing: Sequence[Suspect]) -> tuple[Rule, ...]:
     """The most likely of the suspects whose trial made the models agree; else the writer of the first wrong module, if
     the module's input is right."""
-    writers = traced.writers
-    late = {rule for w, rule in writers.items() if _owner(w) == traced.module and not traced.alone}
-    last = {rule: n for n, module in enumerate(traced.order) for w, rule in writers.items() if _owner(w) == module}
+    writers, place = traced.writers, {module: n for n, module in enumerate(traced.order)}
+    used: dict[Rule, list[int]] = {}
+    for tensor, rule in writers.items():
+        used.setdefault(rule, []).append(place.get(_owner(tensor), -1))
+    # Weights that are first used after the first wrong output, or in that module on a wrong input, did not cause it;
+    # they only hide it, as behind a norm that removes what is the same in all channels.
+    first = place.get(traced.module, len(place)) + traced.alone
+    late = {rule for rule, places in used.items() if min(places) >= first}
     # Modules are paired by the names that the plan gives, so that agreement does not clear a rule of exchanged names.
     likely = [s for s in agreeing if s.trial.level == LEVELS[0] or traced.cleared.isdisjoint(s.rules)]
+
+    def rank(suspect: Suspect) -> tuple[bool, tuple[bool, int, int], int]:
+        hides = suspect.trial.level != LEVELS[0] and late.issuperset(suspect.rules)
+        return hides, _strength(suspect), -max(max(used.get(rule, [-1])) for rule in suspect.rules)
+
     if likely:
-        return min(
-            likely, key=lambda s: (_strength(s), not late.isdisjoint(s.rules), -max(last.get(r, -1) for r in s.rules))
-        ).rules
+        return min(likely, key=rank).rules
     if not traced.alone:
         return ()
     inside = dict.fromkeys(rule for w, rule in writers.items() if w.startswith(traced.module + "."))

@@ -21,6 +21,8 @@ from compiler.plan.plan import Plan
 from compiler.verify import outputs, sequence_length
 from compiler.verify.compare import SourceModel, Verdict, compare
 from compiler.verify.config_alternatives import alternatives
+from compiler.verify.fault_finding import Suspect, Trace, rules_at_fault
+from compiler.verify.job import Trial
 
 META = Case(ORACLES / "meta_llama" / "llama3_1shard_gqa")
 
@@ -154,6 +156,18 @@ def test_a_wrong_field_is_named(field: str, tmp_path: Path) -> None:
     found = compare(plan, checkpoint, DENSE.request, tmp_path, model, in_this_process())
     assert found.field is not None
     assert (found.field.name, found.field.old, found.field.new) == (field, wrong, right)
+
+
+def test_a_rule_that_only_hides_the_fault_is_not_blamed() -> None:
+    """Two rules make the models agree when they are replaced; the weights of one are used after the first wrong output."""
+    plan, _ = prepare(META.program, META.request)
+    writers = {target.name: group.rule for group in plan.groups for target in group.target_list}
+    guilty, hiding = writers["model.layers.0.mlp.gate_proj.weight"], writers["model.norm.weight"]
+    order = ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj", "model.norm"]
+    traced = Trace("model.layers.0.mlp.down_proj", 1.0, False, frozenset(), order, writers, True)
+    suspects = [Suspect((rule,), Trial(("x",), "rows")) for rule in (hiding, guilty)]
+    assert rules_at_fault(traced, suspects) == (guilty,)
+    assert rules_at_fault(traced, suspects[:1]) == (hiding,)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
