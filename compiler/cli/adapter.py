@@ -1,4 +1,4 @@
-"""`compile adapter SPEC BASE ADAPTER OUT`: a LoRA of the source's layout as a PEFT adapter of the converted model."""
+"""`compile adapter SPEC BASE ADAPTER OUT`: convert a LoRA of the source's layout to a PEFT adapter, or back."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from compiler.cli.options import Notes, Parser, print_json, request
 
 
 def adapter_parser() -> Parser:
-    parser = Parser("adapter", "Convert a LoRA for the model that its base model becomes; --reverse for the way back.")
+    parser = Parser(
+        "adapter",
+        "Convert a LoRA of the source's layout to a PEFT adapter of the converted model, or back with --reverse.",
+    )
     parser.add_spec()
     parser.add_argument(
-        "base", type=Path, metavar="BASE", help="the base model: the source of SPEC (--reverse: its folder)"
+        "base", type=Path, metavar="BASE", help="the base model: the source of SPEC (--reverse: the converted folder)"
     )
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="a file, or the folder of a PEFT adapter")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the PEFT folder to write (--reverse: a .pth)")
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="the adapter: a file, or a PEFT folder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the PEFT folder to write (--reverse: a .pth file)")
     parser.add_settings()
-    parser.add_field("reverse", "from a PEFT adapter of the converted model to a .pth")
-    parser.add_field("force", "write over what is there")
+    parser.add_field("reverse", "convert a PEFT adapter of the converted model to a .pth file")
+    parser.add_field("force", "overwrite OUT")
     parser.add_json()
     parser.set_defaults(checksums=False)
     return parser
@@ -26,7 +29,7 @@ def adapter_parser() -> Parser:
 
 def adapter(options: argparse.Namespace) -> int:
     from compiler.checkpoints import config_file
-    from compiler.jobs.adapter import carry, read_adapter, turned, write_peft, write_plain
+    from compiler.jobs.adapter import carry, in_out_weights, read_adapter, write_peft, write_plain
     from compiler.jobs.detect import named_program
     from compiler.jobs.prepare import prepare
     from compiler.output.atomic_output import AtomicOutput
@@ -39,11 +42,13 @@ def adapter(options: argparse.Namespace) -> int:
     output.check()
     prepared = prepare(program, asked, notes)
     plan, base = prepared.plan, prepared.checkpoint
-    beside = options.config or config_file.beside(options.base, "config.json") if plan.reverse else None
-    over = turned(program.spec.target, config_file.read_config_file(beside) if beside else plan.config)
-    pairs = carry(plan, base.tensors, read_adapter(options.adapter, over if plan.reverse else ()), str(options.adapter))
+    path = options.config or config_file.beside(options.base, "config.json") if plan.reverse else None
+    in_out = in_out_weights(program.spec.target, config_file.read_config_file(path) if path else plan.config)
+    pairs = carry(
+        plan, base.tensors, read_adapter(options.adapter, in_out if plan.reverse else ()), str(options.adapter)
+    )
     with output:
-        write_plain(pairs, output.place) if plan.reverse else write_peft(pairs, plan, output.place, over)
+        write_plain(pairs, output.place) if plan.reverse else write_peft(pairs, plan, output.place, in_out)
         output.finish()
     ranks = sorted({pair.a.shape[0] for pair in pairs.values()})
     if options.json:

@@ -1,4 +1,4 @@
-"""`compile detect SOURCE`: which specs fit a checkpoint, and why the others do not."""
+"""`compile detect SOURCE`: list the specs that fit a checkpoint, and why others do not."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ NEAREST = 4  # specs that do not fit and are shown
 REASONS = 3  # for each of them
 _HEADS = {
     "fits": "fits",
-    "asks": "fits, but asks for what no shape tells",
+    "asks": "fits, but needs arguments",
     "near": "nearly fits",
 }
 
 
 def detect_parser() -> Parser:
     parser = Parser(
-        "detect", "Say which specs fit a checkpoint: by names, shapes and container, not by what it is called."
+        "detect",
+        "List the specs that fit a checkpoint, by tensor names, shapes and container; file names do not count.",
     )
     parser.add_source()
     parser.add_settings()
     parser.add_argument(
-        "--specs", type=Path, action="append", default=[], metavar="DIR", help="a folder of more specs (repeatable)"
+        "--specs", type=Path, action="append", default=[], metavar="DIR", help="a folder with more specs (repeatable)"
     )
     parser.add_argument("--all", action="store_true", help="list every spec with every reason")
     parser.add_json()
@@ -33,7 +34,7 @@ def detect_parser() -> Parser:
 
 
 def detect(options: argparse.Namespace) -> int:
-    """Status 0 where a spec fits, 1 where none does."""
+    """Exit status 0 if a spec fits, else 1."""
     from compiler.jobs.detect import detect as fits_of
     from compiler.jobs.detect import known_specs
 
@@ -47,14 +48,14 @@ def detect(options: argparse.Namespace) -> int:
         print(f"{fit.spec}: {_HEADS.get(fit.status, 'does not fit')} ({fit.share:.0%} of the names)")
         print(f"    {fit.summary}")
         if fit.asks:
-            print("    give " + ", ".join(f"--set {name}=VALUE" for name in fit.asks) + ", or --config FILE")
+            print("    needs " + " ".join(f"--set {name}=VALUE" for name in fit.asks) + ", or --config FILE")
         reasons = fit.reasons if options.all else fit.reasons[:REASONS]
         for reason in reasons:
             print("\n".join(textwrap.wrap(printable(reason), 96, initial_indent="    - ", subsequent_indent="      ")))
         if len(reasons) < len(fit.reasons):
             print(f"    - and {len(fit.reasons) - len(reasons)} more")
         if not fit.container:
-            print("    the file is not called as that spec expects")
+            print("    its source has another file name")
     if not options.json and not good:
-        print("no spec fits; compile draft proposes a new one")
+        print("no spec fits; `compile draft` writes a first version of a new one")
     return 0 if good else 1

@@ -1,4 +1,4 @@
-"""`compile draft SOURCE --target CLASS`: proposes a spec for a checkpoint that no spec fits."""
+"""`compile draft SOURCE --target CLASS`: write a first version of a spec for a checkpoint that no spec fits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from compiler.plan.notes import Remark
 
 
 def draft_parser() -> Parser:
-    parser = Parser("draft", "Propose a spec for a checkpoint: by names, and by what shapes allow.")
+    parser = Parser(
+        "draft", "Write a first version of a spec, from tensor names and shapes; what is undecided is listed in it."
+    )
     parser.add_source()
     parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")
     parser.add_settings()
     parser.add_argument(
-        "--like", type=Path, metavar="DIR", help="the same model, converted by someone: decides by trying"
+        "--like",
+        type=Path,
+        metavar="DIR",
+        help="the same model, converted by other code: decides what names leave open",
     )
     parser.add_argument(
-        "--reference", metavar="MODULE:CLASS", help="the source's own model, importable from here: decides by running"
+        "--reference",
+        metavar="MODULE:CLASS",
+        help="the source's own model class, importable from here: decides by running it",
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where the spec goes (default: stdout)")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the spec to write (default: stdout)")
     parser.add_json()
     return parser
 
@@ -33,7 +40,7 @@ def draft(options: argparse.Namespace) -> int:
     from compiler.plan.arguments import gather_without_spec
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
-        what = "the file exists" if options.out.exists() else "a spec is a file called NAME.yaml"
+        what = "the file exists" if options.out.exists() else "a spec's file name must be NAME.yaml"
         refuse(
             str(options.out), what, "output-exists" if options.out.exists() else "wrong-usage", "choose another name"
         )

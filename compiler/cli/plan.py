@@ -1,4 +1,4 @@
-"""`compile plan`: what a conversion would do, as text, JSON or an HTML page, from headers alone."""
+"""`compile plan`: show what a conversion would do, as text, JSON or an HTML page, from file headers alone."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from compiler.plan_report.text import text
 
 
 def plan_parser() -> Parser:
-    parser = Parser("plan", "Say what would become what, from headers alone.")
+    parser = Parser("plan", "Show what a conversion would do, from file headers alone.")
     parser.add_spec()
     parser.add_source()
     parser.add_conversion()
-    parser.add_argument("--full", action="store_true", help="a line for every tensor; without it layers are folded")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page that shows it")
+    parser.add_argument(
+        "--full", action="store_true", help="one line for every tensor; by default equal layers share a line"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the plan as an HTML page")
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="read what a run would compare first: tensors that are tied, or left behind",
+        help="also read the tensors that a run compares before it writes: tied and dropped ones",
     )
-    parser.add_field("jobs", "threads, for the estimate of memory", metavar="N")
+    parser.add_field("jobs", "number of threads, for the memory estimate", metavar="N")
     parser.set_defaults(checksums=False)
     return parser
 
@@ -39,8 +41,8 @@ def plan(options: argparse.Namespace) -> int:
     asked = request(options)
     program = named_program(options.spec, asked, notes)
     prepared = prepare(program, asked, notes)
-    # Defaults have a place of their own in the view, and what was printed already is not repeated.
-    others = [note for note in notes.heard if notes.silent and not isinstance(note, DefaultArguments)]
+    # The view has its own place for defaults, and notes that are on stderr already are not repeated.
+    others = [note for note in notes.notes if notes.silent and not isinstance(note, DefaultArguments)]
     view = overview(
         prepared.plan,
         prepared.checkpoint,

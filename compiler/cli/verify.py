@@ -1,4 +1,4 @@
-"""`compile verify SPEC SOURCE OUT`: does the converted model compute what the source computes?"""
+"""`compile verify SPEC SOURCE OUT`: compare a converted folder with its source."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ if TYPE_CHECKING:
     from compiler.program.program import Program
     from compiler.verify.compare import SourceModel, Verdict
 
-PROVES_LESS = (
-    "no source model ran, and that the bytes come back does not show that both layouts are understood rightly; "
-    "--source-spec or --source-model does"
-)
+NOT_CHECKED = "logits NOT checked; pass --source-spec SPEC or --source-model MODULE:CLASS to compare them"
 
 
 def verify_parser() -> Parser:
-    parser = Parser("verify", "Hold a converted folder to the model that it was made from.")
+    parser = Parser("verify", "Compare a converted folder with the checkpoint that it was made from.")
     parser.add_spec()
     parser.add_source()
     parser.add_argument("out", type=Path, metavar="OUT", help="the converted folder")
@@ -33,17 +30,19 @@ def verify_parser() -> Parser:
 
 
 def add_source_model(parser: argparse.ArgumentParser) -> None:
-    """What names the source model; `run --verify` takes it, too."""
+    """Add the options that name the source's model; `run --verify` has them too."""
     parser.add_argument(
         "--source-spec",
         metavar="SPEC",
-        help="the spec with code of its own that reads the same source, run as its model",
+        help="a spec that renders the source's model code, and whose model is run",
     )
-    parser.add_argument("--source-model", metavar="MODULE:CLASS", help="the source's own model, importable from here")
     parser.add_argument(
-        "--source-config", type=Path, metavar="FILE", help="the config of --source-model, where --config is another"
+        "--source-model", metavar="MODULE:CLASS", help="the source's own model class, importable from here"
     )
-    parser.add_argument("--length", type=int, default=64, metavar="N", help="how many tokens to run (default: 64)")
+    parser.add_argument(
+        "--source-config", type=Path, metavar="FILE", help="the config of --source-model, if it differs from --config"
+    )
+    parser.add_argument("--length", type=int, default=64, metavar="N", help="number of tokens to run (default: 64)")
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -56,27 +55,27 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def verified(options: argparse.Namespace, program: Program, asked: Request, out: Path) -> dict[str, Any]:
-    """What was found, where it is good: numbers, and a text for people. Raises Refusal where it is not."""
+    """The result as numbers and a text for people. Raises Refusal if the folder differs from its source."""
     model = source_model_of(options.source_spec, options.source_model, options.source_config, options.length)
     if model is None:
         return _without_model(program, asked, out)
     from compiler.verify.compare import verify as compare
 
-    found = compare(program, asked, out, model)
-    if not found.agrees:
-        raise Refusal(faults(found, str(model), out))
+    verdict = compare(program, asked, out, model)
+    if not verdict.agrees:
+        raise Refusal(faults(verdict, str(model), out))
     text = (
-        f"computes what {model} computes on {found.tokens} tokens in float32: logits differ by at most "
-        f"{found.difference:.2g} (the largest is {found.scale:.3g}), KL {found.divergence:.1e} nats, "
-        f"the best token is the same in {found.argmax:.1%}"
+        f"logits agree with {model} on {verdict.tokens} tokens in float32: they differ by at most "
+        f"{verdict.difference:.2g} (the largest is {verdict.scale:.3g}), KL {verdict.divergence:.1e} nats, "
+        f"the most likely token is the same in {verdict.argmax:.1%}"
     )
-    return {"text": text, "proof": "logits", "model": str(model)} | numbers(found)
+    return {"text": text, "proof": "logits", "model": str(model)} | numbers(verdict)
 
 
-def numbers(found: Verdict) -> dict[str, Any]:
-    """A verdict for tools."""
+def numbers(verdict: Verdict) -> dict[str, Any]:
+    """The numbers of a verdict."""
     names = ("difference", "scale", "divergence", "argmax", "tokens")
-    return {name: getattr(found, name) for name in names}
+    return {name: getattr(verdict, name) for name in names}
 
 
 def source_model_of(spec: str | None, entry: str | None, config: Path | None, length: int) -> SourceModel | None:
@@ -84,9 +83,14 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
     from compiler.program.loading import load_program
 
     if spec and entry:
-        refuse("compile verify", "--source-spec and --source-model name one thing twice", "wrong-usage", "give one")
+        refuse(
+            "compile verify",
+            "--source-spec and --source-model both name the source's model",
+            "wrong-usage",
+            "pass one of them",
+        )
     if length < 2:
-        refuse("compile verify", f"--length {length}: a model needs two tokens or more", "wrong-usage")
+        refuse("compile verify", f"--length {length}: it must be 2 or more", "wrong-usage")
     if not spec and not entry:
         return None
     from compiler.verify.compare import SourceModel
@@ -94,8 +98,8 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
     if spec:
         program = load_program(spec)
         if program.spec.target.remote_code is None:
-            message = "it has no code of its own, so that its model is not that of the source"
-            refuse(program.spec.path, message, "wrong-usage", "name a spec whose target is `remote_code`")
+            message = "it renders no model code, so it has no source model to run"
+            refuse(program.spec.path, message, "wrong-usage", "pass a spec whose target is `remote_code`")
         return SourceModel(program, length=length)
     assert entry is not None
     if entry.count(":") != 1:
@@ -103,26 +107,26 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
     return SourceModel(None, entry, config, length)
 
 
-def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
-    """Where the models part, at the rules that were found guilty."""
-    where = f" first in {found.module} (by {found.departs:.2g})" if found.module else ""
+def faults(verdict: Verdict, model: str, out: Path) -> list[Diagnostic]:
+    """The difference between the models, at the rules that explain it."""
+    where = f", first in {verdict.module} (by {verdict.departs:.2g})" if verdict.module else ""
     message = (
-        f"{f'{out} ' if found.rules else ''}departs from {model}{where}: logits differ by {found.difference:.2g} (the largest is "
-        f"{found.scale:.3g}), KL {found.divergence:.1e} nats, the best token is the same in {found.argmax:.1%}"
+        f"{f'{out} ' if verdict.rules else ''}differs from {model}{where}: logits by {verdict.difference:.2g} (the largest is "
+        f"{verdict.scale:.3g}), KL {verdict.divergence:.1e} nats, the most likely token is the same in {verdict.argmax:.1%}"
     )
-    if not found.rules:
+    if not verdict.rules:
         hint = (
             "no single rule explains it: compare the fields of config.json, such as theta, scaling, eps and heads"
-            if found.searched
-            else "there is too little memory to look for the rule at fault: it takes three times that of a model"
+            if verdict.searched
+            else "too little memory to search for the rule at fault: the search takes three times the memory of a model"
         )
         return [Diagnostic(Span(str(out)), message, "diverging-model", hint)]
     hint = (
-        "with the weights of this rule out of play the two agree: look at its names and ops"
-        if len(found.rules) == 1
-        else f"with the weights of these rules out of play the two agree: {listed(r.name or r.targets[0] for r in found.rules)}"
+        "without the weights of this rule the two models agree: check its names and ops"
+        if len(verdict.rules) == 1
+        else f"without the weights of these rules the two models agree: {listed(r.name or r.targets[0] for r in verdict.rules)}"
     )
-    return [Diagnostic(rule.span, message, "diverging-model", hint) for rule in found.rules]
+    return [Diagnostic(rule.span, message, "diverging-model", hint) for rule in verdict.rules]
 
 
 def _without_model(program: Program, asked: Request, out: Path) -> dict[str, Any]:
@@ -131,9 +135,14 @@ def _without_model(program: Program, asked: Request, out: Path) -> dict[str, Any
     back = round_trip(program, asked, out)
     if back.differences:
         raise Refusal(
-            Diagnostic(d.rule.span, f"{d.name} {d.what}, seen from {out}", "changed-tensor", "convert the source anew")
+            Diagnostic(
+                d.rule.span,
+                f"{d.name} {d.what} when {out} is converted back",
+                "changed-tensor",
+                "convert the source again",
+            )
             for d in back.differences
         )
     rounded = f", {back.rounded} up to rounding" if back.rounded else ""
-    text = f"gives {back.equal} tensors of the source back bit for bit{rounded}; {PROVES_LESS}"
+    text = f"round trip exact ({back.equal} tensors{rounded}); {NOT_CHECKED}"
     return {"text": text, "proof": "weights", "equal": back.equal, "rounded": back.rounded}

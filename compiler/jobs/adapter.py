@@ -1,10 +1,10 @@
-"""Adapters of low rank from one layout to the other: a LoRA follows the weights that it belongs to.
+"""Converts a LoRA along with the weights that it changes.
 
 Takes the Plan of the base model and an adapter: a PEFT folder, or a file with `X.lora.A.weight` and `X.lora.B.weight`
-beside each `X.weight`. Returns the adapter of the plan's targets. W + B A becomes f(W) + f(B) A where a rule works on
-rows alone, and f(W) + A' f(B) where it also turns the matrix over (A' is A transposed); either is held to f(B A) in
-numbers. A rule that joins matrices joins their adapters, whose ranks add up. Refuses a rule that does more, and kinds of
-adapters that are no plain LoRA.
+for each `X.weight`. Returns the adapter of the plan's targets. W + B A becomes f(W) + f(B) A if a rule rearranges rows
+only, and f(W) + A' f(B) if it also transposes the matrix (A' is A transposed); both are compared with f(B A) in numbers.
+A rule that joins matrices joins their adapters, whose ranks add up. Rejects rules that do more, and adapters that are
+not plain LoRAs.
 
 Source of the format: `peft/tuners/lora` and `peft/utils/save_and_load.py`, peft 0.21.
 """
@@ -32,7 +32,7 @@ from compiler.program.environment import TensorTable
 from compiler.target.model_class import build, class_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Before, then which factor: PEFT's names, with and without the name of the adapter, and those of a plain trainer.
+# Module, then factor: PEFT's names, with and without the name of the adapter, and those of a plain trainer.
 NAMES = re.compile(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])(?:\.default)?|lora\.([AB]))\.weight")
 OTHER_KINDS = {"use_dora": False, "use_qalora": False, "lora_bias": False, "modules_to_save": None, "bias": "none",
                "trainable_token_indices": None, "target_parameters": None}  # fmt: skip
@@ -40,45 +40,45 @@ OTHER_KINDS = {"use_dora": False, "use_qalora": False, "lora_bias": False, "modu
 
 @dataclass(frozen=True)
 class Pair:
-    """The two factors of what is added to a weight [rows, columns]: `a` [rank, columns], `b` [rows, rank], scale and all."""
+    """What is added to a weight [rows, columns] as `b` [rows, rank] times `a` [rank, columns], scale included."""
 
     a: Any
     b: Any
 
     @property
-    def over(self) -> Pair:
+    def transposed(self) -> Pair:
         """The pair of the transposed weight."""
         return Pair(self.b.T.contiguous(), self.a.T.contiguous())
 
 
-def read_adapter(path: Path, turned: Collection[str] = ()) -> dict[str, Pair]:
-    """The pair of each adapted weight, by the weight's name; `turned` are those that lie as [in, out]. What else a file
-    holds is not looked at. Raises Refusal."""
+def read_adapter(path: Path, in_out: Collection[str] = ()) -> dict[str, Pair]:
+    """The pair of each adapted weight, by the weight's name. `in_out`: the weights that are stored as [in, out]. Other
+    tensors of the file are not read. Raises Refusal."""
     settings = read_config_file(path / CONFIG) if (path / CONFIG).is_file() else {}
     if other := [name for name, plain in OTHER_KINDS.items() if settings.get(name) not in (plain, None, [], {})]:
-        refuse(str(path / CONFIG), f"it is no plain LoRA: {listed(other)}", "unsupported-adapter",
-               "merge it into its base model, and convert that")  # fmt: skip
-    found: dict[str, dict[str, Any]] = {}
+        refuse(str(path / CONFIG), f"not a plain LoRA: {listed(other)}", "unsupported-adapter",
+               "merge it into its base model and convert that")  # fmt: skip
+    factors_by_name: dict[str, dict[str, Any]] = {}
     checkpoint = open_checkpoint(path)
     for name, tensor in checkpoint.tensors.items():
         if match := NAMES.fullmatch(name):
-            found.setdefault(f"{match[1]}.weight", {})[match[2] or match[3]] = loaded(tensor)
-    if not found:
-        hint = "an adapter holds X.lora.A.weight and X.lora.B.weight, or what PEFT writes"
-        refuse(str(path), "it holds no adapter", "missing-weights", hint)
+            factors_by_name.setdefault(f"{match[1]}.weight", {})[match[2] or match[3]] = loaded(tensor)
+    if not factors_by_name:
+        hint = "an adapter has X.lora.A.weight and X.lora.B.weight, or the names that PEFT writes"
+        refuse(str(path), "contains no adapter", "missing-weights", hint)
     pairs: dict[str, Pair] = {}
-    for name, factors in found.items():
+    for name, factors in factors_by_name.items():
         if len(factors) < 2 or factors["A"].ndim != 2 or factors["A"].shape[0] != factors["B"].shape[-1]:
             shapes = listed(f"{key} {list(factor.shape)}" for key, factor in sorted(factors.items()))
-            refuse(str(path), f"the adapter of {name} is no pair of matrices: {shapes}", "shape-mismatch")
+            refuse(str(path), f"the adapter of {name} is not a pair of matrices: {shapes}", "shape-mismatch")
         scale = _scale(settings, name.removesuffix(".weight"), factors["A"].shape[0])
         pair = Pair(factors["A"], factors["B"] if scale == 1 else (factors["B"].float() * scale))
-        pairs[name] = pair.over if name in turned else pair
+        pairs[name] = pair.transposed if name in in_out else pair
     return pairs
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """What PEFT multiplies the product with; 1 for a file without settings."""
+    """The factor of the product, as PEFT computes it; 1 for a file without settings."""
     if not settings:
         return 1.0
     patterns = settings.get("alpha_pattern") or {}
@@ -90,25 +90,27 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def carry(plan: Plan, base: TensorTable, pairs: Mapping[str, Pair], path: str) -> dict[str, Pair]:
-    """The pairs of the plan's targets; `base` has the shapes of its sources. Raises Refusal: `unknown-tensor`,
+    """The pairs of the plan's targets. `base` has the shapes of its sources. Raises Refusal: `unknown-tensor`,
     `shape-mismatch`, `unsupported-adapter`."""
     known = {name for group in plan.groups for name in group.source_names}
     if unknown := [name for name in pairs if name not in known]:
-        hint = nearest(unknown[0], known) or "the base model that was given is another one"
-        refuse(path, f"it adapts what the base model lacks: {listed(unknown, 4)}", "unknown-tensor", hint)
+        hint = nearest(unknown[0], known) or "is this the adapter's base model?"
+        refuse(
+            path, f"it adapts weights that the base model does not have: {listed(unknown, 4)}", "unknown-tensor", hint
+        )
     for name, pair in pairs.items():
         adds, shape = (pair.b.shape[0], pair.a.shape[1]), tuple(base[name].shape)
         if adds != shape:
             message = f"it adds {list(adds)} to {name}, which is {list(shape)}"
-            refuse(path, message, "shape-mismatch", "the base model that was given is another one")
-    found: dict[str, Pair] = {}
+            refuse(path, message, "shape-mismatch", "is this the adapter's base model?")
+    converted: dict[str, Pair] = {}
     for group in plan.groups:
         if any(name in pairs for name in group.source_names):
-            found |= _carried(group, base, pairs)
-    return found
+            converted |= _convert_group(group, base, pairs)
+    return converted
 
 
-def _carried(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+def _convert_group(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     import torch
 
     bare = replace(group, ops=tuple(op for op in group.ops if not isinstance(op, Cast)))
@@ -116,37 +118,37 @@ def _carried(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict
     ranks = [pairs[name].a.shape[0] for name in adapted]
     starts = dict(zip(adapted, (sum(ranks[:n]) for n in range(len(ranks))), strict=True))
     if any(pairs[name].a.shape[1] != base[adapted[0]].shape[1] for name in adapted):
-        _refuse(group, "what it joins has inputs of several sizes")
+        _refuse(group, "the matrices that it joins have inputs of different sizes")
     joined = torch.cat([pairs[name].a for name in adapted])
 
-    def factor(name: str, of: Any) -> Any:
-        """`b` in columns of its own, so that joined matrices do not share them."""
+    def factor(name: str, function: Any) -> Any:
+        """`function(b)` in its own columns, so that joined matrices do not share any."""
         wide = torch.zeros(base[name].shape[0], sum(ranks), dtype=torch.float64)
         if name in pairs:
-            wide[:, starts[name] : starts[name] + pairs[name].b.shape[1]] = of(pairs[name].b.double())
+            wide[:, starts[name] : starts[name] + pairs[name].b.shape[1]] = function(pairs[name].b.double())
         return wide
 
     try:
         made = applied(bare, lambda name: factor(name, lambda b: b))
-        used = applied(bare, lambda name: factor(name, torch.ones_like))
-        whole = applied(bare, lambda name: factor(name, lambda b: b) @ joined.double())
+        ones = applied(bare, lambda name: factor(name, torch.ones_like))
+        product = applied(bare, lambda name: factor(name, lambda b: b) @ joined.double())
     except (OpError, RuntimeError) as error:
         _refuse(group, str(error).splitlines()[0])
-    found: dict[str, Pair] = {}
+    converted: dict[str, Pair] = {}
     for name, b in made.items():
-        over = b.ndim == 2 and _equal(_product(b.T, joined.double()), whole[name].T)
-        if not over and (b.ndim != 2 or not _equal(_product(b, joined.double()), whole[name])):
-            _refuse(group, "it does more than to lay out rows, or to turn the matrix over")
-        columns = used[name].ne(0).any(1 if over else 0)
+        transposed = b.ndim == 2 and _equal(_product(b.T, joined.double()), product[name].T)
+        if not transposed and (b.ndim != 2 or not _equal(_product(b, joined.double()), product[name])):
+            _refuse(group, "it does more than rearrange rows or transpose the matrix")
+        columns = ones[name].ne(0).any(1 if transposed else 0)
         if bool(columns.any()):
-            rows = (b.T if over else b)[:, columns].to(pairs[adapted[0]].b.dtype).contiguous()
+            rows = (b.T if transposed else b)[:, columns].to(pairs[adapted[0]].b.dtype).contiguous()
             pair = Pair(joined[columns].contiguous(), rows)
-            found[name] = pair.over if over else pair
-    return found
+            converted[name] = pair.transposed if transposed else pair
+    return converted
 
 
 def _product(b: Any, a: Any) -> Any:
-    """`b` [rows, rank] times `a` [rank, columns]; nothing where they are not so."""
+    """`b` [rows, rank] times `a` [rank, columns]; no rows if their shapes do not fit."""
     return b @ a if b.shape[1] == a.shape[0] else b[:0]
 
 
@@ -157,15 +159,15 @@ def _equal(a: Any, b: Any) -> bool:
 def _refuse(group: Group, why: str) -> NoReturn:
     name = group.rule.name or group.rule.kind
     refuse(group.rule.span, f"an adapter cannot follow the rule {name}: {why}", "unsupported-adapter",
-           "merge it into its base model, and convert that")  # fmt: skip
+           "merge it into its base model and convert that")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is written
+# Writing
 
 
-def peft_config(pairs: Mapping[str, Pair], plan: Plan, over: bool = False) -> str:
-    """The text of adapter_config.json. Modules are named by their last word where all that bear it are adapted."""
+def peft_config(pairs: Mapping[str, Pair], plan: Plan, in_out: bool = False) -> str:
+    """The text of adapter_config.json. A module is named by its last component if every module of that name is adapted."""
     modules = {name.removesuffix(".weight"): pair.a.shape[0] for name, pair in pairs.items()}
     every = Counter(target.name.removesuffix(".weight").rpartition(".")[2] for target in plan.targets)
     here = Counter(module.rpartition(".")[2] for module in modules)
@@ -183,7 +185,7 @@ def peft_config(pairs: Mapping[str, Pair], plan: Plan, over: bool = False) -> st
         "lora_alpha": rank,  # the scale is in the factors
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": over,
+        "fan_in_fan_out": in_out,
         "target_modules": sorted(targets),
         "rank_pattern": others,
         "alpha_pattern": others,
@@ -191,22 +193,22 @@ def peft_config(pairs: Mapping[str, Pair], plan: Plan, over: bool = False) -> st
     return json.dumps(config, indent=2) + "\n"
 
 
-def write_peft(pairs: Mapping[str, Pair], plan: Plan, folder: Path, turned: Collection[str] = ()) -> None:
-    """The folder that `PeftModel.from_pretrained` loads; `turned` are the weights that lie as [in, out]."""
+def write_peft(pairs: Mapping[str, Pair], plan: Plan, folder: Path, in_out: Collection[str] = ()) -> None:
+    """Write the folder that `PeftModel.from_pretrained` loads. `in_out`: the weights that are stored as [in, out]."""
     from safetensors.torch import save_file
 
     folder.mkdir(exist_ok=True)
     tensors: dict[str, Any] = {}
     for name, stored in pairs.items():
-        pair = stored.over if name in turned else stored
+        pair = stored.transposed if name in in_out else stored
         stem = f"base_model.model.{name.removesuffix('.weight')}"
         tensors |= {f"{stem}.lora_A.weight": pair.a, f"{stem}.lora_B.weight": pair.b}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(peft_config(pairs, plan, any(name in turned for name in pairs)), encoding="utf-8")
+    (folder / CONFIG).write_text(peft_config(pairs, plan, any(name in in_out for name in pairs)), encoding="utf-8")
 
 
 def write_plain(pairs: Mapping[str, Pair], path: Path) -> None:
-    """The file of a plain trainer, whose adapters have no scale."""
+    """Write the file of a plain trainer, whose adapters have no scale."""
     import torch
 
     stems = {name.removesuffix(".weight"): pair for name, pair in pairs.items()}
@@ -214,8 +216,8 @@ def write_plain(pairs: Mapping[str, Pair], path: Path) -> None:
     torch.save(tensors, path)
 
 
-def turned(target: TargetModel, config: Mapping[str, Any]) -> frozenset[str]:
-    """The names. Raises Refusal: `missing-package`, `unknown-class`, `unbuildable-target`."""
+def in_out_weights(target: TargetModel, config: Mapping[str, Any]) -> frozenset[str]:
+    """The weights that the target class stores as [in, out]. Raises Refusal: `missing-package`, `unknown-class`, `unbuildable-target`."""
     if target.model is None:
         return frozenset()
     modules = build(class_of(target.model.value), config).named_modules()

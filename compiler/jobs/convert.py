@@ -1,7 +1,6 @@
-"""The main job: a spec and a checkpoint in, a folder that Transformers loads out. Reversed, a `.pth` out.
+"""The main job: convert a checkpoint into a folder that Transformers loads; reversed, into a `.pth` file.
 
-Opens, gathers settings, plans, checks, and only then writes; everything is decided from metadata before the first
-byte of output exists.
+Plans and checks everything from metadata, then writes.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ def convert(
     on_note: Listener = ignore_note,
     progress: execute.Progress = lambda size: None,
 ) -> Plan:
-    """Do all of it: `out` is a folder, or with `reverse` a file unless it is cut into parts.
+    """Prepare and write a conversion. `out` is a folder; with `reverse` a file, or a folder of several `parts`.
 
-    Raises Refusal; then nothing is left behind. Raises Interrupted, which says whether something is left to resume.
+    Raises Refusal, after removing what was written; Interrupted, whose text says whether the run can be resumed.
     """
     from compiler.executor import nonfinite_values
 
@@ -48,14 +47,14 @@ def convert(
     output = _output(out, request, program)
     output.check()
     if replaced := next((source for source in request.source if output.replaces(source)), None):
-        refuse(str(replaced), "the output would take the place of the source", "output-exists", "choose another output")
+        refuse(str(replaced), "the output would replace the source", "output-exists", "choose another output")
     with ranks.from_environment(out) as crew:
-        if not crew.leads:  # the leader speaks, and looks at values, for all
+        if not crew.leads:  # the leading process prints notes and looks at values
             on_note = ignore_note
         prepared = prepare(program, request, on_note)
         plan, checkpoint = prepared.plan, prepared.checkpoint
         output.check_room(sum(target.nbytes for target in plan.targets))
-        for line in nonfinite_values.brought(checkpoint, plan, request.check_values) if crew.leads else ():
+        for line in nonfinite_values.in_source(checkpoint, plan, request.check_values) if crew.leads else ():
             on_note(Remark(line))
         write(plan, checkpoint, request, out, on_note, progress, crew)
     return plan
@@ -70,7 +69,7 @@ def write(
     progress: execute.Progress = lambda size: None,
     crew: ranks.Crew | None = None,
 ) -> None:
-    """Carry a plan out. Raises Refusal; then nothing is left behind but what an I/O error lets --resume continue."""
+    """Carry out a plan. Raises Refusal; what was written is removed, unless an I/O error lets --resume continue."""
     from compiler.executor import nonfinite_values
 
     crew = crew or ranks.Crew(0, 1, out)
@@ -103,7 +102,7 @@ def write(
             return
         with stoppable(), output:
             if output.done:
-                remark("all was written; it has its name now")
+                remark("everything was written by an earlier run; only the folder was renamed")
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
@@ -117,7 +116,7 @@ def write(
                 if request.digests:
                     text = card.manifest(plan, checkpoint, output.place)
                     (output.place / card.MANIFEST).write_text(text, encoding="utf-8")
-            for line in nonfinite_values.made(checkpoint, plan, output.place):
+            for line in nonfinite_values.after_casts(checkpoint, plan, output.place):
                 remark(line)
             sources.check()
             output.finish()
@@ -140,10 +139,10 @@ def _output(out: Path, request: Request, program: Program, fingerprint: str = ""
 
 
 def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layout.OutFile], parts: int = 1) -> str:
-    """What two runs have in common whose bytes are the same: program, settings, source files, places of the output."""
+    """A hash of all that decides the bytes of a run: program, settings, source files, layout of the output."""
     spec = document.plain(plan.program.spec.root)
     sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.files]
     regions = hashlib.sha256(str([tensor.region for tensor in checkpoint.tensors.values()]).encode()).hexdigest()
     places = [(file.name, file.size, hashlib.sha256(file.header).hexdigest()) for file in files]
-    told = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, parts]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()
+    inputs = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, parts]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=dict).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Which specs fit a checkpoint: told from its names, shapes and container, never from what a config calls it.
+"""Which specs fit a checkpoint, by its tensor names, shapes and container; the model type of a config does not count.
 
-Takes the paths of a checkpoint and the programs to try; returns one `Fit` for each, the best first. A spec `fits` when
-its plan binds; it `asks` when all that keeps it from binding is a value that no shape can tell; it is `near` when most
-names are its own. `unique` picks the one that fits and refuses an ambiguous choice.
+Takes a request and the programs to try; returns one `Fit` for each, the best first. A spec `fits` if it binds as in a
+run; it `asks` if only arguments are missing; it is `near` if it knows most of the names. `unique` picks the one that
+fits and rejects an ambiguous choice.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from compiler.resources import folder
 
 ORDER = ("fits", "asks", "near", "no")
 NEAR = 0.6  # of the names and patterns
-_MOST_FILES = 10_000  # of a folder that are looked at
-_MOST_NAMES = 2000  # that are looked at; two layers of a model have some hundred
+_MOST_FILES = 10_000  # of a folder whose names are read
+_MOST_NAMES = 2000  # that are matched; two layers of a model have some hundred
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How one spec fits: `share` of names and patterns that find each other, `asks` the arguments it needs, `reasons`
-    what stands against it, `container` whether the file is called as the spec expects."""
+    """How one spec fits. `share`: of names and patterns that match each other; `asks`: arguments that it needs;
+    `reasons`: why it does not fit; `container`: whether a file name matches `source.weights`."""
 
     spec: str
     summary: str
@@ -55,23 +55,23 @@ class Fit:
 
 
 def known_specs(more: Sequence[Path] = ()) -> list[Program]:
-    """The shipped specs, and those of other folders. Raises Refusal for one that does not compile."""
+    """The shipped specs and those of more folders. Raises Refusal for one that does not compile."""
     paths = sorted(folder("specs").glob("*.yaml"))
     for place in more:
         if not place.is_dir():
-            refuse(str(place), "there is no such folder of specs", "unreadable-file")
+            refuse(str(place), "no such folder of specs", "unreadable-file")
         paths += sorted(place.glob("*.yaml"))
     return [load_program(str(path)) for path in paths]
 
 
 def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
-    """A Fit for each program, the best first. Raises Refusal where the checkpoint cannot be opened in any way."""
+    """A Fit for each program, the best first. Raises Refusal if no program can open the checkpoint."""
     opened: dict[object, Checkpoint | Refusal] = {}
     files: Opened = {}
-    names = [name for path in request.source for name in _called(path)]
+    names = [name for path in request.source for name in _file_names(path)]
     if request.config is not None:
         config_file.read_config_file(request.config)
-    found = []
+    fits = []
     for program in programs:
         key = (
             program.spec.weights if program.merged or not program.spec.weights.startswith("*") else "",
@@ -82,22 +82,26 @@ def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
             try:
                 opened[key] = open_source(program, request.source, request.weights, files)
             except Refusal as refusal:
-                opened[key] = Refusal(refusal.diagnostics)  # without what it was raised from
-        found.append(_fit(program, request, names, opened[key]))
+                opened[key] = Refusal(refusal.diagnostics)  # without its cause
+        fits.append(_fit(program, request, names, opened[key]))
     if opened and all(isinstance(one, Refusal) for one in opened.values()):
         raise next(one for one in opened.values() if isinstance(one, Refusal))
-    return sorted(found, key=lambda fit: (ORDER.index(fit.status), -fit.share, not fit.container, fit.spec))
+    return sorted(fits, key=lambda fit: (ORDER.index(fit.status), -fit.share, not fit.container, fit.spec))
 
 
 def unique(fits: Sequence[Fit], path: Path) -> Fit:
-    """The one that fits. Raises Refusal: `ambiguous-spec`, `no-fitting-spec`."""
+    """The one fit that fits. Raises Refusal: `ambiguous-spec`, `no-fitting-spec`."""
     good = [fit for fit in fits if fit.status == "fits"] or [fit for fit in fits if fit.status == "asks"]
     if len(good) > 1:
         names = listed((fit.spec for fit in good), 12)
-        refuse(str(path), f"{len(good)} specs fit: {names}", "ambiguous-spec", "name the one that is meant")
+        refuse(str(path), f"{len(good)} specs fit: {names}", "ambiguous-spec", "name one of them instead of auto")
     if not good:
         near = [fit for fit in fits if fit.status == "near"]
-        hint = f"the nearest is {near[0].spec}: {near[0].reasons[0]}" if near else "compile draft proposes a new one"
+        hint = (
+            f"the closest is {near[0].spec}: {near[0].reasons[0]}"
+            if near
+            else "`compile draft` writes a first version of a new one"
+        )
         refuse(str(path), "no spec fits", "no-fitting-spec", hint)
     return good[0]
 
@@ -107,15 +111,15 @@ def named_program(spec: str, request: Request, on_note: Listener = ignore_note) 
     if spec != "auto":
         return load_program(spec)
     if request.reverse:
-        refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
+        refuse("auto", "--reverse needs the name of a spec", "wrong-usage", "auto recognizes sources only")
     programs = known_specs()
     fit = unique(detect(request, programs), request.source[0])
     on_note(ChosenSpec(fit.spec, fit.summary))
     return next(program for program in programs if program.spec.path == fit.path)
 
 
-def _called(path: Path) -> Iterable[str]:
-    """The name of a file, and in a folder those of its files."""
+def _file_names(path: Path) -> Iterable[str]:
+    """The name of a file or folder, and the names of the folder's files."""
     yield path.name
     if os.path.isdir(path):
         yield from (str(file.relative_to(path)) for file in islice(path.rglob("*"), _MOST_FILES))
@@ -131,7 +135,7 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
     if isinstance(checkpoint, Refusal):
         return fit("no", 0.0, [d.message for d in checkpoint.diagnostics])
     share, reasons = _names(program, checkpoint.tensors)
-    if share < NEAR or (program.keep_all and not _looked_for(program, checkpoint.tensors)):
+    if share < NEAR or (program.keep_all and not _has_names_of_facts(program, checkpoint.tensors)):
         return fit("no", share, reasons)
     problems = _problems(program, request, checkpoint)
     if not problems:
@@ -144,7 +148,7 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
 
 
 def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:
-    """What keeps the program from binding to this checkpoint."""
+    """Why the program does not bind to this checkpoint; nothing if it does."""
     known = {*program.spec.arguments, *program.spec.facts}
     request = replace(request, assigned={name: value for name, value in request.assigned.items() if name in known})
     try:
@@ -155,14 +159,14 @@ def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tup
 
 
 def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[float, list[str]]:
-    """The share of names that a rule reads and of unguarded patterns that find a name; what finds none."""
-    # The first two of each row of layers or experts stand for all.
+    """The share of names that a rule reads and of unguarded patterns that match a name; what does not match."""
+    # The first two layers or experts represent all.
     few = list(
         islice((name for name in tensors if all(len(n) < 9 and int(n) < 2 for n in _NUMBER.findall(name))), _MOST_NAMES)
     )
     needed = [p for rule in program.rules if not rule.when for p in rule.sources]
     others = [p for rule in program.rules if rule.when for p in rule.sources]
-    guarded = program.spec.indices.keys()  # their numbers may begin anywhere
+    guarded = program.spec.indices.keys()  # their numbers may start anywhere
     others += [tie.alias for tie in program.ties] + [p for p, _ in program.ignored if not p.holes.keys() & guarded]
     unread = [n for n in few if not any(p.match(n) is not None for p in (*needed, *others))]
     many = {p: tensors if p.holes.keys() & guarded else few for p in needed}
@@ -175,8 +179,8 @@ def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[fl
     return (1 - (len(unread) + len(absent)) / total if total else 0.0), reasons
 
 
-def _looked_for(program: Program, tensors: Mapping[str, Tensor | Joined]) -> bool:
-    """Whether the checkpoint has the names that the facts measure: all that a spec which keeps everything tells."""
+def _has_names_of_facts(program: Program, tensors: Mapping[str, Tensor | Joined]) -> bool:
+    """Whether the checkpoint has the names that the facts read; a spec with `keep: all` knows no others."""
     facts = program.spec.facts.values()
     plain = [fact for fact in facts if " if " not in fact.text]
     asked = [(function, text) for fact in plain for function, text, _ in fact.asked if function != "exists"]

@@ -1,7 +1,7 @@
-"""Open a checkpoint, collect its arguments and bind a Program to it; nothing is written.
+"""Open a checkpoint, collect the arguments and bind a Program to it. Nothing is written.
 
-Takes a Program and a `Request`; returns all that is known before the first byte of output exists, as a `Prepared`.
-Everything is decided from metadata. Raises Refusal.
+Takes a Program and a `Request`; returns a `Prepared`: everything that is decided before the first byte of output. Reads
+file headers; with `compare`, also the tensors that must equal each other. Raises Refusal.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from compiler.proof.proof import check_target
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan and what it rests on: the opened checkpoint, the value and origin of each argument that the plan uses, and
-    the notes, in the order in which they came up."""
+    """A plan, the opened checkpoint, the value and origin of each argument, and the notes in the order they arose."""
 
     plan: Plan
     checkpoint: Checkpoint
@@ -40,14 +39,14 @@ class Prepared:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The arguments that nothing gave, with the defaults that they took."""
+        """The arguments that have their default value."""
         return _defaults(self.arguments)
 
 
 @uncollected()
 def prepare(program: Program, request: Request, on_note: Listener = ignore_note) -> Prepared:
-    """Open the source and bind the program to it; nothing is written. `on_note` gets each note at once, so that it is
-    known even where the conversion is refused. Raises Refusal."""
+    """Open the source and bind the program to it. `on_note` gets each note at once, so that notes are known even if the
+    preparation fails. Raises Refusal."""
     notes: list[Note] = []
 
     def note(one: Note) -> None:
@@ -72,9 +71,9 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
     try:
         if request.compare:
             preconditions.check_ties(plan, checkpoint)
-            preconditions.check_made(plan, checkpoint)
+            preconditions.check_constants(plan, checkpoint)
     except Refusal:
-        verify(checkpoint)  # damage explains any difference
+        verify(checkpoint)  # a damaged file explains any difference
         raise
     return Prepared(plan, checkpoint, env.arguments, tuple(notes))
 
@@ -82,7 +81,7 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
 def bind_source(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener = ignore_note
 ) -> tuple[Plan, Environment]:
-    """The plan of an opened source, and the values that it was made with. No tensor is read. Raises Refusal."""
+    """The plan of an opened source, and the values of its arguments and facts. Reads no tensor. Raises Refusal."""
     settings = arguments.gather(program, request.source[0], checkpoint.objects, request.config, request.assigned)
     for one in settings.notes:
         note(one)
@@ -92,8 +91,9 @@ def bind_source(
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
     if program.keep_all:
         check_target(plan)
-    if different := arguments.contradictions(program, settings.stated, plan.config) or arguments.rowless(plan.config):
-        raise Refusal(different)
+    problems = arguments.contradictions(program, settings.stated, plan.config)
+    if problems := problems or arguments.padding_beyond_vocabulary(plan.config):
+        raise Refusal(problems)
     if settings.unread:
         note(UnreadFields(settings.unread))
     _note_defaults(env, note)
@@ -105,8 +105,8 @@ def _bind_reversed(
 ) -> tuple[Plan, Environment]:
     config = request.config or config_file.beside(request.source[0], "config.json")
     if config is None:
-        text = "there is no config.json, which tells the sizes of the way back"
-        refuse(str(request.source[0]), text, "missing-config", "give it with --config")
+        text = "there is no config.json, which the reverse conversion reads sizes from"
+        refuse(str(request.source[0]), text, "missing-config", "pass one with --config")
     given, changed = arguments.gather_reversed(program, config, request.assigned)
     if changed:
         note(changed)
@@ -114,15 +114,15 @@ def _bind_reversed(
     env = Environment(program, shapes, given, trusted=True)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     _note_defaults(env, note)
-    # What comes out must be a source that the spec would accept, of the sizes that the config tells.
+    # The result must be a source that the spec accepts, with the sizes of the config.
     made = NamedShapes({target.name: target for target in plan.targets})
     try:
         Environment(program, made, given, trusted=unfounded(program, given)).check()
-    except Refusal as refusal:  # what only the way there has to know is nothing here
+    except Refusal as refusal:  # arguments that only the forward direction needs may be missing
         if others := [d for d in refusal.diagnostics if d.kind != "missing-argument"]:
             raise Refusal(others) from None
     for name in given.keys() & program.spec.arguments.keys():
-        env[name]  # a value that was given counts, though the plan may do without
+        env[name]  # so that it is listed even if the plan does not use it
     return plan, env
 
 

@@ -69,7 +69,7 @@ def record(place: Path, proof: Mapping[str, Any]) -> None:
     text = (place / CARD).read_text(encoding="utf-8")
     content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     content["verified"] = {name: value for name, value in proof.items() if name != "text"}
-    text = text.replace(UNVERIFIED, f"The folder was held to its source: it {proof['text']}.")
+    text = text.replace(UNVERIFIED, f"Compared with its source: {proof['text']}.")
     for name, new in ((CARD, text), (MANIFEST, _json(content))):
         draft = place / f".{name}.draft"
         draft.write_text(new, encoding="utf-8")

@@ -1,5 +1,6 @@
-"""The arguments of a run and where each comes from. In order of precedence, lowest first: the checkpoint itself, a
-config file, `--set`.
+"""The values of a spec's arguments, and where each comes from.
+
+In order of precedence, the lowest first: the default, the checkpoint itself, a config file, `--set`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from typing import Any
 
 from compiler.checkpoints.config_file import beside, read_config_file
 from compiler.diagnostics import Diagnostic, Span, listed, refuse
-from compiler.plan.notes import ChangedConstants, ConfigBesideWeights, Note
+from compiler.plan.notes import ChangedConstants, ConfigNextToWeights, Note
 from compiler.program.environment import Given, Origin
 from compiler.program.program import Program
 from compiler.target import config_dialects, model_class
 
-# Where trainers put the arguments of their model beside the weights.
+# Keys under which trainers store the model's arguments in the same file as the weights.
 OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
-# Where a config file keeps them, whose other fields are those of the training.
+# Keys of a config file that hold the model's fields, where the other fields are about training.
 HOLDERS = ("model", "kwargs", *OBJECTS)
-# What every config of Transformers carries and no conversion reads.
+# Fields that every config of Transformers has and no conversion reads.
 BAGGAGE = frozenset(
     [
         "_name_or_path",
@@ -84,9 +85,8 @@ BAGGAGE = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` about where it lay.
-
-    `stated`: the fields of a config of the target's own kind, which what is written must not contradict.
+    """`given`: values by name. `unread`: fields of the config that the spec does not read. `stated`: if the config is of
+    the target's own model type, its fields, which the written config must not contradict.
     """
 
     given: Mapping[str, Given]
@@ -98,13 +98,13 @@ class Settings:
 def gather(
     program: Program, source: Path, objects: Mapping[str, object], config: Path | None, assigned: Mapping[str, Any]
 ) -> Settings:
-    """Everything that is said about a source's arguments. Raises Refusal for a config that cannot be read."""
+    """Collect the values of a source's arguments. Raises Refusal for a config that cannot be read or used."""
     known = {*program.spec.arguments, *program.spec.facts}
     given: dict[str, Given] = {}
     notes: list[Note] = []
     plain = {n: v for n, v in objects.items() if n in known and isinstance(v, bool | int | float | str)}
     given |= {n: Given(v, "the checkpoint", Origin.CHECKPOINT) for n, v in plain.items()}
-    for key, values in _inside(objects):
+    for key, values in _stored_arguments(objects):
         place = f"the checkpoint's {key!r}"
         given |= {n: Given(v, place, Origin.CHECKPOINT) for n, v in values.items() if n in known}
     unread: tuple[str, ...] = ()
@@ -112,32 +112,32 @@ def gather(
     path = config or beside(source, program.spec.source_config)
     if path is not None:
         whole = read_config_file(path)
-        held = _held(whole, known)
-        fields = config_dialects.read_config(whole | held)
+        model_fields = _model_fields(whole, known)
+        fields = config_dialects.read_config(whole | model_fields)
         if fields.get("use_sliding_window") is False:
-            fields["sliding_window"] = None  # a width that no layer uses
+            fields["sliding_window"] = None  # no layer uses it
         if config is None:
-            notes.append(ConfigBesideWeights(path))
+            notes.append(ConfigNextToWeights(path))
 
         def from_file(value: Any) -> Given:
             return Given(value, path.name, Origin.CONFIG_FILE)
 
-        if _of_the_target(program, held):
+        if _is_of_target(program, model_fields):
             stated = {f.name: from_file(fields[f.name]) for f in program.spec.config if f.name in fields}
             carried = {f.carried: stated[f.name] for f in program.spec.config if f.carried and f.name in stated}
             given |= {n: value for n, value in carried.items() if n not in fields}
         given |= {n: from_file(v) for n, v in fields.items() if n in known}
         read = known | BAGGAGE | stated.keys() | {"rope_parameters"}
         read |= set(config_dialects.EXPERTS) if known & set(config_dialects.EXPERTS) else set()
-        unread = tuple(n for n, v in held.items() if n not in read and v not in (None, [], {}, ""))
-        heard = any(fields[n] is not None for n in known & fields.keys())
-        if config is not None and program.spec.arguments and not (stated or heard):
+        unread = tuple(n for n, v in model_fields.items() if n not in read and v not in (None, [], {}, ""))
+        useful = any(fields[n] is not None for n in known & fields.keys())
+        if config is not None and program.spec.arguments and not (stated or useful):
             names = listed(program.spec.arguments, 12)
             refuse(
                 str(path),
-                f"none of its fields means anything to {program.spec.name.value}",
+                f"{program.spec.name.value} reads none of its fields",
                 "unread-config",
-                f"the spec reads {names}",
+                f"its arguments are {names}",
             )
     given |= _assigned(assigned)
     return Settings(given, unread, tuple(notes), {n: value for n, value in stated.items() if n not in assigned})
@@ -146,8 +146,8 @@ def gather(
 def gather_reversed(
     program: Program, config: Path, assigned: Mapping[str, Any]
 ) -> tuple[dict[str, Given], Note | None]:
-    """The arguments that a folder's config.json holds, and those assigned; a note where it differs from the constants
-    that the spec writes. Raises Refusal."""
+    """The arguments that a converted folder's config.json gives, and those assigned; a note if it differs from the
+    constants that the spec writes. Raises Refusal."""
     fields = config_dialects.read_config(read_config_file(config))
     given = {
         f.carried or "": Given(fields[f.name], config.name, Origin.CONFIG_FILE)
@@ -162,11 +162,11 @@ def gather_reversed(
 def gather_without_spec(
     source: Path, objects: Mapping[str, object], config: Path | None, assigned: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All fields that are known of a model that has no spec yet, by name, in the same order of precedence. Where nobody
-    names a config, a `config.json` or `params.json` beside the weights is read. Raises Refusal."""
+    """All values that are known about a model without a spec, by name, with the same precedence. Without a `config`,
+    reads the `config.json` or `params.json` next to the weights. Raises Refusal."""
     values: dict[str, Any] = {}
-    for _, held in _inside(objects):
-        values |= held
+    for _, stored in _stored_arguments(objects):
+        values |= stored
     path = config or beside(source, "config.json") or beside(source, "params.json")
     if path is not None:
         whole = read_config_file(path)
@@ -180,50 +180,50 @@ def _assigned(values: Mapping[str, Any]) -> dict[str, Given]:
     return {name: Given(value, "--set", Origin.ASSIGNMENT) for name, value in values.items()}
 
 
-def _inside(objects: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The mappings of arguments that a checkpoint holds, by their keys, the one that counts most last."""
+def _stored_arguments(objects: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mappings of arguments in a checkpoint, as (key, values), the lowest precedence first."""
     for key in reversed(OBJECTS):
         if isinstance(values := objects.get(key), Mapping):
             yield key, config_dialects.read_config(values)
 
 
 def _holders(whole: dict[str, Any]) -> list[dict[str, Any]]:
-    """The mappings within a config that may hold the fields of the model."""
+    """The mappings in a config that may hold the model's fields."""
     return [part for key in HOLDERS if isinstance(part := whole.get(key), dict)]
 
 
-def _held(whole: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """The part of a config that tells most of the model: the whole, or a mapping in it."""
-    return max([whole, *_holders(whole)], key=lambda part: len(known & part.keys()))
+def _model_fields(config: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """The config itself or the mapping in it, whichever has most of the known names."""
+    return max([config, *_holders(config)], key=lambda part: len(known & part.keys()))
 
 
-def _of_the_target(program: Program, config: Mapping[str, Any]) -> bool:
-    """Whether it is a config of the target's class, which may lie beside a source that has none of its own."""
+def _is_of_target(program: Program, config: Mapping[str, Any]) -> bool:
+    """Whether it is a config of the target class, which some trainers write next to their weights."""
     model = program.spec.target.model
     return model is not None and "model_type" in config and config["model_type"] == model_class.model_type(model.value)
 
 
 def contradictions(program: Program, stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
-    """The fields that a config of the target's own kind states and the conversion would write otherwise."""
+    """The fields of a config of the target's model type that the conversion would write with another value."""
     fixed = {f.name for f in program.spec.config if f.expr is None}
     return [
         Diagnostic(
             Span(value.place),
-            f"{name} is {value.value!r} here, and {written[name]!r} is what would be written",
+            f"{name} is {value.value!r} here, but the conversion would write {written[name]!r}",
             "config-mismatch",
-            "the spec writes nothing else: its rules are for models that have it so"
+            "the spec always writes this value: its rules are for such models only"
             if name in fixed
-            else "an argument of the spec decides it: give it with --set",
+            else "pass the argument that it depends on with --set",
         )
         for name, value in stated.items()
         if value.value != written[name] and (value.value is not None or isinstance(written[name], dict))
     ]
 
 
-def rowless(written: Mapping[str, Any]) -> list[Diagnostic]:
-    """The padding token, where the embedding has no row for it: the class could not be built."""
+def padding_beyond_vocabulary(written: Mapping[str, Any]) -> list[Diagnostic]:
+    """A problem if the embedding has no row for the padding token: the class could not be built."""
     rows, token = written.get("vocab_size"), written.get("pad_token_id")
     if not isinstance(rows, int) or not isinstance(token, int) or token < rows:
         return []
-    text = f"pad_token_id is {token}, and the vocabulary has {rows} rows"
-    return [Diagnostic(Span("config.json"), text, "config-mismatch", "give it with --set pad_token_id=VALUE, or null")]
+    text = f"pad_token_id is {token}, but the vocabulary has {rows} rows"
+    return [Diagnostic(Span("config.json"), text, "config-mismatch", "pass --set pad_token_id=VALUE, or null")]

@@ -16,7 +16,7 @@ MALFORMED = {
     '{"a": {"b": NaN}}': ("not-finite", "", "NaN is not a number that JSON has"),
     '{"a": -1e999}': ("not-finite", "", "-1e999 is not a number that JSON has"),
     '{"a": ' + "[" * 41 + "]" * 41 + "}": ("bad-config", "", "nested deeper than 40 levels"),
-    "[1]": ("bad-config", "", "a config is a mapping of fields, here is list"),
+    "[1]": ("bad-config", "", "a config must be a mapping of fields, not list"),
 }
 
 

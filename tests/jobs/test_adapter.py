@@ -209,16 +209,16 @@ def test_what_is_no_plain_lora_is_refused(tmp_path: Path) -> None:
     plain = json.loads((tmp_path / CONFIG).read_text())
     for fields in ({"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}):
         (tmp_path / CONFIG).write_text(json.dumps(plain | fields))
-        with pytest.raises(Refusal, match="no plain LoRA"):
+        with pytest.raises(Refusal, match="not a plain LoRA"):
             read_adapter(tmp_path)
 
 
 def test_half_a_pair_and_none_are_refused(tmp_path: Path) -> None:
     torch.save({"x.lora.A.weight": torch.ones(2, 3)}, tmp_path / "half.pth")
     torch.save({"x.weight": torch.ones(2, 3)}, tmp_path / "none.pth")
-    with pytest.raises(Refusal, match="no pair of matrices"):
+    with pytest.raises(Refusal, match="not a pair of matrices"):
         read_adapter(tmp_path / "half.pth")
-    with pytest.raises(Refusal, match="holds no adapter"):
+    with pytest.raises(Refusal, match="contains no adapter"):
         read_adapter(tmp_path / "none.pth")
 
 
@@ -229,7 +229,7 @@ def test_another_base_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     write_plain(
         {"model.layers.0.self_attn.q_proj.weight": Pair(torch.ones(2, 32), torch.ones(64, 2))}, tmp_path / "b.pth"
     )
-    for file, text in (("a.pth", "what the base model lacks"), ("b.pth", "it adds [64, 32] to")):
+    for file, text in (("a.pth", "the base model does not have"), ("b.pth", "it adds [64, 32] to")):
         words = [tmp_path / "out" if w == "OUT" else tmp_path / file if w == LORA else w for w in base_words()]
         assert run(*words) == 1
         assert text in capsys.readouterr().err
