@@ -1,4 +1,4 @@
-"""JSON that means one thing: every key once, only finite numbers, bounded size and depth. Takes bytes; returns plain data.
+"""Strict JSON: no duplicate keys, only finite numbers, bounded size and depth. Takes bytes; returns plain data.
 
 Source of the grammar: RFC 8259. Python's own reader keeps the last of two equal keys and accepts NaN and 1e999.
 """
@@ -9,11 +9,11 @@ import json
 import math
 from typing import Any, NoReturn
 
-MOST_VALUES = 8_000_000  # a value takes some 60 bytes of memory
+MOST_VALUES = 8_000_000  # a value takes about 60 bytes of memory
 
 
 class JsonError(ValueError):
-    """The text is not strict JSON.
+    """A text is not strict JSON.
 
     `kind` is the kind of problem (docs/errors.md); `line` and `column` count from 1, or are 0 where no place is known.
     The message includes the place, `reason` does not.

@@ -54,7 +54,7 @@ def test_every_path_may_be_text(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     mapspec.convert("auto", str(source), out, tokenizer=str(TOKENIZER), on_note=heard.append)
     assert (tmp_path / "out" / "tokenizer.json").is_file()
-    assert any(line.startswith("took the spec litgpt_qwen3") for line in heard)
+    assert any(line.startswith("using the spec litgpt_qwen3") for line in heard)
     config = str(next(source.glob("*.yaml"), source / "model_config.yaml"))
     best, *_ = mapspec.detect(str(source), config=config, specs=[str(ROOT / "tests" / "errors" / "runs")])
     assert (best.spec, best.status) == ("litgpt_qwen3", "fits")

@@ -1,4 +1,4 @@
-"""`compile SPEC...`: proves specs and renders what is generated from them, or compares it."""
+"""`compile SPEC...`: prove specs and write the generated files, or compare them with the files on disk."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PAUSE = 0.3  # seconds between two looks at the files
 USAGE = """\
 compile SPEC [SPEC ...]                render the converter of each spec into generated/
 compile run SPEC SOURCE OUT            convert a checkpoint into a folder that Transformers loads
-compile plan SPEC SOURCE               say what would become what, from headers alone
-compile verify SPEC SOURCE OUT         hold a converted folder to the model that it was made from
-compile adapter SPEC BASE ADAPTER OUT  carry a LoRA over to what its base model becomes, or back
-compile detect SOURCE                  say which specs fit a checkpoint
-compile draft SOURCE --target CLASS    propose a spec for a checkpoint that none fits
-compile new NAME --target CLASS        start a spec
-compile explain KIND                   tell what a kind of problem means
+compile plan SPEC SOURCE               show what a conversion would do, from file headers alone
+compile verify SPEC SOURCE OUT         compare a converted folder with its source
+compile adapter SPEC BASE ADAPTER OUT  convert a LoRA of the source to a PEFT adapter, or back
+compile detect SOURCE                  list the specs that fit a checkpoint
+compile draft SOURCE --target CLASS    write a first version of a spec for an unknown checkpoint
+compile new NAME --target CLASS        write an empty spec to start from
+compile explain KIND                   explain a kind of problem
 compile schema                         print the JSON Schema of the spec language
-compile completion SHELL               print a script that completes these words
+compile completion SHELL               print a completion script for a shell
 
-'compile run --help' and so on tell the options of each."""
+'compile run --help' and so on print the options of a command."""
 
 
 def compile_parser() -> Parser:
@@ -36,16 +36,18 @@ def compile_parser() -> Parser:
         type=Path,
         default=Path("generated"),
         metavar="DIR",
-        help="where the converters go (default: generated)",
+        help="the folder to write into (default: generated)",
     )
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; print a diff and exit 1 where the files differ"
+        "--check", action="store_true", help="write nothing; print a diff and exit 1 if the files differ"
     )
     parser.add_argument(
         "--no-proof", action="store_true", help="skip the proof against the target class, which imports Transformers"
     )
-    parser.add_argument("--watch", action="store_true", help="compile anew whenever a spec is saved, until interrupted")
-    parser.add_argument("--strict", action="store_true", help="warnings fail, and nothing is written")
+    parser.add_argument(
+        "--watch", action="store_true", help="compile again whenever a spec is saved, until interrupted"
+    )
+    parser.add_argument("--strict", action="store_true", help="treat warnings as errors")
     parser.add_json()
     parser.add_argument("--version", action="version", version=f"mapspec {__version__}")
     return parser
@@ -56,7 +58,7 @@ def compile(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    """Compile what has changed since it was last looked at, until the user has enough."""
+    """Compile every spec whose file has changed, until interrupted."""
     import time
 
     from compiler.resources import find_spec
@@ -83,34 +85,34 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    """Every spec is tried, whatever becomes of the one before."""
+    """Compile every spec, also after one that fails."""
     from compiler.jobs.compile import build
 
     problems: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
-    settled: dict[str, str] = {}
+    outcomes: dict[str, str] = {}
     for text in options.specs:
-        heard = len(warnings)
+        before = len(warnings)
         try:
             files = build(text, prove=not options.no_proof, warn=warnings.append)
         except Refusal as refusal:
             problems += refusal.diagnostics
             continue
-        if options.strict and len(warnings) > heard:
+        if options.strict and len(warnings) > before:
             continue
         for name, content in files.items():
-            settled[str(options.out / name)] = _settle(options.out / name, content, options)
+            outcomes[str(options.out / name)] = _write_or_compare(options.out / name, content, options)
     if problems or (warnings and options.strict):
         raise Refusal(problems + warnings)
     if options.json:
-        print_json({"diagnostics": [d.as_json() for d in sorted(warnings)], "files": settled})
+        print_json({"diagnostics": [d.as_json() for d in sorted(warnings)], "files": outcomes})
     else:
         report(sorted(warnings), False)
-    return 1 if "differs" in settled.values() else 0
+    return 1 if "differs" in outcomes.values() else 0
 
 
-def _settle(path: Path, content: str, options: argparse.Namespace) -> str:
-    """Write a generated file, or compare it; what came of it."""
+def _write_or_compare(path: Path, content: str, options: argparse.Namespace) -> str:
+    """Write a generated file, or with `--check` compare it. Returns "wrote", "unchanged" or "differs"."""
     from compiler.templating import write_if_changed
 
     if not options.check:
@@ -122,6 +124,6 @@ def _settle(path: Path, content: str, options: argparse.Namespace) -> str:
     if old == content:
         return "unchanged"
     if not options.json:
-        new = f"{path} (compiled anew)"
+        new = f"{path} (as compiled now)"
         sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), content.splitlines(True), str(path), new))
     return "differs"

@@ -1,4 +1,4 @@
-"""`compile completion SHELL`: a script that completes commands, options, and the names of shipped specs.
+"""`compile completion SHELL`: print a script that completes commands, options, and the names of shipped specs.
 
 eval "$(compile completion bash)"          # or zsh; compile completion fish | source
 """
@@ -38,13 +38,13 @@ def completion(options: argparse.Namespace) -> int:
 
 
 def _table() -> dict[str, list[str]]:
-    """Command -> what may stand behind it."""
+    """Command -> the words that can follow it."""
     from compiler.cli.explain import sections
     from compiler.cli.main import COMMANDS
     from compiler.resources import folder
 
     specs = sorted(path.stem for path in folder("specs").glob("*.yaml"))
-    found: dict[str, list[str]] = {}
+    table: dict[str, list[str]] = {}
     for command, module in COMMANDS.items():
         parser: Parser = getattr(import_module(f"compiler.cli.{module}"), f"{command}_parser")()
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
@@ -52,8 +52,8 @@ def _table() -> dict[str, list[str]]:
         words = [str(word) for action in parser._actions for word in action.choices or ()]
         words += ["auto"] * ("spec" in takes) + specs * bool(takes)
         words += sorted(sections()) if command == "explain" else []
-        found[command] = [*flags, *words]
-    return found
+        table[command] = [*flags, *words]
+    return table
 
 
 def _bash(table: dict[str, list[str]], zsh: bool) -> str:

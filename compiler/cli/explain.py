@@ -1,4 +1,4 @@
-"""`compile explain` and `compile schema`: what a kind of problem means, and the JSON Schema of the language."""
+"""`compile explain` and `compile schema`: explain a kind of problem; print the JSON Schema of the language."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compiler.resources import folder
 
 def schema_parser() -> Parser:
     parser = Parser("schema", "Print the JSON Schema of the spec language.")
-    parser.add_json("print problems as JSON; the schema is JSON anyway")
+    parser.add_json("print problems as JSON (the schema always is)")
     return parser
 
 
@@ -24,14 +24,15 @@ def schema(options: argparse.Namespace) -> int:
 
 
 def explain_parser() -> Parser:
-    parser = Parser("explain", "Tell what a kind of problem means, what causes it and how it is mended.")
-    parser.add_argument("kind", metavar="KIND", nargs="?", help="the word in brackets; without it, all are listed")
+    parser = Parser("explain", "Explain a kind of problem: what it means, what causes it and how to fix it.")
+    parser.add_argument(
+        "kind", metavar="KIND", nargs="?", help="the word in brackets; without it, all kinds are listed"
+    )
     parser.add_json()
     return parser
 
 
 def explain(options: argparse.Namespace) -> int:
-
     if options.kind is None:
         print_json(sorted(sections())) if options.json else print("\n".join(sorted(sections())))
         return 0
@@ -45,20 +46,22 @@ _HEADING = "### "
 
 @cache
 def sections() -> dict[str, str]:
-    """Kind -> the text below its heading, as written. Raises Refusal where the page is not there."""
+    """Kind -> the text below its heading in docs/errors.md. Raises Refusal if the page is missing."""
     path = folder("docs") / "errors.md"
     if not path.is_file():
-        refuse(str(path), "the page of the kinds is missing", "unreadable-file", "python docs/make_errors.py makes it")
-    found: dict[str, str] = {}
+        refuse(
+            str(path), "the page of problem kinds is missing", "unreadable-file", "write it: python docs/make_errors.py"
+        )
+    sections_by_kind: dict[str, str] = {}
     for part in path.read_text(encoding="utf-8").split(f"\n{_HEADING}")[1:]:
         kind, _, text = part.partition("\n")
-        found[kind] = text.split("\n## ")[0].strip() + "\n"
-    return found
+        sections_by_kind[kind] = text.split("\n## ")[0].strip() + "\n"
+    return sections_by_kind
 
 
 def section(kind: str) -> str:
-    """The page's section about a kind. Raises Refusal: `unknown-kind`."""
+    """The section of docs/errors.md about a kind. Raises Refusal: `unknown-kind`."""
     if kind not in sections():
-        hint = nearest(kind, sections()) or "compile explain, without a word, lists all"
+        hint = nearest(kind, sections()) or "`compile explain` without a kind lists all"
         refuse("explain", f"there is no kind {kind!r}", "unknown-kind", hint)
     return f"{kind}\n\n{sections()[kind]}"

@@ -1,6 +1,6 @@
-"""The command line: finds the command, hands it the words, turns a refusal into text and an exit status.
+"""The command line: run the command that the first word names, and turn a Refusal into text and an exit status.
 
-Each command is a module of this package with a `parser` and a `run` for each of its words, imported when it is asked for.
+A command `x` is the functions `x_parser` and `x` of a module of this package, which is imported when it is called.
 Exit status: 0 done; 1 the spec, the checkpoint or the check failed, with diagnostics; 2 wrong usage.
 """
 
@@ -15,7 +15,7 @@ from compiler.cli.options import report
 from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
 from compiler.resources import find_spec
 
-# The word -> the module, and the functions `<word>_parser` and `<word>` in it. A first word that is none is a spec.
+# Command -> module. A first word that is not a command is a spec.
 COMMANDS = {
     "compile": "compile",
     "run": "run",
@@ -32,10 +32,10 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The console script; ends the process with the exit status."""
+    """The console script. Ends the process with the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     try:
         sys.exit(dispatch(words))
     except BrokenPipeError:
@@ -47,12 +47,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def dispatch(words: list[str]) -> int:
-    """Run one command; the exit status. Whatever a command refuses is printed here and nowhere else."""
+    """Run one command and return the exit status. Problems that it raises are printed here."""
     command = words[0] if words and words[0] in COMMANDS else "compile"
     meant = nearest(words[0], COMMANDS) if command == "compile" and len(words) > 1 else ""
     if meant and not find_spec(words[0]).exists():
-        found = Diagnostic(Span(words[0]), "there is no such command, and no such spec", "wrong-usage", meant)
-        report([found], "--json" in words)
+        problem = Diagnostic(Span(words[0]), "no such command and no such spec", "wrong-usage", meant)
+        report([problem], "--json" in words)
         return 2
     module = import_module(f"compiler.cli.{COMMANDS[command]}")
     try:
@@ -64,7 +64,10 @@ def dispatch(words: list[str]) -> int:
         return 2 if all(d.kind == "wrong-usage" for d in refusal.diagnostics) else 1
     except BrokenPipeError:
         raise
-    except OSError as error:  # of a file that nobody looked at more closely
+    except OSError as error:  # not handled where it was raised
         span = Span(str(error.filename or command))
-        report([Diagnostic(span, f"the system says: {error.strerror or error}", "unreadable-file")], "--json" in words)
+        report(
+            [Diagnostic(span, f"operating system error: {error.strerror or error}", "unreadable-file")],
+            "--json" in words,
+        )
         return 1

@@ -1,4 +1,4 @@
-"""`compile new NAME`: a spec to begin with, every part of it with a remark."""
+"""`compile new NAME`: write a spec to start from, with a comment at every part."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from compiler.cli.options import Parser, print_json
 
 
 def new_parser() -> Parser:
-    parser = Parser("new", "Start a spec: a file with every part of the language and a remark at each.")
-    parser.add_argument("name", metavar="NAME", help="a small word; the file is called NAME.yaml")
+    parser = Parser("new", "Write a spec to start from: every part of the language, with a comment at each.")
+    parser.add_argument("name", metavar="NAME", help="an identifier; the file is NAME.yaml")
     parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")
-    parser.add_argument("--out", type=Path, default=Path("specs"), metavar="DIR", help="where it goes (default: specs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("specs"), metavar="DIR", help="the folder of the file (default: specs)"
+    )
     parser.add_json()
     return parser
 
@@ -26,10 +28,10 @@ def new(options: argparse.Namespace) -> int:
 
     if not options.name.isidentifier() or not options.name.islower() or not options.target.isidentifier():
         word = options.target if options.name.isidentifier() and options.name.islower() else options.name
-        refuse("compile new", f"{word!r} is not a name that fits here", "bad-name", "lower-case letters, digits and _")
+        refuse("compile new", f"{word!r} is not a valid name here", "bad-name", "use lower-case letters, digits and _")
     path = options.out / f"{options.name}.yaml"
     if path.exists():
-        refuse(str(path), "the spec exists", "output-exists", "choose another name")
+        refuse(str(path), "the file exists", "output-exists", "choose another name")
     schema = os.path.relpath(schema_path(), options.out)
     text = (
         environment()
@@ -41,5 +43,5 @@ def new(options: argparse.Namespace) -> int:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         refuse(str(path), f"cannot be written: {error.strerror}", "output-unwritable")
-    print_json({"wrote": str(path)}) if options.json else print(f"wrote {path}; compile it to see what is left to say")
+    print_json({"wrote": str(path)}) if options.json else print(f"wrote {path}; compile it to see what is missing")
     return 0

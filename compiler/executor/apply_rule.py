@@ -1,4 +1,4 @@
-"""One application of a rule on tensors of torch: for checks, which need no speed."""
+"""Applies a rule to torch tensors, for checks that need no speed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from compiler.plan.plan import Group
 
 
 def loaded(tensor: Tensor | Joined) -> Any:
-    """A tensor of a checkpoint, of its own element type."""
+    """A tensor of a checkpoint, in its own dtype."""
     from compiler.ops.kernels import tensor_of
 
     return tensor_of(read_bytes(tensor), tensor.dtype, tuple(tensor.shape))
 
 
 def applied(group: Group, load: Callable[[str], Any]) -> dict[str, Any]:
-    """Target name -> tensor, made of what `load` gives for the names of the sources."""
+    """Target name -> tensor, from the tensors that `load` returns for the source names."""
     from compiler.ops.kernels import TorchAlgebra
 
     bundle: Any = group.sources.map(load)

@@ -1,8 +1,8 @@
-"""Targets that have to be computed, as tasks of a transfer.
+"""Targets that must be computed, as tasks of a transfer.
 
-Where rows can be computed apart, a task computes some of them and holds one block at a time; where they cannot, one
-task computes the whole group, and few such tasks run at once. Takes arrays and the nodes that they refer to; torch is
-imported by the first task that runs. A kernel that fails is a Refusal, which `failure` words.
+If rows can be computed separately, a task computes some of them, one block in memory at a time; else one task computes
+the complete group, and few such tasks run at once. Takes arrays and the nodes that they refer to. The first task that
+runs imports torch. If a kernel fails, raises a Refusal with the diagnostic of `failure`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from compiler.transfer.engine import Portion, Targets, Task
 from compiler.transfer.worker import Worker
 
 TASK = 16 << 20  # bytes of target that one task computes, block by block
-AT_ONCE = 256 << 20  # bytes of whole groups that are computed at the same time; a larger group is computed alone
+AT_ONCE = 256 << 20  # bytes of complete groups that are computed at the same time; a larger group is computed alone
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a target is written: `offset` bytes into the output at `path`."""
+    """Where a target is written: at `offset` bytes into the file `path`."""
 
     path: Path
     offset: int
@@ -38,8 +38,8 @@ class Place:
         return math.prod(self.array.shape) * ITEM_SIZES[self.array.dtype]
 
 
-class Room:
-    """Lets whole groups in as long as they fit together, and any group where no other is."""
+class MemoryGate:
+    """Limits the memory of complete groups: one enters if it fits with those inside, or if there are none."""
 
     def __init__(self) -> None:
         self.used = 0
@@ -57,13 +57,13 @@ class Room:
 
 
 def tasks_of(
-    places: Sequence[Place], nodes: Mapping[str, Node], failure: Callable[[str], Diagnostic], room: Room
+    places: Sequence[Place], nodes: Mapping[str, Node], failure: Callable[[str], Diagnostic], gate: MemoryGate
 ) -> Iterator[Task]:
     """The tasks that write the targets of one group."""
     heights = [block_rows(place.array, nodes) for place in places]
     if not all(heights):
         portions = tuple(Portion(p.path, p.offset, p.offset + p.nbytes) for p in places)
-        yield Task(partial(_write_whole, places, nodes, failure, room), portions)
+        yield Task(partial(_write_whole, places, nodes, failure, gate), portions)
         return
     for place, height in zip(places, heights, strict=True):
         rows = place.array.shape[0]
@@ -99,14 +99,14 @@ def _write_whole(
     places: Sequence[Place],
     nodes: Mapping[str, Node],
     failure: Callable[[str], Diagnostic],
-    room: Room,
+    gate: MemoryGate,
     worker: Worker,
     targets: Targets,
 ) -> Iterator[int]:
     from compiler.executor.evaluator import ArrayEvaluator
 
     size = sum(place.nbytes for place in places)
-    room.enter(size)
+    gate.enter(size)
     try:
         evaluator = ArrayEvaluator(nodes, worker.fill, keep=True)
         for place in places:
@@ -114,7 +114,7 @@ def _write_whole(
             targets[place.path].write(data, place.offset)
             yield len(data)
     finally:
-        room.leave(size)
+        gate.leave(size)
 
 
 def _guarded(call: Callable[[], memoryview], failure: Callable[[str], Diagnostic]) -> memoryview:

@@ -1,9 +1,8 @@
-"""Evaluates arrays some of whose bytes are computed, in torch, in host memory.
+"""Evaluates arrays that contain computed bytes, in torch, in host memory.
 
-Takes an array and the nodes that it refers to (`formula`) and returns a tensor; operands are read as they are asked
-for. An `Evaluator` that keeps its nodes computes each of them once and whole; one that does not computes the rows that
-an array needs. Both give the same bits. Raises what torch raises, and ValueError where a kernel's result is not what
-its op has promised.
+Takes an array and the nodes that it refers to (`layout.computed`); returns a tensor. Operands are read when they are
+needed. With `keep`, each node is computed once and completely; without, only the rows that an array needs. Both give the
+same bits. Raises what torch raises, and ValueError if a kernel's result has another shape or dtype than its op states.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from compiler.layout.array import Array, Atom, Lattice, Piece, flatten
-from compiler.layout.computed import CastOp, Node, touched
+from compiler.layout.computed import CastOp, Node, rows_needed
 from compiler.ops import kernels
 
 if TYPE_CHECKING:
@@ -23,19 +22,19 @@ Fill = Callable[[Array, memoryview], None]  # puts the bytes of an array of stor
 
 
 class ArrayEvaluator:
-    """Evaluates the arrays of one group; `fill` reads."""
+    """Evaluates the arrays of one group. `fill` reads stored bytes."""
 
     def __init__(self, nodes: Mapping[str, Node], fill: Fill, keep: bool = False) -> None:
         self.nodes = nodes
         self.fill = fill
-        self.kept: dict[str, Tensor] | None = {} if keep else None
+        self.cache: dict[str, Tensor] | None = {} if keep else None
 
     def tensor(self, array: Array) -> Tensor:
         """The elements of an array, C-contiguous."""
-        needed = touched(array, self.nodes)
+        needed = rows_needed(array, self.nodes)
         if not needed:
             return self.stored(array)
-        made = {name: (self.made(name, start, stop), start) for name, (start, stop) in needed.items()}
+        made = {name: (self.rows_of_node(name, start, stop), start) for name, (start, stop) in needed.items()}
         if len(array.pieces) == 1 and (whole := made[array.pieces[0].source][0]).shape == array.shape:
             piece = array.pieces[0]
             if piece == _plain(piece, array.shape, needed[piece.source][0], self.nodes[piece.source]):
@@ -67,15 +66,15 @@ class ArrayEvaluator:
             self.fill(array, kernels.bytes_of(tensor))
         return tensor
 
-    def made(self, name: str, start: int, stop: int) -> Tensor:
-        """Some rows of a node."""
-        if self.kept is None:
-            return self.computed(self.nodes[name].rows(start, stop))
-        if name not in self.kept:
-            self.kept[name] = self.computed(self.nodes[name])
-        return self.kept[name][start:stop] if self.nodes[name].shape else self.kept[name]
+    def rows_of_node(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a node's tensor."""
+        if self.cache is None:
+            return self.compute(self.nodes[name].rows(start, stop))
+        if name not in self.cache:
+            self.cache[name] = self.compute(self.nodes[name])
+        return self.cache[name][start:stop] if self.nodes[name].shape else self.cache[name]
 
-    def computed(self, node: Node) -> Tensor:
+    def compute(self, node: Node) -> Tensor:
         algebra = kernels.TorchAlgebra()
         tensors = [self.tensor(operand) for operand in node.operands]
         if isinstance(node.op, CastOp):
@@ -90,7 +89,7 @@ class ArrayEvaluator:
 
 
 def _plain(piece: Piece, shape: tuple[int, ...], start: int, node: Node) -> Piece:
-    """The piece that takes the rows of a node from `start` on as they are."""
+    """The piece that is the rows of a node from `start` on, unchanged."""
     size = piece.itemsize
     strides = [size]
     for length in reversed(shape[1:]):
@@ -100,13 +99,13 @@ def _plain(piece: Piece, shape: tuple[int, ...], start: int, node: Node) -> Piec
 
 
 def _alone(piece: Piece, atoms: tuple[Atom, ...], dtype: str) -> Array:
-    """A piece as an array of its own, with one axis for each of its counters."""
+    """A piece as a separate array, with one axis for each of its counters."""
     axes = tuple(Lattice(0, (Atom(a.length, a.stride, 1),)) for a in atoms)
     return Array(dtype, tuple(a.length for a in atoms), (piece._replace(axes=axes),))
 
 
 def _cast(tensor: Tensor, piece: Piece) -> Tensor:
-    """Through the element types that its values pass on their way."""
+    """Cast to the piece's types, one after the other."""
     for _, dtype in pairwise(piece.types):
         tensor = kernels.TorchAlgebra().cast(tensor, dtype)
     return tensor

@@ -1,8 +1,8 @@
-"""Runs a Plan. Byte ranges move without torch; only what has to be computed is computed in torch, beside them.
+"""Runs a Plan. Byte ranges are copied without torch; torch computes only what is not a copy.
 
-Memory is bounded: by a few windows where bytes move, by a few blocks where rows are computed one by one, by the largest
-group of tensors where they cannot be. On a GPU, what is no plain copy goes through it group by group.
-Refuses what `transfer` refuses, a device that torch does not have, and an op that fails on its tensors.
+Memory is bounded: by a few windows for copies, by a few blocks where rows are computed separately, else by the largest
+group of tensors. With a GPU, every group that is not a plain copy goes through it.
+Raises Refusal: what `transfer` raises, a device that torch does not have, and an op that fails on its tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
-from compiler.executor.computed_tasks import Place, Room, tasks_of
+from compiler.executor.computed_tasks import MemoryGate, Place, tasks_of
 from compiler.layout import array as layout
 from compiler.layout.computed import Formulas
 from compiler.layout.moves import Move, lower
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from compiler.executor.gpu_pipeline import Pipeline, Sender
 
 Progress = Callable[[int], None]
-Cut = Callable[[str, layout.Array], layout.Array]  # what of a tensor a file holds
+Cut = Callable[[str, layout.Array], layout.Array]  # the part of a tensor that a file contains
 
 
 def write_folder(
@@ -47,66 +47,65 @@ def write_folder(
     progress: Progress,
     ledger: Ledger | None = None,
 ) -> None:
-    """Write these of the weights files into `folder`. Raises Refusal where a source or the disk fails; OSError with
-    the file.
+    """Write these weights files into `folder`. Raises Refusal for a damaged source, OSError for a failing disk.
 
-    With a `ledger`, what it has already is not written again, and an error leaves what there is.
+    With a `ledger`, bytes that it lists are not written again, and an error leaves what is written.
     """
-    forms = [_Form(folder / file.name, file.size, file.header, file.offsets) for file in files]
-    _write(plan, checkpoint, forms, device, jobs, progress, ledger)
+    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets) for file in files]
+    _write(plan, checkpoint, layouts, device, jobs, progress, ledger)
 
 
-def _whole(name: str, array: layout.Array) -> layout.Array:
+def _uncut(name: str, array: layout.Array) -> layout.Array:
     return array
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """A `.pth` to write: its tensors, and what of the plan's target of that name each of them is."""
+    """A `.pth` file to write: its tensors, and which part of the plan's target each of them is."""
 
     path: Path
     targets: Sequence[TargetTensor]
-    cut: Cut = _whole
+    cut: Cut = _uncut
 
 
 def write_state_dicts(
     plan: Plan, checkpoint: Checkpoint, parts: Sequence[StateDict], device: str, progress: Progress, jobs: int = 2
 ) -> None:
-    """Write one `.pth` or several parts, each a flat state_dict as torch.save writes it. Raises like `write_folder`."""
+    """Write one `.pth` file or several parts, each a flat state dict as torch.save writes it. Raises as `write_folder`."""
     from compiler.output import pth_layout
 
     for part in parts:
         part.path.parent.mkdir(parents=True, exist_ok=True)
     files = [pth_layout.lay_out(part.path.name, part.targets) for part in parts]
-    forms = [_Form(p.path, f.size, b"", f.offsets, f.gaps, p.cut) for p, f in zip(parts, files, strict=True)]
-    # Of a group that a GPU computes, one file gets all.
-    _write(plan, checkpoint, forms, device if len(parts) == 1 else "cpu", jobs, progress, None)
+    layouts = [_FileLayout(p.path, f.size, b"", f.offsets, f.gaps, p.cut) for p, f in zip(parts, files, strict=True)]
+    # A group that a GPU computes is written to one file only.
+    _write(plan, checkpoint, layouts, device if len(parts) == 1 else "cpu", jobs, progress, None)
     for part, file in zip(parts, files, strict=True):
         file.finish(part.path)
 
 
 @dataclass(frozen=True)
-class _Form:
-    """A file to write: where each target belongs, and the (start, length) of what somebody else will fill in."""
+class _FileLayout:
+    """A file to write: the offset of each target, and the (start, length) of gaps that are written later."""
 
     path: Path
     size: int
     header: bytes
     offsets: Mapping[str, int]
     gaps: Sequence[tuple[int, int]] = ()
-    cut: Cut = _whole
+    cut: Cut = _uncut
 
 
 def _write(
     plan: Plan,
     checkpoint: Checkpoint,
-    forms: Sequence[_Form],
+    layouts: Sequence[_FileLayout],
     device: str,
     jobs: int,
     progress: Progress,
     ledger: Ledger | None,
 ) -> None:
-    outputs, others = _tasks(plan, checkpoint, forms, _pipeline(device) if device != "cpu" else None)
+    outputs, others = _tasks(plan, checkpoint, layouts, _pipeline(device) if device != "cpu" else None)
     files = {str(path): path for path in checkpoint.files}
     transfer(outputs, files, opener=opener(checkpoint), others=others, jobs=jobs, progress=progress, ledger=ledger)
 
@@ -114,64 +113,64 @@ def _write(
 def outputs(
     plan: Plan, checkpoint: Checkpoint, files: Sequence[OutFile], folder: Path
 ) -> tuple[list[TransferFile], list[Task]]:
-    """What `write_folder` would transfer on the CPU: byte ranges of the files, and tasks that compute the rest."""
-    forms = [_Form(folder / file.name, file.size, file.header, file.offsets) for file in files]
-    return _tasks(plan, checkpoint, forms, None)
+    """What `write_folder` transfers on the CPU: byte ranges, and tasks that compute the rest."""
+    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets) for file in files]
+    return _tasks(plan, checkpoint, layouts, None)
 
 
 @uncollected()
 def _tasks(
-    plan: Plan, checkpoint: Checkpoint, forms: Sequence[_Form], pipeline: Pipeline | None
+    plan: Plan, checkpoint: Checkpoint, layouts: Sequence[_FileLayout], pipeline: Pipeline | None
 ) -> tuple[list[TransferFile], list[Task]]:
-    wanted: dict[str, list[_Form]] = {}
-    for form in forms:
-        for name in form.offsets:
-            wanted.setdefault(name, []).append(form)
-    places = {name: (found[0].path, found[0].offsets[name]) for name, found in wanted.items()}
-    moves: dict[Path, list[Move]] = {form.path: [] for form in forms}
-    left = {form.path: list(form.gaps) for form in forms}
+    wanted: dict[str, list[_FileLayout]] = {}
+    for file in layouts:
+        for name in file.offsets:
+            wanted.setdefault(name, []).append(file)
+    places = {name: (first.path, first.offsets[name]) for name, (first, *_) in wanted.items()}
+    moves: dict[Path, list[Move]] = {file.path: [] for file in layouts}
+    gaps = {file.path: list(file.gaps) for file in layouts}
     others: list[Task] = []
-    room = Room()
+    gate = MemoryGate()
     for group in plan.groups:
-        formulas, found = _formulate(group, checkpoint)
+        formulas, arrays = _formulate(group, checkpoint)
         computed: list[Place] = []
-        for name, array, form in [(t.name, array, form) for t, array in found for form in wanted.get(t.name, ())]:
-            part, offset = form.cut(name, array), form.offsets[name]
-            moved = [] if formulas.computed(part) else lower(part, offset)
-            if formulas.computed(part) or (pipeline and not all(move.plain for move in moved)):
-                computed.append(Place(form.path, offset, part))
-                left[form.path].append((offset, computed[-1].nbytes))
+        for name, array, file in [(t.name, array, file) for t, array in arrays for file in wanted.get(t.name, ())]:
+            part, offset = file.cut(name, array), file.offsets[name]
+            moved = [] if formulas.is_computed(part) else lower(part, offset)
+            if formulas.is_computed(part) or (pipeline and not all(move.plain for move in moved)):
+                computed.append(Place(file.path, offset, part))
+                gaps[file.path].append((offset, computed[-1].nbytes))
             else:
-                moves[form.path] += moved
+                moves[file.path] += moved
         if computed and pipeline and not any(node.op.host_only for node in formulas.nodes.values()):
-            others.append(_on_device(group, checkpoint, [places.get(t.name) for t, _ in found], pipeline))
+            others.append(_on_device(group, checkpoint, [places.get(t.name) for t, _ in arrays], pipeline))
         elif computed:
-            others += tasks_of(computed, formulas.nodes, partial(_failure, group, checkpoint), room)
+            others += tasks_of(computed, formulas.nodes, partial(_failure, group, checkpoint), gate)
     made = [
         TransferFile(
-            form.path, form.size, form.header, sorted(moves[form.path], key=lambda m: m.target), left[form.path]
+            file.path, file.size, file.header, sorted(moves[file.path], key=lambda m: m.target), gaps[file.path]
         )
-        for form in forms
+        for file in layouts
     ]
     return made, others
 
 
 def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tuple[TargetTensor, layout.Array]]]:
-    """The targets of a group as arrangements of stored and of computed bytes. Raises Refusal."""
+    """The targets of a group as arrangements of stored and computed bytes. Raises Refusal."""
     formulas = Formulas()
     arrays = _apply(group, _sources(group, checkpoint), formulas)
-    found = list(zip(group.target_list, _in_order(group, arrays), strict=True))
-    for target, array in found:
+    arrays_by_target = list(zip(group.target_list, _in_order(group, arrays), strict=True))
+    for target, array in arrays_by_target:
         if (array.shape, array.dtype) != (target.shape, target.dtype):
             message = (
-                f"{target.name} comes out as {array.dtype} {list(array.shape)}, not {target.dtype} {list(target.shape)}"
+                f"{target.name} becomes {array.dtype} {list(array.shape)}, not {target.dtype} {list(target.shape)}"
             )
             raise Refusal([_failure(group, checkpoint, message)])
-    return formulas, found
+    return formulas, arrays_by_target
 
 
 def arrange_group(group: Group, checkpoint: Checkpoint) -> Bundle[layout.Array]:
-    """The targets of a group as arrangements of source bytes. Raises NotImplementedError where an op has to compute."""
+    """The targets of a group as arrangements of source bytes. Raises NotImplementedError if an op computes."""
     return _apply(group, _sources(group, checkpoint), layout.LayoutAlgebra())
 
 
@@ -226,13 +225,13 @@ def _pipeline(device: str) -> Pipeline:
     try:
         return Pipeline(engine_of(device))
     except (LookupError, RuntimeError) as error:
-        refuse("--device", f"{device!r} cannot be used: {error}", "no-device", "leave --device out to run on the CPU")
+        refuse("--device", f"{device!r} cannot be used: {error}", "no-device", "run on the CPU: leave out --device")
 
 
 def _on_device(
     group: Group, checkpoint: Checkpoint, places: Sequence[tuple[Path, int] | None], pipeline: Pipeline
 ) -> Task:
-    """The task that computes a group there and writes its targets to their places; None is none of ours."""
+    """The task that computes a group on the device and writes its targets. A target whose place is None is skipped."""
 
     def run(worker: Worker, targets: Targets) -> Iterator[int]:
         arrays = _listed(_sources(group, checkpoint))
@@ -242,13 +241,13 @@ def _on_device(
                     targets[place[0]].write(data, place[1] + start)
                     yield len(data)
 
-    found = zip(group.target_list, places, strict=True)
-    return Task(run, tuple(Portion(p[0], p[1], p[1] + target.nbytes) for target, p in found if p is not None))
+    placed = zip(group.target_list, places, strict=True)
+    return Task(run, tuple(Portion(p[0], p[1], p[1] + target.nbytes) for target, p in placed if p is not None))
 
 
 @contextmanager
 def _failing(group: Group, checkpoint: Checkpoint) -> Iterator[None]:
-    """What torch cannot do there is a Refusal that names the rule."""
+    """Turn errors of torch into a Refusal that names the rule."""
     try:
         yield
     except (RuntimeError, MemoryError, OpError) as error:
@@ -256,7 +255,7 @@ def _failing(group: Group, checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _in_order(group: Group, bundle: Bundle[Any]) -> list[Any]:
-    """What a group's ops have made, in the order of its targets."""
+    """The results of a group's ops, in the order of its targets."""
     return [slot[key] for slot, targets in zip(bundle.slots, group.targets.slots, strict=True) for key in targets]
 
 
@@ -265,8 +264,7 @@ def _listed(bundle: Bundle[Any]) -> list[Any]:
 
 
 def _call(group: Group, tensors: list[Any]) -> list[Any]:
-    """The targets of a group in their order, from its sources in the order of `_listed`: in one pass where they only
-    move."""
+    """The targets of a group in their order, from its sources in the order of `_listed`; in one pass if no op computes."""
     from compiler.executor.torch_layout import MOST_PIECES, arranged, stored
     from compiler.ops.kernels import TorchAlgebra
 

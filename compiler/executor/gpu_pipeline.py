@@ -1,10 +1,9 @@
-"""Groups of tensors to a device, through their ops, and back: reading, sending, computing and fetching at once.
+"""Computes groups of tensors on a GPU: reading, sending, computing and fetching overlap.
 
-Bytes go through two staging buffers each way; while the device copies one, the host fills or empties the other. Three
-streams order the device's work by events, so that the host waits for a buffer and never for a tensor: `up` sends,
-`run` computes a group in one pass, `down` fetches. Of two threads in a `Pipeline`, one reads and sends the next group
-while the other fetches and writes the one before. On the CPU the same steps run one after another.
-Raises what torch raises.
+Bytes go through two staging buffers in each direction: while the device copies one, the host fills or empties the other.
+Three streams order the device's work by events, so that the host waits for buffers only: `up` sends, `run` computes a
+group in one pass, `down` fetches. In a `Pipeline` of two threads, one reads and sends the next group while the other
+fetches and writes the previous one. On the CPU the same steps run one after another. Raises what torch raises.
 """
 
 from __future__ import annotations
@@ -30,37 +29,37 @@ Call = Callable[[list[Tensor]], list[Tensor]]
 
 
 class Host:
-    """A device that is the host itself: everything happens at once."""
+    """The host as a device: every step is done when its method returns."""
 
     device = torch.device("cpu")
-    direct = True  # whether bytes can be read into its tensors as they are
+    direct = True  # whether files can be read directly into its tensors
 
     def buffer(self, size: int) -> Tensor:
-        """Memory of the host that the device can copy from and to while the host goes on."""
+        """Host memory that the device copies from and to asynchronously."""
         return torch.empty(size, dtype=torch.uint8)
 
     def on(self, stream: str) -> contextlib.AbstractContextManager[Any]:
-        """What is done inside is put on one of the streams."""
+        """Put the work inside on one of the streams."""
         return contextlib.nullcontext()
 
     def mark(self, stream: str) -> Any:
-        """An event: all that the stream was given so far."""
+        """An event after all work that the stream has so far."""
 
     def await_on(self, stream: str, event: Any) -> None:
-        """Have a stream go on only after an event."""
+        """Make a stream wait for an event."""
 
     def wait(self, event: Any) -> None:
-        """Have the host do so; an event that is None has come."""
+        """Make the host wait for an event; None is no event."""
 
     def used(self, tensor: Tensor, stream: str) -> None:
-        """Keep the memory of a tensor of another stream until this one is done with it."""
+        """Keep the memory of another stream's tensor until this stream is done with it."""
 
     def hand_over(self, tensors: Sequence[Tensor]) -> None:
-        """Let the caller's own stream use what `run` has made."""
+        """Let the caller's own stream use the results of `run`."""
 
 
 class Cuda(Host):
-    """A CUDA device with three streams of its own."""
+    """A CUDA device with three streams."""
 
     direct = False
 
@@ -97,17 +96,17 @@ class Cuda(Host):
 
 
 def engine_of(name: str) -> Host:
-    """The device of that name. Raises LookupError or RuntimeError where torch has none."""
+    """The device of that name. Raises LookupError or RuntimeError if torch cannot use it."""
     device = kernels.device_named(name)
     if device.type == "cpu":
         return Host()
     if device.type != "cuda":
-        raise LookupError("only cpu and cuda are known")
+        raise LookupError("only cpu and cuda are supported")
     return Cuda(device)
 
 
 class Stage:
-    """Two buffers that take turns, each with the event after which it is free."""
+    """Two buffers used in turn, each with the event after which it is free."""
 
     def __init__(self, engine: Host) -> None:
         self.engine = engine
@@ -117,13 +116,13 @@ class Stage:
         self.turn = 0
 
     def next(self) -> Tensor:
-        """The buffer whose turn it is, once it is free."""
+        """Wait for the next buffer to be free, and return it."""
         self.turn = 1 - self.turn
         self.engine.wait(self.events[self.turn])
         return self.buffers[self.turn]
 
     def busy(self, event: Any) -> None:
-        """The buffer that was handed out last is free after this event."""
+        """Mark the buffer returned last as free after this event."""
         self.events[self.turn] = event
 
 
@@ -135,7 +134,7 @@ class Sender:
         self.stage: Stage | None = None
 
     def send(self, array: Array, fill: Fill) -> Tensor:
-        """The tensor, on its way; `run` may use it after the mark of `up`."""
+        """Start sending an array. `run` may use the tensor after the mark of `up`."""
         with self.engine.on("up"):
             tensor = torch.empty(array.shape, dtype=getattr(torch, array.dtype), device=self.engine.device)
         count, item = math.prod(array.shape), ITEM_SIZES[array.dtype]
@@ -158,7 +157,7 @@ class Sender:
         return tensor
 
     def compute(self, call: Call, arrays: Sequence[Array], fill: Fill) -> tuple[list[Tensor], Any]:
-        """What `call` makes of the tensors of these arrays, and the mark of `run` after which it is there."""
+        """The results of `call` on the tensors of these arrays, and the mark of `run` after which they are complete."""
         tensors = [self.send(array, fill) for array in arrays]
         self.engine.await_on("run", self.engine.mark("up"))
         with self.engine.on("run"):
@@ -169,16 +168,16 @@ class Sender:
 
 
 class Fetcher:
-    """Brings tensors of the stream `run` back to the host, in pieces."""
+    """Copies tensors of the stream `run` to the host, in pieces."""
 
     def __init__(self, engine: Host) -> None:
         self.engine = engine
         self.stage = Stage(engine)
 
     def fetch(self, tensors: Sequence[Tensor], made: Any) -> Iterator[tuple[int, int, memoryview]]:
-        """(number of the tensor, first byte, bytes), valid until the next; one piece is always on its way.
+        """Yield (number of the tensor, first byte, bytes), valid until the next one; one piece is always being copied.
 
-        The tensors are there after the event `made`.
+        The tensors are complete after the event `made`.
         """
         self.engine.await_on("down", made)
         pending: tuple[int, int, Tensor, Any] | None = None
@@ -204,14 +203,14 @@ class Fetcher:
 
 
 class Pipeline:
-    """Carries groups through a device for several threads."""
+    """Runs groups on a device for several threads."""
 
     def __init__(self, engine: Host) -> None:
         self.sender, self.fetcher = Sender(engine), Fetcher(engine)
         self.sending, self.fetching = threading.Lock(), threading.Lock()
 
     def run(self, call: Call, arrays: Sequence[Array], fill: Fill) -> Iterator[tuple[int, int, memoryview]]:
-        """(number of the result, first byte, bytes) of all that `call` makes of the arrays; valid until the next."""
+        """Yield (number of the result, first byte, bytes) of the results of `call`; valid until the next one."""
         with self.sending:
             results, made = self.sender.compute(call, arrays, fill)
         with self.fetching:

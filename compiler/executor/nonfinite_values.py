@@ -1,9 +1,8 @@
-"""Values that are no finite numbers: those that a checkpoint brings, and those that a narrower type has made.
+"""Finds NaN and infinity: in the source, and where a cast to a narrower type made them.
 
-Takes tensors of a checkpoint, or a plan and what was written by it; returns sentences, one for each thing that a
-person should know, and changes nothing. A tensor is looked at in samples of 64 KiB for every 4 MiB, about a
-sixty-fourth of a large checkpoint, or as a whole; where a sample shows something, the tensor is counted as a whole.
-Raises Refusal for a file that cannot be read.
+Takes tensors of a checkpoint, or a plan and what it wrote; returns sentences to print. Of a tensor, 64 KiB in every 4 MiB
+are read, about a sixty-fourth of a large checkpoint, or all of it; if a sample has such a value, all are counted. Raises
+Refusal for a file that cannot be read.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from compiler.transfer.files import InputFile
 SAMPLE = 64 << 10  # bytes
 STRIDE = 4 << 20  # bytes from one sample to the next
 _BLOCK = 1 << 20
-_PIECE = 64 << 20  # bytes of a tensor that is counted as a whole
+_PIECE = 64 << 20  # bytes of a tensor that are counted at a time
 
 
 class FloatFormat(NamedTuple):
-    """How a floating type is laid out: its bits without the sign, the largest finite value among them, its exponent."""
+    """A floating-point type: its bits without the sign, the largest finite value of them, its exponent's width in bits."""
 
     mask: int
     largest: int
     exponent: int
 
 
-# IEEE 754 and https://arxiv.org/abs/2209.05433; e4m3fn has no infinity, e8m0fnu (a scale) is left alone.
-FORMS = {
+# IEEE 754 and https://arxiv.org/abs/2209.05433; e4m3fn has no infinity, e8m0fnu (a scale) is not checked.
+FORMATS = {
     "float16": FloatFormat(0x7FFF, 0x7BFF, 5),
     "bfloat16": FloatFormat(0x7FFF, 0x7F7F, 8),
     "float32": FloatFormat(0x7FFFFFFF, 0x7F7FFFFF, 8),
@@ -46,7 +45,7 @@ FORMS = {
     "float8_e4m3fn": FloatFormat(0x7F, 0x7E, 4),
     "float8_e5m2": FloatFormat(0x7F, 0x7B, 5),
 }
-_ENDLESS = FORMS.keys() - {"float8_e4m3fn"}  # those that have an infinity
+_WITH_INFINITY = FORMATS.keys() - {"float8_e4m3fn"}
 
 
 @dataclass(frozen=True)
@@ -70,58 +69,58 @@ class Count:
 
 
 def count(data: bytes | bytearray | memoryview, dtype: str) -> Count:
-    """The values among the bytes of a tensor that are no finite numbers."""
-    form, found = FORMS[dtype], Count()
+    """Count NaN and infinity in the bytes of a tensor."""
+    form, counts = FORMATS[dtype], Count()
     bits = np.frombuffer(data, f"<u{ITEM_SIZES[dtype]}")
     for start in range(0, len(bits), _BLOCK):
         block = bits[start : start + _BLOCK] & bits.dtype.type(form.mask)
         if block.max(initial=0) > form.largest:
             over = int(np.count_nonzero(block > form.largest))
-            infinite = int(np.count_nonzero(block == form.largest + 1)) if dtype in _ENDLESS else 0
-            found += Count(over - infinite, infinite)
-    return found
+            infinite = int(np.count_nonzero(block == form.largest + 1)) if dtype in _WITH_INFINITY else 0
+            counts += Count(over - infinite, infinite)
+    return counts
 
 
 def survey(checkpoint: Checkpoint, names: Iterable[str], whole: bool) -> dict[str, Count]:
-    """The tensors of those names in which a sample, or with `whole` any value, is no finite number."""
-    tensors = {name: checkpoint.tensors[name] for name in names if checkpoint.tensors[name].dtype in FORMS}
-    found: dict[str, Count] = {}
+    """The counts of the named tensors that have NaN or infinity in a sample, or with `whole` anywhere."""
+    tensors = {name: checkpoint.tensors[name] for name in names if checkpoint.tensors[name].dtype in FORMATS}
+    counts: dict[str, Count] = {}
     for name, tensor in tensors.items():
-        seen = sum((_glance(part, whole) for part in tensor.parts), Count())
+        seen = sum((_count_samples(part, whole) for part in tensor.parts), Count())
         if seen:
             exact = whole and all(part.contiguous for part in tensor.parts)
-            seen = seen if exact else sum((_counted(part) for part in tensor.parts), Count())
+            seen = seen if exact else sum((_count_all(part) for part in tensor.parts), Count())
         if seen:
-            found[name] = seen
-    return found
+            counts[name] = seen
+    return counts
 
 
-def _counted(tensor: Tensor) -> Count:
-    """Every value of a tensor, piece by piece; what an axis repeats is read once."""
+def _count_all(tensor: Tensor) -> Count:
+    """Count all values of a tensor, piece by piece; an axis of stride 0 is read once."""
     long = [axis for axis, size in enumerate(tensor.shape) if size > 1]
     for axis in long:
         if tensor.strides[axis] == 0:
-            return _counted(tensor.narrow(axis, 0, 1)) * tensor.shape[axis]
+            return _count_all(tensor.narrow(axis, 0, 1)) * tensor.shape[axis]
     if tensor.nbytes <= _PIECE:
         return count(read_bytes(tensor), tensor.dtype)
     axis, size = long[0], tensor.shape[long[0]]
     step = max(1, size * _PIECE // tensor.nbytes)
-    return sum((_counted(tensor.narrow(axis, n, min(step, size - n))) for n in range(0, size, step)), Count())
+    return sum((_count_all(tensor.narrow(axis, n, min(step, size - n))) for n in range(0, size, step)), Count())
 
 
-def _glance(tensor: Tensor, whole: bool) -> Count:
-    """Counted in samples of what the tensor spans; a strided one may also span what is not its own."""
+def _count_samples(tensor: Tensor, whole: bool) -> Count:
+    """Count in samples of the bytes that the tensor spans, which of a strided one may include other tensors."""
     size = span(tensor.shape, tensor.strides) * ITEM_SIZES[tensor.dtype]
-    found = Count()
+    counts = Count()
     try:
         with InputFile(tensor.path) as source:
             for start, stop in _ranges(size, whole):
                 buffer = memoryview(bytearray(stop - start))
                 source.read(tensor.offset + start, [buffer])
-                found += count(buffer, tensor.dtype)
+                counts += count(buffer, tensor.dtype)
     except OSError as error:
         refuse(str(tensor.path), f"cannot be read: {error.strerror or error}", "unreadable-file")
-    return found
+    return counts
 
 
 def _ranges(size: int, whole: bool) -> Iterator[tuple[int, int]]:
@@ -130,32 +129,34 @@ def _ranges(size: int, whole: bool) -> Iterator[tuple[int, int]]:
         yield start, min(size, start + length)
 
 
-def brought(checkpoint: Checkpoint, plan: Plan, whole: bool) -> Iterator[str]:
-    """What the source's own values give reason to say."""
+def in_source(checkpoint: Checkpoint, plan: Plan, whole: bool) -> Iterator[str]:
+    """Sentences about values of the source."""
     names = dict.fromkeys(name for group in plan.groups for name in group.source_names)
-    found = survey(checkpoint, names, whole)
-    if found:
-        hint = "" if whole else "; --check-values reads every value of the other tensors, too"
-        yield f"not all values are finite: {_told(found)}{hint}"
+    counts = survey(checkpoint, names, whole)
+    if counts:
+        hint = "" if whole else "; --check-values checks all values"
+        yield f"NaN or infinity in the source: {_listed_counts(counts)}{hint}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Made by a cast
+# After a cast
 
 
 def narrowed(plan: Plan, checkpoint: Checkpoint) -> list[Group]:
-    """The groups that write a type whose range is smaller than that of what they read."""
-    found = []
+    """The groups that write a type of smaller range than the types they read."""
+    groups = []
     for group in plan.groups:
-        before = [FORMS[t.dtype].exponent for n in group.source_names if (t := checkpoint.tensors[n]).dtype in FORMS]
-        after = [FORMS[target.dtype].exponent for target in group.target_list if target.dtype in FORMS]
+        before = [
+            FORMATS[t.dtype].exponent for n in group.source_names if (t := checkpoint.tensors[n]).dtype in FORMATS
+        ]
+        after = [FORMATS[target.dtype].exponent for target in group.target_list if target.dtype in FORMATS]
         if before and after and min(after) < max(before):
-            found.append(group)
-    return found
+            groups.append(group)
+    return groups
 
 
-def made(checkpoint: Checkpoint, plan: Plan, place: Path) -> Iterator[str]:
-    """What casts to a narrower type have made infinite, read back from what was written."""
+def after_casts(checkpoint: Checkpoint, plan: Plan, place: Path) -> Iterator[str]:
+    """Sentences about values that became infinite in a cast, read from what was written."""
     if groups := narrowed(plan, checkpoint):
         parts = plan.reverse and place.is_dir()
         yield from overflowed(
@@ -164,20 +165,20 @@ def made(checkpoint: Checkpoint, plan: Plan, place: Path) -> Iterator[str]:
 
 
 def overflowed(groups: Iterable[Group], before: Checkpoint, after: Checkpoint) -> Iterator[str]:
-    """What casts have made infinite; `after` is what was written."""
-    found: dict[str, Count] = {}
+    """Sentences about values that became infinite; `after` is what was written."""
+    counts: dict[str, Count] = {}
     dtypes: set[str] = set()
     for group in groups:
-        made = survey(after, (target.name for target in group.target_list), whole=True)
-        if not made:
+        infinite = survey(after, (target.name for target in group.target_list), whole=True)
+        if not infinite:
             continue
         had = sum(survey(before, group.source_names, whole=True).values(), Count())
-        if (more := sum(made.values(), Count()).infinite - had.infinite) > 0:
-            found[", ".join(made)] = Count(infinite=more)
+        if (more := sum(infinite.values(), Count()).infinite - had.infinite) > 0:
+            counts[", ".join(infinite)] = Count(infinite=more)
             dtypes |= {target.dtype for target in group.target_list}
-    if found:
-        yield f"too large for {listed(sorted(dtypes))}, so that they became infinite: {_told(found)}"
+    if counts:
+        yield f"values too large for {listed(sorted(dtypes))} became infinite: {_listed_counts(counts)}"
 
 
-def _told(found: Mapping[str, Count]) -> str:
-    return listed(f"{name} ({counted})" for name, counted in found.items())
+def _listed_counts(counts: Mapping[str, Count]) -> str:
+    return listed(f"{name} ({counted})" for name, counted in counts.items())

@@ -1,5 +1,6 @@
-"""What must hold before a byte is written: tied tensors are equal, and tensors that the target computes itself have
-the values that it computes. Compares the stored bytes of a Plan's sources; raises Refusal with every difference.
+"""Checks before anything is written: tied tensors are equal, and dropped constants have their value.
+
+Compares the stored bytes of a Plan's sources. Raises Refusal.
 """
 
 from __future__ import annotations
@@ -10,23 +11,23 @@ from compiler.diagnostics import Report, refuse
 from compiler.plan.plan import Plan
 
 
-def check_made(plan: Plan, checkpoint: Checkpoint) -> None:
-    """Compare each with its one value. Raises Refusal with all that differ."""
+def check_constants(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Compare each tensor that the reverse drops with its constant. Raises Refusal with every one that differs."""
     report = Report()
     for name, fill in plan.made:
         tensor = checkpoint.tensors[name]
-        if not _holds(tensor.dtype, tensor.shape, read_bytes(tensor), fill):
+        if not _is_constant(tensor.dtype, tensor.shape, read_bytes(tensor), fill):
             rule = next(r for r in plan.program.created if r.targets[0].match(name) is not None)
             report.add(
                 rule.span,
-                f"{name} should hold {fill} everywhere; the source has no place for other values",
+                f"{name} must be {fill} everywhere, because the source layout cannot store it",
                 "lost-values",
-                "the model was trained on since it was converted, and cannot go back",
+                "was the model trained after the conversion? Then it cannot be converted back",
             )
     report.settle()
 
 
-def _holds(dtype: str, shape: tuple[int, ...], data: bytearray, fill: float) -> bool:
+def _is_constant(dtype: str, shape: tuple[int, ...], data: bytearray, fill: float) -> bool:
     from compiler.ops import kernels
 
     tensor = kernels.tensor_of(data, dtype, shape)
@@ -40,7 +41,7 @@ def equal_tensors(checkpoint: Checkpoint, one: str, other: str) -> bool:
 
 
 def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
-    """Compare each alias with its owner, bit for bit, before anything is written. Raises Refusal."""
+    """Compare each alias with its owner, bit for bit. Raises Refusal."""
     spec = plan.program.spec
     for alias, owner in plan.ties:
         if equal_tensors(checkpoint, alias, owner):
@@ -49,7 +50,7 @@ def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
         free = tie.when.text if tie.when is not None and tie.when.text in spec.arguments else ""
         refuse(
             tie.alias.span,
-            f"{alias} should equal {owner} but differs from it; written once, it would be lost",
+            f"{alias} differs from {owner}, but the spec ties them, so that only one would be written",
             "untied-weights",
-            f"if the two are meant to differ: --set {free}=false" if free else "the source was not trained with a tie",
+            f"if they are not tied: --set {free}=false" if free else "the source was trained without the tie",
         )

@@ -1,8 +1,8 @@
-"""A state_dict in the tensor-parallel parts that its trainer reads: the way back from `parts.merge`.
+"""Writes a state dict as the tensor-parallel parts that its trainer reads; the inverse of `source_files.merge`.
 
-Takes the reversed Plan of a spec whose files are parts of one model; returns the files to write, each with the part of
-every tensor that it holds: a slice of each block along the axis of its rule, or all of what every part holds alike.
-Refuses a spec that knows no parts, and a tensor that so many parts cannot share evenly.
+Takes the reversed Plan of a spec with `merge`; returns the files to write. Each has a slice of every merged tensor, along
+the axis and blocks of its rule, and every replicated tensor. Rejects a spec without `merge`, and a tensor that cannot be
+split evenly.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Share:
     count: int
 
     def length(self, shape: tuple[int, ...]) -> int:
-        """Of a slice; OpError where the axis cannot be shared so."""
+        """The length of a slice. Raises OpError if the axis cannot be divided."""
         length, left = divmod(shape[self.axis], self.blocks * self.count)
         if left or not length:
             blocks = f" in {self.blocks} blocks" if self.blocks > 1 else ""
-            raise OpError(f"{self.count} parts cannot share axis {self.axis} of {shown(shape)} evenly{blocks}")
+            raise OpError(f"axis {self.axis} of {shown(shape)}{blocks} cannot be split evenly into {self.count} parts")
         return length
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -47,42 +47,45 @@ class Share:
 
 
 def check_parts(program: Program, count: int) -> None:
-    """Refuse a number of parts that the spec has no use for (`wrong-usage`)."""
+    """Check the number of parts. Raises Refusal: `wrong-usage`."""
     if count < 1:
-        refuse("--parts", f"{count} parts cannot be made", "wrong-usage")
+        refuse("--parts", f"{count} is not a number of parts", "wrong-usage")
     if count > 1 and not program.merged:
-        refuse("--parts", f"{program.spec.name.value} reads one checkpoint, not parts of one", "wrong-usage")
+        refuse("--parts", f"{program.spec.name.value} has no tensor-parallel parts (no `merge`)", "wrong-usage")
 
 
 def state_dicts(plan: Plan, place: Path, count: int) -> list[StateDict]:
-    """The one file at `place`, or in a folder there those of `count` parts, named as the spec looks for them. Raises
-    Refusal."""
+    """The file at `place`, or in the folder `place` the files of `count` parts, named as `source.weights`. Raises Refusal."""
     if count == 1:
         return [StateDict(place, plan.targets)]
     shares = _shares(plan, {target.name: target for target in plan.targets}, count)
-    found = []
+    state_dicts_of_parts = []
     for part in range(count):
-        held = [replace(t, shape=shares[t.name].shape(t.shape)) if t.name in shares else t for t in plan.targets]
+        tensors = [replace(t, shape=shares[t.name].shape(t.shape)) if t.name in shares else t for t in plan.targets]
 
         def piece(name: str, array: Array, part: int = part) -> Array:
             return shares[name].cut(array, part) if name in shares else array
 
-        found.append(StateDict(place / plan.program.spec.weights.replace("*", f"{part:02d}"), held, piece))
-    return found
+        state_dicts_of_parts.append(
+            StateDict(place / plan.program.spec.weights.replace("*", f"{part:02d}"), tensors, piece)
+        )
+    return state_dicts_of_parts
 
 
 def _shares(plan: Plan, targets: Mapping[str, TargetTensor], count: int) -> dict[str, Share]:
-    """How each tensor that is not the same everywhere is shared. Raises Refusal with all that cannot be."""
-    report, found = Report(), {}
+    """How each tensor that is not replicated is split. Raises Refusal with every one that cannot be."""
+    report, shares = Report(), {}
     rules = [(rule, rule.axis.evaluate({}, NamedShapes(targets))) for rule in plan.program.merged]
     for name, target in targets.items():
         for rule, axis in rules:
             if rule.pattern.match(name) is not None:
                 try:
-                    found[name] = Share(axis_of(axis, len(target.shape), "cutting", target.shape), rule.blocks, count)
-                    found[name].length(target.shape)
+                    shares[name] = Share(
+                        axis_of(axis, len(target.shape), "splitting", target.shape), rule.blocks, count
+                    )
+                    shares[name].length(target.shape)
                 except OpError as error:
                     report.add(Span("--parts"), f"{name}: {error}", "unfit-parts")
                 break
     report.settle()
-    return found
+    return shares

@@ -1,7 +1,6 @@
-"""An `Array` made of torch tensors, in one pass: however many ops led to it, each of its bytes moves once.
+"""Builds an `Array` from torch tensors in one pass: each byte is copied once, however many ops led to the array.
 
-Takes arrays whose pieces name tensors, and these tensors; returns tensors on the device of theirs. Raises what torch
-raises.
+Takes arrays whose pieces name tensors, and these tensors; returns tensors on the same device. Raises what torch raises.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from torch import Tensor
 from compiler.dtypes import ITEM_SIZES
 from compiler.layout.array import Array, Piece, source
 
-MOST_PIECES = 256  # each is a kernel of its own; where there are more, the ops one by one are faster
+MOST_PIECES = 256  # each is one kernel call; for more pieces, applying the ops one by one is faster
 
 
 def stored(name: str, tensor: Tensor) -> Array:
-    """A contiguous tensor as a source of that name."""
+    """A contiguous tensor as an array whose source has that name."""
     return source(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
 def arranged(array: Array, tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    """The tensor; a view of a source where its bytes lie together already."""
+    """The tensor of an array; a view of a source if its bytes are already contiguous."""
     weights = [math.prod(array.shape[axis + 1 :]) for axis in range(len(array.shape))]
     made: Tensor | None = None
     for piece in array.pieces:
@@ -43,8 +42,7 @@ def arranged(array: Array, tensors: Mapping[str, Tensor], device: torch.device) 
 
 
 def _counters(piece: Piece, weights: Sequence[int]) -> tuple[list[int], list[int], list[int], int]:
-    """The lengths of all counters of a piece, their strides in its source and in the target, and its first place there;
-    all in elements."""
+    """The lengths of a piece's counters, their strides in source and target, and its first target position, in elements."""
     item = ITEM_SIZES[piece.types[0]]
     atoms = [(atom, weight) for lattice, weight in zip(piece.axes, weights, strict=True) for atom in lattice.atoms]
     start = sum(lattice.origin * weight for lattice, weight in zip(piece.axes, weights, strict=True))

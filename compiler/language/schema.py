@@ -25,7 +25,7 @@ def schema() -> dict[str, Any]:
 
 @cache
 def op_words() -> tuple[str, ...]:
-    """The words of the ops: the keys of a step that are no modifiers."""
+    """The words of the ops: the keys of a step that are not modifiers."""
     return tuple(word for word in schema()["$defs"]["step"]["properties"] if word not in STEP_MODIFIERS)
 
 

@@ -10,7 +10,7 @@ from compiler.diagnostics import Span
 from compiler.language.document import Node
 from compiler.language.expression import Expr
 
-STEP_MODIFIERS = ("sizes", "parts", "axis", "only")  # keys that may stand beside the word of an op
+STEP_MODIFIERS = ("sizes", "parts", "axis", "only")  # keys of a step that are not the word of an op
 
 
 @dataclass(frozen=True)

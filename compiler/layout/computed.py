@@ -1,8 +1,8 @@
-"""Tensors as arrangements of stored bytes and of computed ones: what the layout algebra cannot do is noted down.
+"""Tensors as arrangements of stored and of computed bytes.
 
-`Formulas` is the layout algebra with one difference: a `compute` becomes a `Node`, and its result an array whose source
-is that node. So the ops of a group leave every target as one array, whatever they do, and a target may be asked for row
-by row: `rows` narrows a node to some of its rows, as its op says. Reads nothing and computes nothing.
+`Formulas` is the layout algebra, except that `compute` records a `Node` and returns an array whose source is that node.
+So every target of a group is one array, whatever its ops do, and can be computed row by row: `Node.rows` is the node of
+some rows, as its op states. Reads and computes nothing itself.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from compiler.layout import array as layout
 from compiler.layout.array import Array, Piece, narrow
 from compiler.layout.kernel_op import KernelOp, RowCut, Shape
 
-BLOCK = 2 << 20  # bytes of a target that are computed at a time: with all operands in float32, ten times as many
-WASTE = 4  # computing in blocks may compute this many times the bytes that it needs
-_CASTS = frozenset(("float16", "bfloat16", "float32", "float64"))  # those that the bytes go through as they move
+BLOCK = (
+    2 << 20
+)  # bytes of a target that are computed at a time; with all operands in float32, ten times as many are in memory
+WASTE = 4  # computing in blocks may compute this many times the bytes that are needed
+_CASTS = frozenset(("float16", "bfloat16", "float32", "float64"))  # casts between these are done while bytes are copied
 
 
 @dataclass(frozen=True)
 class CastOp:
-    """A cast that bytes cannot go through as they move; each row by itself."""
+    """A cast that cannot be done while bytes are copied. Rows are independent."""
 
     kernel: ClassVar[str] = "cast"
     host_only: ClassVar[bool] = False
@@ -46,7 +48,7 @@ class CastOp:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """What `op` computes from its operands: a tensor of this element type and shape."""
+    """The tensor of this dtype and shape that `op` computes from its operands."""
 
     op: KernelOp
     operands: tuple[Array, ...]
@@ -63,11 +65,11 @@ class Node:
 
     @property
     def grain(self) -> int:
-        """How many rows have to be computed together."""
+        """How many rows must be computed together."""
         return self.op.row_grain(self.shape)
 
     def rows(self, start: int, stop: int) -> Node:
-        """The node of the rows from `start`, a multiple of the grain, to `stop`, another or the end."""
+        """The node of the rows from `start`, a multiple of the grain, to `stop`, another multiple or the end."""
         if (start, stop) == (0, self.height):
             return self
         cut = self.op.cut_rows(start, stop, [operand.shape for operand in self.operands])
@@ -76,7 +78,7 @@ class Node:
 
 
 class Formulas(layout.LayoutAlgebra):
-    """The layout algebra, and the nodes that it met, by the name that is their source in arrays."""
+    """The layout algebra, and the nodes that it recorded, by the name of their source in arrays."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
@@ -84,24 +86,24 @@ class Formulas(layout.LayoutAlgebra):
     def cast(self, tensor: Array, dtype: str) -> Array:
         if tensor.dtype == dtype or {tensor.dtype, dtype} <= _CASTS:
             return layout.cast(tensor, dtype)
-        return self._noted(Node(CastOp(dtype), (tensor,), dtype, tensor.shape))
+        return self._record(Node(CastOp(dtype), (tensor,), dtype, tensor.shape))
 
     def compute(self, op: KernelOp, tensors: Sequence[Array], shape: tuple[int, ...]) -> Array:
         (dtype,) = op.dtypes(tuple(tensor.dtype for tensor in tensors))
-        return self._noted(Node(op, tuple(tensors), dtype, shape))
+        return self._record(Node(op, tuple(tensors), dtype, shape))
 
-    def _noted(self, node: Node) -> Array:
-        name = f"\0{len(self.nodes)}"  # no path holds this character
+    def _record(self, node: Node) -> Array:
+        name = f"\0{len(self.nodes)}"  # no path contains this character
         self.nodes[name] = node
         return layout.source(name, node.dtype, node.shape)
 
-    def computed(self, array: Array) -> bool:
-        """Whether some of its elements have to be computed."""
+    def is_computed(self, array: Array) -> bool:
+        """Whether some of the array's elements must be computed."""
         return any(piece.source in self.nodes for piece in array.pieces)
 
 
 def block_rows(array: Array, nodes: Mapping[str, Node]) -> int:
-    """How many rows of an array to compute at a time; 0 where only computing all its nodes whole makes sense."""
+    """How many rows of an array to compute at a time; 0 if its nodes should be computed as a whole."""
     if not array.shape or not math.prod(array.shape):
         return 0
     row = math.prod(array.shape[1:]) * ITEM_SIZES[array.dtype]
@@ -117,23 +119,23 @@ def block_rows(array: Array, nodes: Mapping[str, Node]) -> int:
 
 
 def _cost(array: Array, nodes: Mapping[str, Node]) -> int:
-    """How many bytes of nodes have to be computed for an array."""
+    """How many bytes of nodes must be computed for an array."""
     total = 0
-    for name, (start, stop) in touched(array, nodes).items():
+    for name, (start, stop) in rows_needed(array, nodes).items():
         node = nodes[name].rows(start, stop)
         total += (stop - start) * node.row_bytes + sum(_cost(operand, nodes) for operand in node.operands)
     return total
 
 
-def touched(array: Array, nodes: Mapping[str, Node]) -> dict[str, tuple[int, int]]:
-    """The rows of each node that an array needs: from the first to the last, rounded to whole grains."""
-    found: dict[str, tuple[int, int]] = {}
+def rows_needed(array: Array, nodes: Mapping[str, Node]) -> dict[str, tuple[int, int]]:
+    """The rows of each node that an array needs, from the first to the last, rounded to the grain."""
+    rows: dict[str, tuple[int, int]] = {}
     for piece in array.pieces:
         if (node := nodes.get(piece.source)) is not None:
             start, stop = _rows_of(piece, node)
-            before = found.get(piece.source, (start, stop))
-            found[piece.source] = min(start, before[0]), max(stop, before[1])
-    return found
+            before = rows.get(piece.source, (start, stop))
+            rows[piece.source] = min(start, before[0]), max(stop, before[1])
+    return rows
 
 
 def _rows_of(piece: Piece, node: Node) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""What the layout needs to know of an op that computes: which kernel it calls, and how its result is cut into rows.
+"""What the layout needs to know about an op that computes: its kernel, and how rows of its result are computed.
 
-The ops of `compiler.ops` implement it; each states its own rows.
+The ops of `compiler.ops` implement it.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ Shape = tuple[int, ...]
 
 
 class KernelOp(Protocol):
-    """An op with numbers for sizes, whose result is `kernel(*tensors, *values)`."""
+    """A bound op whose result is `kernel(*tensors, *values)`."""
 
     kernel: ClassVar[str]
-    host_only: ClassVar[bool]  # other bits come out on another device
+    host_only: ClassVar[bool]  # whether another device computes other bits
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """What the kernel takes after its tensors."""
+        """The arguments of the kernel after its tensors."""
 
     def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
-        """The element type of the result, for those of the tensors."""
+        """The dtype of the result, given those of the tensors."""
 
     def row_grain(self, shape: Shape) -> int:
-        """How many rows of a result of this shape have to be computed together for the same bits."""
+        """How many rows of a result of this shape must be computed together to get the same bits."""
 
     def cut_rows(self, start: int, stop: int, shapes: Sequence[Shape]) -> RowCut:
-        """How to compute the rows from `start`, a multiple of the grain, to `stop`, another or the end. `shapes` are
-        those of the tensors that the whole result takes."""
+        """How to compute the rows from `start`, a multiple of the grain, to `stop`, another multiple or the end.
+        `shapes`: of the tensors that the complete result is computed from."""
 
 
 @dataclass(frozen=True)
 class RowCut:
-    """The op that computes some rows, and the (first, count) of the rows that it takes of each tensor."""
+    """The op that computes some rows of a result, and the (first, count) of the rows that it takes from each tensor."""
 
     op: KernelOp
     operands: tuple[tuple[int, int], ...]

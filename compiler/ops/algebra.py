@@ -1,6 +1,6 @@
-"""The eight things that can be done to a tensor, what a rule's tensors travel as, and the base of all ops.
+"""The base of all ops: `Op`, the eight operations of an `Algebra`, and the `Bundle` that carries a rule's tensors.
 
-`ops` writes every op once over an `Algebra`; shapes, torch tensors and byte layouts each are one.
+Every op is written once over an `Algebra`. Shapes, torch tensors and byte layouts are three implementations of it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Key = tuple[int, ...]
 
 
 class OpError(ValueError):
-    """An op that does not fit its tensors; the message names op and shapes."""
+    """An op does not fit its tensors. The message names the op and the shapes."""
 
 
 class Algebra(Protocol[T]):
-    """What can be done to a tensor. `rearrange` is reshape to `inner`, permute by `order`, reshape to `outer`; `compute`
+    """The operations on tensors of a type T. `rearrange` is reshape to `inner`, permute by `order`, reshape to `outer`; `compute`
     calls the op's kernel, the function of that name in `kernels`, which returns a tensor of `shape`. An algebra that
     cannot compute raises NotImplementedError.
     """
@@ -58,37 +58,38 @@ class Op:
     """Base of all ops."""
 
     word: ClassVar[str]
-    undo: ClassVar[str] = "exact"  # what the derived inverse restores: exact, tolerance, none
+    undo: ClassVar[str] = "exact"  # how well the inverse restores values: exact, tolerance or none
     loss: ClassVar[str] = ""  # why there is no inverse
-    host_only: ClassVar[bool] = False  # other bits come out on another device
+    host_only: ClassVar[bool] = False  # whether another device computes other bits
 
     def sizes_used(self) -> Iterable[Size]:
-        """The sizes that `bind` will evaluate."""
+        """The sizes that `bind` evaluates."""
         return ()
 
     def bind(self, number: Callable[..., Any]) -> Op:
-        """The same op with numbers for expressions: `number(size)` counts, `number(size, whole=False)` need not."""
+        """The same op with numbers in place of expressions. `number(size)` returns a positive integer, `number(size,
+        whole=False)` any number."""
         return self
 
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
-        """How many slots and which open indices come out. Raises OpError where the op cannot follow."""
+        """How many slots and which open indices the op returns. Raises OpError if it does not accept these."""
         return slots, holes
 
     def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
-        """The element types of the slots that come out. Raises OpError where those that go in must not mix."""
+        """The dtypes of the slots that the op returns. Raises OpError if the given ones must not mix."""
         return dtypes
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
-        """The effect. The op must be bound. Raises OpError."""
+        """Apply the op, which must be bound. Raises OpError."""
         raise NotImplementedError(self.word)
 
     def inverse(self) -> Op:
-        """The op that undoes this one (for a lossy op: that undoes its shapes)."""
+        """The op that undoes this one; for a lossy op, one that restores the shapes only."""
         raise NotImplementedError(self.word)
 
 
 class ShapeAlgebra:
-    """The ops on shapes alone: the shape rule of each."""
+    """The algebra of shapes: an op applied to it is the op's shape rule."""
 
     def shape(self, tensor: tuple[int, ...]) -> tuple[int, ...]:
         return tensor

@@ -1,7 +1,7 @@
-"""The ops that make numbers: `pad`, `affine`, the constants of `create`; and `crop`, the way back of `pad`.
+"""Ops that compute values and have an inverse: `pad`, `affine`, the constants of `create`; and `crop`, which undoes `pad`.
 
-Each but `crop` is one function of `kernels`, which a generated converter holds as text, and states here what is derived
-elsewhere: its shape rule, its element type and its way back. `lossy` has those that have none.
+Each except `crop` calls a function of `kernels`, which generated converters contain as text. The class states its shape
+rule, dtype, inverse and how rows of its result are computed. `lossy` has the ops without an inverse.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Real = Size | float
 
 @dataclass(frozen=True)
 class Computed(Op):
-    """An op that the function `kernel` computes from `takes` tensors; one that takes one tensor maps over all slots.
+    """An op that the function `kernel` computes from `takes` tensors. An op of one tensor is applied to every slot.
 
-    `counts` name its fields that are sizes, `reals` those that are any number.
+    `counts`: the fields that are sizes; `reals`: the fields that are any number.
     """
 
     kernel: ClassVar[str]
@@ -38,19 +38,19 @@ class Computed(Op):
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """What the kernel takes after its tensors."""
+        """The arguments of the kernel after its tensors."""
         return ()
 
     def result(self, *shapes: Shape) -> Shape:
-        """The shape rule. Raises OpError."""
+        """The shape of the result. Raises OpError."""
         return shapes[0]
 
     def row_grain(self, shape: Shape) -> int:
-        """How many rows of a result of this shape have to be computed together: all, where an op does not know better."""
+        """How many rows of a result of this shape must be computed together; by default all."""
         return max(1, shape[0]) if shape else 1
 
     def cut_rows(self, start: int, stop: int, shapes: Sequence[Shape]) -> RowCut:
-        """The op that computes some rows, from the same rows of each tensor where an op does not say otherwise."""
+        """The op that computes some rows; by default from the same rows of each tensor."""
         return RowCut(self, ((start, stop - start),) * self.takes)
 
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
@@ -73,7 +73,7 @@ class Computed(Op):
 
 @dataclass(frozen=True)
 class Pad(Computed):
-    """Make an axis of `of` positions `to` long, with positions of `fill` at its end."""
+    """Extend an axis from `of` to `to` positions; the new ones, at its end, are `fill`."""
 
     word: ClassVar[str] = "pad"
     kernel: ClassVar[str] = "pad"
@@ -110,7 +110,7 @@ class Crop(Op):
 
     word: ClassVar[str] = "crop"
     undo: ClassVar[str] = "none"
-    loss: ClassVar[str] = "what is cropped is lost"
+    loss: ClassVar[str] = "the cropped positions are lost"
     axis: int
     of: Size
     to: Size
@@ -137,15 +137,15 @@ class Crop(Op):
 def _resized(op: Pad | Crop, shape: Shape) -> Shape:
     axis = axis_of(op.axis, len(shape), op.word, shape)
     if not isinstance(op.of, int) or not isinstance(op.to, int) or shape[axis] != op.of:
-        raise OpError(f"{op.word} of {op.of} positions meets axis {axis} of {shown(shape)}")
+        raise OpError(f"{op.word} expects {op.of} positions, not axis {axis} of {shown(shape)}")
     if (op.to < op.of and isinstance(op, Pad)) or (op.to > op.of and isinstance(op, Crop)):
-        raise OpError(f"{op.word} cannot make {op.to} positions of {op.of}")
+        raise OpError(f"{op.word} cannot make {op.to} positions from {op.of}")
     return (*shape[:axis], op.to, *shape[axis + 1 :])
 
 
 @dataclass(frozen=True)
 class Affine(Computed):
-    """`scale` times every element, plus `shift`; `back` undoes that, up to rounding."""
+    """`scale` times every element, plus `shift`; with `back` the inverse, exact up to rounding."""
 
     word: ClassVar[str] = "affine"
     undo: ClassVar[str] = "tolerance"
@@ -165,7 +165,7 @@ class Affine(Computed):
 
     def result(self, *shapes: Shape) -> Shape:
         if self.back and self.scale == 0:
-            raise OpError("affine by a scale of 0 has no way back")
+            raise OpError("affine with a scale of 0 has no inverse")
         return shapes[0]
 
     def row_grain(self, shape: Shape) -> int:
@@ -177,7 +177,7 @@ class Affine(Computed):
 
 @dataclass(frozen=True)
 class Full(Computed):
-    """A tensor of one value, of the shape and element type that a plan gives it: what `create` does."""
+    """A tensor of one value: what `create` writes. A plan sets its shape and dtype."""
 
     word: ClassVar[str] = "create"
     kernel: ClassVar[str] = "full"
@@ -209,7 +209,7 @@ class Full(Computed):
         return RowCut(replace(self, shape=(stop - start, *self.result()[1:])), ())
 
     def inverse(self) -> Op:
-        raise OpError("what create made is compared with its value and left behind, not undone")
+        raise OpError("a tensor of create is compared with its value and dropped, not undone")
 
 
 def _read_pad(written: WrittenStep) -> Op:

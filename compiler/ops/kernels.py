@@ -1,6 +1,6 @@
-"""The ops on torch tensors. The functions of `KERNELS` are the ones that generated converters hold as text.
+"""The ops on torch tensors. Generated converters contain the text of the functions in `KERNELS`.
 
-This room alone computes with torch; it is imported when a tensor has to be touched, never to plan or to compile.
+Imports torch; it is imported only when tensors are computed, never to plan or to compile.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from compiler.layout.kernel_op import KernelOp
 
 
 class TorchAlgebra:
-    """`ops.Algebra` on tensors of any device; views wherever torch can give one."""
+    """The algebra of torch tensors on any device. Returns views where torch can."""
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         return tuple(tensor.shape)
@@ -113,17 +113,17 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def empty(shape: Sequence[int], dtype: str) -> Tensor:
-    """A tensor in host memory whose elements are still to be written."""
+    """A tensor in host memory with uninitialized elements."""
     return torch.empty(tuple(shape), dtype=getattr(torch, dtype))
 
 
 def dtype_of(tensor: Tensor) -> str:
-    """The name of its element type."""
+    """The name of a tensor's dtype."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def device_named(name: str) -> torch.device:
-    """The device of that name; LookupError with the reason where this torch cannot use it."""
+    """The device of that name. Raises LookupError if this torch cannot use it."""
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise LookupError("this torch sees no CUDA device")

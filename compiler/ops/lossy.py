@@ -1,7 +1,7 @@
-"""The ops without a way back: `normalize`, `dequantize` and `lora`.
+"""The ops without an inverse: `normalize`, `dequantize` and `lora`.
 
-A plan that would have to undo one is refused with the reason. Their `inverse` tells the shapes that they came from and
-no more, which is what proving a spec needs.
+A plan that would have to undo one is an error, with the reason. Their `inverse` restores shapes only, which is what the
+proof of a spec needs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from compiler.ops.written_step import StepReader, WrittenStep, size_of
 
 @dataclass(frozen=True)
 class Normalize(Computed):
-    """What stands along `axis` divided by its Euclidean length, as `torch.nn.functional.normalize` with its eps of 1e-12
-    does it in float32; what is zero stays zero."""
+    """Each vector along `axis` divided by its Euclidean length, as `torch.nn.functional.normalize` with eps 1e-12 does in
+    float32; zero vectors stay zero."""
 
     word: ClassVar[str] = "normalize"
     undo: ClassVar[str] = "none"
-    loss: ClassVar[str] = "the lengths that were divided by are lost"
+    loss: ClassVar[str] = "the lengths of the vectors are lost"
     kernel: ClassVar[str] = "normalize"
-    host_only: ClassVar[bool] = True  # its sums are added up in another order there
+    host_only: ClassVar[bool] = True  # its sums are added in another order there
     axis: int
 
     @property
@@ -47,13 +47,13 @@ class Normalize(Computed):
 
 @dataclass(frozen=True)
 class Lossy(Computed):
-    """A `Computed` op that knows the shapes and element types that it came from."""
+    """A `Computed` op that knows the shapes and dtypes of the tensors that it takes."""
 
     undo: ClassVar[str] = "none"
     from_dtypes: ClassVar[tuple[str, ...]]
 
     def origins(self, shape: Shape) -> tuple[Shape, ...]:
-        """The shapes that a result of this shape came from. Raises OpError."""
+        """The shapes of the tensors that a result of this shape was computed from. Raises OpError."""
         raise NotImplementedError(self.word)
 
     def inverse(self) -> Op:
@@ -62,11 +62,11 @@ class Lossy(Computed):
 
 @dataclass(frozen=True)
 class Origin(Op):
-    """The tensors that a lossy op came from, without their values."""
+    """The tensors that a lossy op takes, without their values."""
 
     word: ClassVar[str] = "origin"
     undo: ClassVar[str] = "none"
-    loss: ClassVar[str] = "it knows shapes only"
+    loss: ClassVar[str] = "it restores shapes only"
     of: Lossy
 
     def bind(self, number: Callable[..., Any]) -> Origin:
@@ -92,11 +92,11 @@ class Origin(Op):
 
 @dataclass(frozen=True)
 class DequantizeBlocks(Lossy):
-    """A matrix and the scales of its blocks to a matrix of `dtype`: FP8 with `weight_scale_inv`, as `Fp8Dequantize` of
-    transformers' finegrained_fp8 integration computes it; blocks at the edges may be smaller."""
+    """A matrix and one scale for each of its blocks, to a matrix of `dtype`: FP8 with `weight_scale_inv`, as `Fp8Dequantize` of
+    transformers' finegrained_fp8 integration computes it. Blocks at the edges may be smaller."""
 
     word: ClassVar[str] = "dequantize"
-    loss: ClassVar[str] = "quantizing anew would not restore the bits"
+    loss: ClassVar[str] = "quantizing again would not restore the bits"
     kernel: ClassVar[str] = "dequantize_blocks"
     takes: ClassVar[int] = 2
     counts: ClassVar[tuple[str, ...]] = ("rows", "columns")
@@ -176,9 +176,9 @@ class Lora(Lossy):
     """A matrix plus `scale` times the product of its adapter: W [out, in], A [rank, in], B [out, rank]."""
 
     word: ClassVar[str] = "lora"
-    loss: ClassVar[str] = "a merged adapter cannot be told from the matrix that it was added to"
+    loss: ClassVar[str] = "a merged adapter cannot be separated from its matrix"
     kernel: ClassVar[str] = "add_low_rank"
-    host_only: ClassVar[bool] = True  # and never cut: a product of other shapes adds its sums up in another order
+    host_only: ClassVar[bool] = True  # and never cut: a product of another shape adds its sums in another order
     takes: ClassVar[int] = 3
     counts: ClassVar[tuple[str, ...]] = ("rank",)
     reals: ClassVar[tuple[str, ...]] = ("scale",)

@@ -1,6 +1,6 @@
-"""Ops as a spec writes them: `rearrange: (head pair two) ... -> (head two pair) ...` to a `Rearrange`.
+"""Parses einops' notation, `(head pair two) ... -> (head two pair) ...`, to a `Rearrange`.
 
-Friendly names (`rope_to_half`, `transpose`) are sugar that lowers to the algebra of `ops`.
+Friendly names such as `rope_to_half` and `transpose` are fixed texts of this notation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from compiler.ops.algebra import Op, Size
 from compiler.ops.structural import Rearrange
 from compiler.ops.written_step import StepReader, WrittenStep
 
-# The pairs of a rotary embedding, from neighbours (x0 y0 x1 y1 ...) to halves (x0 x1 ... y0 y1 ...), within each head.
+# The pairs of a rotary embedding in each head: from interleaved (x0 y0 x1 y1 ...) to halves (x0 x1 ... y0 y1 ...).
 ROPE_TO_HALF = "(head pair two) ... -> (head two pair) ..."
 ROPE_TO_INTERLEAVED = "(head two pair) ... -> (head pair two) ..."
 TRANSPOSE = "a b -> b a"
@@ -28,7 +28,7 @@ def parse_rearrange(text: str, sizes: Mapping[str, Size], span: Span) -> Rearran
     """Read einops' notation (https://einops.rocks/api/rearrange). Raises Refusal with the place of the mistake."""
     left_text, arrow, right_text = text.partition("->")
     if not arrow:
-        refuse(span, "a rearrangement has two sides with '->' between", "rearrange-syntax", "as in: a b -> b a")
+        refuse(span, "a rearrangement needs two sides with '->' between them", "rearrange-syntax", "as in: a b -> b a")
     left, left_rest = _side(left_text, span)
     right, right_rest = _side(right_text, span.within(len(left_text) + 2, max(1, len(right_text))))
     left_names = [name for group in left for name in group]
@@ -36,20 +36,20 @@ def parse_rearrange(text: str, sizes: Mapping[str, Size], span: Span) -> Rearran
     for names in (left_names, right_names):
         for name in names:
             if names.count(name) > 1:
-                refuse(span, f"the axis {name!r} stands twice on one side", "rearrange-syntax")
+                refuse(span, f"the axis {name!r} is given twice on one side", "rearrange-syntax")
     if only := sorted(set(left_names) ^ set(right_names)):
         refuse(
             span,
-            f"the axis {only[0]!r} stands on one side only",
+            f"the axis {only[0]!r} is on one side only",
             "rearrange-syntax",
-            "a rearrangement neither makes nor loses axes",
+            "both sides must have the same axes",
         )
     if left_rest != right_rest:
-        refuse(span, "'...' stands on one side only", "rearrange-syntax")
+        refuse(span, "'...' is on one side only", "rearrange-syntax")
     if strange := sorted(set(sizes) - set(left_names)):
         refuse(
             span,
-            f"a size for {strange[0]!r}, which is no axis here",
+            f"{strange[0]!r} has a size but is not an axis",
             "rearrange-syntax",
             f"the axes are {', '.join(left_names)}",
         )
@@ -61,7 +61,7 @@ def parse_rearrange(text: str, sizes: Mapping[str, Size], span: Span) -> Rearran
                     span,
                     f"the {side} side needs the size of {unknown[0]!r} or of {unknown[1]!r}",
                     "missing-size",
-                    "both sides must be countable, so that the step can be reversed",
+                    "both sides need known sizes, so that the step can be reversed",
                 )
     return Rearrange(left, right, left_rest, tuple(sizes.items()))
 
@@ -77,12 +77,12 @@ def _side(text: str, span: Span) -> tuple[tuple[tuple[str, ...], ...], bool]:
                 span.within(at),
                 f"{text[at:].strip()[:10]!r} is not expected here",
                 "rearrange-syntax",
-                "axes are words, grouped by ( )",
+                "axes are names, grouped by ( )",
             )
         at = token.end()
         dots, name, bracket, one = token.groups()
         if rest:
-            refuse(span, "'...' must stand last", "rearrange-syntax", "name the axes that follow it")
+            refuse(span, "'...' must be last", "rearrange-syntax", "name the axes that follow it")
         if dots and inside is None:
             rest = True
         elif name:

@@ -1,6 +1,6 @@
-"""The words of the language and the ops that they mean, as each module of ops states them.
+"""Word of the language -> the reader of its op, collected from the modules of ops.
 
-A new module of ops is added to `MODULES`; nothing else here names an op.
+A new module of ops is added to `MODULES`.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ def read_op(written: WrittenStep) -> Op:
     reader = READERS[word]
     for key in STEP_MODIFIERS:
         if key in values and key not in reader.modifiers:
-            refuse(values[key].span, f"{word} takes no {key!r}", "unknown-key")
+            refuse(values[key].span, f"{word} has no key {key!r}", "unknown-key")
     return reader.read(written)

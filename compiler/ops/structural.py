@@ -1,11 +1,11 @@
-"""The closed algebra: what a spec can do to tensors.
+"""The ops that move elements without changing them, and `cast`.
 
-An op is a frozen value whose sizes are expressions; `bind` turns them into integers. It is written once over an
-`Algebra`, the eight things that can be done to a tensor, and so means the same on shapes (the shape rule), on torch
-tensors (the kernel) and on byte ranges (the layout). Its inverse is derived: every op knows the op that undoes it.
+An op is a frozen value whose sizes are expressions; `bind` turns them into integers. It is written once over the eight
+operations of an `Algebra`, so that its shape rule, its effect on torch tensors and its byte ranges agree. Every op knows
+the op that undoes it.
 
-A rule's tensors travel as a `Bundle`: one slot for each name pattern of the rule, and within a slot one tensor for
-each value of the indices that `stack` will fold or `unstack` has unfolded.
+A rule's tensors are passed as a `Bundle`: one slot for each name pattern of the rule, and in a slot one tensor for each
+value of the indices that `stack` folds or `unstack` opens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compiler.ops.written_step import StepReader, WrittenStep
 
 @dataclass(frozen=True)
 class Split(Op):
-    """Cut one tensor along `axis` into pieces of the given sizes, or into `parts` equal ones."""
+    """Split one tensor along `axis` into pieces of the given sizes, or into `parts` equal ones."""
 
     word: ClassVar[str] = "split"
     axis: int
@@ -37,7 +37,7 @@ class Split(Op):
 
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         if slots != 1:
-            raise OpError(f"split takes one tensor, here are {slots}")
+            raise OpError(f"split takes one tensor, not {slots}")
         return self.parts, holes
 
     def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
@@ -53,11 +53,11 @@ class Split(Op):
         length = shape[axis]
         if self.sizes is None:
             if length % self.parts:
-                raise OpError(f"split into {self.parts} equal parts does not divide axis {axis} of {shown(shape)}")
+                raise OpError(f"split cannot divide axis {axis} of {shown(shape)} into {self.parts} equal parts")
             return algebra.split(tensor, axis, [length // self.parts] * self.parts)
         sizes = integers(self.sizes)
         if sum(sizes) != length:
-            raise OpError(f"split sizes {plus(sizes)} = {sum(sizes)} do not sum up to axis {axis} of {shown(shape)}")
+            raise OpError(f"split sizes {plus(sizes)} = {sum(sizes)} are not axis {axis} of {shown(shape)}")
         return algebra.split(tensor, axis, sizes)
 
     def inverse(self) -> Op:
@@ -72,7 +72,7 @@ class Split(Op):
 
 @dataclass(frozen=True)
 class Concat(Op):
-    """Join the slots along `axis`. `sizes` states what each contributes; without it, reversing needs equal parts."""
+    """Join the slots along `axis`. `sizes`: the length of each; without it, reversing needs equal lengths."""
 
     word: ClassVar[str] = "concat"
     axis: int
@@ -87,12 +87,12 @@ class Concat(Op):
 
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         if slots != self.parts:
-            raise OpError(f"concat takes {self.parts} tensors, here {'is' if slots == 1 else 'are'} {slots}")
+            raise OpError(f"concat takes {self.parts} tensors, not {slots}")
         return 1, holes
 
     def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(dtypes)) > 1:
-            raise OpError(f"concat of the types {', '.join(sorted(set(dtypes)))}")
+            raise OpError(f"concat of different dtypes: {', '.join(sorted(set(dtypes)))}")
         return dtypes[:1]
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
@@ -110,7 +110,7 @@ class Concat(Op):
         if self.sizes is not None and list(self.sizes) != lengths:
             raise OpError(f"concat of sizes {plus(integers(self.sizes))} along axis {axis} got {plus(lengths)}")
         if self.sizes is None and len(set(lengths)) != 1:
-            raise OpError(f"concat of unequal parts {plus(lengths)} must state its sizes, or it could not be reversed")
+            raise OpError(f"concat of unequal lengths {plus(lengths)} needs `sizes`, to be reversible")
         return algebra.concat(tensors, axis)
 
     def inverse(self) -> Op:
@@ -127,7 +127,7 @@ class Concat(Op):
 
 @dataclass(frozen=True)
 class Stack(Op):
-    """Fold an index of the names into a new axis: its tensors, in numeric order from 0, without a gap."""
+    """Fold an index of the names into a new axis, in numeric order from 0 without a gap."""
 
     word: ClassVar[str] = "stack"
     hole: str
@@ -135,7 +135,7 @@ class Stack(Op):
 
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         if self.hole not in holes:
-            raise OpError(f"stack folds {{{self.hole}}}, which no source name has open here")
+            raise OpError(f"stack folds {{{self.hole}}}, which is not an open index here")
         return slots, tuple(h for h in holes if h != self.hole)
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
@@ -150,7 +150,7 @@ class Stack(Op):
 
     def fold(self, group: Mapping[int, T], algebra: Algebra[T]) -> T:
         if missing := sorted(set(range(max(group) + 1)) - set(group)):
-            raise OpError(f"stack over {{{self.hole}}} misses number {', '.join(map(str, missing[:8]))}")
+            raise OpError(f"stack over {{{self.hole}}} lacks number {', '.join(map(str, missing[:8]))}")
         tensors = [group[n] for n in range(len(group))]
         shapes = [algebra.shape(t) for t in tensors]
         if len(set(shapes)) != 1:
@@ -165,7 +165,7 @@ class Stack(Op):
 
 @dataclass(frozen=True)
 class Unstack(Op):
-    """Unfold an axis into an index of the names."""
+    """Open an axis into an index of the names."""
 
     word: ClassVar[str] = "unstack"
     hole: str
@@ -173,7 +173,7 @@ class Unstack(Op):
 
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         if self.hole in holes:
-            raise OpError(f"unstack opens {{{self.hole}}}, which is open already")
+            raise OpError(f"unstack opens {{{self.hole}}}, which is already open")
         return slots, (*holes, self.hole)
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
@@ -193,8 +193,8 @@ class Unstack(Op):
 
 @dataclass(frozen=True)
 class Rearrange(Op):
-    """A permutation of elements in einops' notation; `...` at the end stands for all further axes on both sides. `only`
-    names the slots that it changes, where not all."""
+    """A permutation of elements in einops' notation; `...` at the end is all further axes on both sides. `only`: the slots
+    that it changes, if not all."""
 
     word: ClassVar[str] = "rearrange"
     left: tuple[tuple[str, ...], ...]
@@ -211,8 +211,7 @@ class Rearrange(Op):
 
     def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         if self.only and max(self.only) >= slots:
-            here = f"here {'is' if slots == 1 else 'are'} {slots}"
-            raise OpError(f"rearrange is to change only number {max(self.only)}, counted from 0; {here}")
+            raise OpError(f"`only` of rearrange names tensor {max(self.only)}, counted from 0, of {slots}")
         return slots, holes
 
     def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
@@ -253,11 +252,11 @@ class Rearrange(Op):
 
 @dataclass(frozen=True)
 class Cast(Op):
-    """Another element type, rounded to nearest even."""
+    """Change the dtype, rounding to nearest even."""
 
     word: ClassVar[str] = "cast"
     undo: ClassVar[str] = "none"
-    loss: ClassVar[str] = "a cast forgets the element type that it came from"
+    loss: ClassVar[str] = "a cast does not record the dtype that it came from"
     dtype: str
 
     def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""A step as a spec writes it, `split: 0` with its sizes beside it, for the ops to read themselves from.
+"""A step as a spec writes it, such as `split: 0` with its sizes. The ops read themselves from it.
 
-The schema has judged the form. Raises Refusal where a size does not parse.
+The schema has checked its form. Raises Refusal if a size does not parse.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from compiler.ops.algebra import Op, Size
 
 @dataclass(frozen=True)
 class WrittenStep:
-    """A step of a transform, the names on both sides of the transform, and how many tensors arrive at the step."""
+    """A step of a transform, the names on both sides of the transform, and how many tensors the step takes."""
 
     step: Step
     sources: tuple[Named, ...]
@@ -40,7 +40,7 @@ class WrittenStep:
         return document.plain(self.node)
 
     def modifier(self, key: str, default: Any = None) -> Any:
-        """The value of a key beside the op's word, as plain data."""
+        """The value of another key of the step, as plain data."""
         node = self.step.values.get(key)
         return default if node is None else document.plain(node)
 
@@ -49,7 +49,7 @@ class WrittenStep:
         return size_of(self.node)
 
     def sizes(self, names: tuple[Named, ...]) -> tuple[Size, ...] | None:
-        """The sizes under `sizes`, or else those beside the names."""
+        """The list under `sizes`, or else the sizes given with the names."""
         node = self.step.values.get("sizes")
         if isinstance(node, document.Sequence):
             return tuple(size_of(item) for item in node.items)
@@ -57,11 +57,11 @@ class WrittenStep:
         return tuple(int(e.text) if e.text.isdecimal() else parse_expr(e.text, e.span) for e in sizes) or None
 
     def axis_sizes(self) -> Mapping[document.Scalar, Size]:
-        """The sizes of axes by name that stand under `sizes`."""
+        """The mapping under `sizes`: axis -> size."""
         node = self.step.values.get("sizes")
         return {key: size_of(value) for key, value in node.entries} if isinstance(node, document.Mapping) else {}
 
-    # Of an op whose numbers stand in a mapping.
+    # For an op whose value is a mapping.
 
     def field(self, key: str) -> document.Node | None:
         assert isinstance(self.node, document.Mapping)
@@ -87,13 +87,13 @@ class WrittenStep:
 
 @dataclass(frozen=True)
 class StepReader:
-    """How a word of the language becomes an op, and the keys that may stand beside the word."""
+    """Reads the op of a word of the language. `modifiers`: the other keys that such a step may have."""
 
     read: Callable[[WrittenStep], Op]
     modifiers: tuple[str, ...] = ()
 
 
 def size_of(node: document.Node) -> Size:
-    """A size as written: a whole number or an expression. Raises Refusal."""
+    """A size as written: an integer or an expression. Raises Refusal."""
     assert isinstance(node, document.Scalar)
     return node.value if isinstance(node.value, int) else parse_expr(node.text.strip(), node.span)

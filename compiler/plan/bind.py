@@ -1,8 +1,8 @@
 """Program to Plan: every name concrete, every size an integer.
 
-`bind` claims each tensor of a checkpoint for one rule, forms the groups that each application of a rule reads, checks
-that no index has a gap and no rule misses a tensor, and runs the shape rule of every op. It reads names and shapes
-only. Reversed, the same function binds the inverse rules to the other side.
+`bind` assigns each tensor of a checkpoint to one rule, forms a group for each application of a rule, checks that no index
+has a gap and no rule lacks a tensor, and runs the shape rule of every op. It reads names and shapes only. Reversed, it
+binds the inverse rules to the names of the target.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from compiler.program.program import Program, Rule
 def bind(
     program: Program, signature: TensorTable, env: Environment, *, dtype: str | None = None, reverse: bool = False
 ) -> Plan:
-    """Bind a program to the names and shapes of one checkpoint. Raises Refusal with all that does not fit."""
+    """Bind a program to the names and shapes of one checkpoint. Raises Refusal with every problem."""
     binder = _Binder(program, signature, env, dtype, reverse)
     binder.claimant.claim()
     binder.claimant.report.settle()
@@ -95,11 +95,11 @@ class _Binder:
             for outer, slots in self.claims[n].groups.items():
                 captures = dict(zip(rule.outer, outer, strict=True))
                 if not ops:
-                    groups.append(self.moved(rule, slots[0][()], rule.targets[0].fill(captures)))
+                    groups.append(self.renamed(rule, slots[0][()], rule.targets[0].fill(captures)))
                 elif group := self.group(rule, ops, captures, Bundle(tuple(slots), rule.folded)):
                     groups.append(group)
-        kept = Rule("keep", "", (), (), (), None, Span(self.program.spec.path))
-        groups += [self.moved(kept, name, name) for name in self.claimant.kept]
+        keep_rule = Rule("keep", "", (), (), (), None, Span(self.program.spec.path))
+        groups += [self.renamed(keep_rule, name, name) for name in self.claimant.unruled]
         if self.reverse:
             groups += self.aliases(groups)
         groups.sort(key=lambda g: order[g.source_names[0]])
@@ -112,14 +112,16 @@ class _Binder:
         names = [name for slot in sources.slots for name in slot.values()]
         if len({frozenset(slot) for slot in sources.slots}) != 1:
             self.report.add(
-                rule.span, f"the rule {rule.name} has only {listed(names)} of what it joins", "missing-tensor"
+                rule.span,
+                f"the rule {rule.name} joins several tensors, but there is only {listed(names)}",
+                "missing-tensor",
             )
             return None
         try:
             ops, dtypes = self.typed(ops, sources)
         except OpError as error:
             self.report.add(
-                rule.span, f"{rule.name}: {error}: {listed(names, 4)}", "mixed-dtypes", "convert all with --dtype"
+                rule.span, f"{rule.name}: {error}: {listed(names, 4)}", "mixed-dtypes", "cast all tensors with --dtype"
             )
             return None
         bundle = sources_map(sources, self.signature)
@@ -145,17 +147,17 @@ class _Binder:
         return Group(rule, sources, ops, Bundle(slots, bundle.holes))
 
     def typed(self, ops: tuple[Op, ...], sources: Bundle[str]) -> tuple[tuple[Op, ...], tuple[str, ...]]:
-        """The ops, with the cast that `--dtype` asks for, and the element types that come out. Raises OpError."""
+        """The ops including the cast of `--dtype`, and the dtypes of the results. Raises OpError."""
         slots = [sorted({self.signature[name].dtype for name in slot.values()}) for slot in sources.slots]
         floating = all(dtype in FLOATING for dtypes in slots for dtype in dtypes)
         if mixed := next((dtypes for dtypes in slots if len(dtypes) > 1), None):
             problem = OpError(f"it joins the types {listed(mixed)}")
         else:
             try:
-                found = result_types(ops, tuple(dtype for (dtype,) in slots))
-                if self.dtype is not None and floating and set(found) != {self.dtype}:
-                    return (*ops, Cast(self.dtype)), (self.dtype,) * len(found)
-                return ops, found
+                results = result_types(ops, tuple(dtype for (dtype,) in slots))
+                if self.dtype is not None and floating and set(results) != {self.dtype}:
+                    return (*ops, Cast(self.dtype)), (self.dtype,) * len(results)
+                return ops, results
             except OpError as error:
                 problem = error
         if self.dtype is None or not floating:
@@ -164,7 +166,7 @@ class _Binder:
         return ops, result_types(ops, (self.dtype,) * len(slots))
 
     def created(self) -> list[Group]:
-        """A constant for each tensor that a rule of `create` is like."""
+        """The groups of `create`: a constant for each source tensor that matches `like`."""
         groups: list[Group] = []
         for rule in self.program.created if not self.report.diagnostics else ():
             for name in self.signature if self.env.holds(rule.when) else ():
@@ -180,8 +182,8 @@ class _Binder:
                 groups.append(Group(rule, Bundle(()), (op,), Bundle(({(): made},))))
         return groups
 
-    def moved(self, rule: Rule, source: str, target: str) -> Group:
-        """A group that gives a tensor its name, and the type that `--dtype` asks for."""
+    def renamed(self, rule: Rule, source: str, target: str) -> Group:
+        """A group that only renames a tensor, and casts it to the type of `--dtype`."""
         dtype = self.signature[source].dtype
         ops: tuple[Op, ...] = ()
         if self.dtype is not None and dtype in FLOATING and dtype != self.dtype:
@@ -190,9 +192,9 @@ class _Binder:
         return Group(rule, Bundle(({(): source},)), ops, Bundle(({(): made},)))
 
     def aliases(self, groups: list[Group]) -> list[Group]:
-        """Reversed, a tie writes its alias again, as the source's trainer does."""
+        """Reversed: the groups that write the aliases of ties, which the source's trainer writes too."""
         by_target = {target.name: group for group in groups for target in group.target_list}
-        found = []
+        copies = []
         for tie in self.program.ties:
             if not self.env.holds(tie.when):
                 continue
@@ -209,8 +211,8 @@ class _Binder:
                     )
                     continue
                 targets = group.targets.map(lambda target, name=alias: replace(target, name=name))  # type: ignore[misc]
-                found.append(replace(group, targets=targets))
-        return found
+                copies.append(replace(group, targets=targets))
+        return copies
 
     def check_written(self, groups: list[Group]) -> None:
         writers: dict[str, Group] = {}
@@ -220,7 +222,7 @@ class _Binder:
                     first = writers[target.name].rule
                     self.report.add(
                         group.rule.span,
-                        f"{target.name} would be written twice, also by the rule at line {first.span.line}",
+                        f"{target.name} would be written twice; the other rule is at line {first.span.line}",
                         "written-twice",
                     )
                 writers[target.name] = group
@@ -235,7 +237,7 @@ def sources_map(sources: Bundle[str], signature: TensorTable) -> Bundle[tuple[in
 
 
 def result_types(ops: tuple[Op, ...], dtypes: tuple[str, ...]) -> tuple[str, ...]:
-    """The element types of the slots that come out of a chain. Raises OpError."""
+    """The dtypes of the results of a chain of ops. Raises OpError."""
     for op in ops:
         dtypes = op.dtypes(dtypes)
     return dtypes

@@ -1,7 +1,7 @@
-"""The files of a source as one checkpoint, as its spec says: united, or parts of one model joined along their axes.
+"""Opens the files of a source as one checkpoint, as its spec says: several shards, or tensor-parallel parts to join.
 
-Takes a Program and the paths of a user; returns a Checkpoint in which a tensor of several files is a `Joined`. Refuses
-a set of parts with one missing, parts that do not fit, and a tensor that should be the same in each and is not.
+Takes a Program and paths; returns a Checkpoint, in which a tensor of several files is a `Joined`. Rejects a set of parts
+with one missing, parts that do not fit together, and a replicated tensor that differs between parts.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Opened = dict[object, list[Checkpoint] | tuple[Diagnostic, ...]]
 def open_source(
     program: Program, paths: Sequence[Path], weights: str | None = None, opened: Opened | None = None
 ) -> Checkpoint:
-    """Open what a user named. `weights` is the way to them inside a torch file, where several may be meant; `opened`
-    keeps what was opened, or could not be, for the next program. Raises Refusal."""
+    """Open a user's paths. `weights`: the key path of the weights in a torch file; `opened`: a cache of opened files and of
+    failures, shared between programs. Raises Refusal."""
     files = _files(program.spec.weights, paths, bool(program.merged))
-    found = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
-    return merge(program.merged, found) if program.merged else below_an_attribute(program, found[0])
+    checkpoints = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
+    return merge(program.merged, checkpoints) if program.merged else without_attribute_prefix(program, checkpoints[0])
 
 
 def _opened(files: list[Path], apart: bool, nested: bool, weights: str | None, opened: Opened) -> list[Checkpoint]:
-    """The files as one checkpoint each, or all as one."""
+    """The files as one checkpoint, or with `apart` each as its own."""
     key = (tuple(files), apart and len(files) > 1, nested, weights)
     if key not in opened:
         try:
@@ -47,29 +47,32 @@ def _opened(files: list[Path], apart: bool, nested: bool, weights: str | None, o
             )
         except Refusal as refusal:
             opened[key] = refusal.diagnostics
-    found = opened[key]
-    if isinstance(found, tuple):
-        raise Refusal(found)
-    return found
+    outcome = opened[key]
+    if isinstance(outcome, tuple):
+        raise Refusal(outcome)
+    return outcome
 
 
 def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
-    """The files of a checkpoint in the order of their numbers."""
+    """The files of a checkpoint, sorted by the numbers in their names."""
     if not in_parts(weights):
         return list(paths)
     one = paths[0]
     if len(paths) == 1 and one.is_dir() and (step := last_step(one)) and any(step.glob(weights)):
         one = step
-    if len(paths) == 1 and one.is_dir() and (found := list(one.glob(weights))):
-        files = sorted(found, key=_numbers)
-        # The one number that differs from name to name counts the parts.
+    if len(paths) == 1 and one.is_dir() and (matching := list(one.glob(weights))):
+        files = sorted(matching, key=_numbers)
+        # The number that differs between names counts the parts.
         for values in zip(*map(_numbers, files), strict=False):
             there = set(values)
             missing = [n for n in range(len(there)) if n not in there] if len(there) > 1 else []
             if missing:
                 name = f"{len(files)} parts, {listed(sorted(str(f.relative_to(one)) for f in files), 4)}"
                 refuse(
-                    str(one), f"of {name}, number {missing[0]} is missing", "missing-part", "put it beside the others"
+                    str(one),
+                    f"part {missing[0]} is missing; there are {name}",
+                    "missing-part",
+                    "copy it next to the others",
                 )
         return files
     if len(paths) == 1 and one.is_file() and shared:
@@ -77,8 +80,8 @@ def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
         folder = whole.parents[min(depth, len(whole.parents) - 1)]
         others = [f for f in folder.glob(weights) if f != whole] if whole in folder.glob(weights) else []
         if others:
-            hint = f"give the folder: {folder}"
-            refuse(str(one), f"it is one of {len(others) + 1} parts of a model", "missing-part", hint)
+            hint = f"pass the folder: {folder}"
+            refuse(str(one), f"this is one of {len(others) + 1} parts of a model", "missing-part", hint)
     return sorted(paths, key=_numbers)
 
 
@@ -87,14 +90,14 @@ def _numbers(path: Path) -> list[int]:
 
 
 def merge(rules: Sequence[Merged], parts: Sequence[Checkpoint]) -> Checkpoint:
-    """One checkpoint of parts that share their names. Raises Refusal with all that does not fit."""
+    """One checkpoint of parts that have the same tensor names. Raises Refusal with every problem."""
     if len(parts) == 1:
         return parts[0]
     first, report = parts[0], Report()
     span = Span(str(first.path))
     for part in parts[1:]:
         if differing := sorted(first.tensors.keys() ^ part.tensors.keys()):
-            report.add(span, f"only one of this and {part.path} holds {listed(differing)}", "missing-tensor")
+            report.add(span, f"only one of this and {part.path} has {listed(differing)}", "missing-tensor")
     report.settle()
     axes = [(rule, rule.axis.evaluate({}, NamedShapes(first.tensors))) for rule in rules]
     merged: dict[str, Tensor | Joined] = {}
@@ -122,9 +125,11 @@ def _same(tensors: Sequence[Tensor]) -> Tensor:
     bits = read_bytes(first)
     for other in tensors[1:]:
         if (other.dtype, other.shape) != (first.dtype, first.shape):
-            raise OpError(f"no axis joins it, yet the parts are {shown(first.shape)} and {shown(other.shape)}")
+            raise OpError(
+                f"the spec joins it along no axis, but the parts have the shapes {shown(first.shape)} and {shown(other.shape)}"
+            )
         if read_bytes(other) != bits:
-            raise OpError(f"it should be the same in every part, but {other.path} holds another")
+            raise OpError(f"it should be equal in every part, but differs in {other.path}")
     return first
 
 
@@ -136,7 +141,7 @@ def _joined(tensors: Sequence[Tensor], axis: int, blocks: int) -> Joined:
         if not fits or any(a != b and n != axis for n, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
             raise OpError(f"parts of {shown(first.shape)} and {shown(other.shape)} cannot be joined along axis {axis}")
         if other.shape[axis] % blocks:
-            raise OpError(f"axis {axis} of {shown(other.shape)} does not consist of {blocks} equal blocks")
+            raise OpError(f"axis {axis} of {shown(other.shape)} cannot be divided into {blocks} equal blocks")
     sizes = [t.shape[axis] // blocks for t in tensors]
     pieces = [t.narrow(axis, n * size, size) for n in range(blocks) for t, size in zip(tensors, sizes, strict=True)]
     shape = (*first.shape[:axis], blocks * sum(sizes), *first.shape[axis + 1 :])
@@ -146,12 +151,12 @@ def _joined(tensors: Sequence[Tensor], axis: int, blocks: int) -> Joined:
 DEPTH = 3  # components
 
 
-def below_an_attribute(program: Program, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint by the names that the spec knows; as it is where none or all are known already."""
+def without_attribute_prefix(program: Program, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without a prefix that all names share and the spec does not know, such as `model.`."""
     asked = [parse_pattern(text, span) for expr in program.spec.facts.values() for kind, text, span in expr.asked
              if kind != "exists"]  # fmt: skip
     names, prefix = list(checkpoint.tensors), ""
-    if len({name.partition(".")[0] for name in names}) > 1:  # what most are, told at once
+    if len({name.partition(".")[0] for name in names}) > 1:  # the usual case
         return checkpoint
     for _ in range(DEPTH):
         if not asked or _known(asked, names):
@@ -166,11 +171,11 @@ def below_an_attribute(program: Program, checkpoint: Checkpoint) -> Checkpoint:
     return replace(
         checkpoint,
         tensors=MappingProxyType({name: replace(tensor, name=name) for name, tensor in pairs}),
-        notes=(*checkpoint.notes, f"took the attribute {prefix!r} off {len(names)} names"),
+        notes=(*checkpoint.notes, f"removed the prefix {prefix!r} from {len(names)} names"),
     )
 
 
 def _known(asked: Iterable[Pattern], names: Iterable[str]) -> bool:
-    """Whether some tensor is there that the spec asks for."""
-    found = list(names)
-    return any(pattern.match(name) is not None for pattern in asked for name in found)
+    """Whether the names include one that the spec's facts read."""
+    known_names = list(names)
+    return any(pattern.match(name) is not None for pattern in asked for name in known_names)

@@ -69,9 +69,9 @@ def saved(content: Any, path: Path) -> Path:
 
 CASES: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {
     "resume": (resumed, [], ["opened 'model'", "optimizer"]),
-    "lightning model": (lambda: lightning("model"), [], ["opened 'state_dict'", "took the attribute 'model.' off 25"]),
-    "lightning net": (lambda: lightning("net"), [], ["took the attribute 'net.' off 25"]),
-    "lightning deep": (lambda: lightning("task.net"), [], ["took the attribute 'task.net.' off 25"]),
+    "lightning model": (lambda: lightning("model"), [], ["opened 'state_dict'", "removed the prefix 'model.' from 25"]),
+    "lightning net": (lambda: lightning("net"), [], ["removed the prefix 'net.' from 25"]),
+    "lightning deep": (lambda: lightning("task.net"), [], ["removed the prefix 'task.net.' from 25"]),
     "deepspeed 1": (lambda: deepspeed(1), [], ["opened 'module'"]),
     "deepspeed 2": (lambda: deepspeed(2), [], ["opened 'module'"]),
     "ema": (lambda: averaged("ema", False), ["--weights", "ema"], ["opened 'ema'"]),

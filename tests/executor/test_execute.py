@@ -312,13 +312,13 @@ def test_a_kernel_that_makes_something_else_is_found(tmp_path: Path, monkeypatch
 
 
 def test_an_interrupted_group_lets_the_next_in() -> None:
-    room = computed_tasks.Room()
-    room.enter(1 << 40)
+    gate = computed_tasks.MemoryGate()
+    gate.enter(1 << 40)
     entered = threading.Event()
-    thread = threading.Thread(target=lambda: (room.enter(5), entered.set()))
+    thread = threading.Thread(target=lambda: (gate.enter(5), entered.set()))
     thread.start()
     assert not entered.wait(0.05), "a group that is larger than all room is alone"
-    room.leave(1 << 40)
+    gate.leave(1 << 40)
     assert entered.wait(5)
     thread.join()
 

@@ -591,7 +591,7 @@ for what, code in {
     "one number": tensor(KEY, (), count=384),
 }.items():
 
-    @case(f"a weight that is {what}", "either", "of another shape")
+    @case(f"a weight that is {what}", "either", "differ in shape")
     def _(folder: Path, code: bytes = code) -> None:
         pth(folder, b"\x80\x02}" + state({UP: code}) + b".")
 
@@ -766,7 +766,7 @@ for what, change in {
         st(folder, change)
 
 
-@case("safetensors with whole numbers", "converted", "whole numbers, where fractions are usual: " + UP)
+@case("safetensors with whole numbers", "converted", "integer tensors, where floating-point ones are usual: " + UP)
 def _(folder: Path) -> None:
     st(folder, edit(dtype="I32"))
 
@@ -1542,7 +1542,7 @@ def _(folder: Path) -> dict[str, Any]:
     return gguf(folder)
 
 
-@case("GGUF with an axis too few", "either", "of another shape")
+@case("GGUF with an axis too few", "either", "differ in shape")
 def _(folder: Path) -> dict[str, Any]:
     return gguf(folder, change=lambda n, s, k, o: (n, s[:1], k, o))
 

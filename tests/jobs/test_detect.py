@@ -87,7 +87,7 @@ def test_auto_takes_the_one_that_fits(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as done:
         main(["run", "auto", str(ORACLES / "litgpt/qwen3/source"), str(tmp_path / "out")])
     assert done.value.code == 0
-    assert "took the spec litgpt_qwen3" in capsys.readouterr().err
+    assert "using the spec litgpt_qwen3" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -98,5 +98,5 @@ def test_two_that_fit_are_refused() -> None:
     assert unique([one, near], Path("x")) is one
     with pytest.raises(Refusal, match="2 specs fit: a, b"):
         unique([one, other, near], Path("x"))
-    with pytest.raises(Refusal, match="the nearest is c: it lacks x"):
+    with pytest.raises(Refusal, match="the closest is c: it lacks x"):
         unique([near], Path("x"))

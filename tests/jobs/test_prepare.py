@@ -70,7 +70,7 @@ def test_notes_come_before_a_refusal(source: Path) -> None:
     heard: list[notes.Note] = []
     with pytest.raises(Refusal):
         prepare(LLAMA, Request([source]), heard.append)
-    assert notes.ConfigBesideWeights(source.parent / "config.json") in heard
+    assert notes.ConfigNextToWeights(source.parent / "config.json") in heard
 
 
 def test_a_spec_fits_where_a_run_would_bind(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_every_kind_of_note_has_a_sentence() -> None:
         notes.Remark("x"),
         notes.ClassAgrees("X"),
         notes.ChosenSpec("a", "b"),
-        notes.ConfigBesideWeights(Path("p/c.json")),
+        notes.ConfigNextToWeights(Path("p/c.json")),
         notes.DefaultArguments({"n": 1}),
         notes.UnreadFields(("a",)),
         notes.DerivedArguments({"n": 1}),

@@ -226,10 +226,10 @@ def test_what_is_not_carried_over_is_said_once(run: Run, place: Path) -> None:
     (place / "config.json").write_text(json.dumps(CONFIG | strange))
     end = run("run", "llama", place / "model.pth", place / "out", "--config", place / "config.json")
     assert end.status == 0
-    assert [line for line in end.err.splitlines() if "not carried over" in line] == [
-        "note: not carried over from the config: dropout, flash_attn"
+    assert [line for line in end.err.splitlines() if "does not read" in line] == [
+        "note: config fields that the spec does not read: dropout, flash_attn"
     ]
-    assert "rope_theta=1000000.0" in next(line for line in end.err.splitlines() if "left at their defaults" in line)
+    assert "rope_theta=1000000.0" in next(line for line in end.err.splitlines() if "defaults used" in line)
 
 
 def test_a_config_may_be_yaml(run: Run, place: Path) -> None:

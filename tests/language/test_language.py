@@ -653,7 +653,7 @@ def test_a_rearrangement_of_some_leaves_the_others() -> None:
     op = replace(rearrange_notation.parse_rearrange(rearrange_notation.TRANSPOSE, {}, HERE), only=(0, 2))
     made = op.apply(Bundle(tuple({(): tensor((2, 3))} for _ in range(3))), TorchAlgebra())
     assert [tuple(slot[()].shape) for slot in made.slots] == [(3, 2), (2, 3), (3, 2)]
-    with pytest.raises(OpError, match="only number 2, counted from 0; here are 2"):
+    with pytest.raises(OpError, match="names tensor 2, counted from 0, of 2"):
         op.arity(2, ())
 
 

@@ -64,7 +64,7 @@ def test_rows_of_a_result_have_the_bits_of_the_whole(op: Computed, tensors: tupl
     for start in range(0, node.height, node.grain):
         for end in range(start + node.grain, node.height + node.grain, node.grain):
             stop = min(end, node.height)
-            made = evaluator.computed(node.rows(start, stop))
+            made = evaluator.compute(node.rows(start, stop))
             assert made.view(torch.uint8).equal(whole[start:stop].contiguous().view(torch.uint8)), (start, stop)
 
 

@@ -88,7 +88,7 @@ def test_a_tensor_without_an_axis_is_the_same_in_each(tmp_path: Path) -> None:
     parts = cut(model(2, 2, 3), 2)
     parts[1]["same.weight"] = parts[1]["same.weight"] + 1
     save(tmp_path, parts)
-    with pytest.raises(Refusal, match=r"same\.weight: it should be the same in every part.*\n.*|unfit-parts"):
+    with pytest.raises(Refusal, match=r"same\.weight: it should be equal in every part.*\n.*|unfit-parts"):
         open_source(program(), [tmp_path])
 
 
@@ -108,16 +108,16 @@ def test_a_part_lacks_a_tensor(tmp_path: Path) -> None:
     parts = cut(model(2, 2, 3), 2)
     del parts[1]["rows.weight"]
     save(tmp_path, parts)
-    with pytest.raises(Refusal, match=r"only one of this and .*part\.01\.pth holds rows\.weight"):
+    with pytest.raises(Refusal, match=r"only one of this and .*part\.01\.pth has rows\.weight"):
         open_source(program(), [tmp_path])
 
 
 def test_a_missing_part_is_noticed(tmp_path: Path) -> None:
     files = save(tmp_path, cut(model(3, 1, 3), 3))
-    with pytest.raises(Refusal, match="it is one of 3 parts of a model"):
+    with pytest.raises(Refusal, match="this is one of 3 parts of a model"):
         open_source(program(), [files[1]])
     files[1].unlink()
-    with pytest.raises(Refusal, match="number 1 is missing"):
+    with pytest.raises(Refusal, match="part 1 is missing"):
         open_source(program(), [tmp_path])
 
 

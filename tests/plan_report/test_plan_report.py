@@ -77,7 +77,7 @@ def test_text(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_lost_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = say(capsys, SPEC, small, "--dtype", "float16")
     assert "lossy: rename" in said
-    assert "a cast forgets the element type" in said
+    assert "a cast does not record the dtype" in said
 
 
 def test_headers_are_enough(small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
