@@ -1,7 +1,7 @@
-"""Config files and `--set` assignments as plain mappings.
+"""Config files beside a checkpoint and `--set` assignments, as plain mappings.
 
-Reads JSON (Transformers' config.json, Meta's params.json) and YAML. Rejects duplicate keys, NaN and infinity, deep
-nesting, and an `auto_map` that points outside its folder. Raises Refusal.
+Reads JSON (Transformers' config.json, Meta's params.json) and YAML. Rejects duplicate keys, numbers that JSON does not
+have, deep nesting, and an `auto_map` that points outside its folder. Raises Refusal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from compiler import strict_json
 from compiler.diagnostics import Span, refuse
 from compiler.language import document
 
-MOST_BYTES = 16 << 20  # of a config; the largest known ones have a few hundred thousand
+MOST_BYTES = 16 << 20  # of a config; the largest known have a few hundred thousand
 
 
 def beside(source: Path, name: str) -> Path | None:
@@ -29,7 +29,7 @@ def beside(source: Path, name: str) -> Path | None:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The fields of a config: a JSON or YAML file, or a folder with a config.json. Raises Refusal."""
+    """The fields of a config: JSON (Transformers' config.json, Meta's params.json) or YAML. Raises Refusal."""
     if os.path.isdir(path) and (path / "config.json").is_file():
         path = path / "config.json"
     name = str(path)
@@ -44,12 +44,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
                 name,
                 f"auto_map points outside the folder: {value!r}",
                 "bad-config",
-                "the config is damaged or an attack",
+                "this config is an attack or damaged",
             )
     return dict(fields)
 
 
-@lru_cache(8)  # `detect` reads one config for every spec
+@lru_cache(8)  # a choice among specs reads one config for each
 def _fields(path: Path, stamp: object) -> Any:
     """The content of a file, cached by its stamp: inode, size and time of change."""
     if path.suffix in (".yaml", ".yml"):
@@ -62,7 +62,7 @@ def _json(path: Path) -> Any:
         if not path.is_file() and path.exists():
             refuse(str(path), "not a regular file", "unreadable-file")
         if path.stat().st_size > MOST_BYTES:
-            refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "is this the right file?")
+            refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "this is some other file")
         data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         refuse(str(path), f"cannot be read: {error.strerror}", "unreadable-file")

@@ -1,4 +1,4 @@
-"""`compile detect SOURCE`: list the specs that fit a checkpoint, and why others do not."""
+"""`compile detect SOURCE`: which specs fit a checkpoint, and why the others do not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def detect_parser() -> Parser:
     parser.add_source()
     parser.add_settings()
     parser.add_argument(
-        "--specs", type=Path, action="append", default=[], metavar="DIR", help="a folder with more specs (repeatable)"
+        "--specs", type=Path, action="append", default=[], metavar="DIR", help="a folder of more specs (repeatable)"
     )
     parser.add_argument("--all", action="store_true", help="list every spec with every reason")
     parser.add_json()
@@ -36,7 +36,7 @@ def detect_parser() -> Parser:
 
 
 def detect(options: argparse.Namespace) -> int:
-    """Exit status 0 if a spec fits, else 1."""
+    """Status 0 where a spec fits, 1 where none does."""
     from compiler.jobs.detect import detect as fits_of
     from compiler.jobs.detect import known_specs
 

@@ -1,4 +1,4 @@
-"""`compile draft SOURCE --target CLASS`: write a first version of a spec for a checkpoint that no spec fits."""
+"""`compile draft SOURCE --target CLASS`: proposes a spec for a checkpoint that no spec fits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def draft(options: argparse.Namespace) -> int:
     from compiler.target import model_class
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
-        what = "the file exists" if options.out.exists() else "a spec's file name must be NAME.yaml"
+        what = "the file exists" if options.out.exists() else "a spec is a file called NAME.yaml"
         refuse(
             str(options.out), what, "output-exists" if options.out.exists() else "wrong-usage", "choose another name"
         )

@@ -1,4 +1,4 @@
-"""Turns notes into sentences. The wording of every note is here."""
+"""Notes as sentences: the only place where they are worded."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ MOST_IGNORED = 8  # names that get a line each
 
 
 def sentences(note: Note) -> list[str]:
-    """The lines to print for a note: one, or one for each of the first ignored tensors."""
+    """The lines that tell a person of a note; one each, but for the names of ignored tensors."""
     match note:
         case Remark(text):
             return [text]
         case ClassAgrees(model_class):
             return [f"{model_class} with this config has the same names, shapes and ties"]
         case ChosenSpec(name, summary):
-            return [f"using the spec {name}: {summary}"]
-        case ConfigNextToWeights(path):
-            return [f"read {path.name} next to the weights"]
+            return [f"took the spec {name}: {summary}"]
+        case ConfigBesideWeights(path):
+            return [f"read {path.name} beside the weights"]
         case DefaultArguments(values):
             return [f"left at their defaults: {_values(values)}"]
         case DerivedArguments(values):
@@ -47,11 +47,11 @@ def sentences(note: Note) -> list[str]:
         case UnreadFields(names):
             return [f"not carried over from the config: {listed(names, 40)}"]
         case UnevenShapes(usual, count, others):
-            different = listed((f"{name} is {list(shape)}" for name, shape in others), 4)
-            return [f"tensors of one rule differ in shape: {count} are {list(usual)}, but {different}"]
+            odd = listed((f"{name} {list(shape)}" for name, shape in others), 4)
+            return [f"of another shape than the {count} others like it, {list(usual)}: {odd}"]
         case IntegerTensors(tensors):
-            integers = listed((f"{name} ({dtype})" for name, dtype in tensors), 4)
-            return [f"integer tensors, where floating-point ones are usual: {integers}"]
+            whole = listed((f"{name} ({dtype})" for name, dtype in tensors), 4)
+            return [f"whole numbers, where fractions are usual: {whole}"]
         case IgnoredTensors(tensors):
             lines = [f"ignored {name}: {reason}" for name, reason in tensors[:MOST_IGNORED]]
             more = len(tensors) - MOST_IGNORED

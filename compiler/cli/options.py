@@ -1,6 +1,6 @@
-"""What the commands share: the argument parser, the options of a conversion, notes, progress, and printed problems.
+"""What the commands share: the options that name a source, the meter of long work, and how problems are printed.
 
-Imports only light modules, so that `--help` is fast; a command imports the rest when it runs.
+Nothing heavy is imported here; a command's own module imports what it needs once it runs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from compiler.jobs.request import DEFAULTS, Request
 from compiler.plan.notes import GuessedArgument, Note
 
 SPEC_HELP = "a spec: a YAML file, or the name of a shipped one"
-AUTO_HELP = SPEC_HELP + "; auto picks the one that fits SOURCE"
+AUTO_HELP = SPEC_HELP + "; auto takes the one that fits"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports wrong usage as a diagnostic if `--json` is given, else as argparse does.
+    """A parser whose complaints are diagnostics where the words ask for JSON, and argparse's own text elsewhere.
 
-    Options are not abbreviated: `--to` is not read as `--tokenizer`.
+    Options are written out in full: `--to` is not taken for `--tokenizer`.
     """
 
     def __init__(self, command: str, description: str, **rest: Any) -> None:
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         self.words: Sequence[str] = ()
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse the command's words. On wrong usage, raises Refusal or ends the process with status 2."""
+        """The options that the words give. Raises Refusal or ends the process with status 2."""
         self.words = words
         return self.parse_args(words)
 
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
     def add_field(self, name: str, help: str, flag: str = "", **rest: Any) -> None:
-        """Add the option for a field of `Request`, with the default of the field; a flag for a bool."""
+        """An option for the field of `Request` of that name, with its default; a flag for a bool."""
         default = DEFAULTS[name]
         flag = flag or "--" + name.replace("_", "-")
         if isinstance(default, bool):
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--json", action="store_true", help=what)
 
     def add_settings(self) -> None:
-        """Add the options that give values to the spec's arguments."""
+        """What tells a source's arguments."""
         self.add_field("config", "the source's config: JSON, YAML, Meta's params.json", type=Path, metavar="FILE")
         self.add_field("weights", "which weights of a torch file: ema, model, or a dotted path of keys", metavar="KEY")
         self.add_argument(
@@ -75,19 +75,19 @@ class Parser(argparse.ArgumentParser):
         self.add_field("any_model_type", "accept a config that names another architecture", flag="--ignore-model-type")
 
     def add_conversion(self) -> None:
-        """Add the options that `run` and `plan` share."""
+        """What `run` and `plan` share."""
         self.add_settings()
         self.add_field("dtype", "cast every floating tensor to this type", choices=["float32", "float16", "bfloat16"])
-        self.add_field("reverse", "convert back: SOURCE is a Transformers folder, OUT a .pth file")
+        self.add_field("reverse", "the other way: SOURCE is a Transformers folder, OUT a .pth")
         self.add_json()
 
 
 def request(options: argparse.Namespace) -> Request:
-    """The request that a command's options make. Fields without an option keep their defaults. Raises Refusal."""
+    """The request that a command's options make; fields that it has no option for keep their defaults. Raises Refusal."""
     from compiler.checkpoints.config_file import parse_assignments
 
-    values = vars(options)
-    given = {field.name: values[field.name] for field in fields(Request) if field.name in values}
+    words = vars(options)
+    given = {field.name: words[field.name] for field in fields(Request) if field.name in words}
     return Request(**given, assigned=parse_assignments(options.set))
 
 
@@ -106,11 +106,11 @@ def ask_on_stderr(question: str) -> str:
 
 
 class Notes:
-    """Collects the notes of a command; prints each on stderr unless `silent` (they are then part of the JSON result)."""
+    """The listener of a command: prints each note on stderr, or only keeps it, where it becomes part of a result."""
 
     def __init__(self, silent: bool) -> None:
         self.silent = silent
-        self.notes: list[Note] = []
+        self.heard: list[Note] = []
 
     def __call__(self, note: Note) -> None:
         self.heard.append(note)
@@ -119,8 +119,8 @@ class Notes:
             print(f"{kind}: {printable(line)}", file=sys.stderr)
 
     def lines(self) -> list[str]:
-        """All notes so far as sentences."""
-        return [line for note in self.notes for line in sentences(note)]
+        """All notes so far, as sentences."""
+        return [line for note in self.heard for line in sentences(note)]
 
 
 def print_json(value: Any) -> None:
@@ -128,7 +128,7 @@ def print_json(value: Any) -> None:
 
 
 def report(diagnostics: Sequence[Diagnostic], as_json: bool) -> None:
-    """Print problems: as text on stderr, or as JSON on stdout."""
+    """Print problems: for people on stderr, for tools as JSON on stdout."""
     if as_json:
         print_json({"diagnostics": [d.as_json() for d in diagnostics]})
         return
@@ -140,7 +140,7 @@ def report(diagnostics: Sequence[Diagnostic], as_json: bool) -> None:
 
 
 class Meter:
-    """A progress bar on stderr; nothing if stderr is not a terminal."""
+    """Progress on stderr, which disappears where that is no terminal."""
 
     def __init__(self) -> None:
         self.bar: Any = None

@@ -1,4 +1,4 @@
-"""`compile plan`: show what a conversion would do, as text, JSON or an HTML page, from file headers alone."""
+"""`compile plan`: what a conversion would do, as text, JSON or an HTML page, from headers alone."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from compiler.plan_report.text import text
 
 
 def plan_parser() -> Parser:
-    parser = Parser("plan", "Show what a conversion would do, from file headers alone.")
+    parser = Parser("plan", "Say what would become what, from headers alone.")
     parser.add_spec()
     parser.add_source()
     parser.add_conversion()
-    parser.add_argument(
-        "--full", action="store_true", help="one line for every tensor; by default equal layers share a line"
-    )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the plan as an HTML page")
+    parser.add_argument("--full", action="store_true", help="a line for every tensor; without it layers are folded")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page that shows it")
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="also read the tensors that a run compares before it writes: tied and dropped ones",
+        help="read what a run would compare first: tensors that are tied, or left behind",
     )
     parser.add_argument(
         "--check", action="store_true", help="compare the result with the target class built from its config.json"

@@ -34,7 +34,7 @@ def check_copies(base: Checkpoint, adapter: Adapter, path: str) -> None:
 
 
 def carry(plan: Plan, base: TensorTable, pairs: Mapping[str, Pair], path: str) -> dict[str, Pair]:
-    """The pairs of the plan's targets. `base` has the shapes of its sources. Raises Refusal: `unknown-tensor`,
+    """The pairs of the plan's targets; `base` has the shapes of its sources. Raises Refusal: `unknown-tensor`,
     `shape-mismatch`, `unsupported-adapter`."""
     known = {name for group in plan.groups for name in group.source_names}
     if unknown := [name for name in pairs if name not in known]:
@@ -59,7 +59,7 @@ def _is_alias(plan: Plan, group: Group) -> bool:
     return plan.reverse and any(tie.alias.match(name) is not None for tie in plan.program.ties for name in names)
 
 
-def _convert_group(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+def _carried(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     import torch
 
     bare = replace(group, ops=tuple(op for op in group.ops if not isinstance(op, Cast)))
@@ -74,7 +74,7 @@ def _convert_group(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -
         """`b` in its own columns, so that joined matrices do not share them."""
         wide = torch.zeros(base[name].shape[0], sum(ranks), dtype=torch.float64)
         if name in pairs:
-            wide[:, starts[name] : starts[name] + pairs[name].b.shape[1]] = function(pairs[name].b.double())
+            wide[:, starts[name] : starts[name] + pairs[name].b.shape[1]] = of(pairs[name].b.double())
         return wide
 
     try:
@@ -90,7 +90,7 @@ def _convert_group(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -
             _refuse(group, "the rule does more than reorder rows or transpose")
         columns = used[name].ne(0).any(1 if over else 0)
         if bool(columns.any()):
-            rows = (b.T if transposed else b)[:, columns].to(pairs[adapted[0]].b.dtype).contiguous()
+            rows = (b.T if over else b)[:, columns].to(pairs[adapted[0]].b.dtype).contiguous()
             pair = Pair(joined[columns].contiguous(), rows)
             carried[name] = pair.transposed if over else pair
     return carried

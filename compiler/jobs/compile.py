@@ -1,4 +1,4 @@
-"""Render the files of a spec, after proving it against its target class."""
+"""One spec to the files that are generated from it, proven against its target class."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
     from compiler.target import model_class
 
     program = load_program(text)
-    findings = lint(program)
-    if errors := [d for d in findings if not d.warning]:
+    found = lint(program)
+    if errors := [d for d in found if not d.warning]:
         raise Refusal(errors)
-    for warning in findings:
+    for warning in found:
         warn(warning)
     if prove:
         proof = prove_program(program)

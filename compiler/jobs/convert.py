@@ -1,6 +1,7 @@
-"""The main job: convert a checkpoint into a folder that Transformers loads; reversed, into a `.pth` file.
+"""The main job: a spec and a checkpoint in, a folder that Transformers loads out. Reversed, a `.pth` out.
 
-Plans and checks everything from metadata, then writes.
+Opens, gathers settings, plans, checks, and only then writes; everything is decided from metadata before the first
+byte of output exists.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def convert(
     on_note: Listener = ignore_note,
     progress: execute.Progress = lambda size: None,
 ) -> Plan:
-    """Prepare and write a conversion. `out` is a folder; with `reverse` a file, or a folder of several `parts`.
+    """Do all of it: `out` is a folder, or with `reverse` a file unless it is cut into parts.
 
-    Raises Refusal, after removing what was written; Interrupted, whose text says whether the run can be resumed.
+    Raises Refusal; then nothing is left behind. Raises Interrupted, which says whether something is left to resume.
     """
     from compiler.executor import nonfinite_values
 
@@ -54,7 +55,7 @@ def convert(
     output.check()
     output.protect(_named_files(program, request), [])
     with ranks.from_environment(out) as crew:
-        if not crew.leads:  # the leading process prints notes and looks at values
+        if not crew.leads:  # the leader speaks, and looks at values, for all
             on_note = ignore_note
         prepared = prepare(program, request, on_note)
         plan, checkpoint = prepared.plan, prepared.checkpoint
@@ -143,7 +144,7 @@ def write(
                     sizes = {p.name: p.stat().st_size for p in output.place.iterdir() if p.name != MANIFEST}
                     text = card.manifest(plan, checkpoint, sizes, output.place, checked=request.check)
                     (output.place / MANIFEST).write_text(text, encoding="utf-8")
-            for line in nonfinite_values.made(checkpoint, plan, output.place):
+            for line in nonfinite_values.after_casts(checkpoint, plan, output.place):
                 remark(line)
             sources.check()
             if check:
@@ -185,7 +186,7 @@ def _part_names(plan: Plan, request: Request) -> list[str]:
 
 
 def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layout.OutFile], parts: int = 1) -> str:
-    """A hash of all that decides the bytes of a run: program, settings, source files, layout of the output."""
+    """What two runs have in common whose bytes are the same: program, settings, source files, places of the output."""
     spec = document.plain(plan.program.spec.root)
     sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.files]
     regions = hashlib.sha256(str([tensor.region for tensor in checkpoint.tensors.values()]).encode()).hexdigest()

@@ -32,8 +32,8 @@ from compiler.resources import folder
 
 ORDER = ("fits", "asks", "near", "no")
 NEAR = 0.6  # of the names and patterns
-_MOST_FILES = 10_000  # of a folder whose names are read
-_MOST_NAMES = 2000  # that are matched; two layers of a model have some hundred
+_MOST_FILES = 10_000  # of a folder that are looked at
+_MOST_NAMES = 2000  # that are looked at; two layers of a model have some hundred
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -60,20 +60,20 @@ class Fit:
 
 
 def known_specs(more: Sequence[Path] = ()) -> list[Program]:
-    """The shipped specs and those of more folders. Raises Refusal for one that does not compile."""
+    """The shipped specs, and those of other folders. Raises Refusal for one that does not compile."""
     paths = sorted(folder("specs").glob("*.yaml"))
     for place in more:
         if not place.is_dir():
-            refuse(str(place), "no such folder of specs", "unreadable-file")
+            refuse(str(place), "there is no such folder of specs", "unreadable-file")
         paths += sorted(place.glob("*.yaml"))
     return [load_program(str(path)) for path in paths]
 
 
 def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
-    """A Fit for each program, the best first. Raises Refusal if no program can open the checkpoint."""
+    """A Fit for each program, the best first. Raises Refusal where the checkpoint cannot be opened in any way."""
     opened: dict[object, Checkpoint | Refusal] = {}
     files: Opened = {}
-    names = [name for path in request.source for name in _file_names(path)]
+    names = [name for path in request.source for name in _called(path)]
     if request.config is not None:
         config_file.read_config_file(request.config)
     found = []
@@ -123,11 +123,7 @@ def unique(fits: Sequence[Fit], path: Path, ask: Callable[[str], str] | None = N
         refuse(str(path), message, "ambiguous-spec", hint)
     if not good:
         near = [fit for fit in fits if fit.status == "near"]
-        hint = (
-            f"the closest is {near[0].spec}: {near[0].reasons[0]}"
-            if near
-            else "`compile draft` writes a first version of a new one"
-        )
+        hint = f"the nearest is {near[0].spec}: {near[0].reasons[0]}" if near else "compile draft proposes a new one"
         refuse(str(path), "no spec fits", "no-fitting-spec", hint)
     return best[0]
 
@@ -159,7 +155,7 @@ def named_program(
     if spec != "auto":
         return load_program(spec)
     if request.reverse:
-        refuse("auto", "--reverse needs the name of a spec", "wrong-usage", "auto recognizes sources only")
+        refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
     programs = known_specs()
     fit = unique(detect(request, programs), request.source[0], ask)
     on_note(ChosenSpec(fit.spec, fit.summary))
@@ -196,7 +192,7 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
 
 
 def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:
-    """Why the program does not bind to this checkpoint; nothing if it does."""
+    """What keeps the program from binding to this checkpoint."""
     known = {*program.spec.arguments, *program.spec.facts}
     request = replace(request, assigned={name: value for name, value in request.assigned.items() if name in known})
     try:
@@ -215,7 +211,7 @@ def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[fl
     some = (name for name in tensors if all(number in written for number in _NUMBER.findall(name)))
     few = list(islice(some, _MOST_NAMES))
     others = [p for rule in program.rules if rule.when for p in rule.sources]
-    guarded = program.spec.indices.keys()  # their numbers may start anywhere
+    guarded = program.spec.indices.keys()  # their numbers may begin anywhere
     others += [tie.alias for tie in program.ties] + [p for p, _ in program.ignored if not p.holes.keys() & guarded]
     unread = [n for n in few if not any(p.match(n) is not None for p in (*needed, *others))]
     many = {p: tensors if p.holes.keys() & guarded else few for p in needed}

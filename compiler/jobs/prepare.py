@@ -1,7 +1,7 @@
-"""Open a checkpoint, collect the arguments and bind a Program to it. Nothing is written.
+"""Open a checkpoint, collect its arguments and bind a Program to it; nothing is written.
 
-Takes a Program and a `Request`; returns a `Prepared`: everything that is decided before the first byte of output. Reads
-file headers; with `compare`, also the tensors that must equal each other. Raises Refusal.
+Takes a Program and a `Request`; returns all that is known before the first byte of output exists, as a `Prepared`.
+Everything is decided from metadata. Raises Refusal.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from compiler.proof.proof import check_target
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan, the opened checkpoint, the value and origin of each argument, and the notes in the order they arose."""
+    """A plan and what it rests on: the opened checkpoint, the value and origin of each argument that the plan uses, and
+    the notes, in the order in which they came up."""
 
     plan: Plan
     checkpoint: Checkpoint
@@ -62,8 +63,8 @@ class Prepared:
 
 @uncollected()
 def prepare(program: Program, request: Request, on_note: Listener = ignore_note) -> Prepared:
-    """Open the source and bind the program to it. `on_note` gets each note at once, so that notes are known even if the
-    preparation fails. Raises Refusal."""
+    """Open the source and bind the program to it; nothing is written. `on_note` gets each note at once, so that it is
+    known even where the conversion is refused. Raises Refusal."""
     notes: list[Note] = []
 
     def note(one: Note) -> None:
@@ -90,7 +91,7 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
             preconditions.check_ties(plan, checkpoint)
             preconditions.check_constants(plan, checkpoint)
     except Refusal:
-        verify(checkpoint)  # a damaged file explains any difference
+        verify(checkpoint)  # damage explains any difference
         raise
     folder_config = config_file.read_config_file(_config_of_folder(request)) if request.reverse else None
     return Prepared(plan, checkpoint, folder_config, env.arguments, tuple(notes))
@@ -115,9 +116,8 @@ def bind_source(
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
     if program.keep_all and program.spec.target.code is None:  # planning runs no code of others; the last check does
         check_target(plan)
-    problems = arguments.contradictions(program, settings.stated, plan.config)
-    if problems := problems or arguments.padding_beyond_vocabulary(plan.config):
-        raise Refusal(problems)
+    if different := arguments.contradictions(program, settings.stated, plan.config) or arguments.rowless(plan.config):
+        raise Refusal(different)
     if settings.unread:
         note(UnreadFields(settings.unread))
     return _with_assumptions(plan, env, released, request.strict, note), env
@@ -150,7 +150,7 @@ def _bind_reversed(
     made = NamedShapes({target.name: target for target in plan.targets})
     try:
         Environment(program, made, given, trusted=unfounded(program, given)).check()
-    except Refusal as refusal:  # arguments that only the forward direction needs may be missing
+    except Refusal as refusal:  # what only the way there has to know is nothing here
         if others := [d for d in refusal.diagnostics if d.kind != "missing-argument"]:
             raise Refusal(others) from None
     return plan, env

@@ -1,6 +1,5 @@
-"""The values of a spec's arguments, and where each comes from.
-
-In order of precedence, the lowest first: the default, the checkpoint itself, a config file, `--set`.
+"""The arguments of a run and where each comes from. In order of precedence, lowest first: the checkpoint itself, a
+config file, `--set`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from compiler.program.program import Program
 from compiler.target import config_class, config_dialects
 from compiler.target.config_meaning import same_value
 
-# Keys under which trainers store the model's arguments in the same file as the weights.
+# Where trainers put the arguments of their model beside the weights.
 OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
 # The config of a folder of Transformers, which trainers copy beside weights of their own layout.
 HUB_CONFIG = "config.json"
@@ -30,7 +29,7 @@ STATED = frozenset(
 )  # fmt: skip
 # Where a config file keeps them, whose other fields are those of the training.
 HOLDERS = ("model", "kwargs", *OBJECTS)
-# Fields that every config of Transformers has and no conversion reads.
+# What every config of Transformers carries and no conversion reads.
 BAGGAGE = frozenset(
     [
         "_name_or_path",
@@ -94,8 +93,9 @@ BAGGAGE = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """`given`: values by name. `unread`: fields of the config that the spec does not read. `stated`: if the config is of
-    the target's own model type, its fields, which the written config must not contradict.
+    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` about where it lay.
+
+    `stated`: the fields of a config of the target's own kind, which what is written must not contradict.
     """
 
     given: Mapping[str, Given]
@@ -123,7 +123,7 @@ def gather(
     notes: list[Note] = []
     plain = {n: v for n, v in objects.items() if n in known and isinstance(v, bool | int | float | str)}
     given |= {n: Given(v, "the checkpoint", Origin.CHECKPOINT) for n, v in plain.items()}
-    for key, values in _stored_arguments(objects):
+    for key, values in _inside(objects):
         place = f"the checkpoint's {key!r}"
         given |= {n: Given(v, place, Origin.CHECKPOINT) for n, v in values.items() if n in known}
     unread: tuple[str, ...] = ()
@@ -139,9 +139,9 @@ def gather(
         held = model_part(whole, known)
         fields = config_dialects.read_config(whole | held)
         if fields.get("use_sliding_window") is False:
-            fields["sliding_window"] = None  # no layer uses it
+            fields["sliding_window"] = None  # a width that no layer uses
         if config is None:
-            notes.append(ConfigNextToWeights(path))
+            notes.append(ConfigBesideWeights(path))
 
         def from_file(value: Any) -> Given:
             return Given(value, path.name, Origin.CONFIG_FILE)
@@ -169,9 +169,9 @@ def gather(
             names = listed(program.spec.arguments, 12)
             refuse(
                 str(path),
-                f"{program.spec.name.value} reads none of its fields",
+                f"none of its fields means anything to {program.spec.name.value}",
                 "unread-config",
-                f"its arguments are {names}",
+                f"the spec reads {names}",
             )
     given |= _assigned(assigned)
     wrong += config_guard.fixed_fields(program, given)
@@ -191,8 +191,8 @@ def gather_without_spec(
     `config.json` or `params.json` beside the weights is read; `known` names select the part of it that describes the
     model. Raises Refusal."""
     values: dict[str, Any] = {}
-    for _, stored in _stored_arguments(objects):
-        values |= stored
+    for _, held in _inside(objects):
+        values |= held
     path = config or beside(source, "config.json") or beside(source, "params.json")
     if path is not None:
         whole = read_config_file(path)
@@ -205,15 +205,15 @@ def _assigned(values: Mapping[str, Any]) -> dict[str, Given]:
     return {name: Given(value, "--set", Origin.ASSIGNMENT) for name, value in values.items()}
 
 
-def _stored_arguments(objects: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The mappings of arguments in a checkpoint, as (key, values), the lowest precedence first."""
+def _inside(objects: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mappings of arguments that a checkpoint holds, by their keys, the one that counts most last."""
     for key in reversed(OBJECTS):
         if isinstance(values := objects.get(key), Mapping):
             yield key, config_dialects.read_config(values)
 
 
 def _holders(whole: dict[str, Any]) -> list[dict[str, Any]]:
-    """The mappings in a config that may hold the model's fields."""
+    """The mappings within a config that may hold the fields of the model."""
     return [part for key in HOLDERS if isinstance(part := whole.get(key), dict)]
 
 
@@ -273,23 +273,23 @@ def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> 
     }
 
 
-def _is_of_target(program: Program, config: Mapping[str, Any]) -> bool:
-    """Whether it is a config of the target class, which some trainers write next to their weights."""
+def _of_the_target(program: Program, config: Mapping[str, Any]) -> bool:
+    """Whether it is a config of the target's class, which may lie beside a source that has none of its own."""
     model = program.spec.target.model
     return model is not None and "model_type" in config and config["model_type"] == config_guard.target_type(program)
 
 
 def contradictions(program: Program, stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
-    """The fields of a config of the target's model type that the conversion would write with another value."""
+    """The fields that a config of the target's own kind states and the conversion would write otherwise."""
     fixed = {f.name for f in program.spec.config if f.expr is None}
     return [
         Diagnostic(
             Span(value.place),
-            f"{name} is {value.value!r} here, but the conversion would write {written[name]!r}",
+            f"{name} is {value.value!r} here, and {written[name]!r} is what would be written",
             "config-mismatch",
-            "the spec always writes this value: its rules are for such models only"
+            "the spec writes nothing else: its rules are for models that have it so"
             if name in fixed
-            else "pass the argument that it depends on with --set",
+            else "an argument of the spec decides it: give it with --set",
         )
         for name, value in stated.items()
         if not same_value(name, value.value, written[name])
@@ -297,10 +297,10 @@ def contradictions(program: Program, stated: Mapping[str, Given], written: Mappi
     ]
 
 
-def padding_beyond_vocabulary(written: Mapping[str, Any]) -> list[Diagnostic]:
-    """A problem if the embedding has no row for the padding token: the class could not be built."""
+def rowless(written: Mapping[str, Any]) -> list[Diagnostic]:
+    """The padding token, where the embedding has no row for it: the class could not be built."""
     rows, token = written.get("vocab_size"), written.get("pad_token_id")
     if not isinstance(rows, int) or not isinstance(token, int) or token < rows:
         return []
-    text = f"pad_token_id is {token}, but the vocabulary has {rows} rows"
-    return [Diagnostic(Span("config.json"), text, "config-mismatch", "pass --set pad_token_id=VALUE, or null")]
+    text = f"pad_token_id is {token}, and the vocabulary has {rows} rows"
+    return [Diagnostic(Span("config.json"), text, "config-mismatch", "give it with --set pad_token_id=VALUE, or null")]

@@ -1,7 +1,7 @@
 """Which rule reads which tensor of a checkpoint.
 
-Each name is claimed by the one rule, tie or ignore that matches it. Then the claims are checked for completeness: an
-index runs from 0 without a gap, and a rule that reads one layer reads all of them.
+Each name is claimed by the one rule, tie or ignore that matches it. Then the claims are complete: an index runs from 0
+without a gap, and a rule that reads one layer reads all of them.
 """
 
 from __future__ import annotations
@@ -37,70 +37,70 @@ class Claimant:
         self.ties: list[tuple[str, str]] = []
         self.ignored: list[tuple[str, str]] = []
         self.unruled: list[str] = []
-        self.made: list[tuple[str, float]] = []  # reversed: what `create` wrote, and the value that it must have
+        self.made: list[tuple[str, float]] = []  # reversed: what `create` wrote, and the value that it must hold
         self.indices: dict[str, set[int]] = {}  # text before an index -> its values
-        self.least: dict[str, int] = {}  # text before an index -> its first number
+        self.least: dict[str, int] = {}  # text before an index -> the number that it counts from
         self.readers: dict[str, set[tuple[str, int]]] = {}  # text before an index -> its names and their shifts
         self.first_reader: dict[str, Pattern] = {}  # text before an index -> the pattern that read it first
         self.seen: dict[tuple[int, int], set[tuple[str, ...]]] = {}  # (rule, slot) -> captures
 
     def claim(self) -> None:
-        """Assign every name to the one rule, tie or ignore that matches it."""
+        """Every name to the one rule, tie or ignore that it belongs to."""
         sources = [(n, k, p) for n, rule in enumerate(self.rules) for k, p in enumerate(rule.sources)]
         ties = [tie for tie in self.program.ties if self.env.holds(tie.when)] if not self.reverse else []
         ignored = self.program.ignored if not self.reverse else ()
         created = [rule for rule in self.program.created if self.reverse and self.env.holds(rule.when)]
-        unclaimed: list[str] = []
+        nobody: list[str] = []
         lengths = [count_components(pattern) for _, _, pattern in sources]
         fitting: dict[
             int, list[tuple[int, int, Pattern]]
-        ] = {}  # number of components -> patterns that may match such names
+        ] = {}  # the patterns that names of so many components may match
         for name in self.signature:
-            claims: list[tuple[str, Span]] = []
+            found: list[tuple[str, Span]] = []
             length = name.count(".") + 1
             if length not in fitting:
                 fitting[length] = [s for s, n in zip(sources, lengths, strict=True) if n is None or n == length]
             for n, k, pattern in fitting[length]:
                 captures = self.env.match(pattern, name)
                 if captures is not None:
-                    claims.append((self.rules[n].name or self.rules[n].kind, self.rules[n].span))
+                    found.append((self.rules[n].name or self.rules[n].kind, self.rules[n].span))
                     self.take(n, k, pattern, name, captures)
             for tie in ties:
                 captures = self.env.match(tie.alias, name)
                 if captures is not None:
-                    claims.append(("tie", tie.alias.span))
+                    found.append(("tie", tie.alias.span))
                     self.ties.append((name, tie.owner.fill(captures)))
             for pattern, reason in ignored:
                 if self.env.match(pattern, name) is not None:
-                    claims.append(("ignore", pattern.span))
+                    found.append(("ignore", pattern.span))
                     self.ignored.append((name, reason))
             for rule in created:
                 if self.env.match(rule.targets[0], name) is not None:
-                    claims.append(("create", rule.span))
+                    found.append(("create", rule.span))
                     self.made.append((name, rule.steps[0][0].fill))  # type: ignore[attr-defined]
-            if not claims and self.program.keep_all:
+            if not found and self.program.keep_all:
                 self.unruled.append(name)
-            elif not claims:
-                unclaimed.append(name)
-            elif len(claims) > 1:
-                lines = listed(f"line {span.line} ({what})" for what, span in claims)
-                self.report.add(claims[0][1], f"{name} is claimed by more than one rule: {lines}", "claimed-twice")
+            elif not found:
+                nobody.append(name)
+            elif len(found) > 1:
+                lines = listed(f"line {span.line} ({what})" for what, span in found)
+                self.report.add(found[0][1], f"{name} is claimed by more than one rule: {lines}", "claimed-twice")
         for alias, owner in self.ties:
             if owner not in self.signature:
                 self.report.add(
                     Span(self.program.spec.path),
-                    f"{alias} is tied to {owner}, which the checkpoint does not have",
+                    f"{alias} is tied to {owner}, which the checkpoint lacks",
                     "missing-tensor",
                     nearest(owner, self.signature),
                 )
-        if unclaimed:
+        if nobody:
             patterns = [p.text for _, _, p in sources]
             self.report.add(
                 Span(self.program.spec.path),
-                f"{len(unclaimed)} tensor{'s' * (len(unclaimed) != 1)} of the checkpoint "
-                f"{'have' if len(unclaimed) != 1 else 'has'} no rule: {listed(unclaimed)}",
+                f"{len(nobody)} tensor{'s' * (len(nobody) != 1)} of the checkpoint "
+                f"{'have' if len(nobody) != 1 else 'has'} no rule: {listed(nobody)}",
                 "unclaimed-tensor",
-                nearest(unclaimed[0], patterns) or "another spec may fit: run `compile detect`",
+                nearest(nobody[0], patterns) or "another spec may fit: see compile detect",
             )
 
     def take(self, n: int, k: int, pattern: Pattern, name: str, captures: dict[str, str]) -> None:
@@ -115,9 +115,9 @@ class Claimant:
                 if text != str(number):
                     self.report.add(
                         pattern.span,
-                        f"{name[:200]} has the index {text[:40]} with leading zeros",
+                        f"{name[:200]} holds the index {text[:40]}, which is not how a number is written",
                         "padded-index",
-                        "rename the tensors, or match the index with a regex",
+                        "rename the tensors, or match the index with a regex of your own",
                     )
                 self.indices.setdefault(prefix, set()).add(number + part.shift)
                 self.first_reader.setdefault(prefix, pattern)
@@ -177,9 +177,9 @@ class Claimant:
             )
 
     def gap(self, prefix: str) -> int | None:
-        """The first missing number after `prefix`, of those that some rule reads."""
+        """The first number that is missing behind `prefix`, of those that some rule reads."""
         number = self.least[prefix]
-        # Runs over the existing numbers: one absurd index must not cost a billion steps.
+        # By what is there, not by what might be: one absurd index shall not cost a billion numbers.
         for value in sorted(value for value in self.indices[prefix] if value >= number):
             for missing in range(number, value):
                 if any(missing >= s and self.env.admits(hole, str(missing - s)) for hole, s in self.readers[prefix]):
@@ -188,20 +188,20 @@ class Claimant:
         return None
 
     def expected(self, pattern: Pattern) -> list[tuple[str, ...]]:
-        """The captures of a pattern in a complete checkpoint."""
-        partial: list[tuple[tuple[str, ...], str]] = [((), "")]
+        """The captures that a complete checkpoint has for a pattern."""
+        found: list[tuple[tuple[str, ...], str]] = [((), "")]
         for part in pattern.parts:
             if isinstance(part, str):
-                partial = [(c, prefix + part) for c, prefix in partial]
+                found = [(c, prefix + part) for c, prefix in found]
             elif isinstance(part, Hole) and part.is_index:
-                partial = [
+                found = [
                     ((*c, str(v - part.shift)), prefix + "#")
-                    for c, prefix in partial
+                    for c, prefix in found
                     for v in sorted(self.indices.get(prefix, ()))
                     if v >= part.shift and self.env.admits(part.name, str(v - part.shift))
                 ]
             elif isinstance(part, Hole) and (words := options(part)) is not None:
-                partial = [((*c, word), prefix + word) for c, prefix in partial for word in words]
+                found = [((*c, word), prefix + word) for c, prefix in found for word in words]
             else:
-                return []  # an open-ended pattern: what else it should match is unknown
-        return [c for c, _ in partial]
+                return []  # an open-ended pattern: nothing tells what else it should have matched
+        return [c for c, _ in found]

@@ -1,6 +1,6 @@
-"""Notes: what a conversion reports that is not a problem. Data, one class for each kind of note.
+"""What a conversion reports and a person may want to know: data, one class for each kind of note.
 
-`compiler.cli.notes` turns them into sentences.
+`compiler.cli.notes` turns them into sentences. A note is no problem: those are `Diagnostic`s.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Remark:
-    """What a reader or writer did, as a sentence."""
+    """A sentence of a reader or writer about what it did."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ChosenSpec:
-    """The spec that `auto` picked."""
+    """The spec that `auto` found."""
 
     name: str
     summary: str
 
 
 @dataclass(frozen=True)
-class ConfigNextToWeights:
-    """The config file that was read because it is next to the weights."""
+class ConfigBesideWeights:
+    """A config file that nobody named and that was read."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class DefaultArguments:
-    """The arguments that have their default values."""
+    """Arguments that took their defaults, with these."""
 
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class UnreadFields:
-    """Fields of the config that the spec does not read."""
+    """Fields of the config that the spec does not know."""
 
     names: tuple[str, ...]
 
@@ -74,7 +74,7 @@ class GuessedArgument:
 
 @dataclass(frozen=True)
 class UnevenShapes:
-    """Tensors of one rule that differ in shape: `count` have the shape `usual`; the (name, shape) of the others."""
+    """Tensors of one rule whose shapes differ: the `usual` shape of `count` of them, and the (name, shape) of others."""
 
     usual: tuple[int, ...]
     count: int
@@ -83,14 +83,14 @@ class UnevenShapes:
 
 @dataclass(frozen=True)
 class IntegerTensors:
-    """Integer targets with more than one axis, as (name, dtype)."""
+    """Targets of whole numbers with more than one axis: (name, dtype)."""
 
     tensors: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class IgnoredTensors:
-    """Source tensors that the spec ignores, as (name, reason)."""
+    """Source tensors that the spec ignores: (name, reason)."""
 
     tensors: tuple[tuple[str, str], ...]
 
@@ -106,7 +106,7 @@ Note = (
     ClassAgrees
     | Remark
     | ChosenSpec
-    | ConfigNextToWeights
+    | ConfigBesideWeights
     | DefaultArguments
     | UnreadFields
     | DerivedArguments
@@ -120,4 +120,4 @@ Listener = Callable[[Note], None]
 
 
 def ignore_note(note: Note) -> None:
-    """Does nothing: the listener of a caller who wants no notes."""
+    """The listener of a caller who wants no notes."""

@@ -1,4 +1,4 @@
-"""A Plan: a Program bound to one checkpoint, with concrete names and integer sizes."""
+"""What is done to one checkpoint: a Program with concrete names and integer sizes, free of the means to do it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TargetTensor:
 
 @dataclass(frozen=True)
 class Group:
-    """One application of one rule: source names, bound ops, and the target tensor for each result."""
+    """One application of one rule: the source names, the bound ops, the targets in the places where they come out."""
 
     rule: Rule
     sources: Bundle[str]
@@ -47,7 +47,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the executor does. `ties`: (alias, owner) pairs to compare; `ignored`: (name, reason)."""
+    """What the executor does. `ties` are (alias, owner) pairs to check; `ignored` name with reason."""
 
     program: Program
     groups: tuple[Group, ...]
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def dtype(self) -> str:
-        """The floating-point type of most bytes."""
+        """The floating type that most bytes have."""
         totals: dict[str, int] = {}
         for target in self.targets:
             if target.dtype in FLOATING:
