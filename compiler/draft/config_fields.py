@@ -119,7 +119,9 @@ def _field(fit: ConfigFit, path: Path, value: Any, partners: Mapping[str, NameFa
         return Field([*value])
     if type(value) in (int, float, bool):
         result = fit.probe(path, value)
-        if result.revealed:
+        direct = any((axis.slope, axis.length) == (1, value) for axis in result.axes)
+        # Rows of heads are heads times width: they reveal neither.
+        if result.revealed and (direct or "heads" not in str(path[-1])):
             return Field(value, _expression(value, result.axes, partners, {}))
     if type(value) is int and "heads" in str(path[-1]):
         return Field(value, required=True, question=REQUIRED)

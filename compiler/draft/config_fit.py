@@ -9,6 +9,7 @@ Fields of nested configs and elements of lists are fields like any other. A clas
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -28,6 +29,7 @@ MOST_CANDIDATES = 5  # values of a field that are compared
 STAGES = 2  # a list with one element for each stage is made longer or shorter by so many
 INFLUENTIAL = 2  # fields that are fitted for each number of stages
 ROUNDS = 3
+_RATIO = re.compile(r"ratio|factor|mult")  # in the names of numbers that are no integers and give lengths
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class ConfigFit:
     builds: int = 0
     begun: float = field(default_factory=time.monotonic)
     influence: dict[Path, set[tuple[str, int]]] = field(default_factory=dict)  # the axes that a field changes
+    lengths_only: bool = False  # leave fields alone that change which tensors there are
     silent: set[Path] = field(default_factory=set)  # fields that changed nothing
     _alike: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
@@ -138,7 +141,8 @@ class ConfigFit:
 
     def fit(self) -> None:
         """Change one field after another while more tensors agree."""
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
+            self.lengths_only = number == 0
             before = self.score(self.families)
             for path, value in self.numbers():
                 if self.spent() or self.complete_match():
@@ -147,7 +151,7 @@ class ConfigFit:
             self._fit_index_lists()
             if not self.complete_match():
                 self._fit_stages()
-            if self.score(self.families) <= before:
+            if number and self.score(self.families) <= before:
                 return
 
     def complete_match(self) -> bool:
@@ -168,8 +172,8 @@ class ConfigFit:
             if path in self.fixed or (type(value) is int and value > 2 and (path[:-1], value) in stages):
                 continue
             if isinstance(value, list | tuple):
-                found += [((*path, n), one) for n, one in enumerate(value) if type(one) in (int, float)]
-            elif isinstance(value, bool | int) or (isinstance(value, float) and value >= 1):
+                found += [((*path, n), one) for n, one in enumerate(value) if type(one) is int]
+            elif isinstance(value, bool | int) or (isinstance(value, float) and _RATIO.search(str(path[-1]))):
                 found.append((path, value))
         return sorted(found, key=lambda pair: isinstance(pair[1], bool))
 
@@ -207,6 +211,8 @@ class ConfigFit:
         found = self.probe(path, value)
         if not found.revealed:
             self.silent.add(path)
+        if found.renamed and self.lengths_only:
+            return
         if found.renamed:
             others = [not value] if isinstance(value, bool) else self._counts(value)
             self._try([changed(self.config, self.completed(self.config), path, other) for other in others])
