@@ -133,8 +133,10 @@ def _partners(draft: Draft, sources: Sequence[NameFamily]) -> dict[str, NameFami
     by_text = {family.text: family for family in sources}
     found: dict[str, NameFamily] = {}
     for guess in draft.guesses:
-        if guess.kind in ("keep", "rename") and guess.sources[0] in by_text:
-            found[guess.targets[0]] = by_text[guess.sources[0]]
+        source = by_text.get(guess.sources[0])
+        same = guess.kind in ("keep", "rename") or (guess.shape and source is not None and guess.shape == source.shape)
+        if source is not None and same and len(guess.sources) == len(guess.targets) == 1:
+            found[guess.targets[0]] = source
     return found
 
 
