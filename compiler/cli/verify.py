@@ -194,9 +194,9 @@ def faults(verdict: Verdict, model: str, out: Path) -> list[Diagnostic]:
         return [Diagnostic(Span(str(out)), message, "diverging-model", hint)]
     names = listed(r.name or str(r.targets[0]) for r in verdict.rules)
     hint = (
-        "without the weights of this rule the two models agree: check its names and ops"
+        "with other weights for this rule the two models agree: check its names and ops"
         if len(verdict.rules) == 1
-        else f"without the weights of these rules the two models agree: {names}"
+        else f"with other weights for these rules the two models agree: {names}"
     )
     return [Diagnostic(rule.span, f"{out} {message}", "diverging-model", hint) for rule in verdict.rules]
 

@@ -150,7 +150,7 @@ def _with_evidence(fit: Fit, comparison: Comparison) -> Fit:
     if not comparison.contradiction or fit.status not in ("fits", "asks"):
         return fit
     return replace(
-        fit, status="near", reasons=(f"the config is of another model: {comparison.contradiction}", *fit.reasons)
+        fit, status="near", reasons=(f"this is another model, according to {comparison.contradiction}", *fit.reasons)
     )
 
 
