@@ -1,7 +1,7 @@
-"""Config files beside a checkpoint and `--set` assignments, as plain mappings.
+"""Config files and `--set` assignments as plain mappings.
 
-Reads JSON (Transformers' config.json, Meta's params.json) and YAML. Rejects duplicate keys, numbers that JSON does not
-have, deep nesting, and an `auto_map` that points outside its folder. Raises Refusal.
+Reads JSON (Transformers' config.json, Meta's params.json) and YAML. Rejects duplicate keys, NaN and infinity, deep
+nesting, and an `auto_map` that points outside its folder. Raises Refusal.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from compiler import strict_json
 from compiler.diagnostics import Span, refuse
 from compiler.language import document
 
-MOST_BYTES = 16 << 20  # of a config; the largest known have a few hundred thousand
+MOST_BYTES = 16 << 20  # of a config; the largest known ones have a few hundred thousand
 
 
 def beside(source: Path, name: str) -> Path | None:
-    """The first file in the source's folder that matches the glob `name`."""
+    """The first file in the source's folder whose name matches the glob `name`."""
     if not name:
         return None
     folder = source if source.is_dir() else source.parent
@@ -29,7 +29,7 @@ def beside(source: Path, name: str) -> Path | None:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The fields of a config: JSON (Transformers' config.json, Meta's params.json) or YAML. Raises Refusal."""
+    """The fields of a config: a JSON or YAML file, or a folder with a config.json. Raises Refusal."""
     if os.path.isdir(path) and (path / "config.json").is_file():
         path = path / "config.json"
     name = str(path)
@@ -44,14 +44,14 @@ def read_config_file(path: Path) -> dict[str, Any]:
                 name,
                 f"auto_map points outside the folder: {value!r}",
                 "bad-config",
-                "this config is an attack or damaged",
+                "the config is damaged or an attack",
             )
     return dict(fields)
 
 
-@lru_cache(8)  # a choice among specs reads one config for each
+@lru_cache(8)  # `detect` reads one config for every spec
 def _fields(path: Path, stamp: object) -> Any:
-    """The content of a file, cached by its stamp: inode, size and time of change."""
+    """The content of a file. `stamp` changes when the file does: inode, size and time of change."""
     if path.suffix in (".yaml", ".yml"):
         return document.plain(document.read_document(path))
     return _json(path)
@@ -62,7 +62,7 @@ def _json(path: Path) -> Any:
         if not path.is_file() and path.exists():
             refuse(str(path), "not a regular file", "unreadable-file")
         if path.stat().st_size > MOST_BYTES:
-            refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "this is some other file")
+            refuse(str(path), f"a config of more than {MOST_BYTES:,} bytes", "bad-config", "is this the right file?")
         data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         refuse(str(path), f"cannot be read: {error.strerror}", "unreadable-file")
@@ -77,12 +77,12 @@ def _json(path: Path) -> Any:
 
 
 def parse_assignments(texts: list[str]) -> dict[str, Any]:
-    """`--set NAME=VALUE`: the value is read as YAML 1.2 or JSON. Raises Refusal."""
+    """The values of `--set NAME=VALUE`, read as YAML 1.2 or JSON. Raises Refusal."""
     assigned: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            refuse("--set", f"{text!r} assigns nothing", "wrong-usage", "write NAME=VALUE")
+            refuse("--set", f"{text!r} is not an assignment", "wrong-usage", "write NAME=VALUE")
         if name.strip() in assigned:
             refuse("--set", f"{name.strip()!r} is set twice", "wrong-usage")
         assigned[name.strip()] = document.plain(document.read_document("--set", value)) if value.strip() else None

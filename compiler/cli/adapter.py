@@ -1,4 +1,4 @@
-"""`compile adapter SPEC BASE ADAPTER OUT`: a LoRA of the source's layout as a PEFT adapter of the converted model."""
+"""`compile adapter SPEC BASE ADAPTER OUT`: convert a LoRA of the source's layout to a PEFT adapter, or back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def adapter_parser() -> Parser:
     parser = Parser("adapter", "Convert a LoRA to fit its converted base model, or back with --reverse.")
     parser.add_spec()
     parser.add_argument(
-        "base", type=Path, metavar="BASE", help="the base model: the source of SPEC (--reverse: its folder)"
+        "base", type=Path, metavar="BASE", help="the base model: the source of SPEC (--reverse: the converted folder)"
     )
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="the folder of a PEFT adapter, or its file")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the PEFT folder to write (--reverse: a .pth)")
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="the adapter: a PEFT folder, or a file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the PEFT folder to write (--reverse: a .pth file)")
     parser.add_settings()
-    parser.add_field("reverse", "from a PEFT adapter of the converted model to a .pth")
+    parser.add_field("reverse", "convert a PEFT adapter of the converted model to a .pth file")
     parser.add_field("force", "replace what an earlier run wrote")
     parser.add_json()
     parser.set_defaults(checksums=False)

@@ -1,4 +1,4 @@
-"""`compile detect SOURCE`: which specs fit a checkpoint, and why the others do not."""
+"""`compile detect SOURCE`: list the specs that fit a checkpoint, and why others do not."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ NEAREST = 4  # specs that do not fit and are shown
 REASONS = 3  # for each of them
 _HEADS = {
     "fits": "fits",
-    "asks": "fits; needs arguments",
+    "asks": "fits, but needs arguments",
 }
 
 
 def detect_parser() -> Parser:
-    parser = Parser("detect", "Find the specs that fit a checkpoint, by its names, shapes and container.")
+    parser = Parser("detect", "List the specs that fit a checkpoint, by tensor names, shapes and container.")
     parser.add_source()
     parser.add_settings()
     parser.add_argument(
-        "--specs", type=Path, action="append", default=[], metavar="DIR", help="a folder of more specs (repeatable)"
+        "--specs", type=Path, action="append", default=[], metavar="DIR", help="a folder with more specs (repeatable)"
     )
     parser.add_argument("--all", action="store_true", help="list every spec with every reason")
     parser.add_json()
@@ -36,7 +36,7 @@ def detect_parser() -> Parser:
 
 
 def detect(options: argparse.Namespace) -> int:
-    """Status 0 where a spec fits, 1 where none does."""
+    """Exit status 0 if a spec fits, else 1."""
     from compiler.jobs.detect import detect as fits_of
     from compiler.jobs.detect import known_specs
 
@@ -50,7 +50,7 @@ def detect(options: argparse.Namespace) -> int:
         print(f"{fit.spec}: {_heading(fit)}")
         print(f"    {fit.summary}")
         if fit.asks:
-            print("    give " + ", ".join(f"--set {name}=VALUE" for name in fit.asks) + ", or --config FILE")
+            print("    needs " + " ".join(f"--set {name}=VALUE" for name in fit.asks) + ", or --config FILE")
         if fit.doubt:
             print(f"    file names mention another model: {fit.doubt}")
         reasons = fit.reasons if options.all else fit.reasons[:REASONS]
@@ -59,25 +59,25 @@ def detect(options: argparse.Namespace) -> int:
         if len(reasons) < len(fit.reasons):
             print(f"    - and {len(fit.reasons) - len(reasons)} more")
         if not fit.container:
-            print("    the file name is not the one that this spec expects")
+            print("    the spec expects another file name")
     if not options.json and not good:
-        print("no spec fits; compile draft proposes a new one")
+        print("no spec fits; `compile draft` writes a first version of a new one")
     elif not options.json:
         print(next_command(good, " ".join(map(str, options.source))))
     return 0 if good else 1
 
 
 def _heading(fit: Fit) -> str:
-    """Whether it fits, and how many of the names match."""
+    """The status of a fit, and the share of names that match."""
     names = "all names match" if fit.share == 1 else f"{math.floor(100 * fit.share)}% of the names match"
     return f"{_HEADS.get(fit.status, 'does not fit')} ({names})"
 
 
 def next_command(good: Sequence[Fit], source: str) -> str:
-    """The command that converts with the best spec, and how to choose among several."""
+    """The command that converts with the best spec, and the names of the others that fit as well."""
     best = good[0]
     settings = "".join(f" --set {name}=VALUE" for name in best.asks)
     others = [fit.spec for fit in good[1:] if fit.status == best.status]
     lines = [f"next: compile run {best.spec} {source} OUT{settings}"]
-    lines += [f"if it is another model, name its spec instead: {', '.join(others)}"] if others else []
+    lines += [f"if this is another model, use its spec instead: {', '.join(others)}"] if others else []
     return "\n".join(lines)

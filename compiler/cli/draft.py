@@ -1,4 +1,4 @@
-"""`compile draft SOURCE --target CLASS`: proposes a spec for a checkpoint that no spec fits."""
+"""`compile draft SOURCE --target CLASS`: write a first version of a spec for a checkpoint that no spec fits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from compiler.cli.options import Notes, Parser, print_json, request
 from compiler.plan.notes import Remark
 
-MOST_PROBLEMS = 5  # that are printed where a draft does not bind
+MOST_PROBLEMS = 5  # that are printed if a draft does not bind
 
 
 def draft_parser() -> Parser:
     parser = Parser(
-        "draft", "Propose a spec for an unknown checkpoint. Open questions are listed in it under `undecided`."
+        "draft",
+        "Write a first version of a spec for an unknown layout. Open decisions are listed in it under `undecided`.",
     )
     parser.add_source()
     parser.add_argument("--target", required=True, metavar="CLASS", help="a class of Transformers")
@@ -23,12 +24,12 @@ def draft_parser() -> Parser:
         "--like",
         type=Path,
         metavar="DIR",
-        help="the same model, already converted: answers questions by comparing bytes",
+        help="the same model, converted by other code: decides open questions by comparing bytes",
     )
     parser.add_argument(
         "--reference",
         metavar="MODULE:CLASS",
-        help="the source's own model, importable from here: answers questions by comparing logits",
+        help="the source's own model class, importable from here: decides open questions by comparing logits",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the spec to write (default: stdout)")
     parser.add_json()
@@ -47,7 +48,7 @@ def draft(options: argparse.Namespace) -> int:
     from compiler.target import model_class
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
-        what = "the file exists" if options.out.exists() else "a spec is a file called NAME.yaml"
+        what = "the file exists" if options.out.exists() else "a spec's file name must be NAME.yaml"
         refuse(
             str(options.out), what, "output-exists" if options.out.exists() else "wrong-usage", "choose another name"
         )

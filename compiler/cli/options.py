@@ -1,6 +1,6 @@
-"""What the commands share: the options that name a source, the meter of long work, and how problems are printed.
+"""What the commands share: the argument parser, the options of a conversion, notes, progress, and printed problems.
 
-Nothing heavy is imported here; a command's own module imports what it needs once it runs.
+Imports only light modules, so that `--help` is fast; a command imports the rest when it runs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from compiler.jobs.request import DEFAULTS, Request
 from compiler.plan.notes import GuessedArgument, Note
 
 SPEC_HELP = "a spec: a YAML file, or the name of a shipped one"
-AUTO_HELP = SPEC_HELP + "; auto takes the one that fits"
+AUTO_HELP = SPEC_HELP + "; auto picks the one that fits SOURCE"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are diagnostics where the words ask for JSON, and argparse's own text elsewhere.
+    """An argument parser that reports wrong usage as a diagnostic if `--json` is given, else as argparse does.
 
-    Options are written out in full: `--to` is not taken for `--tokenizer`.
+    Options are not abbreviated: `--to` is not read as `--tokenizer`.
     """
 
     def __init__(self, command: str, description: str, **rest: Any) -> None:
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         self.words: Sequence[str] = ()
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """The options that the words give. Raises Refusal or ends the process with status 2."""
+        """Parse the command's words. On wrong usage, raises Refusal or ends the process with status 2."""
         self.words = words
         return self.parse_args(words)
 
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
     def add_field(self, name: str, help: str, flag: str = "", **rest: Any) -> None:
-        """An option for the field of `Request` of that name, with its default; a flag for a bool."""
+        """Add the option for a field of `Request`, with the default of the field; a flag for a bool."""
         default = DEFAULTS[name]
         flag = flag or "--" + name.replace("_", "-")
         if isinstance(default, bool):
@@ -64,35 +64,35 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--json", action="store_true", help=what)
 
     def add_settings(self) -> None:
-        """What tells a source's arguments."""
+        """Add the options that give values to the spec's arguments."""
         self.add_field("config", "the source's config: JSON, YAML, Meta's params.json", type=Path, metavar="FILE")
         self.add_field("weights", "which weights of a torch file: ema, model, or a dotted path of keys", metavar="KEY")
         self.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", help="set one argument of the spec (repeatable)"
         )
-        self.add_field("model", "the released model that this is, where the spec knows its arguments", metavar="NAME")
+        self.add_field("model", "the released model that SOURCE is, if the spec knows its arguments", metavar="NAME")
         self.add_field("strict", "reject arguments that would be guessed")
         self.add_field("any_model_type", "accept a config that names another architecture", flag="--ignore-model-type")
 
     def add_conversion(self) -> None:
-        """What `run` and `plan` share."""
+        """Add the options that `run` and `plan` share."""
         self.add_settings()
         self.add_field("dtype", "cast every floating tensor to this type", choices=["float32", "float16", "bfloat16"])
-        self.add_field("reverse", "the other way: SOURCE is a Transformers folder, OUT a .pth")
+        self.add_field("reverse", "convert back: SOURCE is a Transformers folder, OUT a .pth file")
         self.add_json()
 
 
 def request(options: argparse.Namespace) -> Request:
-    """The request that a command's options make; fields that it has no option for keep their defaults. Raises Refusal."""
+    """The request that a command's options make. Fields without an option keep their defaults. Raises Refusal."""
     from compiler.checkpoints.config_file import parse_assignments
 
-    words = vars(options)
-    given = {field.name: words[field.name] for field in fields(Request) if field.name in words}
+    values = vars(options)
+    given = {field.name: values[field.name] for field in fields(Request) if field.name in values}
     return Request(**given, assigned=parse_assignments(options.set))
 
 
 def person(options: argparse.Namespace) -> Callable[[str], str] | None:
-    """How to ask the person at the terminal; None if nobody is there, or the result is for a program."""
+    """A function that asks the person at the terminal; None if there is no terminal, or with `--json`."""
     return ask_on_stderr if sys.stdin.isatty() and sys.stderr.isatty() and not options.json else None
 
 
@@ -106,21 +106,21 @@ def ask_on_stderr(question: str) -> str:
 
 
 class Notes:
-    """The listener of a command: prints each note on stderr, or only keeps it, where it becomes part of a result."""
+    """Collects the notes of a command; prints each on stderr unless `silent` (they are then part of the JSON result)."""
 
     def __init__(self, silent: bool) -> None:
         self.silent = silent
-        self.heard: list[Note] = []
+        self.notes: list[Note] = []
 
     def __call__(self, note: Note) -> None:
-        self.heard.append(note)
+        self.notes.append(note)
         kind = "warning" if isinstance(note, GuessedArgument) else "note"
         for line in () if self.silent else sentences(note):
             print(f"{kind}: {printable(line)}", file=sys.stderr)
 
     def lines(self) -> list[str]:
-        """All notes so far, as sentences."""
-        return [line for note in self.heard for line in sentences(note)]
+        """All notes so far as sentences."""
+        return [line for note in self.notes for line in sentences(note)]
 
 
 def print_json(value: Any) -> None:
@@ -128,7 +128,7 @@ def print_json(value: Any) -> None:
 
 
 def report(diagnostics: Sequence[Diagnostic], as_json: bool) -> None:
-    """Print problems: for people on stderr, for tools as JSON on stdout."""
+    """Print problems: as text on stderr, or as JSON on stdout."""
     if as_json:
         print_json({"diagnostics": [d.as_json() for d in diagnostics]})
         return
@@ -140,7 +140,7 @@ def report(diagnostics: Sequence[Diagnostic], as_json: bool) -> None:
 
 
 class Meter:
-    """Progress on stderr, which disappears where that is no terminal."""
+    """A progress bar on stderr; nothing if stderr is not a terminal."""
 
     def __init__(self) -> None:
         self.bar: Any = None

@@ -1,4 +1,4 @@
-"""`compile plan`: what a conversion would do, as text, JSON or an HTML page, from headers alone."""
+"""`compile plan`: show what a conversion would do, as text, JSON or an HTML page, from file headers alone."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from compiler.plan_report.text import text
 
 
 def plan_parser() -> Parser:
-    parser = Parser("plan", "Say what would become what, from headers alone.")
+    parser = Parser("plan", "Show what a conversion would do, from file headers alone.")
     parser.add_spec()
     parser.add_source()
     parser.add_conversion()
-    parser.add_argument("--full", action="store_true", help="a line for every tensor; without it layers are folded")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page that shows it")
+    parser.add_argument(
+        "--full", action="store_true", help="one line for every tensor; by default equal layers share a line"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the plan as an HTML page")
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="read what a run would compare first: tensors that are tied, or left behind",
+        help="also read the tensors that a run compares before it writes: tied and dropped ones",
     )
     parser.add_argument(
         "--check", action="store_true", help="compare the result with the target class built from its config.json"
     )
-    parser.add_field("jobs", "threads, for the estimate of memory", metavar="N")
+    parser.add_field("jobs", "number of threads, for the memory estimate", metavar="N")
     parser.set_defaults(checksums=False)
     return parser
 
@@ -48,8 +50,8 @@ def plan(options: argparse.Namespace) -> int:
         with ClassCheck(prepared.plan, prepared.checkpoint, prepared.folder_config) as check:
             check.settle()
         notes(ClassAgrees(program.spec.target.class_name))
-    # Defaults have a place of their own in the view, and what was printed already is not repeated.
-    others = [note for note in notes.heard if notes.silent and not isinstance(note, DefaultArguments)]
+    # The view has its own place for defaults, and notes that are on stderr already are not repeated.
+    others = [note for note in notes.notes if notes.silent and not isinstance(note, DefaultArguments)]
     view = overview(
         prepared.plan,
         prepared.checkpoint,

@@ -1,4 +1,4 @@
-"""`compile run SPEC SOURCE OUT`: converts a checkpoint."""
+"""`compile run SPEC SOURCE OUT`: convert a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,23 +17,29 @@ def run_parser() -> Parser:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write (with --reverse: the file)")
     parser.add_conversion()
     parser.add_field(
-        "tokenizer", "a folder, or a file such as tokenizer.json, which is copied", type=Path, metavar="PLACE"
+        "tokenizer", "the tokenizer to include: a folder, or a file such as tokenizer.json", type=Path, metavar="PLACE"
     )
-    parser.add_field("processor", "a folder with preprocessor_config.json, which is copied", type=Path, metavar="PLACE")
-    parser.add_field("device", "where the tensors are computed: cpu or cuda")
-    parser.add_field("checksums", "do not compare a .pth with its own checksums", flag="--no-checksums")
+    parser.add_field(
+        "processor", "the processor to include: a folder with preprocessor_config.json", type=Path, metavar="PLACE"
+    )
+    parser.add_field("device", "where tensors are computed: cpu or cuda")
+    parser.add_field("checksums", "do not compare a .pth file with its own checksums", flag="--no-checksums")
     parser.add_field("check", "do not compare the result with the target class", flag="--no-check")
-    parser.add_field("jobs", "how many threads move bytes (default: %(default)s)", metavar="N")
-    parser.add_field("max_shard_size", "the size of one file of weights (default: %(default)s)", metavar="SIZE")
-    parser.add_field("parts", "with --reverse: a folder of N tensor-parallel parts", metavar="N")
+    parser.add_field("jobs", "number of threads that copy (default: %(default)s)", metavar="N")
+    parser.add_field("max_shard_size", "maximum size of a weights file (default: %(default)s)", metavar="SIZE")
+    parser.add_field("parts", "with --reverse: write a folder of N tensor-parallel parts", metavar="N")
     parser.add_field("force", "write into a folder that is not empty")
     parser.add_field("resume", "continue a run that was killed or interrupted")
-    parser.add_field("check_values", "count NaN and infinity in every tensor, not in samples")
+    parser.add_field("check_values", "count NaN and infinity in all values, not in samples")
     parser.add_field("digests", "put the SHA-256 of every source file and tensor into mapspec.json")
     parser.add_argument(
-        "--readback", action="store_true", help="then read config and tokenizer back with Transformers alone"
+        "--readback",
+        action="store_true",
+        help="afterwards load config and tokenizer with Transformers and compare them with the files",
     )
-    parser.add_argument("--verify", action="store_true", help="then hold the folder to the source, as `verify` does")
+    parser.add_argument(
+        "--verify", action="store_true", help="afterwards compare the folder with the source, as `verify` does"
+    )
     add_source_model(parser)
     return parser
 
@@ -45,14 +51,18 @@ def run(options: argparse.Namespace) -> int:
 
     notes = Notes(silent=options.json)
     if options.reverse and options.verify:
-        refuse("compile run", "--verify holds a folder to its source; the way back makes no folder", "wrong-usage")
+        refuse(
+            "compile run",
+            "--verify compares a converted folder with its source; --reverse writes no such folder",
+            "wrong-usage",
+        )
     if options.parts != 1 and not options.reverse:
-        refuse("compile run", "--parts cuts what --reverse makes", "wrong-usage", "add --reverse")
+        refuse("compile run", "--parts is an option of --reverse", "wrong-usage", "add --reverse")
     asked = request(options)
     program = named_program(options.spec, asked, notes, person(options))
     with Meter() as meter:
         plan = convert(program, asked, options.out, notes, meter)
-    if not from_environment(options.out).leads:  # the leader says and does the rest
+    if not from_environment(options.out).leads:  # the leading process does the rest
         return 0
     if options.readback and not options.reverse:
         read_back(options.out)
@@ -75,9 +85,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_back(out: Path) -> None:
-    """Raises Refusal where Transformers understands something else than what was written."""
+    """Compare what Transformers loads with what was written. Raises Refusal: `misread-field`."""
     from compiler.verify.read_back import misread
 
-    if found := misread(out):
-        hint = "the folder is written and not to be trusted: what is misread counts as the class's default"
-        raise Refusal(Diagnostic(Span(str(out)), line, "misread-field", hint) for line in found)
+    if lines := misread(out):
+        hint = "don't use this folder: where Transformers misreads a field, the model takes the default of its class"
+        raise Refusal(Diagnostic(Span(str(out)), line, "misread-field", hint) for line in lines)

@@ -1,4 +1,4 @@
-"""`compile verify SPEC SOURCE OUT`: compares a converted folder with the model that it was made from."""
+"""`compile verify SPEC SOURCE OUT`: compare a converted folder with the model that it was made from."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from compiler.verify.outputs import OutputDifference
 
 LOGITS_NOT_CHECKED = "logits NOT checked — pass --source-spec SPEC or --source-model MODULE:CLASS to compare them"
-
-
-LATE = 16  # tokens that agree before the first difference, from which on that is said
+LATE = 16  # a first difference at this token or later is reported with its position
 
 
 def verify_parser() -> Parser:
@@ -34,7 +32,7 @@ def verify_parser() -> Parser:
 
 
 def add_source_model(parser: argparse.ArgumentParser) -> None:
-    """The options that name the source model; `run --verify` has them too."""
+    """Add the options that name the source model. `run --verify` has them too."""
     parser.add_argument(
         "--source-spec",
         metavar="SPEC",
@@ -47,13 +45,13 @@ def add_source_model(parser: argparse.ArgumentParser) -> None:
         "module whose state_dict has the checkpoint's names. This runs that code.",
     )
     parser.add_argument(
-        "--source-config", type=Path, metavar="FILE", help="the config of --source-model, if it is not that of --config"
+        "--source-config", type=Path, metavar="FILE", help="the config of --source-model, if it differs from --config"
     )
     parser.add_argument(
         "--length",
         type=int,
         metavar="N",
-        help="how many tokens to run in each sequence (default: 64, or what windows and long contexts of the config need)",
+        help="number of tokens in each sequence (default: 64, or more if the config has windows or long contexts)",
     )
     parser.add_argument(
         "--require-logits",
@@ -72,7 +70,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def verified(options: argparse.Namespace, program: Program, asked: Request, out: Path) -> dict[str, Any]:
-    """The result of a successful check: its numbers, and a `text` for people. Raises Refusal where a check fails."""
+    """The result of a successful check: its numbers, and a `text` for people. Raises Refusal if a check fails."""
     model = source_model_of(options.source_spec, options.source_model, options.source_config, options.length)
     if model is None:
         result = _round_trip(program, asked, out)
@@ -81,35 +79,35 @@ def verified(options: argparse.Namespace, program: Program, asked: Request, out:
         return result
     from compiler.verify.compare import verify as compare
 
-    found = compare(program, asked, out, model)
-    if not found.agrees:
-        raise Refusal(faults(found, str(model), out))
-    return {"text": agreement(found, str(model)), "proof": "logits", "model": str(model)} | numbers(found)
+    verdict = compare(program, asked, out, model)
+    if not verdict.agrees:
+        raise Refusal(faults(verdict, str(model), out))
+    return {"text": agreement(verdict, str(model)), "proof": "logits", "model": str(model)} | numbers(verdict)
 
 
-def agreement(found: Verdict, model: str) -> str:
+def agreement(verdict: Verdict, model: str) -> str:
     """The text of a verdict that agrees."""
-    computed = f"in float32 ({' and '.join(found.widened)} of its code replaced)" if found.widened else "in float32"
-    if found.narrow:
-        computed = f"up to the rounding of {' and '.join(found.narrow)}, in which it computes"
-    lines = [f"agrees with {model} on {_inputs(found)} {computed}: {differences(found)}"]
-    lines += [f"NOT seen: {line}" for line in found.unseen]
-    if found.unused:
-        lines.append(f"NOT used by these inputs: {listed(found.unused, 4)}")
+    computed = f"in float32 ({' and '.join(verdict.widened)} of its code replaced)" if verdict.widened else "in float32"
+    if verdict.narrow:
+        computed = f"up to the rounding of {' and '.join(verdict.narrow)}, in which it computes"
+    lines = [f"agrees with {model} on {_inputs(verdict)} {computed}: {differences(verdict)}"]
+    lines += [f"NOT seen: {line}" for line in verdict.unseen]
+    if verdict.unused:
+        lines.append(f"NOT used by these inputs: {listed(verdict.unused, 4)}")
     return "; ".join(lines)
 
 
-def _inputs(found: Verdict) -> str:
+def _inputs(verdict: Verdict) -> str:
     """The inputs that ran, such as `2 x 64 tokens`."""
-    if set(found.inputs) == {"input_ids"} and len(found.inputs["input_ids"]) == 2:
-        batch, length = found.inputs["input_ids"]
+    if set(verdict.inputs) == {"input_ids"} and len(verdict.inputs["input_ids"]) == 2:
+        batch, length = verdict.inputs["input_ids"]
         return f"{batch} x {length:,} tokens"
-    return ", ".join(f"{name} {list(shape)}" for name, shape in found.inputs.items())
+    return ", ".join(f"{name} {list(shape)}" for name, shape in verdict.inputs.items())
 
 
-def differences(found: Verdict) -> str:
+def differences(verdict: Verdict) -> str:
     """Each output with its difference."""
-    return ", ".join(map(_difference, found.outputs))
+    return ", ".join(map(_difference, verdict.outputs))
 
 
 def _difference(output: OutputDifference) -> str:
@@ -119,21 +117,21 @@ def _difference(output: OutputDifference) -> str:
     return text
 
 
-def numbers(found: Verdict) -> dict[str, Any]:
-    """A verdict for tools."""
+def numbers(verdict: Verdict) -> dict[str, Any]:
+    """The numbers of a verdict, for `--json`."""
     outputs = {
         o.name: {"difference": o.difference, "scale": o.scale, "divergence": o.divergence, "argmax": o.argmax}
-        for o in found.outputs
+        for o in verdict.outputs
     }
     return {
-        **outputs[found.worst.name],
-        "tokens": found.tokens,
-        "inputs": {name: list(shape) for name, shape in found.inputs.items()},
+        **outputs[verdict.worst.name],
+        "tokens": verdict.tokens,
+        "inputs": {name: list(shape) for name, shape in verdict.inputs.items()},
         "outputs": outputs,
-        "unseen": list(found.unseen),
-        "unused": list(found.unused),
-        "narrow": list(found.narrow),
-        "widened": list(found.widened),
+        "unseen": list(verdict.unseen),
+        "unused": list(verdict.unused),
+        "narrow": list(verdict.narrow),
+        "widened": list(verdict.widened),
     }
 
 
@@ -147,7 +145,7 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
             "compile verify", "--source-spec and --source-model both name the source model", "wrong-usage", "pass one"
         )
     if length is not None and length < 2:
-        refuse("compile verify", f"--length {length}: the least is 2", "wrong-usage")
+        refuse("compile verify", f"--length {length}: it must be 2 or more", "wrong-usage")
     if not spec and not entry:
         return None
     from compiler.verify.compare import SourceModel
@@ -155,7 +153,7 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
     if spec:
         program = load_program(spec)
         if program.spec.target.model is not None:
-            message = "--source-spec needs a spec with its own code, and the target of this one is a Transformers class"
+            message = "--source-spec needs a spec with its own code, and its target is a Transformers class"
             refuse(program.spec.path, message, "wrong-usage", "pass the source's own class with --source-model")
         return SourceModel(program, length=length)
     assert entry is not None
@@ -165,52 +163,54 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
     return SourceModel(None, entry, config, length)
 
 
-def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
-    """Where the models differ, at the rules or the field that explain it."""
-    where = f", first in {found.module} (by {found.departs:.2g})" if found.module else ""
-    worst = found.worst
-    if worst.first is not None and worst.first >= LATE and found.tokens:
+def faults(verdict: Verdict, model: str, out: Path) -> list[Diagnostic]:
+    """The difference between the models, at the rules or the config field that explain it."""
+    where = f", first in {verdict.module} (by {verdict.departs:.2g})" if verdict.module else ""
+    worst = verdict.worst
+    if worst.first is not None and worst.first >= LATE and verdict.tokens:
         where += f", at token {worst.first + 1:,} and later"
-    wrong = [output for output in found.outputs if not output.agrees]
-    right = [output.name for output in found.outputs if output.agrees]
+    wrong = [output for output in verdict.outputs if not output.agrees]
+    right = [output.name for output in verdict.outputs if output.agrees]
     agreeing = f"; {listed(right)} agree{'s' * (len(right) == 1)}" if right else ""
     message = f"differs from {model}{where}: {', '.join(map(_difference, wrong))}{agreeing}"
-    if found.field is not None:
-        name, old, new = found.field.name, found.field.old, found.field.new
+    if verdict.field is not None:
+        name, old, new = verdict.field.name, verdict.field.old, verdict.field.new
         message = f"{name} = {old!r} in config.json is wrong: the folder {message}"
-        return [Diagnostic(Span(str(out)), message, "diverging-model", f"with {name} = {new!r} the two agree")]
-    if found.layout is not None:
-        modules = " and ".join(found.layout.modules)
-        lines = f"rule{'s' * (len(found.rules) > 1)} at line{'s' * (len(found.rules) > 1)}"
-        message = f"rope layout of {modules}: {lines} {listed(str(r.span.line) for r in found.rules)}: {out} {message}"
-        hint = f"with {found.layout.op} on their rows the two agree"
-        return [Diagnostic(found.rules[0].span, message, "diverging-model", hint)]
-    if not found.rules:
+        return [Diagnostic(Span(str(out)), message, "diverging-model", f"with {name} = {new!r} the two models agree")]
+    if verdict.layout is not None:
+        modules = " and ".join(verdict.layout.modules)
+        lines = f"rule{'s' * (len(verdict.rules) > 1)} at line{'s' * (len(verdict.rules) > 1)}"
+        message = (
+            f"rope layout of {modules}: {lines} {listed(str(r.span.line) for r in verdict.rules)}: {out} {message}"
+        )
+        hint = f"with {verdict.layout.op} on their rows the two models agree"
+        return [Diagnostic(verdict.rules[0].span, message, "diverging-model", hint)]
+    if not verdict.rules:
         hint = (
-            "no single rule and no usual value of a config field explains it: compare the fields of config.json"
-            if found.searched
-            else "there is too little memory to look for the rule at fault: that takes three times the model's"
+            "neither a single rule nor a usual value of a config field explains it: compare the fields of config.json"
+            if verdict.searched
+            else "too little memory to search for the rule at fault: the search takes three times the memory of the model"
         )
         return [Diagnostic(Span(str(out)), message, "diverging-model", hint)]
-    names = listed(r.name or str(r.targets[0]) for r in found.rules)
+    names = listed(r.name or str(r.targets[0]) for r in verdict.rules)
     hint = (
-        "with other weights for this rule the two agree: look at its names and ops"
-        if len(found.rules) == 1
-        else f"with other weights for these rules the two agree: {names}"
+        "with other weights for this rule the two models agree: check its names and ops"
+        if len(verdict.rules) == 1
+        else f"with other weights for these rules the two models agree: {names}"
     )
-    return [Diagnostic(rule.span, f"{out} {message}", "diverging-model", hint) for rule in found.rules]
+    return [Diagnostic(rule.span, f"{out} {message}", "diverging-model", hint) for rule in verdict.rules]
 
 
 def _round_trip(program: Program, asked: Request, out: Path) -> dict[str, Any]:
     from compiler.verify.round_trip import round_trip
 
-    found = round_trip(program, asked, out)
-    if found.differences:
+    result = round_trip(program, asked, out)
+    if result.differences:
         raise Refusal(
             Diagnostic(d.rule.span, f"{d.name} {d.text}, from {out}", "changed-tensor", "convert the source again")
-            for d in found.differences
+            for d in result.differences
         )
-    counts = [f"exact ({found.equal} tensors)"] * bool(found.equal or not found.rounded)
-    counts += [f"equal up to rounding ({found.rounded} tensors)"] * bool(found.rounded)
+    counts = [f"exact ({result.equal} tensors)"] * bool(result.equal or not result.rounded)
+    counts += [f"equal up to rounding ({result.rounded} tensors)"] * bool(result.rounded)
     text = f"round trip {', '.join(counts)}; {LOGITS_NOT_CHECKED}"
-    return {"text": text, "proof": "weights", "equal": found.equal, "rounded": found.rounded}
+    return {"text": text, "proof": "weights", "equal": result.equal, "rounded": result.rounded}

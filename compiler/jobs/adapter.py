@@ -1,9 +1,9 @@
-"""LoRAs from one layout to the other: an adapter goes through the rules of the weights that it belongs to.
+"""Converts a LoRA by the rules of the weights that it changes.
 
 Takes the Plan of the base model and the pairs of an adapter (`peft_format`); returns the pairs of the plan's targets.
-W + B A becomes f(W) + f(B) A where a rule works on rows alone, and f(W) + A' f(B) where it also transposes the matrix
-(A' is A transposed); either is compared with f(B A) in numbers. A rule that joins matrices joins their adapters, whose
-ranks add up. Refuses a rule that does more.
+W + B A becomes f(W) + f(B) A if a rule rearranges rows only, and f(W) + A' f(B) if it also transposes the matrix (A' is
+A transposed); both are compared with f(B A) in numbers. A rule that joins matrices joins their adapters, whose ranks add
+up. Rejects rules that do more.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from compiler.program.environment import TensorTable
 
 
 def check_copies(base: Checkpoint, adapter: Adapter, path: str) -> None:
-    """Refuse an adapter with other weights than those of its base model: they would be lost. Raises Refusal."""
+    """Raises Refusal if the adapter has base weights that differ from those of BASE: the conversion would lose them."""
     for name, copy in adapter.copies.items():
         tensor = base.tensors.get(name)
         same = tensor is not None and (tensor.shape, tensor.dtype) == (copy.shape, copy.dtype)
         if tensor is None or not same or read_bytes(tensor) != read_bytes(copy):
-            message = f"it holds weights of its own for {name}, which differ from those of BASE"
+            message = f"it contains base weights for {name} that differ from those of BASE"
             refuse(path, message, "unsupported-adapter", MERGE)
 
 
 def carry(plan: Plan, base: TensorTable, pairs: Mapping[str, Pair], path: str) -> dict[str, Pair]:
-    """The pairs of the plan's targets; `base` has the shapes of its sources. Raises Refusal: `unknown-tensor`,
+    """The pairs of the plan's targets. `base` has the shapes of its sources. Raises Refusal: `unknown-tensor`,
     `shape-mismatch`, `unsupported-adapter`."""
     known = {name for group in plan.groups for name in group.source_names}
     if unknown := [name for name in pairs if name not in known]:
         hint = nearest(unknown[0], known) or "BASE is a different model"
-        refuse(path, f"it adapts tensors that BASE lacks: {listed(unknown, 4)}", "unknown-tensor", hint)
+        refuse(path, f"it adapts tensors that BASE does not have: {listed(unknown, 4)}", "unknown-tensor", hint)
     for name, pair in pairs.items():
         adds, shape = (pair.b.shape[0], pair.a.shape[1]), tuple(base[name].shape)
         if adds != shape:
             message = f"it adds {list(adds)} to {name}, which is {list(shape)}"
             refuse(path, message, "shape-mismatch", "BASE is a different model")
-    carried: dict[str, Pair] = {}
+    converted: dict[str, Pair] = {}
     for group in plan.groups:
         if any(name in pairs for name in group.source_names) and not _is_alias(plan, group):
-            carried |= _carried(group, base, pairs)
-    return carried
+            converted |= _convert_group(group, base, pairs)
+    return converted
 
 
 def _is_alias(plan: Plan, group: Group) -> bool:
-    """Whether a reversed group writes a tied tensor again under its other name: an adapter changes only the module that
-    it belongs to."""
+    """Whether a reversed group writes a tied tensor under its second name. An adapter changes one module only, so the
+    alias gets none."""
     names = [target.name for target in group.target_list]
     return plan.reverse and any(tie.alias.match(name) is not None for tie in plan.program.ties for name in names)
 
 
-def _carried(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+def _convert_group(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     import torch
 
     bare = replace(group, ops=tuple(op for op in group.ops if not isinstance(op, Cast)))
@@ -67,14 +67,14 @@ def _carried(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict
     ranks = [pairs[name].a.shape[0] for name in adapted]
     starts = dict(zip(adapted, (sum(ranks[:n]) for n in range(len(ranks))), strict=True))
     if any(pairs[name].a.shape[1] != base[adapted[0]].shape[1] for name in adapted):
-        _refuse(group, "it joins matrices of different input sizes")
+        _refuse(group, "the matrices that it joins have inputs of different sizes")
     joined = torch.cat([pairs[name].a for name in adapted])
 
-    def factor(name: str, of: Any) -> Any:
-        """`b` in its own columns, so that joined matrices do not share them."""
+    def factor(name: str, function: Any) -> Any:
+        """`function(b)` in its own columns, so that joined matrices do not share any."""
         wide = torch.zeros(base[name].shape[0], sum(ranks), dtype=torch.float64)
         if name in pairs:
-            wide[:, starts[name] : starts[name] + pairs[name].b.shape[1]] = of(pairs[name].b.double())
+            wide[:, starts[name] : starts[name] + pairs[name].b.shape[1]] = function(pairs[name].b.double())
         return wide
 
     try:
@@ -83,17 +83,17 @@ def _carried(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -> dict
         update = applied(bare, lambda name: factor(name, lambda b: b) @ joined.double())
     except (OpError, RuntimeError) as error:
         _refuse(group, str(error).splitlines()[0])
-    carried: dict[str, Pair] = {}
+    converted: dict[str, Pair] = {}
     for name, b in made.items():
-        over = b.ndim == 2 and _equal(_product(b.T, joined.double()), update[name].T)
-        if not over and (b.ndim != 2 or not _equal(_product(b, joined.double()), update[name])):
+        transposed = b.ndim == 2 and _equal(_product(b.T, joined.double()), update[name].T)
+        if not transposed and (b.ndim != 2 or not _equal(_product(b, joined.double()), update[name])):
             _refuse(group, "the rule does more than reorder rows or transpose")
-        columns = used[name].ne(0).any(1 if over else 0)
+        columns = used[name].ne(0).any(1 if transposed else 0)
         if bool(columns.any()):
-            rows = (b.T if over else b)[:, columns].to(pairs[adapted[0]].b.dtype).contiguous()
+            rows = (b.T if transposed else b)[:, columns].to(pairs[adapted[0]].b.dtype).contiguous()
             pair = Pair(joined[columns].contiguous(), rows)
-            carried[name] = pair.transposed if over else pair
-    return carried
+            converted[name] = pair.transposed if transposed else pair
+    return converted
 
 
 def _product(b: Any, a: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One spec to the files that are generated from it, proven against its target class."""
+"""Render the files of a spec, after proving it against its target class."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from compiler.diagnostics import Diagnostic, Refusal, located
 from compiler.program.loading import load_program
 
 
-def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda found: None) -> dict[str, str]:
-    """`{path below generated/: content}` of one spec, proven against its target class; `warn` hears what is probably
-    not meant. Raises Refusal."""
+def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda warning: None) -> dict[str, str]:
+    """`{path below generated/: content}` of one spec, proven against its target class. `warn` is called with each
+    warning. Raises Refusal."""
     from compiler.program.axis_labels import record_labels
     from compiler.program.lint import lint
     from compiler.proof.proof import prove as prove_program
@@ -19,10 +19,10 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
     from compiler.target import model_class
 
     program = load_program(text)
-    found = lint(program)
-    if errors := [d for d in found if not d.warning]:
+    findings = lint(program)
+    if errors := [d for d in findings if not d.warning]:
         raise Refusal(errors)
-    for warning in found:
+    for warning in findings:
         warn(warning)
     if prove:
         proof = prove_program(program)

@@ -1,7 +1,6 @@
-"""The main job: a spec and a checkpoint in, a folder that Transformers loads out. Reversed, a `.pth` out.
+"""The main job: convert a checkpoint into a folder that Transformers loads; reversed, into a `.pth` file.
 
-Opens, gathers settings, plans, checks, and only then writes; everything is decided from metadata before the first
-byte of output exists.
+Plans and checks everything from metadata, then writes.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ def convert(
     on_note: Listener = ignore_note,
     progress: execute.Progress = lambda size: None,
 ) -> Plan:
-    """Do all of it: `out` is a folder, or with `reverse` a file unless it is cut into parts.
+    """Prepare and write a conversion. `out` is a folder; with `reverse` a file, or a folder of several `parts`.
 
-    Raises Refusal; then nothing is left behind. Raises Interrupted, which says whether something is left to resume.
+    Raises Refusal, after removing what was written; Interrupted, whose text says whether the run can be resumed.
     """
     from compiler.executor import nonfinite_values
 
@@ -55,7 +54,7 @@ def convert(
     output.check()
     output.protect(_named_files(program, request), [])
     with ranks.from_environment(out) as crew:
-        if not crew.leads:  # the leader speaks, and looks at values, for all
+        if not crew.leads:  # the leading process prints notes and looks at values
             on_note = ignore_note
         prepared = prepare(program, request, on_note)
         plan, checkpoint = prepared.plan, prepared.checkpoint
@@ -76,9 +75,9 @@ def write(
     crew: ranks.Crew | None = None,
     folder_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Carry a plan out. `folder_config`: of the folder that a reverse conversion reads.
+    """Carry out a plan. `folder_config`: the config.json of the folder that a reverse conversion reads.
 
-    Raises Refusal; then nothing is left behind but what an I/O error lets --resume continue.
+    Raises Refusal; what was written is removed, unless an I/O error lets --resume continue.
     """
     from compiler.executor import nonfinite_values
 
@@ -128,7 +127,7 @@ def write(
         output.protect([*_named_files(plan.program, request), *reads], names)
         with stoppable(), output, ExitStack() as stack:
             if output.done:
-                remark("everything was written already; moved it to its final name")
+                remark("everything was written by an earlier run; moved it to its final name")
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
@@ -171,7 +170,7 @@ def _output(out: Path, request: Request, program: Program, fingerprint: str = ""
 
 
 def _named_files(program: Program, request: Request) -> list[Path]:
-    """The files that a user names for a run, and the config that is read from beside the source."""
+    """The files that a user names for a run, and the config that is read from the source's folder."""
     source = request.source[0]
     config = request.config or config_file.beside(
         source, "config.json" if request.reverse else program.spec.source_config
@@ -186,7 +185,7 @@ def _part_names(plan: Plan, request: Request) -> list[str]:
 
 
 def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layout.OutFile], parts: int = 1) -> str:
-    """What two runs have in common whose bytes are the same: program, settings, source files, places of the output."""
+    """A hash of all that decides the bytes of a run: program, settings, source files, layout of the output."""
     spec = document.plain(plan.program.spec.root)
     sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.files]
     regions = hashlib.sha256(str([tensor.region for tensor in checkpoint.tensors.values()]).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Finds the specs that fit a checkpoint by its names, shapes and container.
+"""Finds the specs that fit a checkpoint by its tensor names, shapes and container.
 
-`detect` takes the paths of a checkpoint and the programs to try; it returns one `Fit` for each, best first. A spec
-`fits` if its plan binds. Its status is `asks` if only arguments are missing that shapes do not reveal, and `near` if
-most names match. `unique` picks the one that fits. Raises Refusal where none or several fit.
+`detect` takes a request and the programs to try; it returns one `Fit` for each, best first. A spec `fits` if it binds as
+in a run. Its status is `asks` if only arguments are missing, and `near` if most names match. `unique` picks the one that
+fits; it rejects a checkpoint that no spec fits, or several.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from compiler.resources import folder
 
 ORDER = ("fits", "asks", "near", "no")
 NEAR = 0.6  # of the names and patterns
-_MOST_FILES = 10_000  # of a folder that are looked at
-_MOST_NAMES = 2000  # that are looked at; two layers of a model have some hundred
+_MOST_FILES = 10_000  # of a folder whose names are read
+_MOST_NAMES = 2000  # that are matched; two layers of a model have some hundred
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How one spec fits. `share`: the part of names and patterns that match each other, 0 to 1; `asks`: arguments that it
-    needs; `reasons` why it does not fit; `container`: whether a file has the name that the spec expects. `evidence` ranks
-    specs that fit alike: by the model types of a config, the config fields that the spec knows, and file names. `doubt`:
-    the model types that file names mention, where they are not the spec's."""
+    """How one spec fits. `share`: of names and patterns that match each other, 0 to 1; `asks`: arguments that it needs;
+    `reasons`: why it does not fit; `container`: whether a file name matches `source.weights`. `evidence` ranks specs that
+    fit equally well: by the model types of a config, the config fields that the spec knows, and file names. `doubt`: the
+    model types that file names mention, if they are not the spec's."""
 
     spec: str
     summary: str
@@ -60,23 +60,23 @@ class Fit:
 
 
 def known_specs(more: Sequence[Path] = ()) -> list[Program]:
-    """The shipped specs, and those of other folders. Raises Refusal for one that does not compile."""
+    """The shipped specs and those of more folders. Raises Refusal for one that does not compile."""
     paths = sorted(folder("specs").glob("*.yaml"))
     for place in more:
         if not place.is_dir():
-            refuse(str(place), "there is no such folder of specs", "unreadable-file")
+            refuse(str(place), "no such folder of specs", "unreadable-file")
         paths += sorted(place.glob("*.yaml"))
     return [load_program(str(path)) for path in paths]
 
 
 def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
-    """A Fit for each program, the best first. Raises Refusal where the checkpoint cannot be opened in any way."""
+    """A Fit for each program, the best first. Raises Refusal if no program can open the checkpoint."""
     opened: dict[object, Checkpoint | Refusal] = {}
     files: Opened = {}
-    names = [name for path in request.source for name in _called(path)]
+    names = [name for path in request.source for name in _file_names(path)]
     if request.config is not None:
         config_file.read_config_file(request.config)
-    found = []
+    fits: list[Fit] = []
     evidence = None
     for program in programs:
         key = (
@@ -88,15 +88,17 @@ def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
             try:
                 opened[key] = open_source(program, request.source, request.weights, files)
             except Refusal as refusal:
-                opened[key] = Refusal(refusal.diagnostics)  # without what it was raised from
+                opened[key] = Refusal(refusal.diagnostics)  # without its cause
         checkpoint = opened[key]
         if evidence is None and isinstance(checkpoint, Checkpoint):
             evidence = read_evidence(request.source, checkpoint.objects, request.config)
         fit = _fit(program, request, names, checkpoint)
-        found.append(_weighed(fit, compare_evidence(program, evidence)) if evidence and fit.status != "no" else fit)
+        fits.append(
+            _with_evidence(fit, compare_evidence(program, evidence)) if evidence and fit.status != "no" else fit
+        )
     if opened and all(isinstance(one, Refusal) for one in opened.values()):
         raise next(one for one in opened.values() if isinstance(one, Refusal))
-    return sorted(found, key=_order)
+    return sorted(fits, key=_order)
 
 
 def _order(fit: Fit) -> tuple[object, ...]:
@@ -105,8 +107,8 @@ def _order(fit: Fit) -> tuple[object, ...]:
 
 
 def unique(fits: Sequence[Fit], path: Path, ask: Callable[[str], str] | None = None) -> Fit:
-    """The one that fits, or of several the one for which config and file names speak. With `ask`, a person chooses where
-    they do not decide. Raises Refusal: `ambiguous-spec`, `no-fitting-spec`."""
+    """The one that fits. Of several, the one with the most evidence in config and file names; `ask` lets a person choose
+    if the evidence is equal. Raises Refusal: `ambiguous-spec`, `no-fitting-spec`."""
     good = [fit for fit in fits if fit.status == "fits"] or [fit for fit in fits if fit.status == "asks"]
     best = [fit for fit in good if fit.evidence == max(one.evidence for one in good)]
     if len(best) > 1 and len({fit.container for fit in best}) > 1:
@@ -115,15 +117,19 @@ def unique(fits: Sequence[Fit], path: Path, ask: Callable[[str], str] | None = N
         if ask is not None:
             return _asked(best, ask)
         names = listed((fit.spec for fit in best), 12)
-        hint = f"run one by its name, as in: compile run {best[0].spec} {path} OUT"
+        hint = f"name one of them instead of auto: compile run {best[0].spec} {path} OUT"
         refuse(str(path), f"{len(best)} specs fit: {names}", "ambiguous-spec", hint)
     if best and best[0].doubt:
         message = f"{best[0].spec} fits, but the file names mention {best[0].doubt}"
-        hint = f"if it is meant: compile run {best[0].spec} {path} OUT; else compile draft proposes a new spec"
+        hint = f"to use it: compile run {best[0].spec} {path} OUT; else `compile draft` writes a new spec"
         refuse(str(path), message, "ambiguous-spec", hint)
     if not good:
         near = [fit for fit in fits if fit.status == "near"]
-        hint = f"the nearest is {near[0].spec}: {near[0].reasons[0]}" if near else "compile draft proposes a new one"
+        hint = (
+            f"the closest is {near[0].spec}: {near[0].reasons[0]}"
+            if near
+            else "`compile draft` writes a first version of a new one"
+        )
         refuse(str(path), "no spec fits", "no-fitting-spec", hint)
     return best[0]
 
@@ -138,13 +144,13 @@ def _asked(fits: Sequence[Fit], ask: Callable[[str], str]) -> Fit:
                 return fit
 
 
-def _weighed(fit: Fit, comparison: Comparison) -> Fit:
-    """The fit with what config and file names say; a spec that a config contradicts does not fit."""
+def _with_evidence(fit: Fit, comparison: Comparison) -> Fit:
+    """The fit with the evidence of config and file names. A spec that a config contradicts does not fit."""
     fit = replace(fit, evidence=comparison.rank, doubt=comparison.doubt)
     if not comparison.contradiction or fit.status not in ("fits", "asks"):
         return fit
     return replace(
-        fit, status="near", reasons=(f"the model is another one, says {comparison.contradiction}", *fit.reasons)
+        fit, status="near", reasons=(f"this is another model, according to {comparison.contradiction}", *fit.reasons)
     )
 
 
@@ -155,15 +161,15 @@ def named_program(
     if spec != "auto":
         return load_program(spec)
     if request.reverse:
-        refuse("auto", "the way back needs the name of a spec", "wrong-usage", "a source is told from what it holds")
+        refuse("auto", "--reverse needs the name of a spec", "wrong-usage", "auto recognizes sources only")
     programs = known_specs()
     fit = unique(detect(request, programs), request.source[0], ask)
     on_note(ChosenSpec(fit.spec, fit.summary))
     return next(program for program in programs if program.spec.path == fit.path)
 
 
-def _called(path: Path) -> Iterable[str]:
-    """The name of a file, or of a folder and the files in it."""
+def _file_names(path: Path) -> Iterable[str]:
+    """The name of a file or folder, and the names of the folder's files."""
     yield path.name
     if os.path.isdir(path):
         yield from (str(file.relative_to(path)) for file in islice(path.rglob("*"), _MOST_FILES))
@@ -192,7 +198,7 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
 
 
 def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:
-    """What keeps the program from binding to this checkpoint."""
+    """Why the program does not bind to this checkpoint; nothing if it does."""
     known = {*program.spec.arguments, *program.spec.facts}
     request = replace(request, assigned={name: value for name, value in request.assigned.items() if name in known})
     try:
@@ -203,28 +209,32 @@ def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tup
 
 
 def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[float, list[str]]:
-    """The part of names that a rule reads and of unguarded patterns that match a name; and a reason for each group of the
-    rest."""
+    """The share of names that a rule reads and of unguarded patterns that match a name, 0 to 1; and the names and
+    patterns without a match, as reasons."""
     # The first two layers or experts, and those that the spec writes as numbers, represent all of them.
     needed = [p for rule in program.rules if not rule.when for p in rule.sources]
     written = {number for p in needed for number in re.findall(r"\d+", p.text)} | {"0", "1"}
     some = (name for name in tensors if all(number in written for number in _NUMBER.findall(name)))
     few = list(islice(some, _MOST_NAMES))
     others = [p for rule in program.rules if rule.when for p in rule.sources]
-    guarded = program.spec.indices.keys()  # their numbers may begin anywhere
+    guarded = program.spec.indices.keys()  # their numbers may start anywhere
     others += [tie.alias for tie in program.ties] + [p for p, _ in program.ignored if not p.holes.keys() & guarded]
     unread = [n for n in few if not any(p.match(n) is not None for p in (*needed, *others))]
     many = {p: tensors if p.holes.keys() & guarded else few for p in needed}
     absent = [str(p) for p, names in many.items() if not any(p.match(n) is not None for n in names)]
     if program.keep_all:
-        return (1.0, []) if _looked_for(program, tensors) else (0.0, ["it lacks the tensors that the spec measures"])
-    reasons = [f"the checkpoint lacks {listed(absent, 4)}"] if absent else []
+        return (
+            (1.0, [])
+            if _has_names_of_facts(program, tensors)
+            else (0.0, ["the checkpoint does not have the tensors that the spec measures"])
+        )
+    reasons = [f"the checkpoint does not have {listed(absent, 4)}"] if absent else []
     reasons += [f"no rule reads {listed(unread, 4)}"] if unread else []
     total = len(few) + len(needed)
     return (1 - (len(unread) + len(absent)) / total if total else 0.0), reasons
 
 
-def _looked_for(program: Program, tensors: Mapping[str, Tensor | Joined]) -> bool:
+def _has_names_of_facts(program: Program, tensors: Mapping[str, Tensor | Joined]) -> bool:
     """Whether the checkpoint has the names that the facts measure. A spec with `keep: all` has no other patterns."""
     facts = program.spec.facts.values()
     plain = [fact for fact in facts if " if " not in fact.text]

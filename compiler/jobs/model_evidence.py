@@ -1,8 +1,8 @@
-"""What the config and the file names of a checkpoint say about which model it is.
+"""Which model a checkpoint is, by its config and its file names.
 
-Names and shapes of tensors are the same in several architectures. `read_evidence` collects the model types of
-Transformers that a config states and that file names mention, and the names of the config's fields; `compare_evidence`
-compares them with a spec. A config contradicts a spec if it states model types and none of them is the spec's.
+Several architectures have the same tensor names and shapes. `read_evidence` collects the model types of Transformers
+that a config names and that file names mention, and the names of the config's fields; `compare_evidence` compares them
+with a spec. A config contradicts a spec if it names model types and none of them is the spec's.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CONFIG_FILES = ("config.json", "params.json", "model_config.yaml", "hparams.yaml
 # The fields of a config that name the model.
 NAMING = ("model_type", "architectures", "name", "model_name", "arch", "architecture", "general.architecture", "_component_",
           "_name_or_path", "hf_config")  # fmt: skip
-_WINDOW = 3  # words that are read as one, whatever separates them
+_WINDOW = 3  # words that are joined to one model type
 _GENERIC = re.compile(r"encoder|decoder|wrapper|backbone|^(clip|fast|data|edge|align|aria|bit|git|led|van|fit)$")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """`stated`: model types that a config names, with the file and the field that does; `mentioned`: those in
-    file names; `fields` of the config."""
+    """`stated`: model types that a config names, each with its file and field; `mentioned`: those in file names;
+    `fields`: names of the config's fields."""
 
     stated: Mapping[str, str]
     mentioned: frozenset[str]
@@ -54,7 +54,7 @@ class Comparison:
 
 
 def read_evidence(paths: Sequence[Path], objects: Mapping[str, Any], config: Path | None) -> Evidence:
-    """The evidence beside a checkpoint and in it. A config that cannot be read says nothing here."""
+    """The evidence in a checkpoint and in the config files next to it. A config that cannot be read is skipped."""
     files = [config] if config else [f for name in CONFIG_FILES if (f := config_file.beside(paths[0], name))]
     stated: dict[str, str] = {}
     fields: set[str] = set()
@@ -119,7 +119,7 @@ def model_types_in(text: str) -> frozenset[str]:
     known = _known()
     text = re.sub(r"(For[A-Z]\w*|Model|LMHead\w*)$", "", text)
     words = [word for word in re.split(r"[^a-z0-9]+", text.lower()) if word]
-    found: set[str] = set()
+    kinds: set[str] = set()
     at = 0
     while at < len(words):
         for length in range(_WINDOW, 0, -1):
@@ -127,11 +127,11 @@ def model_types_in(text: str) -> frozenset[str]:
             kind = known.get(joined) or (known.get(re.sub(r"\d+b?$", "", joined)) if length == 1 else None)
             kind = kind or (_ending(joined) if length == 1 else None)
             if kind and at + length <= len(words):
-                found.add(kind)
+                kinds.add(kind)
                 at += length - 1
                 break
         at += 1
-    return frozenset(found)
+    return frozenset(kinds)
 
 
 def _ending(word: str) -> str | None:

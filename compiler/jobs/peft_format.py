@@ -1,7 +1,7 @@
-"""LoRA files: what PEFT saves, and a plain trainer's `X.lora.A.weight` and `X.lora.B.weight` beside each `X.weight`.
+"""Reads and writes LoRA files: PEFT folders, and files of plain trainers with `X.lora.A.weight` and `X.lora.B.weight`.
 
 `read_adapter` takes a PEFT folder or one file; returns the factors of each adapted weight, with the scale of
-`adapter_config.json` multiplied in. Refuses other kinds of adapters, every setting that changes what an adapter computes
+`adapter_config.json` multiplied in. Rejects other kinds of adapters, every setting that changes what an adapter computes
 and is not handled here, and every tensor that is not part of a LoRA. `write_peft` and `write_plain` write one.
 
 Source of the format: the package peft 0.21, tuners/lora/config.py, tuners/lora/layer.py and utils/save_and_load.py.
@@ -30,7 +30,7 @@ from compiler.plan.plan import Plan
 from compiler.target.model_class import build, class_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Module, then which factor: PEFT's names with and without the name of the adapter, and those of a plain trainer.
+# Module, then factor: PEFT's names with and without the name of the adapter, and those of a plain trainer.
 NAMES = re.compile(
     r"(?P<wrapped>base_model\.model\.)?(?P<module>.+)\.(?:"
     r"lora_(?P<peft>[AB])(?:\.default)?\.weight|lora_embedding_(?P<embedding>[AB])(?:\.default)?|"
@@ -75,7 +75,7 @@ EMBEDDINGS = ("embed_tokens", "wte")  # names of embeddings in a class with code
 
 @dataclass(frozen=True)
 class Pair:
-    """The two factors added to a weight [rows, columns]: `a` [rank, columns], `b` [rows, rank], scale included."""
+    """What is added to a weight [rows, columns] as `b` [rows, rank] times `a` [rank, columns], scale included."""
 
     a: Any
     b: Any
@@ -121,8 +121,8 @@ def module_kinds(target: TargetModel, config: Mapping[str, Any]) -> ModuleKinds:
 
 
 def read_adapter(path: Path, kinds: ModuleKinds = ModuleKinds()) -> Adapter:
-    """The adapter in a folder or a file. PEFT's factors count in inputs and outputs: those of `kinds.transposed` weights
-    are transposed. Raises Refusal."""
+    """The adapter in a folder or a file. PEFT stores factors as [out, in], so the pairs of `kinds.transposed` weights are
+    transposed. Raises Refusal."""
     checkpoint = _opened(path)
     factors: dict[str, dict[str, Any]] = {}
     copies: dict[str, Tensor | Joined] = {}
@@ -141,9 +141,9 @@ def read_adapter(path: Path, kinds: ModuleKinds = ModuleKinds()) -> Adapter:
         else:
             strange.append(stored)
     if not factors:
-        hint = "an adapter holds X.lora.A.weight and X.lora.B.weight, or what PEFT writes"
-        _settings(path, checkpoint, needed=False)  # another kind of adapter is called by its name
-        refuse(str(path), "it holds no LoRA weights", "missing-weights", hint)
+        hint = "an adapter has X.lora.A.weight and X.lora.B.weight, or the names that PEFT writes"
+        _settings(path, checkpoint, needed=False)  # reports another kind of adapter by its name
+        refuse(str(path), "contains no LoRA weights", "missing-weights", hint)
     settings, config = _settings(path, checkpoint, needed=len(plain) < len(factors))
     if strange:
         refuse(str(path), f"not part of a plain LoRA: {listed(strange, 4)}", "unsupported-adapter", MERGE)
@@ -153,15 +153,15 @@ def read_adapter(path: Path, kinds: ModuleKinds = ModuleKinds()) -> Adapter:
             shapes = listed(f"{key} {list(factor.shape)}" for key, factor in sorted(pair.items()))
             refuse(str(path), f"the LoRA of {name} is not a pair of matrices: {shapes}", "shape-mismatch")
         scale = 1.0 if name in plain else _scale(settings, name.removesuffix(".weight"), pair["A"].shape[0])
-        made = Pair(pair["A"], pair["B"] if scale == 1 else (pair["B"].float() * scale))
-        over = name in embeddings or (name not in plain and name in kinds.transposed)
-        pairs[name] = made.transposed if over else made
+        own = Pair(pair["A"], pair["B"] if scale == 1 else (pair["B"].float() * scale))
+        transposed = name in embeddings or (name not in plain and name in kinds.transposed)
+        pairs[name] = own.transposed if transposed else own
     files = (*checkpoint.files, *checkpoint.indexes, *([config] if config else []))
     return Adapter(pairs, copies, files)
 
 
 def _opened(path: Path) -> Checkpoint:
-    """The file of PEFT in a folder, whatever else is there, or the file itself."""
+    """The weights file that PEFT writes in a folder, or `path` itself. Other files of the folder are not read."""
     names = (WEIGHTS, "adapter_model.bin")
     inside = next((path / name for name in names if (path / name).is_file()), path)
     return open_checkpoint(inside)
@@ -232,7 +232,7 @@ def peft_config(pairs: Mapping[str, Pair], plan: Plan, transposed: bool = False)
 
 
 def write_peft(pairs: Mapping[str, Pair], plan: Plan, folder: Path, kinds: ModuleKinds = ModuleKinds()) -> None:
-    """The folder that `PeftModel.from_pretrained` loads, for modules of these kinds."""
+    """Write the folder that `PeftModel.from_pretrained` loads, for modules of these kinds."""
     from safetensors.torch import save_file
 
     folder.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
-"""Open a checkpoint, collect its arguments and bind a Program to it; nothing is written.
+"""Open a checkpoint, collect the arguments and bind a Program to it. Nothing is written.
 
-Takes a Program and a `Request`; returns all that is known before the first byte of output exists, as a `Prepared`.
-Everything is decided from metadata. Raises Refusal.
+Takes a Program and a `Request`; returns a `Prepared`: everything that is decided before the first byte of output. Reads
+file headers; with `compare`, also the tensors that must equal each other. Raises Refusal.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ from compiler.proof.proof import check_target
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan and what it rests on: the opened checkpoint, the value and origin of each argument that the plan uses, and
-    the notes, in the order in which they came up."""
+    """A plan, the opened checkpoint, the value and origin of each argument, and the notes in the order they arose."""
 
     plan: Plan
     checkpoint: Checkpoint
@@ -57,14 +56,14 @@ class Prepared:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The arguments that nothing gave, with the defaults that they took."""
+        """The arguments that have their default value."""
         return _of(self.arguments, Origin.DEFAULT)
 
 
 @uncollected()
 def prepare(program: Program, request: Request, on_note: Listener = ignore_note) -> Prepared:
-    """Open the source and bind the program to it; nothing is written. `on_note` gets each note at once, so that it is
-    known even where the conversion is refused. Raises Refusal."""
+    """Open the source and bind the program to it. `on_note` gets each note at once, so that notes are known even if the
+    preparation fails. Raises Refusal."""
     notes: list[Note] = []
 
     def note(one: Note) -> None:
@@ -91,7 +90,7 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
             preconditions.check_ties(plan, checkpoint)
             preconditions.check_constants(plan, checkpoint)
     except Refusal:
-        verify(checkpoint)  # damage explains any difference
+        verify(checkpoint)  # a damaged file explains any difference
         raise
     folder_config = config_file.read_config_file(_config_of_folder(request)) if request.reverse else None
     return Prepared(plan, checkpoint, folder_config, env.arguments, tuple(notes))
@@ -100,24 +99,25 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
 def bind_source(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener = ignore_note
 ) -> tuple[Plan, Environment]:
-    """The plan of an opened source, and the values that it was made with. No tensor is read. Raises Refusal."""
+    """The plan of an opened source, and the values of its arguments and facts. Reads no tensor. Raises Refusal."""
     settings = arguments.gather(
         program, request.source[0], checkpoint.objects, request.config, request.assigned, request.any_model_type
     )
     for one in settings.notes:
         note(one)
     if stated := unread_statements(program, checkpoint.objects, str(checkpoint.path)):
-        note(Remark(f"not carried over from the checkpoint: {listed(stated, 40)}"))
+        note(Remark(f"fields of the checkpoint that the spec does not read: {listed(stated, 40)}"))
     shapes = NamedShapes(checkpoint.tensors, partial(preconditions.equal_tensors, checkpoint))
     given, released = released_models.with_released(program, shapes, settings.given, request.model)
     env = Environment(program, shapes, given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
-    if program.keep_all and program.spec.target.code is None:  # planning runs no code of others; the last check does
+    if program.keep_all and program.spec.target.code is None:  # planning runs no remote code; the class check does
         check_target(plan)
-    if different := arguments.contradictions(program, settings.stated, plan.config) or arguments.rowless(plan.config):
-        raise Refusal(different)
+    problems = arguments.contradictions(program, settings.stated, plan.config)
+    if problems := problems or arguments.padding_beyond_vocabulary(plan.config):
+        raise Refusal(problems)
     if settings.unread:
         note(UnreadFields(settings.unread))
     return _with_assumptions(plan, env, released, request.strict, note), env
@@ -128,7 +128,7 @@ def _bind_reversed(
 ) -> tuple[Plan, Environment]:
     config = _config_of_folder(request)
     fields, given = arguments.gather_reversed(program, config, request.assigned, request.any_model_type)
-    settings = recorded_settings(config.parent, program)  # what config.json does not carry
+    settings = recorded_settings(config.parent, program)  # for what config.json does not have
     recorded = {n: v for n, v in settings.items() if n in program.spec.arguments}
     given = {n: Given(v, MANIFEST, Origin.CONFIG_FILE) for n, v in recorded.items()} | given
     shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
@@ -138,19 +138,19 @@ def _bind_reversed(
         given |= {n: Given(value, config.name, Origin.CONFIG_FILE) for n, value in solved.items()}
     env = Environment(program, shapes, given, trusted=True)
     carried = {field.name for field in program.spec.config if field.carried in request.assigned}
-    fields = {name: value for name, value in fields.items() if name not in carried}  # the user says otherwise
+    fields = {name: value for name, value in fields.items() if name not in carried}  # --set replaces them
     if wrong := config_guard.irreversible_fields(program, fields, _written(program, env), str(config)):
         raise Refusal(wrong)
-    env = Environment(program, shapes, given, trusted=True)  # without what only the config asked for
+    env = Environment(program, shapes, given, trusted=True)  # without the values that only the comparison needed
     for name in given.keys() & program.spec.arguments.keys():
-        env[name]  # a value that was given counts, though the plan may do without
+        env[name]  # so that it is listed even if the plan does not use it
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     plan = _with_assumptions(plan, env, None, request.strict, note)
-    # What comes out must be a source that the spec would accept, of the sizes that the config tells.
+    # The result must be a source that the spec accepts, with the sizes of the config.
     made = NamedShapes({target.name: target for target in plan.targets})
     try:
         Environment(program, made, given, trusted=unfounded(program, given)).check()
-    except Refusal as refusal:  # what only the way there has to know is nothing here
+    except Refusal as refusal:  # arguments that only the forward direction needs may be missing
         if others := [d for d in refusal.diagnostics if d.kind != "missing-argument"]:
             raise Refusal(others) from None
     return plan, env
@@ -160,20 +160,20 @@ def _config_of_folder(request: Request) -> Path:
     """The config.json of a folder that is converted back. Raises Refusal: `missing-config`."""
     config = request.config or config_file.beside(request.source[0], "config.json")
     if config is None:
-        text = "there is no config.json, which has the sizes for the reverse conversion"
-        refuse(str(request.source[0]), text, "missing-config", "give it with --config")
+        text = "there is no config.json, which the reverse conversion reads sizes from"
+        refuse(str(request.source[0]), text, "missing-config", "pass one with --config")
     return config
 
 
 def _written(program: Program, env: Environment) -> dict[str, Any]:
-    """The fields that the source of a reversed conversion would be given, as far as they are known."""
-    found: dict[str, Any] = {}
+    """The config fields that the spec writes, as far as their values are known."""
+    written: dict[str, Any] = {}
     for field in program.spec.config:
         try:
-            found[field.name] = env.evaluate(field.expr) if field.expr else field.constant
+            written[field.name] = env.evaluate(field.expr) if field.expr else field.constant
         except Refusal:  # it needs an argument that the folder does not have
             continue
-    return found
+    return written
 
 
 def _of(values: Mapping[str, Given], origin: Origin) -> dict[str, Any]:
@@ -183,8 +183,8 @@ def _of(values: Mapping[str, Given], origin: Origin) -> dict[str, Any]:
 def _with_assumptions(
     plan: Plan, env: Environment, released: ReleasedArguments | None, strict: bool, note: Listener
 ) -> Plan:
-    """The plan with the guesses that it rests on; a note for them and for all that nobody gave. With `strict`, raises
-    Refusal for guesses."""
+    """The plan with its guesses; a note for each of them, and for the arguments that were derived or have defaults. With
+    `strict`, raises Refusal for guesses."""
     if released:
         note(released)
     if derived := _of(env.arguments, Origin.DERIVED):
@@ -199,7 +199,7 @@ def _with_assumptions(
                 argument.span,
                 f"{name} is a guess: {guesses[name]!r}; {argument.help}",
                 "guessed-argument",
-                f"give it with --set {name}=VALUE, or a --config that has it",
+                f"pass --set {name}=VALUE, or a --config that has it",
             )
             for name, argument in known.items()
         )

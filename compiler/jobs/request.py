@@ -1,6 +1,6 @@
-"""What a user asks for: the options of `compile run`, typed once. The command line takes names and defaults from here.
+"""The options of a conversion. The command line takes their names and defaults from here.
 
-Imports nothing heavy, so that `compile --help` may read it.
+Imports the standard library only, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Request:
-    """One conversion: a source and how to read it, and how to write the output.
+    """One conversion: a source, how to read it, and how to write the output.
 
-    `check`: compare the result with the target class before it gets its name. `assigned` is what `--set` gives. Without `compare` and `checksums` a plan is made from headers alone: no byte of a
-    tensor is read. `parts` is the number of tensor-parallel parts that a reversed conversion writes.
+    `assigned`: the values of `--set`. `check`: compare the result with the target class before it gets its name. Without
+    `compare` and `checksums` only file headers are read, no tensor. `parts`: how many tensor-parallel parts a reversed
+    conversion writes.
     """
 
     source: Sequence[Path]
@@ -43,5 +44,5 @@ class Request:
     strict: bool = False
 
 
-# Field -> its default, of those that have a plain one.
+# Field -> its default; not of `source` and `assigned`.
 DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(Request) if f.default is not MISSING}

@@ -1,7 +1,7 @@
 """The two descriptions in a converted folder: `README.md` for people, `mapspec.json` for tools.
 
 Takes a Plan, its checkpoint and, with `digests`, the written folder; returns texts. Both are the same for the same
-input, name files without their folders and hold no time. Digests are not free, since they read every byte once more.
+input: they name files without their folders, and contain no time. Digests read every byte once more.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def manifest(
     plan: Plan, checkpoint: Checkpoint, files: Mapping[str, int], digests: Path | None = None, *, checked: bool = True
 ) -> str:
     """The text of mapspec.json: tool, spec and its hash, settings, source files, the source of each tensor, and the size
-    of every other file that the run writes (`files`), by which a later run knows them.
+    of every other file that the run writes (`files`), so that a later run recognizes them.
 
     `checked`: whether the target class is compared with what is written. `digests`: the written folder, to add the SHA-256
     of every source file and of every tensor.
@@ -75,7 +75,7 @@ def manifest(
 
 
 def recorded_settings(place: Path, program: Program) -> dict[str, Any]:
-    """The arguments and facts of the conversion that wrote a folder, by name; empty where its mapspec.json is missing,
+    """The arguments and facts of the conversion that wrote a folder, by name; empty if its mapspec.json is missing,
     malformed, or of another spec."""
     try:
         content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))

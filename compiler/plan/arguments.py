@@ -1,5 +1,6 @@
-"""The arguments of a run and where each comes from. In order of precedence, lowest first: the checkpoint itself, a
-config file, `--set`.
+"""The values of a spec's arguments, and where each comes from.
+
+In order of precedence, the lowest first: the default, the checkpoint itself, a config file, `--set`.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ from typing import Any
 from compiler.checkpoints.config_file import beside, read_config_file
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 from compiler.plan import config_guard, config_inverse
-from compiler.plan.notes import ConfigBesideWeights, Note
+from compiler.plan.notes import ConfigNextToWeights, Note
 from compiler.program.environment import Given, Origin
 from compiler.program.program import Program
 from compiler.target import config_class, config_dialects
 from compiler.target.config_meaning import same_value
 
-# Where trainers put the arguments of their model beside the weights.
+# Keys under which trainers store the model's arguments in the same file as the weights.
 OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
-# The config of a folder of Transformers, which trainers copy beside weights of their own layout.
+# The config of a Transformers folder, which some trainers copy next to weights of their own layout.
 HUB_CONFIG = "config.json"
-# Fields that every saved config states, or that names and shapes show.
+# Fields that every saved config has, or that tensor names and shapes reveal.
 STATED = frozenset(
     ["head_dim", "intermediate_size", "moe_intermediate_size", "n_head", "n_inner", "num_attention_heads",
      "num_experts_per_tok", "num_key_value_heads", "tie_word_embeddings"]
 )  # fmt: skip
-# Where a config file keeps them, whose other fields are those of the training.
+# Keys of a config file that hold the model's fields, where the other fields are about training.
 HOLDERS = ("model", "kwargs", *OBJECTS)
-# What every config of Transformers carries and no conversion reads.
+# Fields that every config of Transformers has and no conversion reads.
 BAGGAGE = frozenset(
     [
         "_name_or_path",
@@ -93,9 +94,8 @@ BAGGAGE = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """`given` values by name, `unread` fields of the config that the spec does not know, `notes` about where it lay.
-
-    `stated`: the fields of a config of the target's own kind, which what is written must not contradict.
+    """`given`: values by name. `unread`: fields of the config that the spec does not read. `stated`: if the config is of
+    the target's own model type, its fields, which the written config must not contradict.
     """
 
     given: Mapping[str, Given]
@@ -112,7 +112,7 @@ def gather(
     assigned: Mapping[str, Any],
     any_model_type: bool = False,
 ) -> Settings:
-    """Everything that is said about a source's arguments.
+    """Collect the values of a source's arguments.
 
     `any_model_type`: accept a config of another architecture. Raises Refusal for a config that cannot be read, of
     another architecture, or with a field that changes the function and that the spec neither reads nor writes.
@@ -123,36 +123,36 @@ def gather(
     notes: list[Note] = []
     plain = {n: v for n, v in objects.items() if n in known and isinstance(v, bool | int | float | str)}
     given |= {n: Given(v, "the checkpoint", Origin.CHECKPOINT) for n, v in plain.items()}
-    for key, values in _inside(objects):
+    for key, values in _stored_arguments(objects):
         place = f"the checkpoint's {key!r}"
         given |= {n: Given(v, place, Origin.CHECKPOINT) for n, v in values.items() if n in known}
     unread: tuple[str, ...] = ()
     stated: dict[str, Given] = {}
     path = config or beside(source, program.spec.source_config)
     hub = beside(source, HUB_CONFIG)
-    if path is None and hub is not None and _of_the_target(program, read_config_file(hub)):
+    if path is None and hub is not None and _is_of_target(program, read_config_file(hub)):
         path = hub
     if not any_model_type:
         wrong += config_guard.architectures(program, objects, dict.fromkeys(p for p in (path, hub) if p is not None))
     if path is not None:
         whole = read_config_file(path)
-        held = model_part(whole, known)
-        fields = config_dialects.read_config(whole | held)
+        model_fields = model_part(whole, known)
+        fields = config_dialects.read_config(whole | model_fields)
         if fields.get("use_sliding_window") is False:
-            fields["sliding_window"] = None  # a width that no layer uses
+            fields["sliding_window"] = None  # no layer uses it
         if config is None:
-            notes.append(ConfigBesideWeights(path))
+            notes.append(ConfigNextToWeights(path))
 
         def from_file(value: Any) -> Given:
             return Given(value, path.name, Origin.CONFIG_FILE)
 
-        of_target = _of_the_target(program, held)
+        of_target = _is_of_target(program, model_fields)
         if of_target:
             stated = {f.name: from_file(fields[f.name]) for f in program.spec.config if f.name in fields}
             carried = {f.carried: stated[f.name] for f in program.spec.config if f.carried and f.name in stated}
             given = _class_defaults(program, fields, path.name) | given
             given |= {n: value for n, value in carried.items() if n not in fields}
-        renamed = {} if "model_type" in held else _under_target_names(program, fields)
+        renamed = {} if "model_type" in model_fields else _under_target_names(program, fields)
         given |= {n: from_file(fields[name]) for n, name in renamed.items()}
         given |= {n: from_file(v) for n, v in fields.items() if n in known}
         if of_target:
@@ -161,17 +161,19 @@ def gather(
             given |= {n: from_file(v) for n, v in solved.items() if n in program.spec.arguments}
         read = known | BAGGAGE | stated.keys() | {*renamed.values(), "rope_parameters"}
         read |= set(config_dialects.EXPERTS) if known & set(config_dialects.EXPERTS) else set()
-        faults, unheard = config_guard.unconverted_fields(program, _part(fields, held), read, str(path), of_target)
+        faults, ignored = config_guard.unconverted_fields(
+            program, _part(fields, model_fields), read, str(path), of_target
+        )
         wrong += faults
-        unread = tuple(n for n in unheard if fields[n] not in (None, [], {}, ""))
-        heard = any(fields[n] is not None for n in {*known, *renamed.values()} & fields.keys())
-        if config is not None and program.spec.arguments and not (stated or heard):
+        unread = tuple(n for n in ignored if fields[n] not in (None, [], {}, ""))
+        useful = any(fields[n] is not None for n in {*known, *renamed.values()} & fields.keys())
+        if config is not None and program.spec.arguments and not (stated or useful):
             names = listed(program.spec.arguments, 12)
             refuse(
                 str(path),
-                f"none of its fields means anything to {program.spec.name.value}",
+                f"{program.spec.name.value} reads none of its fields",
                 "unread-config",
-                f"the spec reads {names}",
+                f"its arguments are {names}",
             )
     given |= _assigned(assigned)
     wrong += config_guard.fixed_fields(program, given)
@@ -187,12 +189,12 @@ def gather_without_spec(
     assigned: Mapping[str, Any],
     known: Collection[str],
 ) -> dict[str, Any]:
-    """All fields of a model that has no spec yet, by name, in the same order of precedence. If nobody names a config, a
-    `config.json` or `params.json` beside the weights is read; `known` names select the part of it that describes the
+    """All fields of a model without a spec, by name, with the same precedence. Without a `config`, reads the `config.json`
+    or `params.json` next to the weights. `known`: names of fields, which select the part of a config that describes the
     model. Raises Refusal."""
     values: dict[str, Any] = {}
-    for _, held in _inside(objects):
-        values |= held
+    for _, stored in _stored_arguments(objects):
+        values |= stored
     path = config or beside(source, "config.json") or beside(source, "params.json")
     if path is not None:
         whole = read_config_file(path)
@@ -205,27 +207,27 @@ def _assigned(values: Mapping[str, Any]) -> dict[str, Given]:
     return {name: Given(value, "--set", Origin.ASSIGNMENT) for name, value in values.items()}
 
 
-def _inside(objects: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The mappings of arguments that a checkpoint holds, by their keys, the one that counts most last."""
+def _stored_arguments(objects: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mappings of arguments in a checkpoint, as (key, values), the lowest precedence first."""
     for key in reversed(OBJECTS):
         if isinstance(values := objects.get(key), Mapping):
             yield key, config_dialects.read_config(values)
 
 
 def _holders(whole: dict[str, Any]) -> list[dict[str, Any]]:
-    """The mappings within a config that may hold the fields of the model."""
+    """The mappings in a config that may hold the model's fields."""
     return [part for key in HOLDERS if isinstance(part := whole.get(key), dict)]
 
 
 def model_part(whole: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The part of a config that describes the model: the mapping with most of the known fields, or the whole."""
+    """The part of a config that describes the model: the mapping with the most `known` fields, or all of it."""
     return max([whole, *_holders(whole)], key=lambda part: len(part.keys() & {*known}))
 
 
 def gather_reversed(
     program: Program, config: Path, assigned: Mapping[str, Any], any_model_type: bool
 ) -> tuple[dict[str, Any], dict[str, Given]]:
-    """The flat fields of a folder's config, and the arguments and facts that they decide.
+    """The flat fields of a folder's config, and the arguments and facts that they give.
 
     Raises Refusal for a config of another architecture, or with a field that changes the function and that the spec
     does not write.
@@ -248,21 +250,21 @@ def gather_reversed(
     return fields, given | _assigned(assigned)
 
 
-def _part(fields: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat fields of the part of a config that holds the model's, without the second names of one thing."""
-    names = {*held, "rope_scaling", "sliding_window"} if "rope_parameters" in held else {*held}
+def _part(fields: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat fields of the model's part of a config, without second names for the same value."""
+    names = {*part, "rope_scaling", "sliding_window"} if "rope_parameters" in part else {*part}
     return {name: value for name, value in fields.items() if name in names}
 
 
 def _under_target_names(program: Program, fields: Mapping[str, Any]) -> dict[str, str]:
-    """The arguments that a config gives under the name of the target's field that carries them, with that name."""
+    """Argument -> the target's config field that it becomes, if the config has the value under that name only."""
     names = {f.carried or "": f.name for f in program.spec.config if f.name in fields}
     return {n: name for n, name in names.items() if n in program.spec.arguments and n not in fields}
 
 
 def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> dict[str, Given]:
-    """What a config of the target's class means where it leaves a field out: the class's default, for every argument
-    that is carried unchanged. Sizes are left out: a config that a class saves states them."""
+    """The class's defaults for fields that a config of the target class does not have, for every argument that becomes a
+    field unchanged. Not for sizes: every saved config has them."""
     defaults = config_class.config_defaults(config_guard.target_type(program))
     arguments = program.spec.arguments
     absent = {f.carried or "": f.name for f in program.spec.config if f.name in defaults and f.name not in fields}
@@ -273,23 +275,23 @@ def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> 
     }
 
 
-def _of_the_target(program: Program, config: Mapping[str, Any]) -> bool:
-    """Whether it is a config of the target's class, which may lie beside a source that has none of its own."""
+def _is_of_target(program: Program, config: Mapping[str, Any]) -> bool:
+    """Whether it is a config of the target class, which some trainers write next to their weights."""
     model = program.spec.target.model
     return model is not None and "model_type" in config and config["model_type"] == config_guard.target_type(program)
 
 
 def contradictions(program: Program, stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
-    """The fields that a config of the target's own kind states and the conversion would write otherwise."""
+    """The fields of a config of the target's model type that the conversion would write with another value."""
     fixed = {f.name for f in program.spec.config if f.expr is None}
     return [
         Diagnostic(
             Span(value.place),
-            f"{name} is {value.value!r} here, and {written[name]!r} is what would be written",
+            f"{name} is {value.value!r} here, but the conversion would write {written[name]!r}",
             "config-mismatch",
-            "the spec writes nothing else: its rules are for models that have it so"
+            "the spec always writes this value: its rules are for such models only"
             if name in fixed
-            else "an argument of the spec decides it: give it with --set",
+            else "pass the argument that it depends on with --set",
         )
         for name, value in stated.items()
         if not same_value(name, value.value, written[name])
@@ -297,10 +299,10 @@ def contradictions(program: Program, stated: Mapping[str, Given], written: Mappi
     ]
 
 
-def rowless(written: Mapping[str, Any]) -> list[Diagnostic]:
-    """The padding token, where the embedding has no row for it: the class could not be built."""
+def padding_beyond_vocabulary(written: Mapping[str, Any]) -> list[Diagnostic]:
+    """A problem if the embedding has no row for the padding token: the class could not be built."""
     rows, token = written.get("vocab_size"), written.get("pad_token_id")
     if not isinstance(rows, int) or not isinstance(token, int) or token < rows:
         return []
-    text = f"pad_token_id is {token}, and the vocabulary has {rows} rows"
-    return [Diagnostic(Span("config.json"), text, "config-mismatch", "give it with --set pad_token_id=VALUE, or null")]
+    text = f"pad_token_id is {token}, but the vocabulary has {rows} rows"
+    return [Diagnostic(Span("config.json"), text, "config-mismatch", "pass --set pad_token_id=VALUE, or null")]

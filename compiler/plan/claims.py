@@ -1,7 +1,7 @@
 """Which rule reads which tensor of a checkpoint.
 
-Each name is claimed by the one rule, tie or ignore that matches it. Then the claims are complete: an index runs from 0
-without a gap, and a rule that reads one layer reads all of them.
+Each name is claimed by the one rule, tie or ignore that matches it. Then the claims are checked for completeness: an
+index runs from 0 without a gap, and a rule that reads one layer reads all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Claims:
 
 
 class Claimant:
-    """Claims the names of `signature` for `rules` (those whose guard holds, reversed where the plan is)."""
+    """Claims the names of `signature` for `rules` (those whose guard is true, reversed if the plan is)."""
 
     def __init__(
         self, program: Program, rules: list[Rule], signature: TensorTable, env: Environment, reverse: bool
@@ -37,70 +37,71 @@ class Claimant:
         self.ties: list[tuple[str, str]] = []
         self.ignored: list[tuple[str, str]] = []
         self.unruled: list[str] = []
-        self.made: list[tuple[str, float]] = []  # reversed: what `create` wrote, and the value that it must hold
+        self.made: list[
+            tuple[str, float]
+        ] = []  # reversed: tensors that `create` wrote, and the value of all their elements
         self.indices: dict[str, set[int]] = {}  # text before an index -> its values
-        self.least: dict[str, int] = {}  # text before an index -> the number that it counts from
+        self.least: dict[str, int] = {}  # text before an index -> its first number
         self.readers: dict[str, set[tuple[str, int]]] = {}  # text before an index -> its names and their shifts
         self.first_reader: dict[str, Pattern] = {}  # text before an index -> the pattern that read it first
         self.seen: dict[tuple[int, int], set[tuple[str, ...]]] = {}  # (rule, slot) -> captures
 
     def claim(self) -> None:
-        """Every name to the one rule, tie or ignore that it belongs to."""
+        """Assign every name to the one rule, tie or ignore that matches it."""
         sources = [(n, k, p) for n, rule in enumerate(self.rules) for k, p in enumerate(rule.sources)]
         ties = [tie for tie in self.program.ties if self.env.holds(tie.when)] if not self.reverse else []
         ignored = self.program.ignored if not self.reverse else ()
         created = [rule for rule in self.program.created if self.reverse and self.env.holds(rule.when)]
-        nobody: list[str] = []
+        unclaimed: list[str] = []
         lengths = [count_components(pattern) for _, _, pattern in sources]
-        fitting: dict[
-            int, list[tuple[int, int, Pattern]]
-        ] = {}  # the patterns that names of so many components may match
+        # Number of components -> the patterns that may match such names.
+        fitting: dict[int, list[tuple[int, int, Pattern]]] = {}
         for name in self.signature:
-            found: list[tuple[str, Span]] = []
+            claims: list[tuple[str, Span]] = []
             length = name.count(".") + 1
             if length not in fitting:
                 fitting[length] = [s for s, n in zip(sources, lengths, strict=True) if n is None or n == length]
             for n, k, pattern in fitting[length]:
                 captures = self.env.match(pattern, name)
                 if captures is not None:
-                    found.append((self.rules[n].name or self.rules[n].kind, self.rules[n].span))
+                    claims.append((self.rules[n].name or self.rules[n].kind, self.rules[n].span))
                     self.take(n, k, pattern, name, captures)
             for tie in ties:
                 captures = self.env.match(tie.alias, name)
                 if captures is not None:
-                    found.append(("tie", tie.alias.span))
+                    claims.append(("tie", tie.alias.span))
                     self.ties.append((name, tie.owner.fill(captures)))
             for pattern, reason in ignored:
                 if self.env.match(pattern, name) is not None:
-                    found.append(("ignore", pattern.span))
+                    claims.append(("ignore", pattern.span))
                     self.ignored.append((name, reason))
             for rule in created:
                 if self.env.match(rule.targets[0], name) is not None:
-                    found.append(("create", rule.span))
+                    claims.append(("create", rule.span))
                     self.made.append((name, rule.steps[0][0].fill))  # type: ignore[attr-defined]
-            if not found and self.program.keep_all:
+            if not claims and self.program.keep_all:
                 self.unruled.append(name)
-            elif not found:
-                nobody.append(name)
-            elif len(found) > 1:
-                lines = listed(f"line {span.line} ({what})" for what, span in found)
-                self.report.add(found[0][1], f"{name} is claimed by more than one rule: {lines}", "claimed-twice")
+            elif not claims:
+                unclaimed.append(name)
+            elif len(claims) > 1:
+                lines = listed(f"line {span.line} ({what})" for what, span in claims)
+                self.report.add(claims[0][1], f"{name} is claimed by more than one rule: {lines}", "claimed-twice")
         for alias, owner in self.ties:
             if owner not in self.signature:
                 self.report.add(
                     Span(self.program.spec.path),
-                    f"{alias} is tied to {owner}, which the checkpoint lacks",
+                    f"{alias} is tied to {owner}, which the checkpoint does not have",
                     "missing-tensor",
                     nearest(owner, self.signature),
                 )
-        if nobody:
+        if unclaimed:
             patterns = [p.text for _, _, p in sources]
             self.report.add(
                 Span(self.program.spec.path),
-                f"{len(nobody)} tensor{'s' * (len(nobody) != 1)} of the checkpoint "
-                f"{'have' if len(nobody) != 1 else 'has'} no rule: {listed(nobody)}",
+                f"{len(unclaimed)} tensor{'s' * (len(unclaimed) != 1)} of the checkpoint "
+                f"{'have' if len(unclaimed) != 1 else 'has'} no rule: {listed(unclaimed)}",
                 "unclaimed-tensor",
-                nearest(nobody[0], patterns) or "another spec may fit: see compile detect",
+                nearest(unclaimed[0], patterns) or "another spec may fit: run `compile detect`",
             )
 
     def take(self, n: int, k: int, pattern: Pattern, name: str, captures: dict[str, str]) -> None:
@@ -115,9 +116,9 @@ class Claimant:
                 if text != str(number):
                     self.report.add(
                         pattern.span,
-                        f"{name[:200]} holds the index {text[:40]}, which is not how a number is written",
+                        f"{name[:200]} has the index {text[:40]} with leading zeros",
                         "padded-index",
-                        "rename the tensors, or match the index with a regex of your own",
+                        "rename the tensors, or match the index with a regex",
                     )
                 self.indices.setdefault(prefix, set()).add(number + part.shift)
                 self.first_reader.setdefault(prefix, pattern)
@@ -177,9 +178,9 @@ class Claimant:
             )
 
     def gap(self, prefix: str) -> int | None:
-        """The first number that is missing behind `prefix`, of those that some rule reads."""
+        """The first missing number after `prefix`, of those that some rule reads."""
         number = self.least[prefix]
-        # By what is there, not by what might be: one absurd index shall not cost a billion numbers.
+        # Runs over the existing numbers: one absurd index must not cost a billion steps.
         for value in sorted(value for value in self.indices[prefix] if value >= number):
             for missing in range(number, value):
                 if any(missing >= s and self.env.admits(hole, str(missing - s)) for hole, s in self.readers[prefix]):
@@ -188,20 +189,20 @@ class Claimant:
         return None
 
     def expected(self, pattern: Pattern) -> list[tuple[str, ...]]:
-        """The captures that a complete checkpoint has for a pattern."""
-        found: list[tuple[tuple[str, ...], str]] = [((), "")]
+        """The captures of a pattern in a complete checkpoint."""
+        partial: list[tuple[tuple[str, ...], str]] = [((), "")]
         for part in pattern.parts:
             if isinstance(part, str):
-                found = [(c, prefix + part) for c, prefix in found]
+                partial = [(c, prefix + part) for c, prefix in partial]
             elif isinstance(part, Hole) and part.is_index:
-                found = [
+                partial = [
                     ((*c, str(v - part.shift)), prefix + "#")
-                    for c, prefix in found
+                    for c, prefix in partial
                     for v in sorted(self.indices.get(prefix, ()))
                     if v >= part.shift and self.env.admits(part.name, str(v - part.shift))
                 ]
             elif isinstance(part, Hole) and (words := options(part)) is not None:
-                found = [((*c, word), prefix + word) for c, prefix in found for word in words]
+                partial = [((*c, word), prefix + word) for c, prefix in partial for word in words]
             else:
-                return []  # an open-ended pattern: nothing tells what else it should have matched
-        return [c for c, _ in found]
+                return []  # an open-ended pattern: what else it should match is unknown
+        return [c for c, _ in partial]

@@ -1,6 +1,6 @@
-"""What a conversion reports and a person may want to know: data, one class for each kind of note.
+"""Notes: what a conversion reports that is not a problem. Data, one class for each kind of note.
 
-`compiler.cli.notes` turns them into sentences. A note is no problem: those are `Diagnostic`s.
+`compiler.cli.notes` turns them into sentences.
 """
 
 from __future__ import annotations
@@ -13,50 +13,50 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Remark:
-    """A sentence of a reader or writer about what it did."""
+    """What a reader or writer did, as a sentence."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ChosenSpec:
-    """The spec that `auto` found."""
+    """The spec that `auto` picked."""
 
     name: str
     summary: str
 
 
 @dataclass(frozen=True)
-class ConfigBesideWeights:
-    """A config file that nobody named and that was read."""
+class ConfigNextToWeights:
+    """The config file that was read because it is next to the weights."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class DefaultArguments:
-    """Arguments that took their defaults, with these."""
+    """The arguments that have their default values."""
 
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class UnreadFields:
-    """Fields of the config that the spec does not know."""
+    """Fields of the config that the spec does not read."""
 
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class DerivedArguments:
-    """Arguments that follow from the checkpoint's facts."""
+    """Arguments that are computed from the checkpoint's facts."""
 
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class ReleasedArguments:
-    """Arguments of released models, recognised by their sizes or `named` by the user."""
+    """Arguments of released models, recognized by their sizes, or `named` by the user."""
 
     models: tuple[str, ...]
     named: bool
@@ -65,7 +65,7 @@ class ReleasedArguments:
 
 @dataclass(frozen=True)
 class GuessedArgument:
-    """An argument that took a default which releases of the family do not share; `help` says which have others."""
+    """An argument with a default that not all releases of the family have; `help` names those with other values."""
 
     name: str
     value: Any
@@ -74,7 +74,7 @@ class GuessedArgument:
 
 @dataclass(frozen=True)
 class UnevenShapes:
-    """Tensors of one rule whose shapes differ: the `usual` shape of `count` of them, and the (name, shape) of others."""
+    """Tensors of one rule that differ in shape: `count` have the shape `usual`; the (name, shape) of the others."""
 
     usual: tuple[int, ...]
     count: int
@@ -83,21 +83,21 @@ class UnevenShapes:
 
 @dataclass(frozen=True)
 class IntegerTensors:
-    """Targets of whole numbers with more than one axis: (name, dtype)."""
+    """Integer targets with more than one axis, as (name, dtype)."""
 
     tensors: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class IgnoredTensors:
-    """Source tensors that the spec ignores: (name, reason)."""
+    """Source tensors that the spec ignores, as (name, reason)."""
 
     tensors: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class ClassAgrees:
-    """The names, shapes and ties of the target are those of this class with the config that is written."""
+    """The class, built from the config that is written, has the names, shapes and ties of the target."""
 
     model_class: str
 
@@ -106,7 +106,7 @@ Note = (
     ClassAgrees
     | Remark
     | ChosenSpec
-    | ConfigBesideWeights
+    | ConfigNextToWeights
     | DefaultArguments
     | UnreadFields
     | DerivedArguments
@@ -120,4 +120,4 @@ Listener = Callable[[Note], None]
 
 
 def ignore_note(note: Note) -> None:
-    """The listener of a caller who wants no notes."""
+    """Does nothing: the listener of a caller who wants no notes."""

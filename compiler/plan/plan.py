@@ -1,4 +1,4 @@
-"""What is done to one checkpoint: a Program with concrete names and integer sizes, free of the means to do it."""
+"""A Plan: a Program bound to one checkpoint, with concrete names and integer sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TargetTensor:
 
 @dataclass(frozen=True)
 class Group:
-    """One application of one rule: the source names, the bound ops, the targets in the places where they come out."""
+    """One application of one rule: source names, bound ops, and the target tensor for each result."""
 
     rule: Rule
     sources: Bundle[str]
@@ -47,7 +47,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the executor does. `ties` are (alias, owner) pairs to check; `ignored` name with reason."""
+    """What the executor does. `ties`: (alias, owner) pairs to compare; `ignored`: (name, reason)."""
 
     program: Program
     groups: tuple[Group, ...]
@@ -56,10 +56,10 @@ class Plan:
     values: Mapping[str, Any]
     config: Mapping[str, Any]
     reverse: bool = False
-    made: tuple[tuple[str, float], ...] = ()  # reversed: tensors left behind, and the one value that each must hold
+    made: tuple[tuple[str, float], ...] = ()  # reversed: dropped tensors, and the value of all their elements
     processor: Mapping[str, Any] = field(default_factory=dict)  # of preprocessor_config.json; empty without a section
-    places: Mapping[str, Any] = field(default_factory=dict)  # special token -> where it stands behind the ranks
-    guesses: Mapping[str, Any] = field(default_factory=dict)  # arguments that nothing gave, as the spec guesses them
+    places: Mapping[str, Any] = field(default_factory=dict)  # special token -> its position after the ranks
+    guesses: Mapping[str, Any] = field(default_factory=dict)  # arguments without a given value -> the spec's guess
     released: tuple[str, ...] = ()  # the released models that gave arguments
 
     @property
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def dtype(self) -> str:
-        """The floating type that most bytes have."""
+        """The floating-point type of most bytes."""
         totals: dict[str, int] = {}
         for target in self.targets:
             if target.dtype in FLOATING:

@@ -325,7 +325,7 @@ def test_half_a_pair_and_none_are_refused(tmp_path: Path) -> None:
     torch.save({"x.weight": torch.ones(2, 3)}, tmp_path / "none.pth")
     with pytest.raises(Refusal, match="not a pair of matrices"):
         read_adapter(tmp_path / "half.pth")
-    with pytest.raises(Refusal, match="holds no LoRA weights"):
+    with pytest.raises(Refusal, match="contains no LoRA weights"):
         read_adapter(tmp_path / "none.pth")
 
 
@@ -336,7 +336,7 @@ def test_another_base_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     write_plain(
         {"model.layers.0.self_attn.q_proj.weight": Pair(torch.ones(2, 32), torch.ones(64, 2))}, tmp_path / "b.pth"
     )
-    for file, text in (("a.pth", "tensors that BASE lacks"), ("b.pth", "it adds [64, 32] to")):
+    for file, text in (("a.pth", "tensors that BASE does not have"), ("b.pth", "it adds [64, 32] to")):
         words = [tmp_path / "out" if w == "OUT" else tmp_path / file if w == LORA else w for w in base_words()]
         assert run(*words) == 1
         assert text in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_the_scaling_of_such_a_config_counts(server: ConverterProcess, tmp_path:
 def test_a_padding_token_has_a_row(tmp_path: Path) -> None:
     """Else no class could be built from the config."""
     file = made("torchtune_phi3").save(tmp_path, "*.pt")
-    with pytest.raises(Refusal, match="pad_token_id is 32000, and the vocabulary has 128 rows"):
+    with pytest.raises(Refusal, match="pad_token_id is 32000, but the vocabulary has 128 rows"):
         written(tmp_path, "torchtune_phi3", file, None, num_heads=8, rope_base=10000.0)
     given = {"num_heads": 8, "rope_base": 10000.0, "pad_token_id": None}
     assert written(tmp_path, "torchtune_phi3", file, None, **given)["pad_token_id"] is None

@@ -100,7 +100,7 @@ def test_other_keys_are_reported_once(tmp_path: Path) -> None:
     values = {"general__name": "a name", "general__file_type": 1, "llama__novel__thing": 7, "other__key": "x"}
     _, notes = planned("gguf_llama", gguf_file(tmp_path / "x.gguf", "llama_grouped", **values))
     assert [note for note in notes if "from the checkpoint" in note] == [
-        "not carried over from the checkpoint: novel_thing, other_key"
+        "fields of the checkpoint that the spec does not read: novel_thing, other_key"
     ]
 
 
@@ -155,7 +155,7 @@ def test_how_a_model_was_trained_is_not_reported(tmp_path: Path) -> None:
     }
     _, notes = planned("mcore_llama", with_args(tmp_path / "x.pt", DENSE, **args))
     assert [note for note in notes if "from the checkpoint" in note] == [
-        "not carried over from the checkpoint: novel_feature"
+        "fields of the checkpoint that the spec does not read: novel_feature"
     ]
 
 

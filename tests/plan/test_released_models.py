@@ -99,7 +99,7 @@ def test_releases_that_differ_are_asked_for(tmp_path: Path) -> None:
 def test_a_guess_is_a_warning_of_its_own(tmp_path: Path) -> None:
     plan, lines = planned(tmp_path, (8, 32))
     warnings = [line for line in lines if "is a guess" in line]
-    assert warnings == ["length = 128 is a guess (64 in the first release); give it with --set length=VALUE"]
+    assert warnings == ["length = 128 is a guess (64 in the first release); set it with --set length=VALUE"]
     assert plan.guesses == {"length": 128}
     assert not any("length" in line for line in lines if line not in warnings)
     with pytest.raises(Refusal, match=r"length is a guess: 128.*guessed-argument"):
@@ -136,7 +136,7 @@ def test_a_fixed_field_has_one_value(tmp_path: Path, config: dict[str, Any], mes
 
 def test_a_fixed_field_may_say_so(tmp_path: Path) -> None:
     stated = {"windows": None, "kind": "simple", "gated": None, "dropout": 0.5}
-    assert not any("not carried over" in line for line in planned(tmp_path, (8, 16), stated)[1])
+    assert not any("the spec does not read" in line for line in planned(tmp_path, (8, 16), stated)[1])
     with pytest.raises(Refusal, match="windows is 4 in --set"):
         planned(tmp_path, (8, 16), windows=4)
 

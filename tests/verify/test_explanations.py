@@ -102,7 +102,7 @@ def test_the_layout_of_queries_and_keys_is_named(kinds: tuple[str, ...], tmp_pat
     lines = sorted({str(g.rule.span.line) for g in plan.groups if any(k in g.target_list[0].name for k in kinds)})
     assert f"rope layout of {' and '.join(found.layout.modules)}: rule" in said.message
     assert all(line in said.message for line in lines)
-    assert said.hint == "with rope_to_half on their rows the two agree"
+    assert said.hint == "with rope_to_half on their rows the two models agree"
 
 
 def test_a_source_that_rounds_blames_nobody(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_wrong_config_is_no_rules_fault(tmp_path: Path, capsys: pytest.Capture
     (said,) = faults(found, "the source", out)
     assert (said.kind, said.span.path) == ("diverging-model", str(out))
     assert said.message.startswith("rope_theta = 10000.0 in config.json is wrong")
-    assert said.hint == "with rope_theta = 1000000.0 the two agree"
+    assert said.hint == "with rope_theta = 1000000.0 the two models agree"
 
 
 def test_what_does_not_fit_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_what_does_not_fit_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     write(mutant.plan, checkpoint, replace(DENSE.request, force=True), tmp_path)
     found = compare(mutant.plan, checkpoint, DENSE.request, tmp_path, model, in_this_process())
     assert (found.agrees, found.searched, found.rules) == (False, False, ())
-    assert "too little memory to look for the rule" in faults(found, "the source", tmp_path)[0].hint
+    assert "too little memory to search for the rule" in faults(found, "the source", tmp_path)[0].hint
 
 
 def test_free_memory(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def status(words: list[str]) -> int:
         (["--source-model", "nowhere"], "is neither MODULE:CLASS nor FILE.py:FUNCTION"),
         (["--source-model", "a:B", "--source-spec", "minimind"], "both name the source model"),
         (["--source-spec", "qwen3"], "this one has none"),
-        (["--length", "1"], "the least is 2"),
+        (["--length", "1"], "it must be 2 or more"),
         (["--source-model", "no_such.py:f:g"], "is neither MODULE:CLASS nor FILE.py:FUNCTION"),
         (["--source-model", "support.source_models:Interleaved"], "TypeError"),
     ],
