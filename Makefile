@@ -104,9 +104,11 @@ check: env
 regen: env
 	$(BIN)/ruff format --quiet compiler tests benchmarks docs
 	$(BIN)/compile specs/*.yaml
+	$(BIN)/python -m compiler.proof.record_labels
 	$(BIN)/python tests/cli/test_errors.py
 	$(BIN)/python docs/make_specs.py
 	$(BIN)/python docs/make_ops.py
+	$(BIN)/python docs/make_blocks.py
 
 # About twenty minutes: what docs/trust.md reports.
 fuzz: env

@@ -119,7 +119,9 @@ def _field(fit: ConfigFit, path: Path, value: Any, partners: Mapping[str, NameFa
         return Field([*value])
     if type(value) in (int, float, bool):
         result = fit.probe(path, value)
-        if result.revealed:
+        direct = any((axis.slope, axis.length) == (1, value) for axis in result.axes)
+        # Rows of heads are heads times width: they reveal neither.
+        if result.revealed and (direct or "heads" not in str(path[-1])):
             return Field(value, _expression(value, result.axes, partners, {}))
     if type(value) is int and "heads" in str(path[-1]):
         return Field(value, required=True, question=REQUIRED)
@@ -131,8 +133,10 @@ def _partners(draft: Draft, sources: Sequence[NameFamily]) -> dict[str, NameFami
     by_text = {family.text: family for family in sources}
     found: dict[str, NameFamily] = {}
     for guess in draft.guesses:
-        if guess.kind in ("keep", "rename") and guess.sources[0] in by_text:
-            found[guess.targets[0]] = by_text[guess.sources[0]]
+        source = by_text.get(guess.sources[0])
+        same = guess.kind in ("keep", "rename") or (guess.shape and source is not None and guess.shape == source.shape)
+        if source is not None and same and len(guess.sources) == len(guess.targets) == 1:
+            found[guess.targets[0]] = source
     return found
 
 

@@ -9,6 +9,7 @@ Fields of nested configs and elements of lists are fields like any other. A clas
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -22,12 +23,13 @@ from compiler.draft.tensor_roles import NameFamily
 Path = tuple[str | int, ...]  # of a field: keys of nested configs, and the place in a list
 Build = Callable[[Mapping[str, Any]], list[NameFamily]]  # the tensors of the class for a config; raises Refusal
 Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # every field of the config; raises Refusal
-MOST_BUILDS, MOST_SECONDS = 400, 120.0
+MOST_BUILDS, MOST_SECONDS = 400, 90.0  # of this process, until the search stops
 MOST_PARTNERS = 16  # sources that a target tensor is compared with
 MOST_CANDIDATES = 5  # values of a field that are compared
 STAGES = 2  # a list with one element for each stage is made longer or shorter by so many
 INFLUENTIAL = 2  # fields that are fitted for each number of stages
 ROUNDS = 3
+_RATIO = re.compile(r"ratio|factor|mult")  # in the names of numbers that are no integers and give lengths
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Axis:
     text: str
     number: int
     length: int
+    indexed: bool  # whether it counts the values of an index
     slope: float  # how much longer the axis gets when the field grows by one
 
     def solve(self, value: float, length: int) -> Iterator[float]:
@@ -109,15 +112,18 @@ class ConfigFit:
     fixed: frozenset[Path]  # fields that are known
     wanted: Callable[[str], bool]
     families: list[NameFamily] = field(default_factory=list)
+    odd_leaves: frozenset[str] = frozenset()
     odd_layers: list[tuple[int, ...]] = field(default_factory=list)
     builds: int = 0
-    begun: float = field(default_factory=time.monotonic)
+    begun: float = field(default_factory=time.process_time)
     influence: dict[Path, set[tuple[str, int]]] = field(default_factory=dict)  # the axes that a field changes
+    lengths_only: bool = False  # leave fields alone that change which tensors there are
     silent: set[Path] = field(default_factory=set)  # fields that changed nothing
     _alike: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.odd_layers = self.odd_layers or _odd_layers(self.sources)
+        self.odd_leaves |= {family.text.rsplit(".", 1)[-1] for family in self.sources if family.mixed}
         self.sources = _each_shape(self.sources)
         self.families = self.built(self.config) or []
 
@@ -138,7 +144,8 @@ class ConfigFit:
 
     def fit(self) -> None:
         """Change one field after another while more tensors agree."""
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
+            self.lengths_only = number == 0
             before = self.score(self.families)
             for path, value in self.numbers():
                 if self.spent() or self.complete_match():
@@ -147,17 +154,16 @@ class ConfigFit:
             self._fit_index_lists()
             if not self.complete_match():
                 self._fit_stages()
-            if self.score(self.families) <= before:
+            if number and self.score(self.families) <= before:
                 return
 
     def complete_match(self) -> bool:
-        """Whether every tensor of the class and of the checkpoint has a partner of its own shape."""
-        matched = [max((_agreement(self.sources[m], t) for _, m in self.alike(t)), default=0.0) for t in self.families]
-        return len(self.families) == len(self.sources) and min(matched, default=0.0) >= 1
+        """Whether every tensor of the class has the shape of its most similar source tensor."""
+        return len(self.families) == len(self.sources) and all(self._best(family) >= 1 for family in self.families)
 
     def spent(self) -> bool:
         """Whether the search has taken as long as it may."""
-        return self.builds > MOST_BUILDS or time.monotonic() - self.begun > MOST_SECONDS
+        return self.builds > MOST_BUILDS or time.process_time() - self.begun > MOST_SECONDS
 
     def numbers(self) -> list[tuple[Path, Any]]:
         """Every numeric field that is not known, lists by element, truth values last."""
@@ -168,8 +174,8 @@ class ConfigFit:
             if path in self.fixed or (type(value) is int and value > 2 and (path[:-1], value) in stages):
                 continue
             if isinstance(value, list | tuple):
-                found += [((*path, n), one) for n, one in enumerate(value) if type(one) in (int, float)]
-            elif isinstance(value, bool | int) or (isinstance(value, float) and value >= 1):
+                found += [((*path, n), one) for n, one in enumerate(value) if type(one) is int]
+            elif isinstance(value, bool | int) or (isinstance(value, float) and _RATIO.search(str(path[-1]))):
                 found.append((path, value))
         return sorted(found, key=lambda pair: isinstance(pair[1], bool))
 
@@ -189,14 +195,17 @@ class ConfigFit:
             old = {family.text: lengths(family) for family in self.families}
             if new == old:
                 continue
-            if isinstance(value, bool) or new.keys() != old.keys() or any(len(new[t]) != len(old[t]) for t in old):
-                return Probe(renamed=True)
-            return Probe(tuple(
-                Axis(text, n, a, (b - a) / (other - value))
-                for text in old
+            ranks = {family.text: len(family.shape) for family in self.families}
+            axes = tuple(
+                Axis(text, n, a, n >= ranks[text], (b - a) / (other - value))
+                for text in (old.keys() & new.keys() if not isinstance(value, bool) else ())
+                if len(old[text]) == len(new[text])
                 for n, (a, b) in enumerate(zip(old[text], new[text], strict=True))
                 if a != b
-            ))  # fmt: skip
+            )
+            return Probe(
+                tuple(sorted(axes, key=lambda axis: (axis.text, axis.number))), old.keys() != new.keys() or not axes
+            )
         return Probe()
 
     def _fit_number(self, path: Path, value: Any, ahead: bool = True) -> None:
@@ -207,12 +216,8 @@ class ConfigFit:
         found = self.probe(path, value)
         if not found.revealed:
             self.silent.add(path)
-        if found.renamed:
-            others = [not value] if isinstance(value, bool) else self._counts(value)
-            self._try([changed(self.config, self.completed(self.config), path, other) for other in others])
-            return
         self.influence[path] = {(axis.text, axis.number) for axis in found.axes}
-        if not found.axes or self._agree(found.axes):
+        if not found.revealed or (found.axes and self._agree(found.axes)):
             return
         votes: dict[Any, float] = {}
         for axis in found.axes:
@@ -225,6 +230,11 @@ class ConfigFit:
                         number = solved if isinstance(value, float) else int(solved)
                         votes[number] = votes.get(number, 0.0) + weight
         votes.pop(value, None)
+        if not votes and (found.renamed or any(axis.indexed for axis in found.axes)):
+            others = [not value] if isinstance(value, bool) else self._counts(value)
+            if not self.lengths_only:
+                self._try([changed(self.config, self.completed(self.config), path, other) for other in others])
+            return
         best = sorted(votes, key=lambda number: (-votes[number], number))[:MOST_CANDIDATES]
         scores = {number: self.score(self._predicted(found.axes, number - value)) for number in best}
         complete = self.completed(self.config)
@@ -311,7 +321,10 @@ class ConfigFit:
         complete = self.completed(self.config)
         for path, value in leaves(complete, self.wanted):
             if isinstance(value, list | tuple) and path not in self.fixed and all(type(n) is int for n in value):
-                self._try([changed(self.config, complete, path, list(layers)) for layers in self.odd_layers])
+                others = [changed(self.config, complete, path, [*one]) for one in self.odd_layers if [*one] != [*value]]
+                if not self._try(others):
+                    for config in others:  # the sizes of these layers may have been fitted to the wrong ones
+                        self._take(self._with(config, self._influencing(self.odd_leaves)))
 
     def _with(self, config: dict[str, Any], paths: Sequence[Path]) -> ConfigFit:
         """The search from another config, after the fields at some paths were fitted to it."""
@@ -327,6 +340,10 @@ class ConfigFit:
         """Continue from another search if its score is better."""
         if other.families and other.score(other.families) > self.score(self.families) + 1e-9:
             self.config, self.families = other.config, other.families
+
+    def _influencing(self, leaves: frozenset[str]) -> list[Path]:
+        """The fields that change tensors whose names end so."""
+        return [path for path, axes in self.influence.items() if any(text.endswith((*leaves,)) for text, _ in axes)]
 
     def _try(self, configs: Sequence[dict[str, Any]]) -> bool:
         """Take the config with the best score if it is better than the present one."""

@@ -86,7 +86,7 @@ def alternatives(guess: Guess) -> list[Guess]:
 
 
 def _variants(guess: Guess) -> Iterator[Guess]:
-    name = guess.name or slug("_".join(guess.targets)) or "step"
+    name = guess.name or slug("_".join(guess.targets))
     if len(guess.sources) == len(guess.targets) == 1 and guess.kind in ("rename", "transform"):
         ways: list[list[Step]] = [[], *([{word: heads_argument(guess)}] for word in ROTATIONS), [TRANSPOSE]]
         for steps in ways:

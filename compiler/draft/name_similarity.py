@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from keyword import iskeyword
 
 from compiler.draft.tensor_roles import NameFamily
 
@@ -16,12 +17,13 @@ def label(family: NameFamily) -> str:
     """A name for the step that makes this target tensor."""
     words = {"q": "query", "k": "key", "v": "value", "o": "output", "other": ""}
     name = words.get(family.role, family.role) or slug(family.text)
-    return name + ("_bias" if family.part == "bias" else "")
+    return slug(name + ("_bias" if family.part == "bias" else ""))
 
 
 def slug(text: str) -> str:
     """A tensor's name as the name of a step."""
-    return re.sub(r"\W+|_?\{.\}", "_", text.lower()).strip("_")
+    name = re.sub(r"\W+|_?\{.\}", "_", text.lower(), flags=re.ASCII).strip("_")
+    return name if name[:1].isalpha() and not iskeyword(name) else f"step_{name}".rstrip("_")
 
 
 def similarity(a: NameFamily, b: NameFamily) -> float:

@@ -42,8 +42,8 @@ def propose(
     rules = _rules(families, target, config, sizes)
     fit = start_fit(target, families, config, frozenset((name,) for name in fixed))
     if _unmatched(rules) > (1 - MOSTLY) * max(1, len(fit.families)):
-        guessed = {name for word in (*sizes.guessed, "head_dim") for name in SIZE_FIELDS[word]} - stated
-        config = {name: value for name, value in config.items() if name not in guessed}
+        suggested = {name for names in SIZE_FIELDS.values() for name in names} - stated
+        config = {name: value for name, value in config.items() if name not in suggested}
         fit = start_fit(target, families, config, frozenset((name,) for name in stated))
         fit.fit()
         rules = _rules(families, target, fit.config, sizes)

@@ -133,6 +133,7 @@ class _Drafter:
         """Steps that crop a padded vocabulary, or None."""
         if (
             source.role not in ("embedding", "head")
+            or not (source.shape and target.shape)
             or source.shape[1:] != target.shape[1:]
             or source.shape[0] < target.shape[0]
         ):

@@ -177,7 +177,7 @@ def _measure_heads(sizes: Sizes, family: Callable[..., NameFamily | None]) -> No
     if not known and width and out is not None and len(out.shape) == 2 and out.shape[1] % width == 0:
         sizes.record("num_attention_heads", out.shape[1] // width, f"{out.dim(1)} // head_dim")
     if not sizes["num_attention_heads"]:
-        sizes.values["num_attention_heads"] = max(1, sizes["hidden_size"] // USUAL_HEAD_DIM)
+        sizes.values["num_attention_heads"] = _possible_heads(sizes["hidden_size"], query, key)
         sizes.guessed.add("num_attention_heads")
     heads = sizes["num_attention_heads"]
     if "head_dim" in sizes.expressions.get("num_attention_heads", ""):
@@ -194,6 +194,15 @@ def _measure_heads(sizes: Sizes, family: Callable[..., NameFamily | None]) -> No
         expression = f"({fused.dim(0)} // head_dim - num_attention_heads) // 2"
         sizes.record("num_key_value_heads", groups, expression)
     sizes.values.setdefault("num_key_value_heads", heads)
+
+
+def _possible_heads(hidden: int, query: NameFamily | None, key: NameFamily | None) -> int:
+    """A number of heads that the rows of queries and keys allow, with heads of at most the usual width."""
+    rows = query.shape[0] if query is not None and len(query.shape) == 2 and query.shape[0] else max(1, hidden)
+    width = math.gcd(rows, key.shape[0]) if key is not None and len(key.shape) == 2 and key.shape[0] else rows
+    while width > USUAL_HEAD_DIM and width % 2 == 0:
+        width //= 2
+    return max(1, rows // width)
 
 
 def with_synonyms(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,11 +105,17 @@ def _lines(proposal: Proposal, decided: bool, schema: str) -> list[str]:
 def scalar(text: str) -> str:
     """A text as a YAML scalar, quoted unless it is safe without quotes."""
     safe = re.fullmatch(r"[A-Za-z_][\w.{}|/:+-]*|[a-z(][\w.{}\"(), /*+-]*", text, re.ASCII)
-    return text if safe and not text.endswith((":", " ")) and text not in _WORDS else _json(text)
+    return text if safe and not text.endswith((":", " ")) and text.lower() not in _WORDS else _json(text)
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=not str(value).isprintable())
+    """JSON that YAML reads alike: what only one of them may hold unescaped is escaped, each character once."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() and c <= "\uffff" else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    return f"\\U{ord(char):08x}"
 
 
 def _remark(guess: Guess) -> str:

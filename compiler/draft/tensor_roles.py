@@ -171,11 +171,19 @@ def _regular(members: Sequence[_Member], shapes: Mapping[str, tuple[Shape, str]]
             one = replace(member, indexed=member.indexed[1:])
             apart.setdefault(one.text, []).append(one)
         for found in apart.values():
-            yield from _regular(found, shapes)
+            if len(found) == 1:
+                yield _family([replace(found[0], indexed=())], shapes)
+            else:
+                yield from _regular(found, shapes)
         return
+    yield _family(rows, shapes)
+
+
+def _family(rows: Sequence[_Member], shapes: Mapping[str, tuple[Shape, str]]) -> NameFamily:
+    values = tuple(map(frozenset, zip(*(member.values for member in rows), strict=True)))
     names = tuple(member.name for member in rows)
     dtype = shapes[names[0]][1]
-    yield NameFamily(rows[0].text, tuple(shapes[name][0] for name in names), dtype, values, names)
+    return NameFamily(rows[0].text, tuple(shapes[name][0] for name in names), dtype, values, names)
 
 
 def _pattern(pieces: Sequence[str], numbers: Sequence[str | None]) -> str:
