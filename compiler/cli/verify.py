@@ -191,7 +191,7 @@ def faults(found: Verdict, model: str, out: Path) -> list[Diagnostic]:
     hint = (
         "with other weights for this rule the two agree: look at its names and ops"
         if len(found.rules) == 1
-        else f"with other weights for these rules the two agree: {names}"
+        else f"with other weights for {'one' if found.undecided else 'all'} of these rules the two agree: {names}"
     )
     return [Diagnostic(rule.span, f"{out} {message}", "diverging-model", hint) for rule in found.rules]
 
