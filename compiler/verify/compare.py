@@ -70,7 +70,7 @@ class Verdict:
     the tolerance is theirs; `widened`: those that were replaced by float32.
 
     Where an output differs: the first `module` that `departs`, and what explains it, if anything does: a `field` of the
-    config, a `layout` of rows, or `rules`. `searched`: there was enough memory to look for a rule.
+    config, a `layout` of rows, or `rules`, of which only one is at fault if `undecided`. `searched`: there was enough memory to look for a rule.
     """
 
     outputs: tuple[OutputDifference, ...]
@@ -84,6 +84,7 @@ class Verdict:
     field: FieldChange | None = None
     layout: LayoutChange | None = None
     rules: tuple[Rule, ...] = ()
+    undecided: bool = False
     searched: bool = True
 
     @property
@@ -239,7 +240,8 @@ def _explained(
     asked = suspects(plan)
     tried = zip(asked, pair.trials([suspect.trial for suspect in asked], both=True), strict=True)
     right = [suspect for suspect, outputs in tried if _agrees_now(before, outputs)]
-    return replace(verdict, rules=rules_at_fault(traced, right))
+    rules, undecided = rules_at_fault(traced, right)
+    return replace(verdict, rules=rules, undecided=undecided)
 
 
 def _writers(plan: Plan, stored: Mapping[str, tuple[str, ...]]) -> dict[str, Rule]:

@@ -113,9 +113,12 @@ def trace(plan: Plan, source: ModelSide, target: ModelSide, writers: Mapping[str
     return Trace(first, difference, alone, cleared, list(target.modules), writers, matrix)
 
 
-def rules_at_fault(traced: Trace, agreeing: Sequence[Suspect]) -> tuple[Rule, ...]:
+MOST_ALIKE = 3  # rules among which trials cannot decide and that are still worth naming
+
+
+def rules_at_fault(traced: Trace, agreeing: Sequence[Suspect]) -> tuple[tuple[Rule, ...], bool]:
     """The most likely of the suspects whose trial made the models agree; else the writer of the first wrong module, if
-    the module's input is right."""
+    the module's input is right. True if one of the rules is at fault and the trials do not decide which."""
     writers, place = traced.writers, {module: n for n, module in enumerate(traced.order)}
     used: dict[Rule, list[int]] = {}
     for tensor, rule in writers.items():
@@ -132,12 +135,15 @@ def rules_at_fault(traced: Trace, agreeing: Sequence[Suspect]) -> tuple[Rule, ..
         return hides, _strength(suspect), -max(max(used.get(rule, [-1])) for rule in suspect.rules)
 
     if likely:
-        return min(likely, key=rank).rules
+        best = sorted(likely, key=rank)
+        alike = [s.rules[0] for s in best if len(s.rules) == 1 and rank(s)[:2] == rank(best[0])[:2]]
+        undecided = 1 < len(alike) <= MOST_ALIKE
+        return (tuple(alike), True) if undecided else (best[0].rules, False)
     if not traced.alone:
-        return ()
+        return (), False
     inside = dict.fromkeys(rule for w, rule in writers.items() if w.startswith(traced.module + "."))
     suspected = [rule for rule in inside if rule not in traced.cleared]
-    return tuple(suspected) if len(suspected) == 1 else ()
+    return (tuple(suspected) if len(suspected) == 1 else ()), False
 
 
 def _strength(suspect: Suspect) -> tuple[bool, int, int]:

@@ -18,7 +18,8 @@ from compiler.cli.verify import agreement, faults
 from compiler.jobs.convert import write
 from compiler.jobs.prepare import prepare
 from compiler.plan.plan import Plan
-from compiler.verify import outputs, sequence_length
+from compiler.verify import compare as compare_module
+from compiler.verify import fault_finding, outputs, sequence_length
 from compiler.verify.compare import SourceModel, Verdict, compare
 from compiler.verify.config_alternatives import alternatives
 from compiler.verify.fault_finding import Suspect, Trace, rules_at_fault
@@ -44,6 +45,14 @@ class Insisting(source_models.Interleaved):
         logits = super().forward(tokens).to(torch.bfloat16)
         assert logits.dtype == torch.bfloat16
         return logits
+
+
+class Autocast(source_models.Interleaved):
+    """One that trains in bfloat16."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(tokens)
 
 
 class Short(source_models.Interleaved):
@@ -134,6 +143,32 @@ def test_a_lost_window_is_seen(tmp_path: Path) -> None:
     assert compared(tmp_path / "short", "Windowed").agrees
 
 
+def test_a_late_difference_is_explained_on_a_shorter_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window shows from token 71 on; what is tried after that needs no longer sequences."""
+    lengths: list[int] = []
+    trials = compare_module._Pair.trials
+
+    def recorded(pair: Any, asked: Any, both: bool) -> Any:
+        lengths.append(pair.inputs["input_ids"].shape[-1])
+        return trials(pair, asked[:1], both)
+
+    monkeypatch.setattr(compare_module._Pair, "trials", recorded)
+    monkeypatch.setattr(compare_module, "suspects", lambda plan: fault_finding.suspects(plan)[:1])
+    found = compared(tmp_path / "out", "Windowed", config={"sliding_window": 70, "original_max_seq_len": 400})
+    assert found.inputs["input_ids"] == (2, 432)
+    assert not found.agrees
+    assert found.rules == ()
+    assert found.worst.first is not None
+    assert set(lengths) == {found.worst.first + sequence_length.MARGIN}
+    (said,) = faults(found, "the source", tmp_path)
+    assert said.hint.startswith("no single rule and no usual value of a config field explains it")
+
+
+def test_a_source_under_autocast_runs_in_float32(tmp_path: Path) -> None:
+    found = compared(tmp_path / "out", "Autocast")
+    assert (found.agrees, found.narrow, found.widened) == (True, (), ("bfloat16",))
+
+
 def test_a_source_with_fewer_positions_runs_shorter(tmp_path: Path) -> None:
     found = compared(tmp_path / "out", "Short", config={"sliding_window": 70})
     assert found.agrees
@@ -166,8 +201,10 @@ def test_a_rule_that_only_hides_the_fault_is_not_blamed() -> None:
     order = ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj", "model.norm"]
     traced = Trace("model.layers.0.mlp.down_proj", 1.0, False, frozenset(), order, writers, True)
     suspects = [Suspect((rule,), Trial(("x",), "rows")) for rule in (hiding, guilty)]
-    assert rules_at_fault(traced, suspects) == (guilty,)
-    assert rules_at_fault(traced, suspects[:1]) == (hiding,)
+    assert rules_at_fault(traced, suspects) == ((guilty,), False)
+    assert rules_at_fault(traced, suspects[:1]) == ((hiding,), False)
+    early = replace(traced, module="model.norm", alone=True)
+    assert rules_at_fault(early, suspects) == ((hiding, guilty), True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
