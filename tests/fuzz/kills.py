@@ -143,7 +143,7 @@ class Trial:
         status, said = run([*self.words, "--resume"])
         self.counts["resumed"] += 1
         self.counts["continued from a note"] += "as they were written" in said
-        self.counts["only named"] += "has its name now" in said
+        self.counts["only named"] += "only the folder was renamed" in said
         if status or files(self.out) != self.expected:
             self.wrong.append(f"{what}: {status}, {said.strip()[:300]}")
         if left := [p.name for p in self.folder.iterdir() if p != self.out]:

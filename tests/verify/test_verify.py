@@ -149,7 +149,7 @@ def test_what_does_not_fit_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = compare(plan, checkpoint, DENSE.request, tmp_path, model, in_this_process())
     assert (found.agrees, found.rules) == (False, ())
-    assert "too little memory to look for the rule" in faults(found, "the source", tmp_path)[0].hint
+    assert "too little memory to search for the rule" in faults(found, "the source", tmp_path)[0].hint
 
 
 def test_free_memory(tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ def status(words: list[str]) -> int:
     ("words", "text"),
     [
         (["--source-model", "nowhere"], "not of the form module:Class"),
-        (["--source-model", "a:B", "--source-spec", "minimind"], "name one thing twice"),
-        (["--source-spec", "qwen3"], "it has no code of its own"),
-        (["--length", "1"], "two tokens or more"),
+        (["--source-model", "a:B", "--source-spec", "minimind"], "both name the source's model"),
+        (["--source-spec", "qwen3"], "it renders no model code"),
+        (["--length", "1"], "it must be 2 or more"),
         (["--source-model", "no_such_module:X"], "ModuleNotFoundError"),
         (["--source-model", "support.source_models:Nothing"], "AttributeError"),
         (["--source-model", "support.source_models:Interleaved"], "TypeError"),
@@ -228,7 +228,7 @@ def test_every_lost_bit_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert status(["run", *words, "--verify"]) == 0
     said = capsys.readouterr().out
     assert "round trip exact (" in said
-    assert "does not show that both layouts are understood rightly" in said
+    assert "logits NOT checked" in said
     data = bytearray((out / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (out / "model.safetensors").write_bytes(data)
