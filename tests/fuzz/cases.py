@@ -1157,7 +1157,16 @@ for what, words in {
         return {"config": folder / "c.yaml"}
 
 
-PARAMS = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 32, "multiple_of": 8, "norm_eps": 1e-5}
+PARAMS = {
+    "dim": 16,
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "vocab_size": 32,
+    "multiple_of": 8,
+    "norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
 for what, fields in {
     "a multiple of nothing": {"multiple_of": 0},
     "a multiple of less": {"multiple_of": -8},
@@ -1239,8 +1248,8 @@ for what, change in {
     "a name that climbs": lambda text: text.replace("name: llama", "name: ../../llama"),
     "a name that is code": lambda text: text.replace("name: llama", 'name: "llama\\nimport os"'),
     "a class that is code": lambda text: text.replace("LlamaForCausalLM", "os.system"),
-    "weights that climb": lambda text: text.replace('source: {weights: "*.pth"', 'source: {weights: "../../*"', 1),
-    "weights of everything": lambda text: text.replace('source: {weights: "*.pth"', 'source: {weights: "/**/*"', 1),
+    "weights that climb": lambda text: text.replace('weights: "*.pth"', 'weights: "../../*"', 1),
+    "weights of everything": lambda text: text.replace('weights: "*.pth"', 'weights: "/**/*"', 1),
 }.items():  # fmt: skip
 
     @case(f"a spec with {what}", "refused" if "weights" not in what else "either")
