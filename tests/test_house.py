@@ -242,6 +242,7 @@ ORDINARY = frozenset(
         "transformer",
         "lens",
         "align",
+        "audio",
         "aria",
         "beam",
         "clip",
@@ -262,6 +263,7 @@ ORDINARY = frozenset(
         "step",
         "table",
         "time",
+        "video",
         "vision",
         "visual",
     ]
