@@ -246,6 +246,7 @@ ORDINARY = frozenset(
         "video",
         "lens",
         "align",
+        "audio",
         "aria",
         "audio",
         "beam",
@@ -268,6 +269,7 @@ ORDINARY = frozenset(
         "step",
         "table",
         "time",
+        "video",
         "vision",
         "visual",
     ]
