@@ -28,7 +28,10 @@ def plan_parser() -> Parser:
         help="also read the tensors that a run compares before it writes: tied and dropped ones",
     )
     parser.add_argument(
-        "--check", action="store_true", help="compare the result with the target class built from its config.json"
+        "--check",
+        dest="compare_class",
+        action="store_true",
+        help="compare the result with the target class built from its config.json",
     )
     parser.add_field("jobs", "number of threads, for the memory estimate", metavar="N")
     parser.set_defaults(checksums=False)
@@ -44,7 +47,7 @@ def plan(options: argparse.Namespace) -> int:
     asked = request(options)
     program = named_program(options.spec, asked, notes, person(options))
     prepared = prepare(program, asked, notes)
-    if options.check:
+    if options.compare_class:
         from compiler.proof.class_check import ClassCheck
 
         with ClassCheck(prepared.plan, prepared.checkpoint, prepared.folder_config) as check:

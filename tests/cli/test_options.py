@@ -36,14 +36,15 @@ def test_every_field_of_a_request_is_an_option_of_run() -> None:
     assert named - options.keys() == {"compare"}
     words = ["--no-checksums", "--jobs", "3", "--parts", "2", "--reverse", "--force", "--resume", "--digests"]
     words += ["--check-values", "--device", "cuda", "--max-shard-size", "1GB", "--dtype", "float16", "--config", "c"]
-    words += ["--weights", "ema", "--tokenizer", "t", "--set", "a=1", "--set", "b=[x]"]
+    words += ["--weights", "ema", "--tokenizer", "t", "--set", "a=1", "--set", "b=[x]", "--processor", "p"]
+    words += ["--model", "m", "--ignore-model-type", "--strict", "--no-check"]
     made = request(run_parser().parse([*WORDS["run"], *words]))
     changed = {f.name for f in fields(Request) if getattr(made, f.name) != getattr(Request([]), f.name)}
     assert changed == {field.name for field in fields(Request)} - {"compare"}
     assert (made.jobs, made.parts, made.assigned) == (3, 2, {"a": 1, "b": ["x"]})
 
 
-@pytest.mark.parametrize("words", [["--to", "x"], ["--tok=x"], ["--forc"], ["--no-check"], ["--js"]])
+@pytest.mark.parametrize("words", [["--to", "x"], ["--tok=x"], ["--forc"], ["--no-checksum"], ["--js"]])
 def test_an_option_is_written_out(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["run", *WORDS["run"], *words])

@@ -62,7 +62,7 @@ def test_reversed_the_arguments_are_those_of_the_config_and_the_defaults_that_ar
     assert found["num_attention_heads"] == (MADE.arguments["num_attention_heads"], Origin.CONFIG_FILE)
     assert found["rope_theta"] == (5e5, Origin.CONFIG_FILE)
     assert found["rms_norm_eps"] == (1e-4, Origin.ASSIGNMENT)
-    assert "inference_rope_scaling" not in found
+    assert prepared.defaults == {}, "mapspec.json has what config.json does not carry"
 
 
 def test_notes_come_before_a_refusal(source: Path) -> None:
@@ -95,9 +95,9 @@ def test_detect_looks_at_the_weights_that_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_without_a_spec_the_same_places_are_read_in_the_same_order(tmp_path: Path) -> None:
-    (tmp_path / "params.json").write_text(json.dumps({"dim": 8, "n_heads": 2, "model": {"n_layers": 3}, "dtype": "x"}))
+    (tmp_path / "params.json").write_text(json.dumps({"dim": 8, "n_heads": 2, "n_layers": 3, "dtype": "x"}))
     objects = {"args": {"dim": 4, "norm_eps": 1e-5}, "model_args": {"dim": 5}, "other": {"y": 1}}
-    values = gather_without_spec(tmp_path / "model.pth", objects, None, {"n_heads": 4})
+    values = gather_without_spec(tmp_path / "model.pth", objects, None, {"n_heads": 4}, {"dim", "n_heads"})
     expected = {"dim": 8, "n_heads": 4, "n_layers": 3, "norm_eps": 1e-5, "dtype": "x"}
     assert {name: values.get(name) for name in expected} == expected
     assert "y" not in values

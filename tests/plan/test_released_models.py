@@ -111,10 +111,10 @@ def test_what_follows_from_nothing_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refusal:
         planned(tmp_path, (8, 4))
     assert [d.message for d in refusal.value.diagnostics] == [
-        "heads is not known: how many heads",
-        "theta is not known: the base",
+        "heads has no value: how many heads",
+        "theta has no value: the base",
     ]
-    with pytest.raises(Refusal, match="factor is not known: 8 or 32"):
+    with pytest.raises(Refusal, match="factor has no value: 8 or 32"):
         planned(tmp_path, (8, 16), scaled=True)
     assert planned(tmp_path, (8, 16), scaled=True, factor=8.0)[0].config["rope_scaling"]["factor"] == 8.0
 
@@ -225,7 +225,7 @@ def test_the_heads_of_megatron_are_those_of_a_release_or_of_the_user(tmp_path: P
     program = load_program("megatron_gpt2")
     given = {"bos_token_id": 0, "eos_token_id": 0}
     torch.save(megatron(32, 1), tmp_path / "small.pt")
-    with pytest.raises(Refusal, match="num_attention_heads is not known"):
+    with pytest.raises(Refusal, match="num_attention_heads has no value"):
         prepare(program, Request([tmp_path / "small.pt"], assigned=given))
     config = tmp_path / "told.json"
     config.write_text('{"n_head": 4}')
@@ -260,7 +260,7 @@ def test_the_kind_of_gelu_is_told_by_who_wrote_the_file(tmp_path: Path) -> None:
     """nanoGPT keeps its arguments; build-nanogpt has the same names, and the tanh approximation."""
     program = load_program("nanogpt_gpt2")
     torch.save({"model": gpt()}, tmp_path / "ckpt.pt")
-    with pytest.raises(Refusal, match="activation is not known: gelu, the exact one, for nanoGPT; gelu_new"):
+    with pytest.raises(Refusal, match="activation has no value: gelu, the exact one, for nanoGPT; gelu_new"):
         prepare(program, Request([tmp_path / "ckpt.pt"], assigned={"n_head": 4}))
     plan = prepare(program, Request([tmp_path / "ckpt.pt"], assigned={"n_head": 4, "activation": "gelu_new"})).plan
     assert plan.config["activation_function"] == "gelu_new"
