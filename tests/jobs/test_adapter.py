@@ -359,7 +359,7 @@ def test_a_rule_that_turns_a_matrix_over(tmp_path: Path) -> None:
         {n: t + (pairs[n].b @ pairs[n].a if n in pairs else 0) for n, t in state.items()}, tmp_path / "merged.pth"
     )
     write_plain(pairs, tmp_path / "lora.pth")
-    given = dict(case.request.assigned) | {"n_head": plan.values["n_head"]}
+    given = dict(case.request.assigned) | {"n_head": plan.values["n_head"], "activation": plan.values["activation"]}
     for name in ("base", "merged"):
         convert(program, replace(case.request, source=[tmp_path / f"{name}.pth"], assigned=given), tmp_path / name)
     sets = [f"--set={key}={value}" for key, value in given.items()]

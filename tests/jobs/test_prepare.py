@@ -101,7 +101,7 @@ def test_without_a_spec_the_same_places_are_read_in_the_same_order(tmp_path: Pat
     expected = {"dim": 8, "n_heads": 4, "n_layers": 3, "norm_eps": 1e-5, "dtype": "x"}
     assert {name: values.get(name) for name in expected} == expected
     assert "y" not in values
-    assert gather_without_spec(tmp_path / "none" / "x.pth", objects, None, {})["dim"] == 5
+    assert gather_without_spec(tmp_path / "none" / "x.pth", objects, None, {}, {"dim"})["dim"] == 5
 
 
 def test_every_kind_of_note_has_a_sentence() -> None:

@@ -19,9 +19,19 @@ from compiler.jobs.convert import convert
 from compiler.jobs.request import Request
 from compiler.model_folder.card import MANIFEST
 from compiler.program.loading import load_program
+from compiler.program.program import Program
 from compiler.target import ask_class
 
+ROOT = Path(__file__).parents[2]
 Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The spec `llama` under another name: without recorded labels of axes, so that the class alone judges shapes."""
+    path = tmp_path_factory.mktemp("spec") / "plain.yaml"
+    path.write_text((ROOT / "specs" / "llama.yaml").read_text().replace("name: llama\n", "name: plain\n"))
+    return load_program(str(path))
 
 
 def source(path: Path, change: Callable[[Tensors], None] = lambda tensors: None) -> tuple[Path, dict[str, Any]]:
@@ -53,32 +63,34 @@ def one_layer(tensors: Tensors) -> None:
 
 
 @pytest.mark.parametrize("change", [narrower, taller, empty, one_layer])
-def test_what_the_class_cannot_load_is_not_written(tmp_path: Path, change: Callable[[Tensors], None]) -> None:
+def test_what_the_class_cannot_load_is_not_written(
+    tmp_path: Path, llama: Program, change: Callable[[Tensors], None]
+) -> None:
     path, arguments = source(tmp_path, change)
     with pytest.raises(Refusal) as caught:
-        convert(load_program("llama"), Request([path], assigned=arguments), tmp_path / "out")
+        convert(llama, Request([path], assigned=arguments), tmp_path / "out")
     assert {d.kind for d in caught.value.diagnostics} <= {"wrong-shape", "shape-mismatch"}
     assert all(d.span.line for d in caught.value.diagnostics), "the rule's place"
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
 
 
-def test_the_message_names_both_shapes_and_the_field(tmp_path: Path) -> None:
+def test_the_message_names_both_shapes_and_the_field(tmp_path: Path, llama: Program) -> None:
     path, arguments = source(tmp_path, narrower)
     with pytest.raises(Refusal) as caught:
-        convert(load_program("llama"), Request([path], assigned=arguments), tmp_path / "out")
+        convert(llama, Request([path], assigned=arguments), tmp_path / "out")
     first = caught.value.diagnostics[0]
     assert "mlp.up_proj.weight is [" in first.message
     assert "LlamaForCausalLM with this config needs [" in first.message
     assert "intermediate_size in config.json" in first.hint
 
 
-def test_without_the_check_it_is_written_and_says_so(tmp_path: Path) -> None:
+def test_without_the_check_it_is_written_and_says_so(tmp_path: Path, llama: Program) -> None:
     path, arguments = source(tmp_path, taller)
-    convert(load_program("llama"), Request([path], assigned=arguments, check=False), tmp_path / "out")
+    convert(llama, Request([path], assigned=arguments, check=False), tmp_path / "out")
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["class_check"] == "skipped"
     assert "not compared with the class" in (tmp_path / "out" / "README.md").read_text()
     path, arguments = source(tmp_path)
-    convert(load_program("llama"), Request([path], assigned=arguments), tmp_path / "right")
+    convert(llama, Request([path], assigned=arguments), tmp_path / "right")
     assert json.loads((tmp_path / "right" / MANIFEST).read_text())["class_check"] == "passed"
     assert "not compared with the class" not in (tmp_path / "right" / "README.md").read_text()
 

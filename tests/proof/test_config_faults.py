@@ -96,7 +96,7 @@ def test_a_nested_constant_is_checked_at_its_key(tmp_path: Path) -> None:
 def test_a_field_that_only_the_code_looks_for_must_change_something(tmp_path: Path) -> None:
     """`head_dim` is declared by neither class; one is built with another width of its heads, the other never is."""
     vit = (SPECS / "timm_vit.yaml").read_text()
-    changed = vit.replace("  set: {hidden_act", "  derive: {head_dim: embed_dim // heads}\n  set: {hidden_act")
+    changed = vit.replace("  set: {hidden_act", "  derive: {head_dim: embed_dim // num_heads}\n  set: {hidden_act")
     (found,) = problems(tmp_path / "timm_vit.yaml", changed)
     assert (found.kind, "head_dim" in found.message) == ("unknown-field", True)
     assert problems(tmp_path / "qwen3_moe.yaml", (SPECS / "qwen3_moe.yaml").read_text()) == []
