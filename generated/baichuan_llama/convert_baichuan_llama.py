@@ -209,7 +209,7 @@ def main() -> None:
         for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if fields[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (vars(f).keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
             raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")

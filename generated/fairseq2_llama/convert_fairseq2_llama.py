@@ -243,7 +243,7 @@ def main() -> None:
         for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if given[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (vars(f).keys() - own):
+        if args.config and not fields.keys() & (made.keys() - own):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

@@ -34,6 +34,7 @@ from compiler.language.document import plain, read_document
 from compiler.language.schema import op_words, schema
 from compiler.language.spec import in_parts
 from compiler.ops import algebra, structural
+from compiler.plan import bind
 from compiler.program.loading import load_program
 from compiler.program.program import Program
 from compiler.render import rule_function, rule_steps
@@ -102,7 +103,9 @@ def config_file(fields: Mapping[str, Any], program: Program, place: Path) -> Pat
 
 
 def texts(folder: Path) -> dict[str, Any]:
-    return {f.name: json.loads(f.read_text()) for f in folder.glob("*config.json")}
+    """The configs of the model; that of its processor is not a converter's work."""
+    files = [folder / "config.json", folder / "generation_config.json"]
+    return {f.name: json.loads(f.read_text()) for f in files if f.is_file()}
 
 
 def outline(path: Path) -> dict[str, Any]:
@@ -215,7 +218,10 @@ def test_both_refuse_a_name_too_few(server: ConverterProcess, tmp_path: Path, na
 
 
 def agreement(server: ConverterProcess, name: str, source: Synthetic, place: Path) -> str:
-    """Runs both on a source that may be damaged: they reject it both, or write the same. Returns what the executor says."""
+    """Runs both on a source that may be damaged: they reject it both, or write the same. Returns what the executor says.
+
+    Without the class check, which a converter does not have.
+    """
     place.mkdir()
     program = program_of(name)
     config, path = config_file(source.arguments, program, place), saved(source, place, program)
@@ -223,7 +229,7 @@ def agreement(server: ConverterProcess, name: str, source: Synthetic, place: Pat
     converter = server.run(name, str(path), str(place / "converter"), *given)
     said = ""
     try:
-        convert(program, Request([path], config=config if given else None), place / "executor")
+        convert(program, Request([path], config=config if given else None, check=False), place / "executor")
     except Refusal as refusal:
         said = str(refusal)
     assert bool(converter) == bool(said), (converter, said)
@@ -241,8 +247,11 @@ def grown(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PATH_A)
-def test_both_judge_a_tensor_of_another_shape_alike(server: ConverterProcess, tmp_path: Path, name: str) -> None:
-    """Of those whose sizes the spec asks for, one by one."""
+def test_both_judge_a_tensor_of_another_shape_alike(
+    server: ConverterProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of those whose sizes the spec asks for, one by one. A converter has no record of the axes of all other tensors."""
+    monkeypatch.setattr(bind, "check_shapes", lambda *_: None)
     program, source = program_of(name), source_of(name, 0, "float16", finite=True)
     asked = [text for expr, _ in program.spec.require for function, text, _ in expr.asked if function == "dim"]
     for n, tensor in enumerate([t for t in dict.fromkeys(asked) if t in source.tensors][:3]):
