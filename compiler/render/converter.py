@@ -14,6 +14,7 @@ from typing import Any
 from compiler.diagnostics import listed, refuse
 from compiler.language.name_pattern_overlap import common_name
 from compiler.language.spec import in_parts
+from compiler.ops.lossy import Lora
 from compiler.program.environment import Environment, Given
 from compiler.program.inverse import SourceShapes
 from compiler.program.program import Program
@@ -104,50 +105,60 @@ class _Context:
 
     def container(self) -> dict[str, Any]:
         """How the container that the spec names is read, and what is said of it."""
-        weights = self.spec.weights
-        folder = in_parts(weights)
-        suffix = f".{weights.rsplit('.', 1)[-1]}" if "." in weights else ""
-        suffix = "" if "*" in suffix else suffix
-        kind = "torch"
-        if suffix in (".gguf", ".safetensors"):
-            kind = suffix[1:]
-        if folder:
-            kind = "parts" if self.program.merged else "files"
-        stored = kind == "gguf" or (kind != "safetensors" and not self.spec.source_config)
-        state = "Parts" if kind == "parts" else "dict[str, Tensor]"
-        example, text = f"model{suffix}", f"a {suffix} file"
-        if folder or kind == "safetensors":
-            example, text = "folder/", f"the folder of {weights}"
-        if kind == "safetensors":
-            text = "a .safetensors file, or the folder of one or of an index"
+        weights, config = self.spec.weights, self.spec.source_config
+        suffix = f".{weights.rsplit('.', 1)[-1]}" if "." in weights and not weights.endswith("*") else ""
         suffixes = (suffix,) if suffix else (".pth", ".pt", ".safetensors")
-        place = "args.source" if folder else "(args.source if args.source.is_dir() else args.source.parent)"
-        beside = f"{place} / {quoted(self.spec.source_config)}"
-        if not folder and kind != "safetensors":
-            beside = f"args.source.with_name({quoted(self.spec.source_config)})"
-        if "*" in self.spec.source_config:
-            beside = f"min({place}.glob({quoted(self.spec.source_config)}), default=args.source / 'none')"
+        # A model and its adapter are two files.
+        several = any(isinstance(op, Lora) for rule in self.program.rules for op, _ in rule.steps)
+        kind = "torch"
+        if in_parts(weights):
+            kind = "parts" if self.program.merged else "files"
+        elif suffix in (".gguf", ".safetensors"):
+            kind = suffix[1:]
+        elif several:
+            kind = "files"
+        several = several and kind == "files"
+        stored = kind == "gguf" or (kind != "safetensors" and not config)
+        state = "Parts" if kind == "parts" else "dict[str, Tensor]"
+        text = {
+            "parts": f"the folder of {weights}",
+            "files": f"its {suffix} files" if several else f"the folder of {weights}, or a file",
+            "safetensors": "a .safetensors file, or the folder of one or of an index",
+        }.get(kind, f"a {suffix} file")
+        place = "args.source[0].parent" if several else "args.source"
+        if kind in ("files", "safetensors") and not several:
+            place = "(args.source if args.source.is_dir() else args.source.parent)"
+        beside = (
+            f"args.source.with_name({quoted(config)})" if kind in ("torch", "gguf") else f"{place} / {quoted(config)}"
+        )
+        if "*" in config:
+            place = "args.source.parent" if kind in ("torch", "gguf") else place
+            beside = f"min({place}.glob({quoted(config)}), default=args.out / 'none')"
+        example = (
+            "folder/" if kind in ("parts", "safetensors") or (kind == "files" and not several) else f"model{suffix}"
+        )
         return {
             "container": kind,
             "nested": self.spec.nested,
-            "load_name": "load_torch_file" if folder else "load_state_dict",
+            "several": several,
+            "load_name": "load_state_dict" if kind == "torch" else "load_torch_file",
             "weights": quoted(weights),
             "weights_text": in_f_string(weights),
             "suffixes": suffixes,
+            "torch": suffixes != (".safetensors",),
             "stored": stored,
             "load_code": _load_code(suffixes, stored),
             "loaded_type": f"tuple[{state}, dict[str, Any]]" if stored else state,
-            "torch": suffixes != (".safetensors",),
             "merged": [(raw(names_regex(m.pattern)), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
             "shaped": any(m.axis.asked for m in self.program.merged),
             "digits": len(re.findall(r"\d+", weights.partition("*")[0])),
-            "source_example": example,
+            "source_example": f"{example} lora{suffix}" if several else example,
             "source_help": quoted(f"the checkpoint: {text}"),
             "shapes": "source.shapes()"
             if kind == "parts"
             else "{name: tensor.shape for name, tensor in source.items()}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
-            "beside": beside if self.spec.source_config else "",
+            "beside": beside if config else "",
         }
 
     def facts(self) -> Iterator[dict[str, str]]:

@@ -58,12 +58,16 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 class Loader(yaml.SafeLoader):
-    """Rejects a key that is there twice."""
+    """Reads 1e-5 as a number, as YAML 1.2 does. Rejects a key that is there twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if len(fields := super().construct_mapping(node, deep)) < len(node.value):
             raise SystemExit(f"a key of the config is there twice, at line {node.start_mark.line + 1}")
         return fields
+
+
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
 
 
 def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:

@@ -42,17 +42,19 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_state_dict(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the files consolidated.*.pt of a folder, which share no name, mapped into memory."""
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, or of the files consolidated.*.pt of a folder, which share no name, mapped into memory."""
     state: dict[str, Tensor] = {}
-    files = sorted(file for file in folder.glob("consolidated.*.pt") if file.suffix in (".pt",))
+    files = (
+        [path] if path.is_file() else sorted(file for file in path.glob("consolidated.*.pt") if file.suffix in (".pt",))
+    )
     for file in files:
         tensors = load_torch_file(file)
         if twice := sorted(state.keys() & tensors.keys()):
             raise SystemExit(f"{file} and another file both hold {', '.join(twice[:3])}")
         state |= tensors
     if not files:
-        raise SystemExit(f"{folder} holds no file consolidated.*.pt")
+        raise SystemExit(f"{path} holds no file consolidated.*.pt")
     return state
 
 
@@ -187,7 +189,7 @@ def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     # fmt: off
-    parser.add_argument("source", type=Path, help="the checkpoint: the folder of consolidated.*.pt")
+    parser.add_argument("source", type=Path, help="the checkpoint: the folder of consolidated.*.pt, or a file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (params.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
@@ -206,7 +208,7 @@ def main() -> None:
         raise SystemExit(f"{args.out} exists already")
     source = load_state_dict(args.source)
     fields: dict[str, Any] = {}
-    config_file = args.config or args.source / "params.json"
+    config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "params.json"
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
