@@ -70,7 +70,9 @@ def _option(argument: Argument, spec: Spec) -> str:
         text = f"{text}; default: {default}" if text else f"default: {default}"
     parts = [quoted(f"--{argument.name}")]
     values = released + [example[argument.name][0] for example in spec.examples if argument.name in example]
-    kinds = {type(value) for value in ([argument.default] if argument.default is not None else values)} - {type(None)}
+    kinds = {type(value) for value in ([argument.default] if argument.default is not None else values)}
+    if str in kinds:
+        kinds -= {type(None)}  # as JSON, a text would need quotes
     match [*kinds]:
         case [kind] if kind is bool:
             parts.append("action=BooleanOptionalAction")

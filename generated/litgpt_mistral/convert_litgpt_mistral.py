@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--block_size", type=int, default=4096, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--sliding_window_size", type=int, help="needed: 4096 for version 0.1, null for the later ones")
+    parser.add_argument("--sliding_window_size", type=json.loads, help="needed: 4096 for version 0.1, null for the later ones")
     parser.add_argument("--attention_scores_scalar", type=json.loads, help="default: %(default)s")
     parser.add_argument("--sliding_window_indices", type=json.loads, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")

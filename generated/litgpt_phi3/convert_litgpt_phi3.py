@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--block_size", type=int, default=4096, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--sliding_window_size", type=int, help="needed: 2048 for Phi-3-mini-4k, 262145 for Phi-3.5-mini, null for Phi-4")
+    parser.add_argument("--sliding_window_size", type=json.loads, help="needed: 2048 for Phi-3-mini-4k, 262145 for Phi-3.5-mini, null for Phi-4")
     parser.add_argument("--rotary_percentage", type=float, default=1.0, help="0.75 for Phi-4-mini; default: %(default)s, a guess")
     parser.add_argument("--pad_token_id", type=json.loads, help="default: %(default)s")
     parser.add_argument("--attention_scores_scalar", type=json.loads, help="default: %(default)s")

@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--checkpoint_version", type=float, default=0.0, help="how queries, keys and values lie: below 1 [3 head dim], below 2 [head dim 3], else [head 3 dim]; default: %(default)s")
     parser.add_argument("--num_attention_heads", type=int, help="needed where no released model has these sizes: the number of attention heads")
-    parser.add_argument("--vocab_size", type=int, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")
+    parser.add_argument("--vocab_size", type=json.loads, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")
     parser.add_argument("--bias_gelu_fusion", type=json.loads, help="the fused kernel computes the tanh approximation, as did the first releases, which keep no args; default: %(default)s")
     parser.add_argument("--openai_gelu", action=BooleanOptionalAction, default=False, help="the tanh approximation; default: %(default)s")
     parser.add_argument("--layernorm_epsilon", type=float, default=1e-05, help="default: %(default)s")

@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--rope_base", type=float, help="needed where no released model has these sizes: 10000 for Llama 2, 1000000 for Code Llama, 500000 from Llama 3 on")
     parser.add_argument("--max_seq_len", type=json.loads, help="default: 131072 if scale_factor else 8192 if rope_base == 500000 else 4096")
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--scale_factor", type=int, help="needed where no released model has these sizes: of the rotary embeddings: null up to Llama 3, 8 for Llama 3.1 and 3.3, 32 for Llama 3.2")
+    parser.add_argument("--scale_factor", type=json.loads, help="needed where no released model has these sizes: of the rotary embeddings: null up to Llama 3, 8 for Llama 3.1 and 3.3, 32 for Llama 3.2")
     parser.add_argument("--bos_token_id", type=json.loads, help="default: 128000 if vocab_size >= 128256 else 1")
     parser.add_argument("--eos_token_id", type=json.loads, help="default: 128001 if vocab_size >= 128256 else 2")
     # fmt: on

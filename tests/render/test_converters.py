@@ -229,7 +229,8 @@ def test_both_make_the_same_of_what_others_wrote(
     for name in request.assigned.keys() & program.spec.arguments.keys():
         value = request.assigned[name]
         yes_or_no = f'"--{name}", action=' in script(spec).read_text()
-        given += [f"--{name}" if value else f"--no-{name}"] if yes_or_no else [f"--{name}", json.dumps(value)]
+        text = value if isinstance(value, str) else json.dumps(value)
+        given += [f"--{name}" if value else f"--no-{name}"] if yes_or_no else [f"--{name}", text]
     given += ["--config", str(request.config)] if request.config else []
     said = server.run(spec, *given)
     if case.name in ELSEWHERE or case.name.startswith("megatron_dist/"):
