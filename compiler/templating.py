@@ -43,7 +43,7 @@ def formatted(text: str) -> str:
         *command[:1],
         "check",
         *command[1:3],
-        "--select=I",
+        "--select=I,F401",
         "--fix-only",
         "--quiet",
         "--target-version=py311",

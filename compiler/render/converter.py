@@ -1,44 +1,50 @@
 """Program to text: the standalone converter, as `{path: text}`. Nothing is written here.
 
-This room alone knows Jinja. Templates lay out; every name, literal and expression reaches them as finished Python text
-from `printing`. The result is formatted by ruff, so that the same spec gives the same bytes.
+Templates lay out: one for each section under `templates/converter`. Every name, literal and expression reaches them as
+finished Python text. ruff formats the result and removes the imports that it does not use, so that the same spec gives
+the same bytes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from compiler.diagnostics import listed, refuse
-from compiler.language.expression import Expr
-from compiler.language.spec import Argument, ReleasedModel, in_parts
+from compiler.language.name_pattern_overlap import common_name
+from compiler.language.spec import in_parts
+from compiler.ops.lossy import Lora
 from compiler.program.environment import Environment, Given
 from compiler.program.inverse import SourceShapes
-from compiler.program.program import Program, Rule
-from compiler.render import rule_function, rule_loop
-from compiler.render.python_source import ExprPrinter, expansion, inside, literal, quoted, raw
-from compiler.render.rule_function import Function
+from compiler.program.program import Program
+from compiler.render import command_line
+from compiler.render.python_source import ExprPrinter, in_f_string, inside, literal, names_regex, quoted, raw
+from compiler.render.rule_function import kernel_text
+from compiler.render.state_dict import StateDict
 from compiler.target import config_dialects
 from compiler.templating import banner, environment, formatted
+
+_ONE_COUNT = re.compile(r"len\(matches\(shapes, (.*)\)\)")
+# Helpers that a section has where something needs them.
+HELPERS = ("matches", "same", "concat", "stack")
 
 
 def render(
     program: Program, model_type: str, auto_map: Mapping[str, str] | None = None, code: Iterable[str] = ()
 ) -> dict[str, str]:
     """The converter. Path B: `auto_map` for config.json, and the names of the `code` files, which the converter copies
-    from its own folder."""
-    name = program.spec.name.value
-    module = f"convert_{name}"
-    text = (
-        environment()
-        .get_template("converter.py.jinja")
-        .render(**_Context(program, module, model_type, auto_map or {}, code).values())
-    )
-    return {f"{module}.py": formatted(text)}
+    from its own folder.
+
+    Raises Refusal: a rule that a converter cannot say, an argument with the name of one of its options.
+    """
+    module = f"convert_{program.spec.name.value}"
+    context = _Context(program, module, model_type, auto_map or {}, code).values()
+    return {f"{module}.py": formatted(environment().get_template("converter/module.py.jinja").render(**context))}
 
 
 class _Context:
-    """What the template of a converter sees."""
+    """What the templates of a converter see."""
 
     def __init__(
         self, program: Program, module: str, model_type: str, auto_map: Mapping[str, str], code: Iterable[str]
@@ -49,140 +55,172 @@ class _Context:
 
     def values(self) -> dict[str, Any]:
         spec = self.spec
-        steps = {rule: rule_function.print_rule(rule, self.printer) for rule in self.program.rules if rule.steps}
-        renamed = [rule for rule in self.program.rules if not rule.steps]
-        listed = [rule for rule in renamed if rule_loop.tabular(rule)]
+        state_dict = StateDict(self.program, self.printer)
+        lines = state_dict.lines
         early, late = self.requirements()
-        defaults = {n: a.default for n, a in spec.arguments.items() if not a.required and not a.derive}
-        # A fact that falls back on its own name reads it like an argument.
-        own = [spec.fields[n] for n, e in spec.facts.items() if n in e.names and n in spec.fields]
-        defaults |= {f.name: f.constant for f in own if f.expr is None}
-        derived = {f.name: f.expr for f in own if f.expr is not None}
-        computed = {n: a for n, a in spec.arguments.items() if a.derive}
-        required = [a for a in spec.arguments.values() if a.required]
-        known = ["*ARGUMENTS"] * bool(defaults) + ["*REQUIRED"] * bool(required)
-        known += [quoted(n) for n in (*derived, *computed)]
-        suffix = ".gguf" if spec.weights.endswith(".gguf") else ".pth"
-        plain = not in_parts(spec.weights) and suffix != ".gguf"
-        weights = ["*.safetensors", "pytorch_model*.bin"] if plain else [spec.weights]
+        facts, sizing = [*self.facts()], self.sizing()
+        fields = {field.name for field in spec.config}
+        dialect = [*self.dialect()]
         found = {
             "banner": banner(spec.name.value),
             "summary": inside(spec.summary),
-            "summary_literal": quoted(spec.summary),
             "module": self.module,
-            "yaml_config": (yaml_config := spec.source_config.endswith((".yaml", ".yml"))),
-            "config_example": inside(spec.source_config) if yaml_config else "config.json",
-            "source_example": "folder/"
-            if "safetensors" in spec.weights or in_parts(spec.weights)
-            else f"model{suffix}",
-            "gguf": suffix == ".gguf",
-            "nested": spec.nested,
-            "weights": [f"sorted(path.glob({quoted(pattern)}))" for pattern in weights],
-            "nothing": quoted(f"nothing in the folder is called {' or '.join(weights)}; name the files themselves"),
-            "merged": [(raw(m.pattern.regex), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
-            "arguments": [(quoted(name), literal(value)) for name, value in defaults.items()],
-            "required": [(quoted(a.name), quoted(a.help)) for a in required],
-            "known": known[0][1:] if len(known) == 1 and known[0].startswith("*") else f"({', '.join(known)},)",
-            "guesses": [(quoted(a.name), quoted(a.help)) for a in spec.arguments.values() if a.guess],
-            "fixed": [(quoted(f.name), literal(list(f.values)), quoted(f.reason)) for f in spec.fixed.values()],
-            "models": [(quoted(m.name), self.sizes(m), literal(dict(m.sets))) for m in spec.models],
-            "sized": [(n, self.printer(spec.facts[n])) for n in self.sizing()],
-            "mapping": _aligned([(raw(r.sources[0].regex), self.expanded(r)) for r in listed if not r.when]),
-            "guarded": [(self.printer(r.when), raw(r.sources[0].regex), self.expanded(r)) for r in listed if r.when],
-            "ignored": [(raw(p.regex), quoted(reason)) for p, reason in self.program.ignored],
-            "facts": [
-                ("", *computed_argument(self.printer, computed[name]))
-                if name in computed
-                else (name, self.printer(spec.facts[name]), self.printer(derived[name]) if name in derived else "")
-                for name in self.ordered_facts(derived, computed)
-                if name not in self.sizing()
-            ],
-            "scaled": "rope_scaling" in spec.arguments,
-            "indices": [(quoted(name), self.guard(name)) for name in spec.indices],
+            **self.container(),
+            **command_line.values(spec),
+            "mapping": _aligned(
+                [(r.source, r.target) for r in state_dict.rows if not r.condition and not state_dict.kept]
+            ),
+            "kept": [r.source for r in state_dict.rows if not r.condition and state_dict.kept],
+            "optional": _aligned([(r.source, r.target, r.condition) for r in state_dict.rows if r.condition]),
+            "ranges": state_dict.comment,
             "first": [condition for condition in early if "f." not in condition[0]],
+            "sizing": _unpacked([fact for fact in facts if fact["name"] in sizing]),
             "early": [condition for condition in early if "f." in condition[0]],
             "late": late,
+            "facts": _unpacked([fact for fact in facts if fact["name"] not in sizing]),
             "config": [(quoted(f.name), self.printer(f.expr) if f.expr else literal(f.constant)) for f in spec.config],
-            "dialect": list(self.dialect()),
-            "functions": [_function(f) for f in steps.values()],
-            "blocks": [rule_loop.moved(rule, self.printer) for rule in renamed if rule not in listed]
-            + [rule_loop.applied(rule, function, self.printer) for rule, function in steps.items()]
-            + [rule_loop.created(rule, self.printer) for rule in self.program.created],
-            "kernels": [
-                rule_function.kernel_text(name) for name in sorted({k for f in steps.values() for k in f.kernels})
-            ],
-            "ties": [
-                {
-                    "alias": raw(t.alias.regex),
-                    "owner": rule_loop.written(t.owner, t.alias),
-                    "condition": self.printer(t.when) if t.when else "",
-                }
-                for t in self.program.ties
-            ],
-            "keep_all": self.program.keep_all,
-            "auto_map": dict(self.auto_map),
-            "code": self.code,
+            "dialect": [(name, value) for name, value in dialect if "config[" not in value],
+            "later": [(name, value) for name, value in dialect if "config[" in value],
             "model_class": quoted(spec.target.class_name),
             "model_type": quoted(self.model_type),
-            "token_ids": repr(config_dialects.TOKEN_IDS),
+            "padding": {"pad_token_id", "vocab_size"} <= fields,
+            "token_ids": tuple(name for name in config_dialects.TOKEN_IDS if name in fields),
+            "state_dict": lines,
+            "functions": state_dict.made,
+            "kernels": [kernel_text(name) for name in sorted(state_dict.functions.kernels)],
+            "written_twice": self.written_twice(),
+            "auto_map": dict(self.auto_map),
+            "code": self.code,
         }
-        return found | {"helpers": self.printer.helpers}
+        helpers = self.printer.helpers | ({"matches", "same"} if self.program.merged else set())
+        asked = [*found["sizing"], *found["facts"]]
+        code = [*lines, *(fact["value"] for fact in asked), *(condition for condition, _ in (*early, *late))]
+        if not self.program.merged and sum(text.count("matches(") for text in code) == 1:
+            for fact in asked:
+                fact["value"], replaced = _ONE_COUNT.subn(
+                    r"sum(bool(re.fullmatch(\1, name)) for name in shapes)", fact["value"]
+                )
+                helpers -= {"matches"} if replaced else set()
+        return found | {"helpers": {name: name in helpers for name in HELPERS}, "compares": "equal" in helpers}
 
-    def expanded(self, rule: Rule) -> str:
-        return raw(expansion(rule.targets[0]))
+    def container(self) -> dict[str, Any]:
+        """How the container that the spec names is read, and what is said of it."""
+        weights, config = self.spec.weights, self.spec.source_config
+        suffix = f".{weights.rsplit('.', 1)[-1]}" if "." in weights and not weights.endswith("*") else ""
+        suffixes = (suffix,) if suffix else (".pth", ".pt", ".safetensors")
+        # A model and its adapter are two files.
+        several = any(isinstance(op, Lora) for rule in self.program.rules for op, _ in rule.steps)
+        kind = "torch"
+        if in_parts(weights):
+            kind = "parts" if self.program.merged else "files"
+        elif suffix in (".gguf", ".safetensors"):
+            kind = suffix[1:]
+        elif several:
+            kind = "files"
+        several = several and kind == "files"
+        stored = kind == "gguf" or (kind != "safetensors" and not config)
+        state = "Parts" if kind == "parts" else "dict[str, Tensor]"
+        text = {
+            "parts": f"the folder of {weights}",
+            "files": f"its {suffix} files" if several else f"the folder of {weights}, or a file",
+            "safetensors": "a .safetensors file, or the folder of one or of an index",
+        }.get(kind, f"a {suffix} file")
+        place = "args.source[0].parent" if several else "args.source"
+        if kind in ("files", "safetensors") and not several:
+            place = "(args.source if args.source.is_dir() else args.source.parent)"
+        beside = (
+            f"args.source.with_name({quoted(config)})" if kind in ("torch", "gguf") else f"{place} / {quoted(config)}"
+        )
+        if "*" in config:
+            place = "args.source.parent" if kind in ("torch", "gguf") else place
+            beside = f"min({place}.glob({quoted(config)}), default=args.out / 'none')"
+        example = (
+            "folder/" if kind in ("parts", "safetensors") or (kind == "files" and not several) else f"model{suffix}"
+        )
+        return {
+            "container": kind,
+            "nested": self.spec.nested,
+            "several": several,
+            "load_name": "load_state_dict" if kind == "torch" else "load_torch_file",
+            "weights": quoted(weights),
+            "weights_text": in_f_string(weights),
+            "suffixes": suffixes,
+            "torch": suffixes != (".safetensors",),
+            "stored": stored,
+            "load_code": _load_code(suffixes, stored),
+            "loaded_type": f"tuple[{state}, dict[str, Any]]" if stored else state,
+            "merged": [(raw(names_regex(m.pattern)), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
+            "shaped": any(m.axis.asked for m in self.program.merged),
+            "digits": len(re.findall(r"\d+", weights.partition("*")[0])),
+            "source_example": f"{example} lora{suffix}" if several else example,
+            "source_help": quoted(f"the checkpoint: {text}"),
+            "shapes": "source.shapes()"
+            if kind == "parts"
+            else "{name: tensor.shape for name, tensor in source.items()}",
+            "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
+            "beside": beside if config else "",
+        }
 
-    def guard(self, index: str) -> str:
-        """The condition on a number `n` of an index."""
-        return ExprPrinter("f", self.printer.helpers, index)(self.spec.indices[index])
-
-    def sizing(self) -> list[str]:
-        """The facts by which released models are recognised, each after those that it reads."""
-        wanted = {name for model in self.spec.models for name in model.when}
-        while more := {n for name in wanted & self.spec.facts.keys() for n in self.spec.facts[name].names} - wanted:
-            wanted |= more
-        return [name for name in self.ordered_facts({}, {}) if name in wanted]
-
-    def sizes(self, model: ReleasedModel) -> str:
-        """The condition that a released model is recognised by."""
-        defaults = {n: a.default for n, a in self.spec.arguments.items()}
-        conditions = []
-        for name, value in model.when.items():
-            default = literal(defaults.get(name))
-            held = f"f.{name}" if name in self.spec.facts else f"getattr(f, {quoted(name)}, {default})"
-            word = "is" if value is None or isinstance(value, bool) else "=="
-            conditions.append(f"{held} {word} {literal(value)}")
-        return " and ".join(conditions)
-
-    def ordered_facts(self, derived: Mapping[str, Expr], computed: Mapping[str, Argument]) -> list[str]:
-        """Facts, and `computed` arguments, in an order in which each stands after those that it, or its default in
-        `derived`, reads."""
-        facts = {**self.spec.facts, **{n: a.derive for n, a in computed.items() if a.derive}}
-        done: list[str] = []
+    def facts(self) -> Iterator[dict[str, str]]:
+        """Facts, and arguments that are computed, in an order in which each comes after those that it, or its default,
+        reads."""
+        facts, done = self.spec.facts, list[str]()
+        own = {n: self.spec.fields[n] for n, e in facts.items() if n in e.names and n in self.spec.fields}
+        defaults = {n: f.expr for n, f in own.items() if f.expr is not None}
+        computed = {n: a.derive for n, a in self.spec.arguments.items() if a.derive}
+        values = {**facts, **computed}
 
         def visit(name: str) -> None:
-            read = facts[name].names | (derived[name].names if name in derived else frozenset())
-            for other in sorted((read & facts.keys()) - {name}):
+            read = values[name].names | (defaults[name].names if name in defaults else frozenset())
+            for other in sorted((read & values.keys()) - {name}):
                 if other not in done:
                     visit(other)
             if name not in done:
                 done.append(name)
 
-        for name in facts:
+        for name in values:
             visit(name)
-        return done
+        for name in done:
+            default, needed = "", ""
+            if name in own:
+                default = self.printer(defaults[name]) if name in defaults else literal(own[name].constant)
+            if name in computed and "None" in computed[name].text:
+                needed = quoted(f"--{name} is needed, as an option or in a config")
+            value = {"name": name, "target": f"f.{name}", "value": self.printer(values[name])}
+            yield value | {"default": default, "computed": name if name in computed else "", "needed": needed}
+
+    def sizing(self) -> set[str]:
+        """The facts by which released models are recognised, and those that they read."""
+        facts = self.spec.facts
+        wanted = {name for model in self.spec.models for name in model.when} & facts.keys()
+        while more := {n for name in wanted for n in facts[name].names & facts.keys()} - wanted:
+            wanted |= more
+        return wanted
 
     def requirements(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Conditions of refusal: those that need no fact and no shape come before the facts, which they explain."""
+        """Conditions of rejection: those that need no fact and no shape come before the facts, which they explain."""
         early: list[tuple[str, str]] = []
         late: list[tuple[str, str]] = []
+        late_names = {*self.spec.facts, *(n for n, a in self.spec.arguments.items() if a.derive)}
         for expr, reason in self.spec.require:
-            late_names = {*self.spec.facts, *(n for n, a in self.spec.arguments.items() if a.derive)}
             simple = not expr.names & late_names and all(function != "dim" for function, _, _ in expr.asked)
             (early if simple else late).append((self.printer.refusal(expr), quoted(reason)))
         return early, late
 
+    def written_twice(self) -> bool:
+        """Whether two rules with conditions could write one name, which only a run can tell."""
+        rules = [*self.program.rules, *self.program.created]
+        for n, rule in enumerate(rules):
+            for other in rules[:n]:
+                texts = {guard.text for guard in (rule.when, other.when) if guard}
+                apart = len(texts) == 2 and any(f"not {text}" in texts for text in texts)
+                overlap = any(common_name(a, b) for a in rule.targets for b in other.targets)
+                if texts and not apart and overlap:
+                    return True
+        return False
+
     def dialect(self) -> Iterator[tuple[str, str]]:
-        """The fields that `dialects.config_json` adds to the spec's, as code."""
+        """The fields that `config_dialects.config_json` adds to the spec's, as code."""
         given = (
             {n: Given(v, "the example") for n, (v, _) in self.spec.examples[0].items()} if self.spec.examples else {}
         )
@@ -193,18 +231,20 @@ class _Context:
         for name in [n for n in written if n not in apart]:  # a set has no order from run to run
             match name:
                 case "rope_parameters":
-                    scaled = '**(config["rope_scaling"] or {}), ' if "rope_scaling" in fields else ""
+                    scaling = self.field("rope_scaling")
+                    scaled = f"**({scaling} or {{}}), " if "rope_scaling" in fields else ""
+                    scaled = "" if scaling == "None" else scaled
                     share = config_dialects.SHARE[0]  # of each head that is rotated
-                    shared = f'"{share}": config["{share}"], ' if share in fields else ""
-                    parameters = f'{{"rope_type": "default", {scaled}{shared}"rope_theta": config["rope_theta"]}}'
+                    shared = f'"{share}": {self.field(share)}, ' if share in fields else ""
+                    parameters = f'{{"rope_type": "default", {scaled}{shared}"rope_theta": {self.field("rope_theta")}}}'
                     if (local := config_dialects.SLIDING_THETA) in fields:
-                        sliding = f'{{"rope_type": "default", {shared}"rope_theta": config["{local}"]}}'
+                        sliding = f'{{"rope_type": "default", {shared}"rope_theta": {self.field(local)}}}'
                         parameters = (
                             f'{{"{config_dialects.FULL}": {parameters}, "{config_dialects.SLIDING}": {sliding}}}'
                         )
                     yield quoted(name), parameters
                 case "num_local_experts" | "num_experts":
-                    yield quoted(name), f"config[{quoted(next(n for n in config_dialects.EXPERTS if n != name))}]"
+                    yield quoted(name), self.field(next(n for n in config_dialects.EXPERTS if n != name))
                 case "rope_scaling":
                     yield quoted(name), "None"
                 case _:
@@ -218,35 +258,43 @@ class _Context:
                     message = f"the config gives {others} and not {name}, which some versions read instead"
                     refuse(self.spec.name.span, message, "missing-field", f"give {name} as well")
 
-
-def computed_argument(printer: ExprPrinter, argument: Argument) -> tuple[str, str]:
-    """The value of an argument that follows from facts, and the lines that set it where nothing else gave it."""
-    assert argument.derive is not None
-    missing = quoted(f"not given: {argument.name} ({argument.help or 'the checkpoint does not reveal it'})")
-    lines = [
-        f"    if not hasattr(f, {quoted(argument.name)}):",
-        f"        f.{argument.name} = {printer(argument.derive)}",
-    ]
-    if "None" in argument.derive.text:
-        lines += [f"        if f.{argument.name} is None:", f"            raise SystemExit({missing})"]
-    return "", "\n".join(lines)
+    def field(self, name: str) -> str:
+        """The value of a config field as code: as it is where that is short, else read from the config."""
+        found = next((field for field in self.spec.config if field.name == name), None)
+        if found is None:
+            return ""
+        if found.expr is None:
+            return literal(found.constant) if not isinstance(found.constant, dict | list) else f"config[{quoted(name)}]"
+        return self.printer(found.expr) if found.carried else f"config[{quoted(name)}]"
 
 
-def _function(function: Function) -> dict[str, Any]:
-    parameters = [f"{name}: {kind}" for name, kind in function.parameters] + [
-        f"{name}: {'float' if name in function.reals else 'int'}" for name, _ in function.sizes
-    ]
-    return {
-        "name": function.name,
-        "signature": ", ".join(parameters),
-        "returns": function.returns,
-        "comments": function.comments,
-        "body": function.body,
-        "results": function.results,
-    }
+def _unpacked(facts: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Facts that are the first axes of one tensor, one after the other, as one assignment."""
+    found: list[dict[str, str]] = []
+    axes = 0
+    for fact in facts:
+        shape, _, axis = fact["value"].partition("][")
+        before = found[-1] if found else {"value": ""}
+        plain = not fact["default"] and not fact["computed"]
+        if axis == f"{axes}]" and axes and plain and before["value"].partition("][")[0] == shape:
+            before["target"] += f", {fact['target']}"
+            before["value"] = f"{shape}][:{axes + 1}]"
+            axes += 1
+            continue
+        axes = 1 if axis == "0]" and plain else 0
+        found.append(fact)
+    return found
 
 
-def _aligned(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The targets of a table in one column."""
-    width = max((len(a) for a, _ in pairs), default=0)
-    return [(a, " " * (width - len(a)) + b) for a, b in pairs]
+def _aligned(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The columns of a table, each as wide as its widest cell."""
+    widths = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
+    return [(row[0], *(" " * (w - len(a)) + b for a, b, w in zip(row, row[1:], widths, strict=False))) for row in rows]
+
+
+def _load_code(suffixes: tuple[str, ...], stored: bool) -> str:
+    """The tensors of one `file` of several, and the arguments that are stored beside them."""
+    if ".safetensors" not in suffixes:
+        return "load_torch_file(file)"
+    plain = "(load_file(file), dict[str, Any]())" if stored else "load_file(file)"
+    return plain if len(suffixes) == 1 else f'{plain} if file.suffix == ".safetensors" else load_torch_file(file)'

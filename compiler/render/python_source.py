@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.diagnostics import Span
 from compiler.language.expression import ASKING, Expr, alternatives
-from compiler.language.name_pattern import Hole, Pattern
+from compiler.language.name_pattern import Hole, Pattern, regex_of
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.ops.algebra import Size
 
@@ -41,13 +41,26 @@ def inside(text: str) -> str:
     return literal[1:-1] if literal[0] == '"' else literal[1:-1].replace('"', '\\"')
 
 
-def expansion(pattern: Pattern) -> str:
-    """The text for `re.Match.expand` that writes a name; only for patterns whose indices are not shifted."""
+def in_f_string(text: str) -> str:
+    """A text between the double quotes of an f-string, braces and all."""
+    return inside(text).replace("{", "{{").replace("}", "}}")
+
+
+def names_regex(pattern: Pattern, captured: Collection[str] = ()) -> str:
+    """The regular expression of a pattern's names, in which only the holes `captured` are groups with a name."""
     return "".join(
-        f"\\g<{p.name}>" if isinstance(p, Hole) else p.replace("\\", "\\\\")
-        for p in pattern.parts
-        if isinstance(p, (str, Hole))
+        regex_of(part)
+        if not isinstance(part, Hole) or part.name in captured
+        else part.regex
+        if part.is_index
+        else f"(?:{part.regex})"
+        for part in pattern.parts
     )
+
+
+def comment(text: str) -> str:
+    """A text as a comment of one line."""
+    return f"# {inside(' '.join(text.split()))}"
 
 
 def literal(value: Any) -> str:
@@ -71,7 +84,7 @@ def f_string(pattern: Pattern, hole: Callable[[Hole], str]) -> str:
         if isinstance(part, Hole):
             parts.append("{" + hole(part) + "}")
         elif isinstance(part, str):
-            parts.append(inside(part).replace("{", "{{").replace("}", "}}"))
+            parts.append(in_f_string(part))
         else:
             parts.append(pattern.fill({}))
     return 'f"' + "".join(parts) + '"' if any("{" in p for p in parts) else '"' + "".join(parts) + '"'
@@ -86,10 +99,15 @@ class ExprPrinter:
 
     holder: str
     helpers: set[str] = field(default_factory=set)
-    number: str = ""  # the name that is an index, and stands as `n`
+    index: str = ""  # the name of an index, which is printed as `variable`
+    variable: str = ""
 
     def __call__(self, expr: Expr) -> str:
-        return ast.unparse(_Rewriter(self).visit(copy.deepcopy(expr.tree)))
+        return self.code(expr.tree)
+
+    def code(self, tree: ast.expr) -> str:
+        """The text of a part of an expression."""
+        return ast.unparse(ast.fix_missing_locations(_Rewriter(self).visit(copy.deepcopy(tree))))
 
     def refusal(self, expr: Expr) -> str:
         """The condition under which a requirement is broken."""
@@ -124,13 +142,13 @@ _OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
 class _Rewriter(ast.NodeTransformer):
     def __init__(self, printer: ExprPrinter) -> None:
         self.printer = printer
-        self.index = ""  # of the list that is being printed
+        self.element = ""  # the index of the list that is being printed
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id == self.index:
+        if node.id == self.element:
             return node
-        if node.id == self.printer.number:
-            return ast.Name("n", ast.Load())
+        if node.id == self.printer.index:
+            return ast.Name(self.printer.variable, ast.Load())
         if not self.printer.holder:
             return node
         return ast.Attribute(ast.Name(self.printer.holder, ast.Load()), node.id, ast.Load())
@@ -152,38 +170,35 @@ class _Rewriter(ast.NodeTransformer):
         assert isinstance(node.func, ast.Name)
         name = node.func.id
         if name in ASKING:
-            texts = [
-                str(arg.value) for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
-            ]
-            return self.asked(name, texts, [] if name == "equal" else node.args[1:])
+            texts = [str(a.value) for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            return self.asked(name, texts, node.args[1:])
         node.args = [self.visit(arg) for arg in node.args]
         if name in ("ceil", "log2"):
-            self.printer.helpers.add("math")
             node.func = ast.Attribute(ast.Name("math", ast.Load()), name, ast.Load())
-        elif name == "round_up":
-            self.printer.helpers.add("round_up")
+        elif name == "round_up":  # -(-value // multiple) * multiple
+            value, multiple = node.args
+            floor = ast.BinOp(ast.UnaryOp(ast.USub(), value), ast.FloorDiv(), multiple)
+            return ast.BinOp(ast.UnaryOp(ast.USub(), floor), ast.Mult(), copy.deepcopy(multiple))
         return node
 
     def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
         """The index of a list stays a bare name; `range` stays Python's."""
         one = node.generators[0]
         assert isinstance(one.target, ast.Name)
-        over = one.iter
-        if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "range":
-            one.iter = ast.Call(over.func, [self.visit(arg) for arg in over.args], [])
-        else:
-            one.iter = self.visit(over)
-        self.index = one.target.id
+        match one.iter:
+            case ast.Call(func=ast.Name(id="range") as function, args=bounds):
+                one.iter = ast.Call(function, [self.visit(bound) for bound in bounds], [])
+            case _:
+                one.iter = self.visit(one.iter)
+        self.element = one.target.id
         one.ifs, node.elt = [self.visit(condition) for condition in one.ifs], self.visit(node.elt)
-        self.index = ""
+        self.element = ""
         return node
 
     def asked(self, name: str, texts: list[str], rest: list[ast.expr]) -> ast.expr:
         shapes = ast.Name("shapes", ast.Load())
         if name == "equal":
-            self.printer.helpers.add("equal")
-            source = ast.Name("source", ast.Load())
-            return ast.Call(ast.Name("equal", ast.Load()), [source, *map(self.named, texts)], [])
+            return self.equal(*map(self.named, texts))
         names = alternatives(texts[0])
         if name == "dim":
             tensor = self.named(names[-1])
@@ -198,23 +213,31 @@ class _Rewriter(ast.NodeTransformer):
             total = ast.BinOp(total, ast.Add(), more)
         return total
 
+    def equal(self, one: ast.expr, other: ast.expr) -> ast.expr:
+        """Whether both tensors are there and have the same bits; `source` must be in reach of the code."""
+        self.printer.helpers |= {"same", "equal"}
+        source = ast.Name("source", ast.Load())
+        there: list[ast.expr] = [ast.Compare(name, [ast.In()], [source]) for name in (one, other)]
+        tensors: list[ast.expr] = [ast.Subscript(source, name, ast.Load()) for name in (one, other)]
+        return ast.BoolOp(ast.And(), [*there, ast.Call(ast.Name("same", ast.Load()), tensors, [])])
+
     def named(self, text: str) -> ast.expr:
         """The name of a tensor: a literal, or an f-string over the index of a list."""
         pattern = parse_pattern(text, Span(""))
         if pattern.is_name:
             return ast.Constant(text)
 
-        def index(hole: Hole) -> str:
+        def number(hole: Hole) -> str:
             return f"{hole.name}{hole.shift:+d}" if hole.shift else hole.name
 
-        return ast.parse(f_string(pattern, index), mode="eval").body
+        return ast.parse(f_string(pattern, number), mode="eval").body
 
     def counted(self, name: str, text: str) -> ast.expr:
         """One alternative of `exists` or `count`."""
         shapes, pattern = ast.Name("shapes", ast.Load()), parse_pattern(text, Span(""))
-        if name == "exists" and (pattern.is_name or self.index in pattern.holes):
+        if name == "exists" and (pattern.is_name or self.element in pattern.holes):
             return ast.Compare(self.named(text), [ast.In()], [shapes])
-        self.printer.helpers.add("count")
-        regex = ast.Name(raw(pattern.regex), ast.Load())  # a name is printed as it stands: a raw literal stays one
-        call = ast.Call(ast.Name("count", ast.Load()), [shapes, regex], [])
-        return call if name == "count" else ast.Compare(call, [ast.Gt()], [ast.Constant(0)])
+        self.printer.helpers.add("matches")
+        regex = ast.Name(raw(names_regex(pattern)), ast.Load())  # a name is printed as it is: a raw literal stays one
+        call = ast.Call(ast.Name("matches", ast.Load()), [shapes, regex], [])
+        return ast.Call(ast.Name("len" if name == "count" else "bool", ast.Load()), [call], [])

@@ -1,6 +1,7 @@
-"""A rule's ops as a function of a converter: `wq.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)`.
+"""Ops as Python: an expression where one line says it, else a function that rules with the same ops share.
 
-Takes a `Rule`, returns a `Function` of finished lines; the template only lays them out.
+Takes the ops of a rule between two changes of its indices; returns code. `stack` and `unstack` are loops, which
+`state_dict` prints.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ast
 import keyword
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -15,182 +17,244 @@ from typing import Any
 
 from compiler.language.expression import Expr
 from compiler.language.name_pattern import Pattern
-from compiler.ops import arithmetic, structural
+from compiler.ops import arithmetic, lossy, rearrange_notation, structural
 from compiler.ops.algebra import Op, Size
-from compiler.program.program import Rule
 from compiler.render.python_source import ExprPrinter
+
+SUGAR = {
+    rearrange_notation.ROPE_TO_HALF: "rope_to_half",
+    rearrange_notation.ROPE_TO_INTERLEAVED: "rope_to_interleaved",
+    rearrange_notation.INTERLEAVE: "interleave",
+    rearrange_notation.DEINTERLEAVE: "deinterleave",
+    rearrange_notation.TRANSPOSE: "transpose",
+}
+# What the shape rule of an op rejects and torch would take: the condition over the kernel's tensors and values.
+_MISFITS = {
+    "add_low_rank": "{1}.shape != ({3}, {0}.shape[1]) or {2}.shape != ({0}.shape[0], {3})",
+    "dequantize_blocks": "{0}.ndim < 2 or {1}.shape != (*{0}.shape[:-2], -(-{0}.shape[-2] // {2}), -(-{0}.shape[-1] // {3}))",
+    "dequantize_mxfp4": "{0}.shape != (*{1}.shape, 16)",
+    "pad": "{0}.shape[{1}] != {2}",
+}
 
 
 @dataclass(frozen=True)
 class Function:
-    """A rule's ops as a function of the converter. `results` are what it returns, in the order of the targets."""
+    """A function of the converter: `body` are its lines."""
 
     name: str
-    parameters: tuple[tuple[str, str], ...]  # name, annotation
-    sizes: tuple[tuple[str, str], ...]  # parameter, the expression that the caller passes
-    comments: tuple[str, ...]
-    body: tuple[str, ...]
-    results: tuple[str, ...]
+    signature: str
     returns: str
-    reals: frozenset[str]  # the parameters among `sizes` that need not be whole
-    kernels: frozenset[str]  # the functions of `kernels` that it calls
+    body: tuple[str, ...]
 
 
-def print_rule(rule: Rule, printer: ExprPrinter) -> Function:
-    """The function that does what `rule` does to its tensors."""
-    return _RulePrinter(rule, printer).function()
+class Functions:
+    """The functions of one converter, each printed once, and the kernels that they call."""
 
-
-class _RulePrinter:
-    def __init__(self, rule: Rule, printer: ExprPrinter) -> None:
-        self.rule, self.printer = rule, printer
-        self.passed: dict[str, str] = {}
-        self.comments: list[str] = []
-        self.body: list[str] = []
-        self.reals: set[str] = set()
+    def __init__(self, printer: ExprPrinter, reserved: frozenset[str]) -> None:
+        self.printer = printer
+        self.reserved = reserved
+        self.made: dict[tuple[str, ...], Function] = {}
         self.kernels: set[str] = set()
 
-    def function(self) -> Function:
-        rule = self.rule
-        names = short_names(rule.sources)
-        many = bool(rule.folded)
-        parameters = tuple((name, "list[Tensor]" if many else "Tensor") for name in names)
-        slots = list(names)
-        for op, _ in rule.steps:
-            slots, many = self.step(op, slots, many)
-        if len(slots) == 1:  # the last step is what is returned, under no name
-            slots = [self.body.pop().removeprefix(f"{slots[0]} = ")]
-        one = "list[Tensor]" if many else "Tensor"
-        returns = one if len(slots) == 1 else f"tuple[{', '.join([one] * len(slots))}]"
-        return Function(
-            rule.name,
-            parameters,
-            tuple(self.passed.items()),
-            tuple(self.comments),
-            tuple(self.body),
-            tuple(slots),
-            returns,
-            frozenset(self.reals),
-            frozenset(self.kernels),
-        )
+    def call(self, ops: Sequence[Op], tensors: list[str], sources: list[str], targets: list[str], rule: str) -> str:
+        """The code that applies `ops` to the code of `tensors`; `sources` and `targets` are words for what goes in and
+        what comes out, `rule` tells apart what would have one name."""
+        if code := self.inline(ops, tensors):
+            return code
+        plain = _Body(ops, [f"t{n}" for n in range(len(tensors))], [f"o{n}" for n in range(len(targets))], self.printer)
+        neutral = plain.lines(lambda size, n: f"s{n}")
+        if neutral not in self.made:
+            words = ["w"] if len(tensors) == 1 else sources
+            self.made[neutral] = self.function(_Body(ops, words, targets, self.printer), sources, rule)
+        self.printer.helpers |= plain.helpers
+        self.kernels |= plain.kernels
+        return f"{self.made[neutral].name}({', '.join([*tensors, *plain.sizes])})"
 
-    def size(self, size: Size) -> str:
-        """A literal, or a parameter that carries the value of an expression."""
-        if isinstance(size, int):
-            return repr(size)
-        text = self.printer(size)
-        for name, passed in self.passed.items():
-            if passed == text:
-                return name
-        name = size.text if size.text.isidentifier() else f"size_{len(self.passed) + 1}"
-        self.passed[name] = text
-        return name
+    def function(self, body: _Body, words: list[str], rule: str) -> Function:
+        lines = body.lines(body.named)
+        name = _name(body.ops, words, body.targets)
+        taken = {function.name for function in self.made.values()} | self.reserved
+        if name in taken:
+            name = f"{_name(body.ops, (), ())}_{rule}"
+        while name in taken or keyword.iskeyword(name):
+            name += "_"
+        parameters = [f"{tensor}: Tensor" for tensor in body.tensors]
+        parameters += [f"{size}: {'float' if real else 'int'}" for size, real in body.parameters]
+        returns = "Tensor" if body.results == 1 else f"tuple[{', '.join(['Tensor'] * body.results)}]"
+        return Function(name, ", ".join(parameters), returns, lines)
 
-    def step(self, op: Op, slots: list[str], many: bool) -> tuple[list[str], bool]:
-        match op:
-            case structural.Rearrange():
-                code = self.rearranged(op)
+    def inline(self, ops: Sequence[Op], tensors: list[str]) -> str:
+        """The code of a single op that is clear without a name; empty for all else."""
+        if not ops:
+            return ", ".join(tensors)
+        if len(ops) > 1:
+            return ""
+        match ops[0]:
+            case structural.Concat():
+                self.printer.helpers.add("concat")
+                return concat(ops[0], ", ".join(tensors), self.printer.size)
+            case arithmetic.Computed() if ops[0].kernel not in _MISFITS and ops[0].takes == len(tensors):
+                self.kernels.add(ops[0].kernel)
+                return f"{ops[0].kernel}({', '.join([*tensors, *values(ops[0], self.printer.size)])})"
+            case structural.Rearrange(left=left, right=right) if not all(len(g) == 1 for g in (*left, *right)):
+                return ""
+            case structural.Rearrange() | structural.Cast() | structural.Split() | arithmetic.Crop() if (
+                len(tensors) == 1
+            ):
+                return tensors[0] + method(ops[0], self.printer.size)
+        return ""
+
+
+class _Body:
+    """The lines of a function. `sizes` are the codes that a caller passes, `parameters` their names and whether they
+    are real numbers."""
+
+    def __init__(self, ops: Sequence[Op], tensors: list[str], targets: list[str], printer: ExprPrinter) -> None:
+        self.ops, self.tensors, self.targets, self.printer = ops, tensors, targets, printer
+        self.sizes: list[str] = []
+        self.parameters: list[tuple[str, bool]] = []
+        self.kernels: set[str] = set()
+        self.helpers: set[str] = set()
+        self.results = 0
+        self.axes: dict[str, str] = {}  # code of a size -> the axis of a notation that has it
+
+    def lines(self, name: Callable[[Size | float, int], str]) -> tuple[str, ...]:
+        """The body, where `name` gives the parameter of the nth size."""
+        self.sizes, self.parameters, self.axes = [], [], {}
+        lines: list[str] = []
+        slots = list(self.tensors)
+
+        def size(value: Any, real: bool = False) -> str:
+            if not isinstance(value, Expr):
+                return repr(value)
+            code = self.printer(value)
+            if code not in self.sizes:
+                self.sizes.append(code)
+                self.parameters.append((name(value, len(self.sizes)), real))
+            return self.parameters[self.sizes.index(code)][0]
+
+        for op in self.ops:
+            if isinstance(op, structural.Rearrange):
+                self.axes |= {self.printer(s): axis for axis, s in op.sizes if isinstance(s, Expr)}
                 chosen = [slots[n] for n in op.only] or slots
-                self.comments.append(f"# {', '.join(chosen)}: {op}" if op.only else f"# {op}")
-                for slot in chosen:
-                    self.body.append(f"{slot} = [t{code} for t in {slot}]" if many else f"{slot} = {slot}{code}")
-                return slots, many
-            case structural.Cast(dtype=dtype):
-                for slot in slots:
-                    self.body.append(
-                        f"{slot} = [t.to(torch.{dtype}) for t in {slot}]"
-                        if many
-                        else f"{slot} = {slot}.to(torch.{dtype})"
-                    )
-                return slots, many
-            case structural.Split(axis=axis, parts=parts, sizes=sizes):
-                cut = (
-                    f".split([{', '.join(map(self.size, sizes))}], dim={axis})"
-                    if sizes
-                    else f".chunk({parts}, dim={axis})"
+                lines.append(f"# {', '.join(chosen)}: {op}" if op.only else f"# {op}")
+                lines += [f"{slot} = {slot}{method(op, size)}" for slot in chosen]
+            elif isinstance(op, structural.Split):
+                last = all(
+                    not isinstance(o, structural.Split | structural.Concat) for o in self.ops[self.ops.index(op) + 1 :]
                 )
-                results = (
-                    short_names(self.rule.targets)
-                    if len(self.rule.targets) == parts
-                    else [f"part_{n}" for n in range(parts)]
+                made = (
+                    self.targets if last and len(self.targets) == op.parts else [f"part_{n}" for n in range(op.parts)]
                 )
-                value = f"map(list, zip(*(t{cut} for t in {slots[0]}), strict=True))" if many else f"{slots[0]}{cut}"
-                self.body.append(f"{', '.join(results)} = {value}")
-                return results, many
-            case structural.Concat(axis=axis):
-                joined = ", ".join(slots)
-                code = (
-                    f"[torch.cat(parts, dim={axis}) for parts in zip({joined}, strict=True)]"
-                    if many
-                    else f"torch.cat([{joined}], dim={axis})"
-                )
-                self.body.append(f"joined = {code}")
-                return ["joined"], many
-            case structural.Stack(axis=axis):
-                for slot in slots:
-                    self.body.append(f"{slot}_stack = torch.stack({slot}, dim={axis})")
-                return [f"{slot}_stack" for slot in slots], False
-            case structural.Unstack(axis=axis):
-                for slot in slots:  # a second index counts within the first
-                    each = f"[part for t in {slot} for part in t.unbind({axis})]"
-                    self.body.append(f"{slot}_each = {each if many else f'list({slot}.unbind({axis}))'}")
-                return [f"{slot}_each" for slot in slots], True
-            case arithmetic.Crop(axis=axis, to=to):
-                code = f".narrow({axis}, 0, {self.size(to)})"
-                for slot in slots:
-                    self.body.append(f"{slot} = [t{code} for t in {slot}]" if many else f"{slot} = {slot}{code}")
-                return slots, many
-            case arithmetic.Computed():
-                return self.computed(op, slots, many), many
-        raise TypeError(op)
+                lines.append(f"{', '.join(made)} = {slots[0]}{method(op, size)}")
+                slots = list(made)
+            elif isinstance(op, structural.Concat):
+                self.helpers.add("concat")
+                lines.append(f"joined = {concat(op, ', '.join(slots), size)}")
+                slots = ["joined"]
+            elif isinstance(op, arithmetic.Computed):
+                self.kernels.add(op.kernel)
+                slots = self.computed(op, slots, lines, size)
+            else:
+                lines += [f"{slot} = {slot}{method(op, size)}" for slot in slots]
+        self.results = len(slots)
+        return (*_returned(lines, slots),)
 
-    def computed(self, op: arithmetic.Computed, slots: list[str], many: bool) -> list[str]:
-        """A call of the kernel, which takes all slots or one."""
-        self.kernels.add(op.kernel)
-        values = "".join(f", {self.value(value)}" for value in op.values)
-        self.reals |= {self.value(v) for v in (getattr(op, name) for name in op.reals) if isinstance(v, Expr)}
-        if op.takes == 1:
-            for slot in slots:
-                call = f"[{op.kernel}(t{values}) for t in {slot}]" if many else f"{op.kernel}({slot}{values})"
-                self.body.append(f"{slot} = {call}")
-            return slots
-        joined = ", ".join(slots)
-        call = (
-            f"[{op.kernel}(*t{values}) for t in zip({joined}, strict=True)]"
-            if many
-            else f"{op.kernel}({joined}{values})"
-        )
-        self.body.append(f"result = {call}")
-        return ["result"]
+    def computed(
+        self, op: arithmetic.Computed, slots: list[str], lines: list[str], size: Callable[..., str]
+    ) -> list[str]:
+        """Appends the calls of a kernel, which takes all slots or one; returns the slots that come out."""
+        passed = values(op, size)
+        extra = {"add_low_rank": "rank", "pad": "of"}.get(op.kernel)
+        checked = [size(getattr(op, extra))] if extra else passed
+        groups = [[slot] for slot in slots] if op.takes == 1 else [slots]
+        for group in groups:
+            if op.kernel in _MISFITS:
+                given = [*group, passed[0], *checked] if op.kernel == "pad" else [*group, *checked]
+                lines.append(f"if {_MISFITS[op.kernel].format(*given)}:")
+                shapes = ", ".join(f"{{list({tensor}.shape)}}" for tensor in group)
+                lines.append(f'    raise SystemExit(f"{op.word} does not fit the shapes {shapes}")')
+            result = group[0] if op.takes == 1 else "result"
+            lines.append(f"{result} = {op.kernel}({', '.join([*group, *passed])})")
+        return slots if op.takes == 1 else ["result"]
 
-    def value(self, value: Any) -> str:
-        if isinstance(value, str):
-            return f'"{value}"'
-        return repr(value) if isinstance(value, float) else self.size(value)
+    def named(self, size: Size | float, n: int) -> str:
+        """A parameter's name: the axis of a notation, else the name in the spec."""
+        assert isinstance(size, Expr)
+        axis = self.axes.get(self.printer(size), "")
+        wanted = axis or (size.text if size.text.isidentifier() else f"size_{n}")
+        taken = {*self.tensors, *self.targets, *(name for name, _ in self.parameters), "joined", "result", "torch"}
+        while wanted in taken or keyword.iskeyword(wanted):
+            wanted += "_"
+        return wanted
 
-    def rearranged(self, op: structural.Rearrange) -> str:
-        """`.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)` for the notation."""
-        sizes = {name: self.size(size) for name, size in op.sizes}
-        text, axis = "", 0
-        for group in op.left:
-            if len(group) > 1:
-                text += f".unflatten({axis}, ({', '.join(sizes.get(name, '-1') for name in group)}))"
-            elif not group:
-                text += f".squeeze({axis})"
-            axis += len(group)
-        names = [name for group in op.left for name in group]
-        order = [names.index(name) for group in op.right for name in group]
-        moved = [n for n, at in enumerate(order) if n != at]
-        if len(moved) == 2:
-            text += f".transpose({moved[0]}, {moved[1]})"
-        elif moved:
-            text += f".movedim(({', '.join(str(order[n]) for n in moved)}), ({', '.join(map(str, moved))}))"
-        for axis, group in enumerate(op.right):
-            if len(group) > 1:
-                text += f".flatten({axis}, {axis + len(group) - 1})"
-            elif not group:
-                text += f".unsqueeze({axis})"
-        return text
+
+def _returned(lines: list[str], slots: list[str]) -> list[str]:
+    """The lines with a `return`, of the last expression itself where that is all that is returned."""
+    together = f"{', '.join(slots)} = "
+    if lines[-1].startswith(together):
+        return [*lines[:-1], f"return {lines[-1].removeprefix(together)}"]
+    return [*lines, f"return {', '.join(slots)}"]
+
+
+def method(op: Op, size: Callable[..., str]) -> str:
+    """An op on one tensor as calls of its methods."""
+    match op:
+        case structural.Rearrange():
+            return rearranged(op, size)
+        case structural.Cast(dtype=dtype):
+            return f".to(torch.{dtype})"
+        case structural.Split(axis=axis, sizes=sizes) if sizes:
+            return f".split([{', '.join(map(size, sizes))}], dim={axis})"
+        case structural.Split(axis=axis, parts=parts):  # unlike chunk, an error where the parts are not equal
+            return f".unflatten({axis}, ({parts}, -1)).unbind({axis if axis >= 0 else axis - 1})"
+        case arithmetic.Crop(axis=axis, of=of, to=to):  # unlike narrow, an error where there are not `of` positions
+            return f".split([{size(to)}, {_rest(of, to, size)}], dim={axis})[0]"
+    raise TypeError(op)
+
+
+def _rest(of: Size, to: Size, size: Callable[..., str]) -> str:
+    return f"{of - to}" if isinstance(of, int) and isinstance(to, int) else f"{size(of)} - {size(to)}"
+
+
+def concat(op: structural.Concat, tensors: str, size: Callable[..., str]) -> str:
+    """A call of the helper of that name."""
+    return f"concat([{tensors}], {', '.join([str(op.axis), *map(size, op.sizes or ())])})"
+
+
+def values(op: arithmetic.Computed, size: Callable[..., str]) -> list[str]:
+    """What a kernel takes after its tensors, as code."""
+    if isinstance(op, lossy.Lora | arithmetic.Affine):
+        return [size(value) if isinstance(value, Expr) else repr(value) for value in op.values]
+    return [
+        f'"{value}"' if isinstance(value, str) else size(value) if isinstance(value, Expr) else repr(value)
+        for value in op.values
+    ]
+
+
+def rearranged(op: structural.Rearrange, size: Callable[..., str]) -> str:
+    """`.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)` for the notation."""
+    sizes = {name: size(s) for name, s in op.sizes}
+    text, axis = "", 0
+    for group in op.left:
+        if len(group) > 1:
+            text += f".unflatten({axis}, ({', '.join(sizes.get(name, '-1') for name in group)}))"
+        elif not group:
+            text += f".squeeze({axis})"
+        axis += len(group)
+    names = [name for group in op.left for name in group]
+    order = [names.index(name) for group in op.right for name in group]
+    moved = [n for n, at in enumerate(order) if n != at]
+    if len(moved) == 2:
+        text += f".transpose({moved[0]}, {moved[1]})"
+    elif moved:
+        text += f".movedim(({', '.join(str(order[n]) for n in moved)}), ({', '.join(map(str, moved))}))"
+    for axis, group in enumerate(op.right):
+        if len(group) > 1:
+            text += f".flatten({axis}, {axis + len(group) - 1})"
+        elif not group:
+            text += f".unsqueeze({axis})"
+    return text
 
 
 @cache
@@ -201,19 +265,30 @@ def kernel_text(name: str) -> str:
     return ast.get_source_segment(text, found) or ""
 
 
-def short_names(patterns: tuple[Pattern, ...]) -> list[str]:
+def _name(ops: Sequence[Op], sources: Sequence[str], targets: Sequence[str]) -> str:
+    """What ops do, and to what where the ops alone do not tell: `rope_to_half`, `split_qkv`, `concat_gate_up`."""
+    words = [SUGAR.get(str(op), op.word) if isinstance(op, structural.Rearrange) else op.word for op in ops]
+    telling = next((word for word in ("split", "concat") if word in words), "")
+    if telling:
+        return "_".join([telling, *_together(targets if telling == "split" else sources)])
+    return "_".join([*dict.fromkeys(words), *(sources if words == ["rearrange"] else ())])
+
+
+def _together(names: Sequence[str]) -> list[str]:
+    """`qkv` for q_proj, k_proj, v_proj; `gate`, `up` for gate_proj, up_proj."""
+    stems = [re.sub(r"_proj$", "", name) for name in names]
+    return ["".join(stems)] if stems and all(len(stem) == 1 for stem in stems) else stems
+
+
+def short_names(patterns: Sequence[Pattern], taken: Sequence[str] = ()) -> list[str]:
     """A variable name for each pattern: its last telling component, `q_proj` of `...self_attn.q_proj.weight`."""
     found: list[str] = []
     for pattern in patterns:
         words = [w for w in re.split(r"\.", pattern.fill(dict.fromkeys(pattern.holes, "0"))) if not w.isdecimal()]
         words = [w for w in words if w not in ("weight", "bias")] or words or ["tensor"]
         name = re.sub(r"\W", "_", words[-1])
-        name = name if name.isidentifier() and not _is_keyword(name) else f"t_{name}"
-        while name in found:
+        name = name if name.isidentifier() and not keyword.iskeyword(name) else f"t_{name}"
+        while name in found or name in taken:
             name += "_"
         found.append(name)
     return found
-
-
-def _is_keyword(name: str) -> bool:
-    return keyword.iskeyword(name) or name in ("torch", "zip", "list", "t", "joined", "math")

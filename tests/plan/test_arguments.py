@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.converter_process import ConverterProcess
 from support.synthetic import Synthetic, folder_image, image, synthetic
 
@@ -72,9 +73,9 @@ def test_a_mapping_in_a_config_holds_the_arguments(server: ConverterProcess, tmp
     file = source.save(tmp_path, "*.pth")
     told = {"class": "Config", "seed": 3, holder: {**source.arguments, "rope_theta": 12345.0}}
     assert written(tmp_path, "qwen3", file, told)["rope_theta"] == 12345.0
+    # A converter reads the fields themselves; where they are is for the executor to find.
     words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
-    assert server.run("qwen3", *words) == ""
-    assert config_of(tmp_path / "converter") == config_of(tmp_path / "out")
+    assert "told.json has none of the arguments" in server.run("qwen3", *words)
 
 
 def test_a_config_of_which_nothing_is_read_is_refused(server: ConverterProcess, tmp_path: Path) -> None:
@@ -113,10 +114,11 @@ def test_the_scaling_of_such_a_config_counts(server: ConverterProcess, tmp_path:
     with pytest.raises(Refusal, match=r"rope_scaling is .*config-mismatch"):
         written(tmp_path, "torchtune_llama", file, told, scale_factor=32)
     assert written(tmp_path, "torchtune_llama", file, told)["rope_scaling"] == LLAMA3
-    given = ("num_heads=8", "rope_base=7000.0", "scale_factor=8")  # a converter reads the source's own words only
-    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
-    words += [word for text in given for word in ("--set", text)]
-    assert server.run("torchtune_llama", *words) == ""
+    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json"), "--num_heads", "8"]
+    words += ["--scale_factor", "8"]  # a converter reads the source's own words only
+    assert "--rope_base is needed" in server.run("torchtune_llama", *words)
+    assert "rope_theta is 7000.0 in the config" in server.run("torchtune_llama", *words, "--rope_base", "500000")
+    assert server.run("torchtune_llama", *words, "--rope_base", "7000") == ""
     assert config_of(tmp_path / "converter")["rope_scaling"] == LLAMA3
 
 
@@ -314,7 +316,8 @@ def test_one_of_several_ranks_is_refused(tmp_path: Path) -> None:
 def test_groups_that_nobody_reads_do_not_count(server: ConverterProcess, tmp_path: Path) -> None:
     """Megatron-LM's `num_query_groups` is 1 unless grouped attention is asked for."""
     source = made("mcore_llama")
-    file = tmp_path / "model_optim_rng.pt"
+    file = tmp_path / "iter_0000003" / "mp_rank_00" / "model_optim_rng.pt"
+    file.parent.mkdir(parents=True)
     args = {"num_attention_heads": 8, "num_query_groups": 1, "rotary_base": 10000}
     held = {"model": source.tensors, "checkpoint_version": 3.0}
     torch.save(held | {"args": argparse.Namespace(**args, group_query_attention=True)}, file)
@@ -322,7 +325,7 @@ def test_groups_that_nobody_reads_do_not_count(server: ConverterProcess, tmp_pat
         written(tmp_path, "mcore_llama", file)
     torch.save(held | {"args": argparse.Namespace(**args, group_query_attention=False)}, file)
     assert written(tmp_path, "mcore_llama", file)["num_key_value_heads"] == 2
-    assert server.run("mcore_llama", str(file), str(tmp_path / "converter")) == ""
+    assert server.run("mcore_llama", str(tmp_path / "iter_0000003"), str(tmp_path / "converter")) == ""
     assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
 
 
@@ -350,31 +353,31 @@ def test_args_that_the_class_cannot_express_are_refused(tmp_path: Path, field: s
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A converter's words
+# The options of a converter
 
 
 def test_a_text_is_no_answer_to_yes_or_no(server: ConverterProcess, tmp_path: Path) -> None:
-    source = made("qwen3")
-    file = source.save(tmp_path, "*.pth")
-    words = [str(file), str(tmp_path / "out"), "--set", "hidden_act=gelu"]
-    assert "tie_word_embeddings is the text 'no'" in server.run("qwen3", *words, "--set", "tie_word_embeddings=no")
-    assert server.run("qwen3", *words, "--set", "tie_word_embeddings=True") == ""
-    assert config_of(tmp_path / "out")["hidden_act"] == "gelu"
+    file, config = made("qwen3").save(tmp_path, "*.pth"), tmp_path / "told.json"
+    words = [str(file), str(tmp_path / "out"), "--hidden_act", "gelu", "--config", str(config)]
+    for value, kind in (("no", "bool"), (1, "bool")):
+        config.write_text(json.dumps({"tie_word_embeddings": value}))
+        assert f"tie_word_embeddings is {value!r}, where a value of the type {kind}" in server.run("qwen3", *words)
+    config.write_text(json.dumps({"tie_word_embeddings": False, "rope_theta": 7}))
+    assert server.run("qwen3", *words, "--tie_word_embeddings") == ""  # an option counts more than a config
+    written = config_of(tmp_path / "out")
+    assert (written["hidden_act"], written["tie_word_embeddings"]) == ("gelu", True)
+    assert repr(written["rope_theta"]) == "7.0"
 
 
 def test_a_converter_says_what_it_does_not_find(server: ConverterProcess, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "*.safetensors" in server.run("qwen3", str(tmp_path / "empty"), str(tmp_path / "out"))
-    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
-    words = [
-        str(tmp_path / "other.pth"),
-        str(tmp_path / "out"),
-        "--set",
-        "num_attention_heads=4",
-        "--set",
-        "rope_theta=1e6",
-    ]
-    assert "model.tok_embeddings.weight" in server.run("internlm2_llama", *words)
+    assert "*.safetensors" in server.run("internlm2_llama", str(tmp_path / "empty"), str(tmp_path / "out"))
+    save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    words = [str(tmp_path / "other.safetensors"), str(tmp_path / "out"), "--rope_theta", "1e6"]
+    assert "--num_attention_heads is needed" in server.run("internlm2_llama", *words)
+    said = server.run("internlm2_llama", *words, "--num_attention_heads", "4")
+    assert said == "the checkpoint has no tensor called 'model.tok_embeddings.weight'"
+    assert "mp_rank_*/model_optim_rng.pt" in server.run("mcore_llama", str(tmp_path / "empty"), str(tmp_path / "out"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -416,11 +419,12 @@ def test_a_layer_of_another_kind_is_refused(tmp_path: Path, spec: str, field: st
 
 @pytest.mark.parametrize("spec", ["mistral_mistral", "mistral_mixtral"])
 def test_the_window_has_two_names_in_params_json(server: ConverterProcess, tmp_path: Path, spec: str) -> None:
-    source = made(spec)
-    file = source.save(tmp_path, "*.pth")
+    source, folder = made(spec), tmp_path / "folder"
+    folder.mkdir()
+    torch.save(dict(source.tensors), folder / "consolidated.00.pth")
     told = dict(source.arguments) | {"sliding_window": None, "_sliding_window": 9}
-    assert written(tmp_path, spec, file, told)["sliding_window"] == 9
-    words = [str(file), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
+    assert written(tmp_path, spec, folder, told)["sliding_window"] == 9
+    words = [str(folder), str(tmp_path / "converter"), "--config", str(tmp_path / "told.json")]
     assert server.run(spec, *words) == ""
     assert config_of(tmp_path / "converter")["sliding_window"] == 9
 
@@ -458,7 +462,7 @@ def test_projections_of_opt_that_were_never_fused(server: ConverterProcess, tmp_
     torch.save(apart, file)
     convert(load_program("opt_opt"), Request([file], assigned={"decoder_attention_heads": 4}), tmp_path / "apart")
     assert folder_image(tmp_path / "apart") == folder_image(tmp_path / "out")
-    assert server.run("opt_opt", str(file), str(tmp_path / "converter"), "--set", "decoder_attention_heads=4") == ""
+    assert server.run("opt_opt", str(file), str(tmp_path / "converter"), "--decoder_attention_heads", "4") == ""
     assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "out")
 
 

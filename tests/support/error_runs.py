@@ -426,7 +426,7 @@ def wrong_usage() -> str:
 
 def bad_template() -> str:
     plain = templating.environment
-    texts = jinja2.DictLoader({"converter.py.jinja": "def {{ x }}("})
+    texts = jinja2.DictLoader({"converter/module.py.jinja": "def {{ x }}("})
     held("compiler.render.converter.environment", lambda: plain().overlay(loader=texts, undefined=jinja2.Undefined))
     return "small.yaml --no-proof"
 

@@ -26,7 +26,7 @@ from compiler.language import document
 ROOT = Path(__file__).parent.parent.parent
 SPECS = sorted((ROOT / "specs").glob("*.yaml"))
 # What a spec says to a run, to a reader or to the proof, and no generated text repeats.
-QUIET = re.compile(r"example\b|require/|ignore/|tokenizer/|source\b|summary|arguments/[^/]+/help")
+QUIET = re.compile(r"example\b|require/|ignore/|tokenizer/|source\b|summary|arguments/[^/]+/help|transform/[0-9]+/name")
 
 Path_ = tuple[object, ...]
 

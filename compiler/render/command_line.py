@@ -1,0 +1,87 @@
+"""The command line of a converter: an option for each argument of the spec, and what `--help` says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.diagnostics import refuse
+from compiler.language.spec import Argument, Spec
+from compiler.render.python_source import literal, quoted
+
+# The names of a converter's own options.
+OWN = frozenset(["source", "out", "config", "dtype", "cast", "limit", "help"])
+MOST_COLUMNS = 95  # of an option, with which its line is not broken
+
+
+def values(spec: Spec) -> dict[str, Any]:
+    """What the templates need for the command line. Raises Refusal where an argument has the name of another option."""
+    for argument in spec.arguments.values():
+        if argument.name in OWN:
+            message = f"the argument {argument.name!r} has the name of an option of every converter"
+            refuse(argument.span, message, "duplicate-name", "give it another name")
+    own = [n for n, e in spec.facts.items() if n in e.names and n in spec.fields and n not in OWN]
+    options = [_option(a, spec) for a in spec.arguments.values()]
+    options += [f"{quoted(f'--{name}')}, type=json.loads, help={quoted(_default(spec, name))}" for name in own]
+    arguments = spec.arguments.values()
+    required = tuple(a.name for a in arguments if a.required)
+    guesses = tuple(a.name for a in arguments if a.guess)
+    fixed = [(quoted(f.name), literal(list(f.values)), quoted(f.reason)) for f in spec.fixed.values()]
+    reads_config = bool(options or fixed)
+    yaml_config = spec.source_config.endswith((".yaml", ".yml"))
+    what = f"{'YAML' if yaml_config else 'JSON'} file of the arguments below"
+    beside = f" ({spec.source_config} beside the weights)" if spec.source_config else ""
+    config = f'"--config", type=Path, help={quoted(what + beside)}'
+    known = spec.arguments.keys() | set(own)
+    rotary = "rope_theta" in known and "config.json" in spec.source_config
+    return {
+        "options": options,
+        "required": required,
+        "guesses": guesses,
+        "fixed": fixed,
+        "released": [(m.name, literal(dict(m.when)), literal(dict(m.sets))) for m in spec.models],
+        # Whether it matters which arguments were given, beside their values.
+        "stated": bool(required or guesses or spec.models or any(a.derive for a in arguments)),
+        "reads_config": reads_config,
+        "usage": "".join(f" --{name} N" for name in required[:2]) if not spec.source_config else "",
+        "config_help": quoted(what + beside),
+        "yaml_config": yaml_config and reads_config,
+        "json_config": not yaml_config and reads_config,
+        "rotary": rotary,
+        "scaled": "rope_scaling" in known,
+        "long_options": any(len(option) > MOST_COLUMNS for option in (*options, config)),
+    }
+
+
+def _default(spec: Spec, name: str) -> str:
+    field = spec.fields[name]
+    return f"default: {field.expr.text if field.expr else field.constant}".replace("%", "%%")
+
+
+def _option(argument: Argument, spec: Spec) -> str:
+    """What `add_argument` takes for an argument: its type is that of its default, else of its values in the spec."""
+    text = " ".join(argument.help.split()).replace("%", "%%")
+    released = [model.sets[argument.name] for model in spec.models if argument.name in model.sets]
+    if argument.required:
+        text = f"needed{' where no released model has these sizes' * bool(released)}: {text}"
+    else:
+        default = "%(default)s, a guess" if argument.guess else "%(default)s"
+        if argument.derive:
+            default = argument.derive.text.replace("%", "%%")
+        text = f"{text}; default: {default}" if text else f"default: {default}"
+    parts = [quoted(f"--{argument.name}")]
+    values = released + [example[argument.name][0] for example in spec.examples if argument.name in example]
+    kinds = {type(value) for value in ([argument.default] if argument.default is not None else values)}
+    if str in kinds:
+        kinds -= {type(None)}  # as JSON, a text would need quotes
+    match [*kinds]:
+        case [kind] if kind is bool:
+            parts.append("action=BooleanOptionalAction")
+        case [kind] if kind in (int, float):
+            parts.append(f"type={kind.__name__}")
+        case [kind] if kind is str:
+            pass
+        case _:
+            parts.append("type=json.loads")
+    if argument.default is not None:
+        parts.append(f"default={literal(argument.default)}")
+    return ", ".join([*parts, f"help={quoted(text)}"])

@@ -1,0 +1,166 @@
+"""The statements that apply the ops of one rule: what it pops, calls, loops over and yields.
+
+A `stack` is a list over an index, an `unstack` a loop, and what is between two of them one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from compiler.language.name_pattern import Hole, Pattern
+from compiler.ops.algebra import Op
+from compiler.ops.structural import Stack, Unstack
+from compiler.program.program import Rule
+from compiler.render.index_range import IndexRange
+from compiler.render.python_source import f_string
+from compiler.render.rule_function import Functions, short_names
+
+LINE = 120  # columns
+
+
+@dataclass
+class Block:
+    """Lines below a header, and blocks in them; a header is there once."""
+
+    header: str = ""
+    first: list[str] = field(default_factory=list)  # before all else: what is counted while all tensors are there
+    items: list[str | Block] = field(default_factory=list)
+
+    def below(self, headers: Sequence[str]) -> Block:
+        """The block at the end of a path of headers, which is made where it is not there."""
+        block = self
+        for header in headers:
+            found = next((b for b in block.items if isinstance(b, Block) and b.header == header), None)
+            if found is None:
+                block.items.append(found := Block(header))
+            block = found
+        return block
+
+    def lines(self) -> list[str]:
+        inner = [*self.first]
+        for item in self.items:
+            inner += item.lines() if isinstance(item, Block) else [item]
+        return [self.header, *(f"    {line}" for line in inner)] if self.header else inner
+
+
+class RuleSteps:
+    """Prints the steps of `rule` into `block`, which is `depth` levels deep. `variables` hold the indices of its names,
+    `folded` the range that a `stack` goes through; `taken` are names that no tensor may have; `first` is the name of the
+    first source where its pattern does not give it."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        block: Block,
+        depth: int,
+        variables: dict[str, str],
+        folded: Sequence[IndexRange],
+        functions: Functions,
+        taken: Sequence[str],
+        first: str = "",
+    ) -> None:
+        self.rule, self.block, self.depth, self.variables, self.folded = rule, block, depth, variables, folded
+        self.functions, self.taken = functions, [*taken]
+        self.sources, self.targets = short_names(rule.sources, taken), short_names(rule.targets, taken)
+        names = [name_code(pattern, variables) for pattern in rule.sources]
+        self.tensors = [f"source.pop({name})" for name in ([first, *names[1:]] if first else names)]
+        self.popped = True  # whether `tensors` are still pops
+        self.slots = len(self.tensors)
+        self.segment: list[Op] = []
+
+    def print(self) -> None:
+        for op, _ in self.rule.steps:
+            if isinstance(op, Stack):
+                self.stack(op)
+            elif isinstance(op, Unstack):
+                self.unstack(op)
+            else:
+                self.slots, _ = op.arity(self.slots, ())
+                self.segment.append(op)
+        names = [name_code(pattern, self.variables) for pattern in self.rule.targets]
+        if len(names) == 1:
+            self.hoist(f"yield {names[0]}, ", self.targets)
+        tensors = self.finish(self.targets)
+        for name, tensor in zip(names, tensors, strict=True):
+            self.block.items.append(f"yield {name}, {tensor}")
+
+    def stack(self, op: Stack) -> None:
+        self.functions.printer.helpers.add("stack")
+        each = f"for {self.folded[0].variable} in {self.folded[0].code}"
+        if not self.segment:
+            self.tensors = [f"stack([{tensor} {each}], {op.axis})" for tensor in self.tensors]
+        elif self.slots == 1:
+            self.tensors = [f"stack([{self.call(self.parts())} {each}], {op.axis})"]
+        else:
+            parts = self.parts()
+            code = f"(stack(each, {op.axis}) for each in zip(*({self.call(parts)} {each}), strict=True))"
+            self.block.items.append(f"{', '.join(parts)} = {code}")
+            self.tensors = parts
+        self.segment.clear()
+        self.popped = False
+
+    def unstack(self, op: Unstack) -> None:
+        parts = self.parts()
+        tensors = self.finish(parts)
+        number = next(name for name in _variables(op.hole) if name not in self.taken)
+        self.variables = {**self.variables, op.hole: number}
+        each = f"{tensors[0]}.unbind({op.axis})"
+        if self.slots > 1:
+            each = f"zip({', '.join(f'{tensor}.unbind({op.axis})' for tensor in tensors)}, strict=True)"
+        self.taken.append(number)  # a loop within this one has variables of its own
+        parts = [next(name for name in _variables(part) if len(name) > 1 and name not in self.taken) for part in parts]
+        together = parts[0] if self.slots == 1 else f"({', '.join(parts)})"
+        self.block = self.block.below([f"for {number}, {together} in enumerate({each}):"])
+        self.depth += 1
+        self.taken += parts
+        self.tensors, self.popped = parts, False
+
+    def parts(self) -> list[str]:
+        """Variables for the tensors at this point."""
+        if len(self.targets) == self.slots:
+            return self.targets
+        return [f"part_{n}" for n in range(self.slots)] if self.slots > 1 else self.sources[:1]
+
+    def call(self, parts: list[str]) -> str:
+        """The ops so far on the tensors so far."""
+        words = self.sources if len(self.tensors) == len(self.sources) else [f"w_{n}" for n in range(len(self.tensors))]
+        return self.functions.call(self.segment, self.tensors, words, parts, self.rule.name)
+
+    def finish(self, parts: list[str]) -> list[str]:
+        """The tensors that come out of the ops so far; several of them get variables."""
+        if not self.segment:
+            return self.tensors
+        if len(parts) > 1:
+            self.hoist(f"{', '.join(parts)} = ", parts)
+        code = self.call(parts)
+        self.segment.clear()
+        if len(parts) == 1:
+            return [code]
+        self.block.items.append(f"{', '.join(parts)} = {code}")
+        return parts
+
+    def hoist(self, start: str, parts: list[str]) -> None:
+        """Give what is popped variables of its own, where the line would be too long with it."""
+        code = self.call(parts) if self.segment else self.tensors[0]
+        if self.popped and len(start) + len(code) + 4 * (self.depth + 1) > LINE:
+            words = short_names(self.rule.sources, self.taken)
+            self.block.items += [f"{word} = {tensor}" for word, tensor in zip(words, self.tensors, strict=True)]
+            self.tensors, self.popped = words, False
+
+
+def name_code(pattern: Pattern, variables: dict[str, str]) -> str:
+    """The code of a name, with the variables of its indices."""
+
+    def number(hole: Hole) -> str:
+        sign = f" {'+' if hole.shift > 0 else '-'} {abs(hole.shift)}" if hole.shift else ""
+        return variables[hole.name] + sign
+
+    return f_string(pattern, number)
+
+
+def _variables(hole: str) -> Iterator[str]:
+    """Variables for what a loop opens."""
+    yield hole
+    yield from "ijkmn" if len(hole) == 1 else ()
+    yield from (f"{hole}_{n}" for n in range(2, 1_000_000))
