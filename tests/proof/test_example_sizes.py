@@ -29,9 +29,7 @@ def problems(folder: Path, name: str, *changes: tuple[str, str], example: str | 
         return list(refusal.diagnostics)
 
 
-GROUPED = (
-    "  - {rows: 128, width: 64, hidden_dim: 192, n_layers: 3, n_heads: 8, kv_heads: 2, head_dim: 8, multiple_of: 64, rope_theta: 10000.0, rope_scale_factor: 8.0}\n"
-)
+GROUPED = "  - {rows: 128, width: 64, hidden_dim: 192, n_layers: 3, n_heads: 8, kv_heads: 2, head_dim: 8, multiple_of: 64, rope_theta: 10000.0, rope_scale_factor: 8.0}\n"
 PLAIN = "  - {rows: 128, width: 80, hidden_dim: 256, n_layers: 2, n_heads: 4, kv_heads: 4, multiple_of: 128, ffn_dim_multiplier: 1.1, tie_word_embeddings: true, rope_theta: 10000.0, rope_scale_factor: 8.0}\n"
 
 
