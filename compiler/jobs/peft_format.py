@@ -142,7 +142,8 @@ def read_adapter(path: Path, kinds: ModuleKinds = ModuleKinds()) -> Adapter:
             strange.append(stored)
     if not factors:
         hint = "an adapter holds X.lora.A.weight and X.lora.B.weight, or what PEFT writes"
-        _settings(path, checkpoint, needed=False)  # another kind of adapter is called by its name
+        if (beside := checkpoint.files[0].parent / CONFIG).is_file():
+            _plain_settings(beside)  # another kind of adapter is called by its name
         refuse(str(path), "it holds no LoRA weights", "missing-weights", hint)
     settings, config = _settings(path, checkpoint, needed=len(plain) < len(factors))
     if strange:
@@ -162,6 +163,8 @@ def read_adapter(path: Path, kinds: ModuleKinds = ModuleKinds()) -> Adapter:
 
 def _opened(path: Path) -> Checkpoint:
     """The file of PEFT in a folder, whatever else is there, or the file itself."""
+    if (path / CONFIG).is_file():
+        _plain_settings(path / CONFIG)  # another kind of adapter is called by its name, whatever its files
     names = (WEIGHTS, "adapter_model.bin")
     inside = next((path / name for name in names if (path / name).is_file()), path)
     return open_checkpoint(inside)
@@ -175,6 +178,11 @@ def _settings(path: Path, checkpoint: Checkpoint, needed: bool) -> tuple[Mapping
             hint = f"put the {CONFIG} of the adapter next to it: it has lora_alpha, which scales the factors"
             refuse(str(path), f"there is no {CONFIG}", "missing-config", hint)
         return {}, None
+    return (_plain_settings(config) if needed else {}), config
+
+
+def _plain_settings(config: Path) -> dict[str, Any]:
+    """The settings of a plain LoRA. Raises Refusal with all that make it another kind of adapter."""
     settings = read_config_file(config)
     kind = settings.get("peft_type", "LORA")
     other = [f"peft_type {kind}"] if kind != "LORA" else []
@@ -188,9 +196,9 @@ def _settings(path: Path, checkpoint: Checkpoint, needed: bool) -> tuple[Mapping
     ]
     if (start := settings.get("init_lora_weights")) not in PLAIN_STARTS:
         other.append(f"init_lora_weights = {json.dumps(start)}, which changes the base model")
-    if other and (needed or kind != "LORA"):
+    if other:
         refuse(str(config), f"not a plain LoRA: {listed(other)}", "unsupported-adapter", MERGE)
-    return settings, config
+    return settings
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
