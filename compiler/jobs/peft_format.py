@@ -175,6 +175,11 @@ def _settings(path: Path, checkpoint: Checkpoint, needed: bool) -> tuple[Mapping
             hint = f"put the {CONFIG} of the adapter next to it: it has lora_alpha, which scales the factors"
             refuse(str(path), f"there is no {CONFIG}", "missing-config", hint)
         return {}, None
+    return (_plain_settings(config) if needed else {}), config
+
+
+def _plain_settings(config: Path) -> dict[str, Any]:
+    """The settings of a plain LoRA. Raises Refusal with all that make it another kind of adapter."""
     settings = read_config_file(config)
     kind = settings.get("peft_type", "LORA")
     other = [f"peft_type {kind}"] if kind != "LORA" else []
@@ -188,9 +193,9 @@ def _settings(path: Path, checkpoint: Checkpoint, needed: bool) -> tuple[Mapping
     ]
     if (start := settings.get("init_lora_weights")) not in PLAIN_STARTS:
         other.append(f"init_lora_weights = {json.dumps(start)}, which changes the base model")
-    if other and (needed or kind != "LORA"):
+    if other:
         refuse(str(config), f"not a plain LoRA: {listed(other)}", "unsupported-adapter", MERGE)
-    return settings, config
+    return settings
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
