@@ -106,7 +106,8 @@ class _Context:
     def container(self) -> dict[str, Any]:
         """How the container that the spec names is read, and what is said of it."""
         weights, config = self.spec.weights, self.spec.source_config
-        suffix = f".{weights.rsplit('.', 1)[-1]}" if "." in weights and not weights.endswith("*") else ""
+        ending = re.search(r"\.[A-Za-z0-9_]+\Z", weights)  # it is printed in a docstring: nothing but a plain suffix
+        suffix = ending[0] if ending else ""
         suffixes = (suffix,) if suffix else (".pth", ".pt", ".safetensors")
         # A model and its adapter are two files.
         several = any(isinstance(op, Lora) for rule in self.program.rules for op, _ in rule.steps)

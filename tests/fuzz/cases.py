@@ -591,7 +591,7 @@ for what, code in {
     "one number": tensor(KEY, (), count=384),
 }.items():
 
-    @case(f"a weight that is {what}", "either", "differ in shape")
+    @case(f"a weight that is {what}", "either", "differ in shape|has shape")
     def _(folder: Path, code: bytes = code) -> None:
         pth(folder, b"\x80\x02}" + state({UP: code}) + b".")
 
@@ -1551,7 +1551,7 @@ def _(folder: Path) -> dict[str, Any]:
     return gguf(folder)
 
 
-@case("GGUF with an axis too few", "either", "differ in shape")
+@case("GGUF with an axis too few", "either", "differ in shape|has shape")
 def _(folder: Path) -> dict[str, Any]:
     return gguf(folder, change=lambda n, s, k, o: (n, s[:1], k, o))
 

@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from compiler import templating
 from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.diagnostics import Refusal
@@ -35,6 +34,8 @@ from compiler.jobs import compile, convert
 from compiler.jobs.request import Request
 from compiler.language import document
 from compiler.program import loading
+from compiler.render import converter
+from compiler.render.remote_code import render
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {
@@ -304,7 +305,7 @@ def quick_layout() -> None:
         ast.parse(text)
         return text
 
-    templating.formatted = templating.formatted = formatted  # type: ignore[attr-defined]
+    converter.formatted = render.formatted = formatted  # type: ignore[attr-defined]
 
 
 def compiled(path: Path, guard: Guard) -> str:

@@ -56,20 +56,13 @@ def test_the_value_and_the_printed_form(text: str, value: Any) -> None:
     expr = parse_expr(text, Span("here"))
     assert expr.evaluate(NAMES, shapes) == value
     plain = {name: tensor.shape for name, tensor in TENSORS.items()}
-
-    def count(names: dict[str, object], pattern: str) -> int:
-        return sum(re.fullmatch(pattern, name) is not None for name in names)
-
-    def equal(source: object, one: str, other: str) -> bool:
-        return one in plain and other in plain and plain[one] == plain[other]
-
     places = {
         "f": SimpleNamespace(**NAMES),
         "shapes": plain,
-        "source": None,
+        "source": plain,
         "math": math,
-        "count": count,
-        "equal": equal,
+        "matches": lambda names, pattern: [name for name in names if re.fullmatch(pattern, name)],
+        "same": lambda one, other: one == other,
     }
     assert eval(ExprPrinter("f")(expr), places) == value
 
