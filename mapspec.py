@@ -134,6 +134,7 @@ def convert(
     arguments: Mapping[str, Any] | None = None,
     weights: str | None = None,
     tokenizer: PathLike | None = None,
+    processor: PathLike | None = None,
     dtype: str | None = None,
     device: str = "cpu",
     jobs: int = 2,
@@ -145,6 +146,10 @@ def convert(
     parts: int = 1,
     force: bool = False,
     resume: bool = False,
+    check: bool = True,
+    model: str | None = None,
+    any_model_type: bool = False,
+    strict: bool = False,
     on_note: OnNote | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Plan:
@@ -160,6 +165,10 @@ def convert(
     - `reverse`, `parts`: write the source's layout to the file `out`, or to a folder of so many tensor-parallel parts
     - `force`: write into a folder that is not empty
     - `resume`: continue a run that was killed
+    - `processor`: a folder with preprocessor_config.json, which is copied
+    - `check`: compare the result with the target class before it gets its name
+    - `model`: the released model of the spec that this is; `strict`: reject arguments that would be guesses
+    - `any_model_type`: accept a config that names another architecture
     - `progress`: called with the number of bytes just written, from any thread
 
     mapspec.convert("meta_llama", "llama-3-8b/", "out", dtype="bfloat16")
@@ -183,6 +192,11 @@ def convert(
         parts=parts,
         force=force,
         resume=resume,
+        processor=None if processor is None else Path(processor),
+        check=check,
+        model=model,
+        any_model_type=any_model_type,
+        strict=strict,
     )
     listener = _listener(on_note)
     return run(_program(spec, request, listener), request, Path(out), listener, progress or (lambda size: None))

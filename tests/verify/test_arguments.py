@@ -21,7 +21,8 @@ from compiler.verify.round_trip import RoundTrip, round_trip
 def test_a_version_that_config_does_not_carry(version: str, asked: bool, tmp_path: Path) -> None:
     """Megatron's GPT-2, whose layout depends on `checkpoint_version`."""
     case = Case(ORACLES / "megatron_gpt2" / version)
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, tmp_path)
     request = case.request if asked else replace(case.request, assigned={})
     found = round_trip(case.program, request, tmp_path)
@@ -30,7 +31,8 @@ def test_a_version_that_config_does_not_carry(version: str, asked: bool, tmp_pat
 
 def test_without_a_manifest_the_source_is_asked(tmp_path: Path) -> None:
     case = Case(ORACLES / "megatron_gpt2" / "version_1")
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, tmp_path)
     (tmp_path / "mapspec.json").unlink()
     assert round_trip(case.program, case.request, tmp_path).differences == ()
@@ -39,7 +41,8 @@ def test_without_a_manifest_the_source_is_asked(tmp_path: Path) -> None:
 def test_a_folder_of_other_heads_is_found(tmp_path: Path) -> None:
     """What config.json carries is that of the folder, not of the source."""
     case = Case(ORACLES / "megatron_gpt2" / "version_3")
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"n_head": config["n_head"] // 2}))

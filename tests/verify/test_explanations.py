@@ -82,7 +82,8 @@ class Windowed(source_models.Interleaved):
 
 
 def compared(out: Path, model: str, plan: Plan | None = None, config: dict[str, Any] | None = None) -> Verdict:
-    right, checkpoint = prepare(META.program, META.request)
+    prepared = prepare(META.program, META.request)
+    right, checkpoint = prepared.plan, prepared.checkpoint
     write(plan or right, checkpoint, META.request, out)
     source = SourceModel(entry=f"{model if ':' in model else f'{__name__}:{model}'}")
     if config is not None:
@@ -103,7 +104,8 @@ def without_rope_steps(plan: Plan, kinds: tuple[str, ...]) -> Plan:
 
 @pytest.mark.parametrize("kinds", [("q_proj", "k_proj"), ("q_proj",), ("k_proj",)])
 def test_the_layout_of_queries_and_keys_is_named(kinds: tuple[str, ...], tmp_path: Path) -> None:
-    plan, _ = prepare(META.program, META.request)
+    prepared = prepare(META.program, META.request)
+    plan = prepared.plan
     found = compared(tmp_path / "out", "support.source_models:Interleaved", without_rope_steps(plan, kinds))
     assert found.layout is not None
     assert set(found.layout.modules) == set(kinds)
@@ -121,7 +123,8 @@ def test_a_source_that_rounds_blames_nobody(tmp_path: Path) -> None:
     assert found.widened == ("bfloat16",)
     assert found.worst.difference < 1e-5 * found.worst.scale
     assert "(bfloat16 of its code replaced)" in agreement(found, "the source")
-    plan, _ = prepare(META.program, META.request)
+    prepared = prepare(META.program, META.request)
+    plan = prepared.plan
     assert not compared(tmp_path / "wrong", "Rounded", without_rope_steps(plan, ("q_proj",))).agrees
 
 
@@ -179,7 +182,8 @@ def test_a_source_with_fewer_positions_runs_shorter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["rms_norm_eps", "hidden_act", "rope_theta"])
 def test_a_wrong_field_is_named(field: str, tmp_path: Path) -> None:
-    plan, checkpoint = prepare(DENSE.program, DENSE.request)
+    prepared = prepare(DENSE.program, DENSE.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, DENSE.request, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     wrong = {"rms_norm_eps": 1e-2, "hidden_act": "relu", "rope_theta": 1e4}[field]
@@ -195,7 +199,8 @@ def test_a_wrong_field_is_named(field: str, tmp_path: Path) -> None:
 
 def test_a_rule_that_only_hides_the_fault_is_not_blamed() -> None:
     """Two rules make the models agree when they are replaced; the weights of one are used after the first wrong output."""
-    plan, _ = prepare(META.program, META.request)
+    prepared = prepare(META.program, META.request)
+    plan = prepared.plan
     writers = {target.name: group.rule for group in plan.groups for target in group.target_list}
     guilty, hiding = writers["model.layers.0.mlp.gate_proj.weight"], writers["model.norm.weight"]
     order = ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj", "model.norm"]

@@ -49,7 +49,8 @@ WRONG = {
 def compared(name: str, out: Path, plan: Plan | None = None, entry: str = "") -> Verdict:
     """The folder `out` of a recorded case, written by `plan`, compared with its source model."""
     case = Case(ORACLES / name)
-    right, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    right, checkpoint = prepared.plan, prepared.checkpoint
     write(plan or right, checkpoint, case.request, out)
     model = SourceModel(entry=entry or f"{FILE}:{CASES[name][0]}")
     return compare(plan or right, checkpoint, case.request, out, model, in_this_process())
@@ -69,7 +70,8 @@ def test_a_right_folder_agrees(name: str, tmp_path: Path) -> None:
 def test_a_wrong_folder_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And, where that takes few runs, its rule is named."""
     case = Case(ORACLES / name)
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     mutant = next(m for m in mutants(plan, checkpoint.tensors) if m.name.startswith(WRONG[name]))
     if name != "timm/vit":
         monkeypatch.setattr("compiler.verify.compare._explained", lambda verdict, *rest: verdict)
@@ -88,7 +90,8 @@ def test_every_output_is_compared(tmp_path: Path) -> None:
 def test_a_wrong_activation_is_named(tmp_path: Path) -> None:
     """quick_gelu where the source has gelu, in both parts of the model or in one."""
     case = Case(ORACLES / "clip/vit")
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     right = fields["vision_config"]["hidden_act"]
@@ -304,7 +307,8 @@ def prepared_program() -> Program:
 def test_the_process_writes_what_it_found(tmp_path: Path) -> None:
     """Job and results survive their files, in the order in which modules finish."""
     case = Case(ORACLES / "timm/vit")
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, tmp_path / "out")
     job = Job(case.program, tuple(case.request.source), plan, tmp_path / "out", True, watch=True, trials=(Trial(),))
     (tmp_path / "job").write_bytes(pickle.dumps(job))

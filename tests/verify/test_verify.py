@@ -251,7 +251,8 @@ def test_without_a_model_nothing_is_required_to_agree_but_what_is_asked(
 def test_tensors_without_axes_come_back(tmp_path: Path) -> None:
     """A scale of shape () and 64-bit integers; and a changed one is found."""
     case = Case(ORACLES / "clip/vit")
-    plan, checkpoint = prepare(case.program, case.request)
+    prepared = prepare(case.program, case.request)
+    plan, checkpoint = prepared.plan, prepared.checkpoint
     write(plan, checkpoint, case.request, tmp_path)
     found = round_trip(case.program, case.request, tmp_path)
     assert (found.differences, found.rounded) == ((), 0)
