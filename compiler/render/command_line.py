@@ -30,7 +30,7 @@ def values(spec: Spec) -> dict[str, Any]:
     yaml_config = spec.source_config.endswith((".yaml", ".yml"))
     what = f"{'YAML' if yaml_config else 'JSON'} file of the arguments below"
     beside = f" ({spec.source_config} beside the weights)" if spec.source_config else ""
-    config = f'"--config", type=Path, help={quoted(what + beside)}'
+    config = f'"--config", type=Path, help={quoted((what + beside).replace("%", "%%"))}'
     known = spec.arguments.keys() | set(own)
     rotary = "rope_theta" in known and "config.json" in spec.source_config
     return {
@@ -43,7 +43,7 @@ def values(spec: Spec) -> dict[str, Any]:
         "stated": bool(required or guesses or spec.models or any(a.derive for a in arguments)),
         "reads_config": reads_config,
         "usage": "".join(f" --{name} N" for name in required[:2]) if not spec.source_config else "",
-        "config_help": quoted(what + beside),
+        "config_help": quoted((what + beside).replace("%", "%%")),
         "yaml_config": yaml_config and reads_config,
         "json_config": not yaml_config and reads_config,
         "rotary": rotary,

@@ -19,7 +19,7 @@ from compiler.program.environment import Environment, Given
 from compiler.program.inverse import SourceShapes
 from compiler.program.program import Program
 from compiler.render import command_line
-from compiler.render.python_source import ExprPrinter, in_f_string, inside, literal, names_regex, quoted, raw
+from compiler.render.python_source import ExprPrinter, in_f_string, inside, literal, names_regex, opposite, quoted, raw
 from compiler.render.rule_function import kernel_text
 from compiler.render.state_dict import StateDict
 from compiler.target import config_dialects
@@ -154,7 +154,7 @@ class _Context:
             "shaped": any(m.axis.asked for m in self.program.merged),
             "digits": len(re.findall(r"\d+", weights.partition("*")[0])),
             "source_example": f"{example} lora{suffix}" if several else example,
-            "source_help": quoted(f"the checkpoint: {text}"),
+            "source_help": quoted(f"the checkpoint: {text}".replace("%", "%%")),
             "shapes": "source.shapes()"
             if kind == "parts"
             else "{name: tensor.shape for name, tensor in source.items()}",
@@ -213,10 +213,10 @@ class _Context:
         rules = [*self.program.rules, *self.program.created]
         for n, rule in enumerate(rules):
             for other in rules[:n]:
-                texts = {guard.text for guard in (rule.when, other.when) if guard}
-                apart = len(texts) == 2 and any(f"not {text}" in texts for text in texts)
+                first, second = (guard.text if guard else "" for guard in (rule.when, other.when))
+                apart = opposite(first, second) or opposite(second, first)
                 overlap = any(common_name(a, b) for a in rule.targets for b in other.targets)
-                if texts and not apart and overlap:
+                if (first or second) and not apart and overlap:
                     return True
         return False
 

@@ -18,7 +18,7 @@ from compiler.language.expression import Expr, alternatives
 from compiler.language.name_pattern import Hole, Part, Pattern, options
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.program.program import Program, Rule
-from compiler.render.python_source import ExprPrinter, names_regex, quoted, raw
+from compiler.render.python_source import ExprPrinter, names_regex, opposite, quoted, raw
 
 # Names that the code of a converter has for itself: in `convert_state_dict`, of its functions, of its kernels.
 _LOCAL = ["f", "source", "name", "old", "new", "match", "found", "each", "alias", "owner", "w", "joined", "result"]
@@ -79,6 +79,7 @@ class IndexRanges:
         readers = self.readers.get(before, {})
         shared = "" in readers or len(readers) > 1
         counted = [readers[""]] if "" in readers else [*readers.values()] if shared else [(pattern, hole)]
+        group = when.text if when and not shared else ""
         if name in self.program.spec.indices:
             guard = self.program.spec.indices[name]
             if code := self.interval(guard, name):
@@ -87,7 +88,7 @@ class IndexRanges:
             variable = self.variable(name, f"{whole} {guard.text}")
             condition = ExprPrinter("f", self.printer.helpers, name, variable)(guard)
             code = f"[{variable} for {variable} in {whole} if {condition}]"
-            key = f"{before} {guard.text}"
+            key = f"{before} {guard.text} {group}"
             return IndexRange(variable, code) if fact else self.own(name, key, code, "{}", shared=shared)
         if fact:
             code = f"range({_bounds(fact, shift)})"
@@ -98,7 +99,7 @@ class IndexRanges:
         stem = parents[-1] if before.endswith(".") and parents else f"{name}_count"
         bounds = _bounds("{}", shift) if shared or shift < 0 else "{}"
         certain = before in self.there and not shift
-        key, code = f"{before} {shift}", self.counted(counted)
+        key, code = f"{before} {shift} {group}", self.counted(counted)
         return self.own(name, key, code, f"range({bounds})", stem, certain, shared)
 
     def own(
@@ -150,13 +151,14 @@ class IndexRanges:
             if not below and not isinstance(sign, ast.Gt | ast.GtE):
                 return ""
             strict = isinstance(sign, ast.Lt | ast.Gt)
-            if below == (mine[0] == n):  # the index is on the smaller side
-                high = f"{high and 'x'}{other if strict else f'({other}) + 1'}"
+            smaller = below == (mine[0] == n)  # whether the index is on the smaller side
+            if high if smaller else low:
+                return ""
+            if smaller:
+                high = other if strict else f"({other}) + 1"
             else:
-                low = f"{low and 'x'}{f'({other}) + 1' if strict else other}"
-        if not high or "x(" in (low, high):
-            return ""
-        return f"range({low}, {high})" if low else f"range({high})"
+                low = f"({other}) + 1" if strict else other
+        return f"range({low}, {high})" if low and high else f"range({high})" if high else ""
 
     def variable(self, wanted: str, code: str) -> str:
         """A variable for a range; the same one for the same range."""
@@ -277,7 +279,7 @@ def _guards(program: Program, name: str, before: str) -> set[str]:
 
 def _covers(guards: set[str]) -> bool:
     """Whether one of the conditions holds in every checkpoint."""
-    return "" in guards or any(f"not {guard}" in guards for guard in guards)
+    return "" in guards or any(opposite(a, b) for a in guards for b in guards)
 
 
 def _either(guards: list[set[str]]) -> bool:
@@ -285,7 +287,7 @@ def _either(guards: list[set[str]]) -> bool:
     if len(guards) != 2:
         return False
     first, second = guards
-    return any(f"not {a}" in second for a in first) or any(f"not {b}" in first for b in second)
+    return any(opposite(a, b) or opposite(b, a) for a in first for b in second)
 
 
 def _prefixes_there(program: Program) -> Iterator[str]:

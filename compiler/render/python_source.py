@@ -58,6 +58,14 @@ def names_regex(pattern: Pattern, captured: Collection[str] = ()) -> str:
     )
 
 
+def opposite(condition: str, other: str) -> bool:
+    """Whether `other` is `not condition`."""
+    tree = ast.parse(other or "0", mode="eval").body
+    if not isinstance(tree, ast.UnaryOp) or not isinstance(tree.op, ast.Not) or not condition:
+        return False
+    return ast.dump(tree.operand) == ast.dump(ast.parse(condition, mode="eval").body)
+
+
 def comment(text: str) -> str:
     """A text as a comment of one line."""
     return f"# {inside(' '.join(text.split()))}"

@@ -200,7 +200,7 @@ class VisionClassifier(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, config["side"] ** 2 + 1, width))
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(config["channels"], width, patch, patch)
-        blocks = (VisionBlock(width, config["heads"], config["mlp_width"], eps) for _ in range(config["depth"]))
+        blocks = (VisionBlock(width, config["num_heads"], config["mlp_width"], eps) for _ in range(config["depth"]))
         self.blocks = nn.ModuleList(blocks)
         self.norm, self.head = nn.LayerNorm(width, eps), nn.Linear(width, config["num_classes"])
 
@@ -254,13 +254,13 @@ class ImageAndText(nn.Module):
         self.visual.positional_embedding = nn.Parameter(torch.zeros(c["side"] ** 2 + 1, width))
         self.visual.conv1 = nn.Conv2d(3, width, c["patch_size"], c["patch_size"], bias=False)
         self.visual.ln_pre, self.visual.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
-        heads = width // c["head_width"]
+        heads = width // c["vision_head_width"]
         self.visual.transformer = Residuals(c["vision_layers"], width, c["vision_ffn"], heads, activation)
         self.visual.proj = nn.Parameter(torch.zeros(width, c["embed_dim"]))
         width = c["text_width"]
         self.token_embedding = nn.Embedding(c["vocab_size"], width)
         self.positional_embedding = nn.Parameter(torch.zeros(c["context_length"], width))
-        self.transformer = Residuals(c["text_layers"], width, c["text_ffn"], width // c["head_width"], activation)
+        self.transformer = Residuals(c["text_layers"], width, c["text_ffn"], width // c["text_head_width"], activation)
         self.ln_final, self.logit_scale = nn.LayerNorm(width), nn.Parameter(torch.zeros(()))
         self.text_projection = nn.Parameter(torch.zeros(width, c["embed_dim"]))
 
