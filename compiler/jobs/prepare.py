@@ -129,7 +129,9 @@ def _bind_reversed(
     config = _config_of_folder(request)
     fields, given = arguments.gather_reversed(program, config, request.assigned, request.any_model_type)
     settings = recorded_settings(config.parent, program)  # for what config.json does not have
-    recorded = {n: v for n, v in settings.items() if n in program.spec.arguments}
+    # An argument whose default is null is for sources that the reverse does not write, such as padded vocabularies.
+    own = {n for n, a in program.spec.arguments.items() if a.default is not None or a.required or a.derive}
+    recorded = {n: v for n, v in settings.items() if n in own}
     given = {n: Given(v, MANIFEST, Origin.CONFIG_FILE) for n, v in recorded.items()} | given
     shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     env = Environment(program, shapes, given, trusted=True)

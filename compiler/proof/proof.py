@@ -33,10 +33,11 @@ from compiler.proof.config_faults import (
 )
 from compiler.proof.example_sizes import BoundExample, check_examples, separating_examples
 from compiler.proof.shape_labels import axis_labels
+from compiler.target.class_signature import ConfigSchema
 from compiler.target.model_class import COMMON_FIELDS
 
 if TYPE_CHECKING:
-    from compiler.target.class_signature import ClassSignature, ConfigSchema
+    from compiler.target.class_signature import ClassSignature
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 

@@ -209,7 +209,7 @@ def test_the_code_runs_in_its_own_process(spec: Path, monkeypatch: pytest.Monkey
     marker = spec.parent / "ran"
     write(spec.parent, f"open({str(marker)!r}, 'w').close()\n{MODEL}")
     program = load_program(str(spec))
-    detect([checkpoint(spec.parent)], [program])
+    detect(Request([checkpoint(spec.parent)]), [program])
     assert not marker.exists()
     before = set(sys.modules)
     build(str(spec), prove=True)
