@@ -569,6 +569,7 @@ def too_little_memory() -> str:
 def unsupported_adapter() -> str:
     Path("adapter").mkdir()
     Path("adapter/adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true}')
+    weights("adapter/adapter_model.safetensors", {"base_model.model.layers.0.mlp.down.lora_A.weight": [2, 48]})
     return "adapter small.yaml model.safetensors adapter peft"
 
 

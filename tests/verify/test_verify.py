@@ -197,7 +197,7 @@ def status(words: list[str]) -> int:
     [
         (["--source-model", "nowhere"], "is neither MODULE:CLASS nor FILE.py:FUNCTION"),
         (["--source-model", "a:B", "--source-spec", "minimind"], "both name the source model"),
-        (["--source-spec", "qwen3"], "this one has none"),
+        (["--source-spec", "qwen3"], "needs a spec with its own code"),
         (["--length", "1"], "it must be 2 or more"),
         (["--source-model", "no_such.py:f:g"], "is neither MODULE:CLASS nor FILE.py:FUNCTION"),
         (["--source-model", "support.source_models:Interleaved"], "TypeError"),
