@@ -31,7 +31,9 @@ def architectures(program: Program, objects: Mapping[str, object], files: Iterab
     found: list[Diagnostic] = []
     for path in files:
         fields = read_config_file(path)
-        for part in (fields, *(value for value in fields.values() if isinstance(value, dict))):
+        # the parts of a composite model have types of their own
+        parts = () if "model_type" in fields else (value for value in fields.values() if isinstance(value, dict))
+        for part in (fields, *parts):
             found += other_architecture(program, part, str(path))
     for key, value in objects.items():
         if isinstance(value, Mapping):

@@ -164,7 +164,7 @@ def test_a_late_difference_is_explained_on_a_shorter_sequence(tmp_path: Path, mo
     assert found.worst.first is not None
     assert set(lengths) == {found.worst.first + sequence_length.MARGIN}
     (said,) = faults(found, "the source", tmp_path)
-    assert said.hint.startswith("no single rule and no usual value of a config field explains it")
+    assert said.hint.startswith("neither a single rule nor a usual value of a config field explains it")
 
 
 def test_a_source_under_autocast_runs_in_float32(tmp_path: Path) -> None:

@@ -182,7 +182,8 @@ def segmentation(place: Path, text: str) -> tuple[Plan, Checkpoint, Request]:
     model.save_pretrained(place / "source")
     (place / "fields.json").write_text(json.dumps({"fields": fields}))
     request = Request([place / "source" / "model.safetensors"])
-    return *prepare(spec, request), request
+    prepared = prepare(spec, request)
+    return prepared.plan, prepared.checkpoint, request
 
 
 def load_program_text(text: str) -> Program:
