@@ -1,5 +1,5 @@
 """Templates to text: the Jinja environment of the shipped templates, the banner, ruff's layout, and writing what
-changed. The only module that imports jinja2 for templates of ours, and ruff. Raises Refusal where a template renders
+changed. The only module that imports ruff, and jinja2 for templates of ours. Raises Refusal where a template renders
 text that is not Python.
 """
 
@@ -38,21 +38,14 @@ def formatted(text: str) -> str:
     """The text as ruff lays it out; refused where ruff cannot read it, which would be a fault of a template."""
     from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
-    command = [find_ruff_bin(), "--isolated", "--no-cache", "--line-length=120", "--target-version=py311"]
-    sort = [
-        *command[:1],
-        "check",
-        *command[1:3],
-        "--select=I,F401",
-        "--fix-only",
-        "--quiet",
-        "--target-version=py311",
-        "--line-length=120",
-        "-",
-    ]
-    done = subprocess.run(sort, input=text, capture_output=True, text=True, check=False)
-    layout = [command[0], "format", "--isolated", "--no-cache", "--line-length=120", "--target-version=py311", "-"]
-    done = subprocess.run(layout, input=done.stdout or text, capture_output=True, text=True, check=False)
+    rules = ["--isolated", "--no-cache", "--line-length=120", "--target-version=py311", "-"]
+
+    def ruff(given: str, *command: str) -> subprocess.CompletedProcess[str]:
+        words = [find_ruff_bin(), *command, *rules]
+        return subprocess.run(words, input=given, capture_output=True, text=True, check=False)
+
+    done = ruff(text, "check", "--select=I,F401", "--fix-only", "--quiet")
+    done = ruff(done.stdout or text, "format")
     if done.returncode:
         refuse("templates", f"the rendered text is not Python: {done.stderr.strip()}", "bad-template",
                "a fault of ours; please report the spec")  # fmt: skip

@@ -51,7 +51,7 @@ MOST_MODULES, MOST_AT_THE_TOP, MOST_LINES = 15, 12, 450
 ROOMS = {
     "yaml": {"language.document"},
     "jsonschema": {"language.schema"},
-    "jinja2": {"templating", "model_folder.card", "tokenizer.chat_template"},
+    "jinja2": {"templating", "tokenizer.chat_template"},
     "ruff": {"templating"},
     "numpy": {"transfer.casts", "transfer.strided_copy", "executor.nonfinite_values"},
     "torch": {

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from compiler.language import document
 from compiler.output.earlier_run import MANIFEST
 from compiler.plan.plan import Plan
 from compiler.program.program import Program
-from compiler.resources import folder
+from compiler.templating import environment
 
 CARD = "README.md"
 UNVERIFIED = (
@@ -129,21 +128,6 @@ def has_own_readme(place: Path) -> bool:
     return path.is_file() and b"of mapspec " not in path.read_bytes()
 
 
-@cache
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    env = Environment(
-        loader=FileSystemLoader(folder("templates")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    return env.get_template("card.md.jinja")
-
-
 def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked: bool = True) -> str:
     """The text of README.md. `files`: the names of the files next to the weights."""
     spec = plan.program.spec
@@ -151,7 +135,8 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked:
     ignored: dict[str, list[str]] = {}
     for name, reason in plan.ignored:
         ignored.setdefault(reason, []).append(f"`{name}`")
-    return _template().render(
+    template = environment().get_template("card.md.jinja")
+    return template.render(
         title=f"{spec.target.class_name} from {checkpoint.path.name}",
         summary=spec.summary.rstrip("."),
         spec=spec.name.value,
