@@ -17,7 +17,7 @@ from compiler.plan.notes import ConfigNextToWeights, Note
 from compiler.program.environment import Given, Origin
 from compiler.program.program import Program
 from compiler.target import config_class, config_dialects
-from compiler.target.config_meaning import is_neutral, same_value
+from compiler.target.config_meaning import HARMLESS, is_neutral, same_value
 
 # Keys under which trainers store the model's arguments in the same file as the weights.
 OBJECTS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "params", "dims", "args")
@@ -284,6 +284,7 @@ def _is_of_target(program: Program, config: Mapping[str, Any]) -> bool:
 def contradictions(program: Program, stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
     """The fields of a config of the target's model type that the conversion would write with another value."""
     fixed = {f.name for f in program.spec.config if f.expr is None}
+    target = config_guard.target_type(program)
     return [
         Diagnostic(
             Span(value.place),
@@ -294,23 +295,28 @@ def contradictions(program: Program, stated: Mapping[str, Given], written: Mappi
             else "pass the argument that it depends on with --set",
         )
         for name, value in stated.items()
-        if not _same_field(name, value.value, written[name])
+        if not _same_field(name, value.value, written[name], target)
         and (value.value is not None or isinstance(written[name], dict))
     ]
 
 
-def _same_field(name: str, stated: Any, written: Any) -> bool:
-    """Whether two values mean the same; in a part with a class of its own, a field that one lacks has its default."""
+def _same_field(name: str, stated: Any, written: Any, target: str) -> bool:
+    """Whether two values mean the same; in a part with a class of its own, a field that one lacks has its default.
+
+    A part of which the conversion writes no type is of the target's own family: `sam_vision_model` of `sam`.
+    """
     if not (isinstance(stated, dict) and isinstance(written, dict) and "model_type" in stated):
         return same_value(name, stated, written)
-    defaults = config_class.config_defaults(str(stated["model_type"]))
-    kind = written.get("model_type", stated["model_type"])
-    fields = {n: (stated.get(n, defaults.get(n)), written.get(n, defaults.get(n))) for n in {*stated, *written}}
-    differing = [n for n, (one, other) in fields.items() if not same_value(n, one, other)]
-    return kind == stated["model_type"] and all(
-        n == "model_type" or (n not in written and is_neutral(n, stated[n], stated, defaults) is not False)
-        for n in differing
-    )
+    kind = str(stated["model_type"])
+    if written["model_type"] != kind if "model_type" in written else not kind.startswith(target.replace("-", "_")):
+        return False
+    defaults = config_class.config_defaults(kind)
+    for field in {*stated, *written} - {"model_type"}:
+        one, other = (fields.get(field, defaults.get(field)) for fields in (stated, written))
+        unheard = field not in {*written, *defaults} and is_neutral(field, one, stated, defaults) is not False
+        if not (unheard or field in HARMLESS or same_value(field, one, other)):
+            return False
+    return True
 
 
 def padding_beyond_vocabulary(written: Mapping[str, Any]) -> list[Diagnostic]:

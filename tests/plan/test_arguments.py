@@ -22,7 +22,9 @@ from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert
 from compiler.jobs.detect import detect
 from compiler.jobs.request import Request
-from compiler.program.loading import load_program
+from compiler.language.parser import load_spec
+from compiler.plan import arguments
+from compiler.program.loading import compile_spec, load_program
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -105,6 +107,39 @@ def test_what_such_a_config_states_is_not_contradicted(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"hidden_act is 'gelu' .*config-mismatch.*\n.*the spec always writes this value"):
         written(tmp_path, "torchtune_llama", file, told)
     assert not (tmp_path / "out").exists()
+
+
+COMPOSITE = """\
+spec: 1
+name: masks
+summary: A spec that writes two of the parts of a composite config
+source: {weights: "*.safetensors"}
+target: {model: SamModel}
+config:
+  derive:
+    vision_config: '{"hidden_size": 16}'
+keep: all
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "agrees"),
+    [
+        ({"hidden_size": 16}, True),
+        ({"hidden_size": 16, "qkv_bias": True}, True),  # the default of the part's class
+        ({"hidden_size": 16, "qkv_bias": False}, False),
+        ({"hidden_size": 32}, False),
+        ({}, False),  # the default is another width
+        ({"hidden_size": 16, "model_type": "clip_vision_model"}, False),
+    ],
+)
+def test_a_part_of_a_composite_config_has_its_defaults(tmp_path: Path, part: dict[str, Any], agrees: bool) -> None:
+    program = compile_spec(load_spec("masks.yaml", COMPOSITE))
+    told = {"model_type": "sam", "vision_config": {"model_type": "sam_vision_model", **part}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    settings = arguments.gather(program, tmp_path / "model.safetensors", {}, None, {})
+    problems = arguments.contradictions(program, settings.stated, {"vision_config": {"hidden_size": 16}})
+    assert ([problem.kind for problem in problems] == []) == agrees
 
 
 def test_the_scaling_of_such_a_config_counts(server: ConverterProcess, tmp_path: Path) -> None:
