@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.folders import files_of
 from support.parity import ORACLES
 from support.synthetic import folder_image, image, synthetic
 from torch import Tensor
@@ -70,10 +71,6 @@ def place(tmp_path: Path) -> Path:
 def saved(path: Path, content: object) -> Path:
     torch.save(content, path)
     return path
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def everything(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.folders import files_of
 from support.signals import default_signals
 from support.synthetic import synthetic
 
@@ -82,10 +83,6 @@ def source(tmp_path_factory: pytest.TempPathFactory, program: Program) -> Path:
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((engine, "TASK"), (engine, "BLOCK"), (worker, "WINDOW"), (worker, "BLOCK")):
         monkeypatch.setattr(module, name, 1 << 10)
-
-
-def image(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def refusal(*args: Any) -> Any:
@@ -168,18 +165,18 @@ def test_an_unfinished_run_is_not_thrown_away_by_mistake(tmp_path: Path, program
     out, words = tmp_path / "out", Request([source])
     convert(program, words, tmp_path / "whole")
     killed(source, out)
-    left = image(tmp_path / ".out.mapspec-partial")
+    left = files_of(tmp_path / ".out.mapspec-partial")
     assert refusal(program, words, out).kind == "unfinished-output"
     other = Request([source], assigned={"rope_theta": 5.0}, resume=True)
     assert refusal(program, other, out).kind == "resume-mismatch"
-    assert image(tmp_path / ".out.mapspec-partial").keys() == left.keys()
+    assert files_of(tmp_path / ".out.mapspec-partial").keys() == left.keys()
     notes = Notes(silent=True)
     convert(program, Request([source], resume=True), out, notes)
     assert any("are unchanged and are reused" in line for line in notes.lines())
-    assert image(out) == image(tmp_path / "whole")
+    assert files_of(out) == files_of(tmp_path / "whole")
     killed(source, tmp_path / "again")
     convert(program, Request([source], force=True), tmp_path / "again")
-    assert image(tmp_path / "again") == image(out)
+    assert files_of(tmp_path / "again") == files_of(out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "out", "whole"]
 
 
@@ -191,7 +188,7 @@ def test_what_was_changed_since_is_written_again(tmp_path: Path, program: Progra
         file.seek(5000)
         file.write(b"\xa5" * 3000)
     convert(program, Request([source], resume=True), tmp_path / "out")
-    assert image(tmp_path / "out") == image(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 def test_a_source_that_changed_is_another_run(tmp_path: Path, program: Program, source: Path) -> None:
@@ -206,9 +203,9 @@ def test_resume_after_the_end(tmp_path: Path, program: Program, source: Path) ->
     """It finds that nothing is left to do, and says so only where that is true."""
     out, again = tmp_path / "out", Request([source], resume=True)
     convert(program, again, out)
-    before = image(out)
+    before = files_of(out)
     convert(program, again, out)
-    assert image(out) == before
+    assert files_of(out) == before
     weights = out / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert refusal(program, again, out).kind == "output-exists"
@@ -228,7 +225,7 @@ def test_a_signal_leaves_what_can_be_continued_and_says_so(
     assert "Traceback" not in said
     convert(program, Request([source], resume=True), tmp_path / "out")
     convert(program, Request([source]), tmp_path / "whole")
-    assert image(tmp_path / "out") == image(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 def test_a_signal_before_anything_is_safe_leaves_nothing(tmp_path: Path, source: Path) -> None:
@@ -253,7 +250,7 @@ def test_eight_at_once(tmp_path: Path, program: Program, source: Path) -> None:
     runs = [start(source, tmp_path / f"out{n}", code=quick) for n in range(8)]
     assert [run.wait(timeout=100) for run in runs] == [0] * 8
     for n in range(8):
-        assert image(tmp_path / f"out{n}") == image(tmp_path / "whole")
+        assert files_of(tmp_path / f"out{n}") == files_of(tmp_path / "whole")
     assert len(list(tmp_path.iterdir())) == 9
 
 
@@ -268,7 +265,7 @@ def test_two_into_the_same(tmp_path: Path, program: Program, source: Path, optio
         assert f"process {first.pid}" in problem.message
     assert first.wait(timeout=60) == 0
     convert(program, Request([source]), tmp_path / "whole")
-    assert image(tmp_path / "out") == image(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -395,7 +392,7 @@ def test_threads_steps_and_ways_give_the_same_bytes(
 
     def made(name: str, jobs: int = 2) -> dict[str, bytes]:
         convert(program, Request([source], dtype=dtype, jobs=jobs, max_shard_size="100KB"), tmp_path / name)
-        return image(tmp_path / name)
+        return files_of(tmp_path / name)
 
     whole = made("a")
     assert len(whole) > 4
@@ -418,7 +415,7 @@ def test_threads_steps_and_ways_give_the_same_bytes(
             *words,
         ]
         subprocess.run(command, env={**ENVIRONMENT, "PYTHONHASHSEED": seed}, check=True, capture_output=True)
-        assert image(tmp_path / f"e{seed}") == whole
+        assert files_of(tmp_path / f"e{seed}") == whole
 
 
 def test_what_lies_beside_the_weights_is_the_same(tmp_path: Path, source: Path) -> None:
@@ -437,7 +434,7 @@ def test_what_lies_beside_the_weights_is_the_same(tmp_path: Path, source: Path) 
             command, env={**ENVIRONMENT, "PYTHONHASHSEED": str(seed)}, capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        wholes.append(image(out))
+        wholes.append(files_of(out))
     out = tmp_path / "continued"
     process = start(source, out, *options)
     noted(process)
@@ -446,7 +443,7 @@ def test_what_lies_beside_the_weights_is_the_same(tmp_path: Path, source: Path) 
     command = [sys.executable, "-c", code, "run", "llama", str(source), str(out), *options, "--resume", "--jobs", "4"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False)
     assert b"are unchanged and are reused" in done.stderr
-    wholes.append(image(out))
+    wholes.append(files_of(out))
     assert {"README.md", "mapspec.json", "model.safetensors.index.json", "tokenizer.json"} <= wholes[0].keys()
     assert all(whole == wholes[0] for whole in wholes)
 

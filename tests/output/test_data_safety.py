@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.folders import files_of
 from support.synthetic import synthetic
 
 from compiler.cli.main import main
@@ -45,10 +46,6 @@ def run(*words: object) -> int:
         main([str(word) for word in words])
     assert isinstance(caught.value.code, int)
     return caught.value.code
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
