@@ -52,7 +52,7 @@ def page() -> str:
         "of a phase come in one report. `--json` prints them for tools: file, line, column, length, kind, message, hint,",
         "severity. A warning does not fail, unless `--strict` is given.",
         "",
-        "`python tests/spec_mutations.py 5000 7` spoiled the shipped specs 5,000 times (a key deleted, renamed, doubled, a",
+        "`python tests/support/spec_mutations.py 5000 7` spoiled the shipped specs 5,000 times (a key deleted, renamed, doubled, a",
         "value retyped, a name or a size changed): 4,323 were refused, 499 showed in what is generated, 178 stood where nothing",
         "is generated from or meant the same; none vanished in silence, and none ended in a traceback.",
     ]

@@ -1,7 +1,7 @@
 """Makes docs/specs.md: every spec with its source, target, ops, way back, oracle and the largest difference measured.
 
 Reads the programs of `specs/`, the recorded cases of `tests/data/oracles` and `measured.json` there, which
-`MAPSPEC_MEASURE=1 pytest tests/test_oracles.py` writes.
+`MAPSPEC_MEASURE=1 pytest tests/specs/test_oracles.py` writes.
 """
 
 from __future__ import annotations

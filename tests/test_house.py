@@ -293,3 +293,22 @@ def test_no_model_is_named() -> None:
         for path in [*MODULES.values(), ROOT / "compiler" / "schema.json"]
     }
     assert [f"{file} names {name}" for file, text in texts.items() for name in sorted(names) if name in text] == []
+
+
+# Files of other projects, and a name in an example.
+ELSEWHERE = {"tests/test_modeling_common.py", "tests/errors/x.yaml"}
+
+
+def test_paths_named_in_text_exist() -> None:
+    """Documents, docstrings and comments name files of this repository by paths that are still right."""
+    texts = [*ROOT.glob("*.md"), ROOT / "Makefile", *ROOT.glob("docs/*.*"), *ROOT.glob("tests/data/**/*.md")]
+    texts += [path for folder in ("compiler", "tests", "docs", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    named = r"(?<![\w/.])(?:tests|compiler|docs|benchmarks|templates)/[\w/]+\.(?:py|json|yaml|jinja|md)\b"
+    found = {
+        (str(path.relative_to(ROOT)), name)
+        for path in texts
+        if path.name not in ("CHANGELOG.md", Path(__file__).name) and path.suffix in ("", ".md", ".py", ".txt")
+        for name in re.findall(named, path.read_text(encoding="utf-8"))
+    }
+    assert len(found) > 50
+    assert sorted(pair for pair in found if pair[1] not in ELSEWHERE and not (ROOT / pair[1]).is_file()) == []

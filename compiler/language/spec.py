@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from compiler.diagnostics import Span
@@ -196,6 +197,12 @@ class Spec:
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
     undecided: tuple[tuple[Text, str], ...]  # of a draft: the key, and the open question
     root: Node = field(compare=False, repr=False)
+
+    @property
+    def code_file(self) -> Path:
+        """The user's model code, which lies beside the spec. Only for a target with `code`."""
+        assert self.target.code is not None
+        return Path(self.path).parent / self.target.code.value
 
 
 def in_parts(weights: str) -> bool:

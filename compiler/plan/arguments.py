@@ -5,7 +5,7 @@ In order of precedence, the lowest first: the default, the checkpoint itself, a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,7 @@ def _under_target_names(program: Program, fields: Mapping[str, Any]) -> dict[str
 def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> dict[str, Given]:
     """The class's defaults for fields that a config of the target class does not have, for every argument that becomes a
     field unchanged. Not for sizes: every saved config has them."""
-    defaults = config_class.config_defaults(config_guard.target_type(program))
+    defaults = config_guard.target_defaults(program)
     arguments = program.spec.arguments
     absent = {f.carried or "": f.name for f in program.spec.config if f.name in defaults and f.name not in fields}
     return {
@@ -277,14 +277,14 @@ def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> 
 
 def _is_of_target(program: Program, config: Mapping[str, Any]) -> bool:
     """Whether it is a config of the target class, which some trainers write next to their weights."""
-    model = program.spec.target.model
-    return model is not None and "model_type" in config and config["model_type"] == config_guard.target_type(program)
+    rendered = program.spec.target.remote_code is not None
+    return not rendered and config.get("model_type") in config_guard.target_types(program)
 
 
 def contradictions(program: Program, stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
     """The fields of a config of the target's model type that the conversion would write with another value."""
     fixed = {f.name for f in program.spec.config if f.expr is None}
-    target = config_guard.target_type(program)
+    types = config_guard.target_types(program)
     return [
         Diagnostic(
             Span(value.place),
@@ -295,12 +295,12 @@ def contradictions(program: Program, stated: Mapping[str, Given], written: Mappi
             else "pass the argument that it depends on with --set",
         )
         for name, value in stated.items()
-        if not _same_field(name, value.value, written[name], target)
+        if not _same_field(name, value.value, written[name], types)
         and (value.value is not None or isinstance(written[name], dict))
     ]
 
 
-def _same_field(name: str, stated: Any, written: Any, target: str) -> bool:
+def _same_field(name: str, stated: Any, written: Any, types: Iterable[str]) -> bool:
     """Whether two values mean the same; in a part with a class of its own, a field that one lacks has its default.
 
     A part of which the conversion writes no type is of the target's own family: `sam_vision_model` of `sam`.
@@ -308,7 +308,8 @@ def _same_field(name: str, stated: Any, written: Any, target: str) -> bool:
     if not (isinstance(stated, dict) and isinstance(written, dict) and "model_type" in stated):
         return same_value(name, stated, written)
     kind = str(stated["model_type"])
-    if written["model_type"] != kind if "model_type" in written else not kind.startswith(target.replace("-", "_")):
+    family = tuple(of.replace("-", "_") for of in types)
+    if written["model_type"] != kind if "model_type" in written else not kind.startswith(family):
         return False
     defaults = config_class.config_defaults(kind)
     for field in {*stated, *written} - {"model_type"}:

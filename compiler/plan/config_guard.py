@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from compiler.checkpoints.config_file import read_config_file
-from compiler.diagnostics import Diagnostic, Span, listed
+from compiler.diagnostics import Diagnostic, Span, listed, located
 from compiler.program.environment import Given
 from compiler.program.program import Program
-from compiler.target import config_class, config_meaning, model_class
+from compiler.target import config_class, config_meaning, model_class, model_file
 
 # What a reversed conversion may lose: fields that no source of weights holds.
 _NOT_REVERSED = frozenset(["tie_word_embeddings", *config_meaning.HARMLESS])
 
 
-def target_type(program: Program) -> str:
-    """The `model_type` of what a spec writes. Raises Refusal."""
+def target_types(program: Program) -> frozenset[str]:
+    """The `model_type` of what a spec writes; for code of the user, every one that its text states. Raises Refusal."""
     target = program.spec.target
-    return target.remote_code.value if target.remote_code else model_class.model_type(target.class_name)
+    if target.code:
+        with located(target.code.span):
+            return model_file.stated_model_types(model_file.read_files(program.spec.code_file))
+    return frozenset([target.remote_code.value if target.remote_code else model_class.model_type(target.class_name)])
+
+
+def target_defaults(program: Program) -> Mapping[str, Any]:
+    """The defaults of the config class of the target; none for a class that Transformers does not have."""
+    return {k: v for kind in target_types(program) for k, v in config_class.config_defaults(kind).items()}
 
 
 def architectures(program: Program, objects: Mapping[str, object], files: Iterable[Path]) -> list[Diagnostic]:
@@ -49,9 +57,9 @@ def other_architecture(
     Reversed, the source is a folder of the target, so that only the target's own type is right. A type that neither
     Transformers nor the spec knows is accepted, unless the spec lists types or the conversion is reversed.
     """
-    target = target_type(program)
-    allowed = {target} if reverse else {target, *program.spec.model_types}
-    closed = reverse or bool(program.spec.model_types)
+    own = target_types(program)
+    allowed = own if reverse else own | {*program.spec.model_types}
+    closed = bool(allowed) and (reverse or bool(program.spec.model_types))
     found: dict[str, str] = {}
     kind, classes = config.get("model_type"), config.get("architectures")
     if isinstance(kind, str) and kind not in allowed and (closed or kind in config_class.known_model_types()):
@@ -98,7 +106,7 @@ def unconverted_fields(
     """
     spec = program.spec
     written = {field.name: field for field in spec.config}
-    defaults = config_class.config_defaults(target_type(program)) if of_target else {}
+    defaults = target_defaults(program) if of_target else {}
     wrong: list[Diagnostic] = []
     unheard: list[str] = []
     for name, value in config.items():

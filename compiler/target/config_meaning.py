@@ -130,6 +130,10 @@ def is_neutral(name: str, value: Any, config: Mapping[str, Any], defaults: Mappi
             return not value or (isinstance(value, list) and all(value))
     if name in defaults and same_value(name, value, defaults[name]):
         return True
-    if name in NEUTRAL:
-        return any(type(value) in (type(one), int, float) and value == one for one in NEUTRAL[name])
+    if name in NEUTRAL:  # without the field, the class has its default
+        return _without_effect(name, value) and _without_effect(name, defaults.get(name))
     return False if name in defaults else None
+
+
+def _without_effect(name: str, value: Any) -> bool:
+    return any(type(value) in (type(one), int, float) and value == one for one in NEUTRAL[name])

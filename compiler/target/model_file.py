@@ -62,6 +62,26 @@ def _relative_imports(file: Path, tree: ast.Module) -> Iterator[str]:
             yield node.module
 
 
+def stated_model_types(files: Mapping[str, str]) -> frozenset[str]:
+    """Each text that a class of the files assigns to `model_type`; runs nothing."""
+    assigned = (
+        item
+        for text in files.values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef)
+        for item in node.body
+    )
+    found: set[str] = set()
+    for item in assigned:
+        match item:
+            case (
+                ast.Assign(targets=[ast.Name(id="model_type")], value=ast.Constant(value=str(kind)))
+                | ast.AnnAssign(target=ast.Name(id="model_type"), value=ast.Constant(value=str(kind)))
+            ):
+                found.add(kind)
+    return frozenset(found)
+
+
 def classes(files: Mapping[str, str], module: str, model_class: str, config_class: str | None) -> CodeClasses:
     """What the model class and its config class declare; `config_class` None: the one that the model class names.
 

@@ -1,7 +1,7 @@
 """Every command of docs/tutorial.md runs, in the order of the page, and says what the page says that it says.
 
 A line `$ ...` is a command; the lines below it up to the end of the block are what it prints, both streams together.
-`...` stands for the rest of a line, alone on a line for any lines. `python tests/test_tutorial.py` writes the page anew.
+`...` stands for the rest of a line, alone on a line for any lines. `python tests/docs/test_tutorial.py` writes the page anew.
 """
 
 from __future__ import annotations

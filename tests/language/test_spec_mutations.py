@@ -1,4 +1,4 @@
-"""A few of the spoiled specs of `spec_mutations`, the same each time; `python tests/spec_mutations.py 5000` tries more."""
+"""A few of the spoiled specs of `spec_mutations`, the same each time; `python tests/support/spec_mutations.py 5000` tries more."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Records tests/data/vocabularies: small models trained by sentencepiece and tiktoken, and the ids that these two give.
 
-    python tests/oracles/record_vocabularies.py      # needs sentencepiece and tiktoken, and nothing of mapspec
+    python tests/recorders/record_vocabularies.py      # needs sentencepiece and tiktoken, and nothing of mapspec
 
 A model that is there is kept; delete it to train it anew. `golden.json` has the texts, by model their ids and what these
 decode to. Special tokens stand for themselves: the texts between them are encoded one by one.

@@ -216,3 +216,24 @@ def test_the_code_runs_in_its_own_process(spec: Path, monkeypatch: pytest.Monkey
     assert marker.exists()
     assert not [name for name in set(sys.modules) - before if "tiny" in name]
     assert program.spec.target.class_name == "TinyForCausalLM"
+
+
+@pytest.mark.parametrize("kind", ["tiny_own", "llama"])
+def test_a_config_names_the_architecture(kind: str, spec: Path, tmp_path: Path) -> None:
+    """A config beside the weights is held to the type that the code states; reversed, so is the folder's."""
+    source, out = checkpoint(tmp_path), tmp_path / "out"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "slope": 0.25}))
+    program = load_program(str(spec))
+    if kind == "llama":
+        with pytest.raises(Refusal, match="model_type is 'llama', and tiny converts tiny_own"):
+            convert(program, Request([source]), out)
+        return
+    convert(program, Request([source]), out)
+    written = json.loads((out / "config.json").read_text())
+    assert written["slope"] == 0.25
+    convert(program, Request([out], reverse=True), tmp_path / "back.pth")
+    first, again = (torch.load(path, weights_only=True) for path in (source, tmp_path / "back.pth"))
+    assert all(torch.equal(first[name], again[name]) for name in first.keys() | again.keys())
+    (out / "config.json").write_text(json.dumps(written | {"model_type": "tiny_other"}))
+    with pytest.raises(Refusal, match="model_type is 'tiny_other', and tiny reverses tiny_own"):
+        convert(program, Request([out], reverse=True), tmp_path / "other.pth")

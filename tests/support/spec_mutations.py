@@ -4,7 +4,7 @@ For each spoiled spec one of four things must happen: it is refused, it is warne
 generated, or it stands where nothing is generated from (`QUIET`). An exception that is no refusal, and a change that
 vanishes, are wrong. As a program it tries as often as asked and prints the counts:
 
-    python tests/spec_mutations.py 5000
+    python tests/support/spec_mutations.py 5000
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sentencepiece models and files of ranks become a tokenizer.json that gives the ids of sentencepiece and tiktoken.
 
-The ids are recorded in tests/data/vocabularies by tests/oracles/record_vocabularies.py from these two themselves.
+The ids are recorded in tests/data/vocabularies by tests/recorders/record_vocabularies.py from these two themselves.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from compiler.diagnostics import Report, Span, located
@@ -64,7 +63,7 @@ def _own_files(spec: Spec) -> tuple[dict[str, str], str, str | None]:
             place, "'fields' belongs to rendered code", "unknown-key", "fill the fields with copy, derive and set"
         )
     report.settle()
-    path = Path(spec.path).parent / code.value
+    path = spec.code_file
     with located(code.span):
         files = model_file.read_files(path)
     if (taken := f"convert_{spec.name.value}.py") in files:
