@@ -104,6 +104,7 @@ check: env
 regen: env
 	$(BIN)/ruff format --quiet compiler tests benchmarks docs
 	$(BIN)/compile specs/*.yaml
+	$(BIN)/python -m compiler.target.record_classes
 	$(BIN)/python -m compiler.proof.record_labels
 	$(BIN)/python tests/cli/test_errors.py
 	$(BIN)/python docs/make_specs.py

@@ -42,6 +42,7 @@ FLOORS = (
     "program tokenizer transfer",
     "checkpoints ops",
     "checkpoints.formats language layout target templating",
+    "packages",
     "diagnostics dtypes process resources strict_json",
 )
 FLOOR = {package: n for n, line in enumerate(reversed(FLOORS)) for package in line.split()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from compiler import packages
 from compiler.cli.options import Notes, Parser, person, print_json, request
 
 
@@ -33,6 +34,7 @@ def adapter(options: argparse.Namespace) -> int:
     from compiler.output.atomic_output import AtomicOutput
     from compiler.plan.notes import Remark
 
+    packages.need("compile adapter")
     notes = Notes(silent=options.json)
     options.source = [options.base]
     asked = request(options)

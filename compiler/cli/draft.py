@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from compiler import packages
 from compiler.cli.options import Notes, Parser, print_json, request
 from compiler.plan.notes import Remark
 
@@ -54,6 +55,7 @@ def draft(options: argparse.Namespace) -> int:
         )
     if options.reference and options.reference.count(":") != 1:
         refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
+    packages.need("compile draft")
     asked = request(options)
     checkpoint = open_checkpoint(asked.source[0] if len(asked.source) == 1 else list(asked.source), asked.weights)
     name = options.out.stem if options.out is not None else "draft"

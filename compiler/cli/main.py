@@ -11,6 +11,7 @@ import os
 import sys
 from importlib import import_module
 
+from compiler import packages
 from compiler.cli.options import report
 from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
 from compiler.resources import find_spec
@@ -64,6 +65,11 @@ def dispatch(words: list[str]) -> int:
         return 2 if all(d.kind == "wrong-usage" for d in refusal.diagnostics) else 1
     except BrokenPipeError:
         raise
+    except ModuleNotFoundError as error:
+        if error.name not in packages.PROOF:
+            raise
+        report(packages.absence(f"compile {command}", [error.name]).diagnostics, "--json" in words)
+        return 1
     except OSError as error:  # not handled where it was raised
         span = Span(str(error.filename or command))
         report(

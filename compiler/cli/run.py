@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from compiler import packages
 from compiler.cli.options import Meter, Notes, Parser, person, print_json, request
 from compiler.cli.verify import add_source_model, verified
 from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
@@ -58,6 +59,10 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.parts != 1 and not options.reverse:
         refuse("compile run", "--parts is an option of --reverse", "wrong-usage", "add --reverse")
+    if options.verify:
+        packages.need("compile run --verify")
+    if options.readback:
+        packages.need("compile run --readback", "transformers")
     asked = request(options)
     program = named_program(options.spec, asked, notes, person(options))
     with Meter() as meter:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from compiler import __version__
+from compiler import __version__, packages
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
@@ -109,6 +109,10 @@ def write(
             with stoppable():
                 crew.follow(output.fingerprint, weights)
             return
+        absent = packages.missing() if request.check else []
+        if absent:
+            remark(packages.unchecked(absent))
+        checked = request.check and not absent
         sidecars = None
         if not plan.reverse:
             sidecars = sidecar_files.collect(
@@ -120,7 +124,7 @@ def write(
                 files,
                 output.path,
                 remark,
-                request.check,
+                checked,
             )
         names = [file.name for file in files] + (sidecars.names if sidecars else _part_names(plan, request))
         reads = [*checkpoint.files, *checkpoint.indexes, *(sidecars.reads if sidecars else ())]
@@ -131,7 +135,7 @@ def write(
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
-            check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if request.check else None
+            check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if checked else None
             if sidecars is None:
                 files_of = state_dicts(plan, output.place, request.parts)
                 execute.write_state_dicts(plan, checkpoint, files_of, request.device, progress)
