@@ -27,6 +27,11 @@ def class_registry_path() -> Path:
     return _PACKAGE / "class_registry.json"
 
 
+def sample_path() -> Path:
+    """The shapes and texts of the sample checkpoint."""
+    return _PACKAGE / "sample.json"
+
+
 def folder(name: str) -> Path:
     """A shipped folder: `specs`, `templates` or `docs`."""
     inside = _PACKAGE / name

@@ -21,6 +21,7 @@ compile adapter SPEC BASE ADAPTER OUT  convert a LoRA of the source to a PEFT ad
 compile detect SOURCE                  list the specs that fit a checkpoint
 compile draft SOURCE --target CLASS    write a first version of a spec for an unknown checkpoint
 compile new NAME --target CLASS        write an empty spec to start from
+compile sample DIR                     write a small checkpoint to try the commands on
 compile explain KIND                   explain a kind of problem
 compile schema                         print the JSON Schema of the spec language
 compile completion SHELL               print a completion script for a shell

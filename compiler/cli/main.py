@@ -28,6 +28,7 @@ COMMANDS = {
     "schema": "explain",
     "explain": "explain",
     "new": "new",
+    "sample": "sample",
     "completion": "completion",
 }
 

@@ -105,7 +105,15 @@ def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
 
 def _order(fit: Fit) -> tuple[object, ...]:
     config, files = fit.evidence[:2], fit.evidence[2:]
-    return (ORDER.index(fit.status), -fit.share, [-n for n in config], not fit.container, [-n for n in files], not fit.standard, fit.spec)
+    return (
+        ORDER.index(fit.status),
+        -fit.share,
+        [-n for n in config],
+        not fit.container,
+        [-n for n in files],
+        not fit.standard,
+        fit.spec,
+    )
 
 
 def unique(fits: Sequence[Fit], path: Path, ask: Callable[[str], str] | None = None) -> Fit:
@@ -186,7 +194,15 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
         container = any(fnmatch(name, spec.weights) for name in names)
         standard = spec.target.model is not None
         return Fit(
-            spec.name.value, spec.summary, spec.path, status, share, container, tuple(asks), tuple(reasons), standard=standard
+            spec.name.value,
+            spec.summary,
+            spec.path,
+            status,
+            share,
+            container,
+            tuple(asks),
+            tuple(reasons),
+            standard=standard,
         )
 
     if isinstance(checkpoint, Refusal):

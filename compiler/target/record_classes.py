@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -15,8 +15,9 @@ from compiler.resources import class_registry_path
 from compiler.target import config_class, config_values, model_class
 
 
-def record() -> dict[str, Any]:
-    """The record of the installed Transformers, from its source text; a class whose type the text leaves open is imported."""
+def record(kinds: Collection[str] = ()) -> dict[str, Any]:
+    """The record of the installed Transformers, from its source text; a class whose type the text leaves open is imported.
+    `kinds`: the model types whose defaults are read, by default all."""
     classes = model_class.model_types_by_class()
     configs = config_class.known_model_types()
     shared = {name: _type(name) for name, kinds in sorted(classes.items()) if len(kinds) > 1}
@@ -25,7 +26,7 @@ def record() -> dict[str, Any]:
         "classes": {name: list(kinds) for name, kinds in sorted(classes.items())},
         "types": {name: kind for name, kind in shared.items() if kind},
         "configs": dict(sorted(configs.items())),
-        "defaults": {kind: dict(config_class.config_defaults(kind)) for kind in sorted(configs)},
+        "defaults": {kind: dict(config_class.config_defaults(kind)) for kind in sorted(kinds or configs)},
         "tables": {name: sorted(config_values.table_keys(name)) for name in config_values.TABLES},
     }
 
@@ -42,7 +43,9 @@ def text(found: Mapping[str, Any]) -> str:
     sections = [f' "release": {json.dumps(found["release"])}']
     for key, entries in found.items():
         if isinstance(entries, dict):
-            rows = [f"  {json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in entries.items()]
+            rows = [
+                f"  {json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in entries.items()
+            ]
             sections.append(f' "{key}": {{\n' + ",\n".join(rows) + "\n }")
     return "{\n" + ",\n".join(sections) + "\n}\n"
 

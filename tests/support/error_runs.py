@@ -29,7 +29,6 @@ from compiler.cli.main import main
 from compiler.executor import execute
 from compiler.jobs import convert
 from compiler.output.atomic_output import AtomicOutput
-from compiler.target import model_class
 from compiler.verify import run_model
 from compiler.verify.job import Job, Results
 
