@@ -14,12 +14,15 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo test coverage mutants test-ecosystem test-oracles originals check regen fuzz bench clean
+.PHONY: env env-4 demo docs docs-serve test coverage mutants test-ecosystem test-oracles originals check regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
+	@echo "[env 1/3] creating .venv"
 	$(PYTHON) -m venv .venv
+	@echo "[env 2/3] installing torch, the largest download; minutes where it is not cached"
 	$(BIN)/python $(PIP) $(TORCH)
+	@echo "[env 3/3] installing mapspec, Transformers and the tools of the tests"
 	$(BIN)/python $(PIP) -e '.[test]'
 	touch $@
 
