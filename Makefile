@@ -41,6 +41,16 @@ env-4: .venv-4/ready
 demo: env
 	$(BIN)/python docs/demo.py
 
+# The documentation as a site: build/site/index.html opens without a server and loads nothing from elsewhere.
+.venv-docs/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP) -e '.[docs]'
+	touch $@
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+docs-serve: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs serve
+
 test: env
 	$(BIN)/python -m pytest -n 2
 
@@ -113,6 +123,10 @@ regen: env
 	$(BIN)/python docs/make_specs.py
 	$(BIN)/python docs/make_ops.py
 	$(BIN)/python docs/make_blocks.py
+	$(BIN)/python docs/make_errors.py
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_gallery.py
+	$(BIN)/python docs/make_pictures.py
 
 # About twenty minutes: what docs/trust.md reports.
 fuzz: env
@@ -122,4 +136,4 @@ bench: env
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv .venv-4 .venv-scripts .venv-oracles out build *.egg-info
+	rm -rf .venv .venv-4 .venv-docs .venv-scripts .venv-oracles out build *.egg-info

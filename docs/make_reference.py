@@ -35,7 +35,7 @@ _BLOCKS = "target:\n  blocks:\n    "
 # Path -> what a spec says there, where no shipped spec uses the key.
 EXAMPLES = {
     "source.config": "source:\n  weights: model_*.pt\n  config: meta_*.json # a glob: the first file that matches",
-    "config.derive": 'config:\n  derive:\n    head_dim: hidden_size // num_attention_heads\n'
+    "config.derive": "config:\n  derive:\n    head_dim: hidden_size // num_attention_heads\n"
     '    text_config: \'{"hidden_size": width, "num_hidden_layers": layers}\' # a nested config',
     "target.blocks.embedding.norm": _BLOCKS + "embedding: {norm: true}",
     "target.blocks.norm.weight": _BLOCKS + "norm: {kind: rms, weight: false}",
@@ -178,7 +178,9 @@ def example(path: Path_) -> tuple[str, str]:
 def _yaml(value: Any) -> str:
     text = yaml.safe_dump(value, sort_keys=False, width=110, allow_unicode=True, default_flow_style=None).rstrip()
     flat = text.startswith("{")
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip() if flat else text
+    return (
+        yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip() if flat else text
+    )
 
 
 def form(node: Mapping[str, Any]) -> str:

@@ -84,7 +84,9 @@ def test_a_page(page: Path, tmp_path: Path) -> None:
     assert told(text, tmp_path) == text
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         command = [sys.executable, "-c", code]
-        subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+        subprocess.run(
+            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True
+        )
 
 
 def test_a_page_that_says_otherwise_is_found(tmp_path: Path) -> None:
@@ -137,7 +139,14 @@ def test_what_is_not_run_exists(page: Path) -> None:
 
 
 def test_a_command_that_does_not_exist_is_found() -> None:
-    for line in ("make nothing", "pip install other", "pip install 'mapspec[no]'", "ls", "mapspec run", "mapspec plan no x"):
+    for line in (
+        "make nothing",
+        "pip install other",
+        "pip install 'mapspec[no]'",
+        "ls",
+        "mapspec run",
+        "mapspec plan no x",
+    ):
         assert wrong_command(line), line
     assert wrong_command("mapspec run --no-such-option qwen3 a b")
     assert not wrong_command("mapspec run qwen3 a b --dtype bfloat16  # a comment")
@@ -147,7 +156,9 @@ def test_links_work_from_anywhere() -> None:
     """PyPI shows README.md without the repository: links are absolute, and those to its own files exist."""
     text = (ROOT / "README.md").read_text()
     links = re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
-    own = re.compile(r"https://(?:github\.com/mapspec/mapspec/(?:blob|tree)|raw\.githubusercontent\.com/mapspec/mapspec)/main/(.+)")
+    own = re.compile(
+        r"https://(?:github\.com/mapspec/mapspec/(?:blob|tree)|raw\.githubusercontent\.com/mapspec/mapspec)/main/(.+)"
+    )
     found = [one or other for one, other in links]
     assert len(found) > 10
     assert [link for link in found if not link.startswith("https://")] == []
