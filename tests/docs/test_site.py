@@ -52,7 +52,8 @@ def test_what_builds_it_is_in_the_extra() -> None:
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["docs"]
     pinned = (ROOT / "constraints.txt").read_text()
     for requirement in extra:
-        assert f"\n{re.split(r'[>\[]', requirement)[0]}==" in pinned
+        name = re.split(r"[>\[]", requirement)[0]
+        assert f"\n{name}==" in pinned
 
 
 @pytest.mark.skipif(browser.find() is None, reason="there is no Chromium here")
