@@ -50,7 +50,7 @@ def test_a_job_is_bounded_and_runs_what_exists(name: str, job: dict[str, Any]) -
         for line in step.get("run", "").splitlines():
             if target := re.match(r"make (\S+)", line):
                 assert target[1] in targets
-            if command := re.search(r"bin/mapspec (.+?)\"?$", line):
+            if command := re.search(r"bin/mapspec ([^)]+)", line):
                 words = command[1].split()
                 known = words[0] if words[0] in COMMANDS else "compile"
                 parser = getattr(import_module(f"compiler.cli.{COMMANDS[known]}"), f"{known}_parser")()

@@ -110,7 +110,7 @@ def write(
                 crew.follow(output.fingerprint, weights)
             return
         absent = packages.missing() if request.check else []
-        if absent:
+        if absent and not (plan.program.keep_all and plan.program.spec.target.code is None):  # `prepare` said it
             remark(packages.unchecked(absent))
         checked = request.check and not absent
         sidecars = None
