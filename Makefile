@@ -3,7 +3,8 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
-PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CONSTRAINTS ?= constraints.txt
+PIP = -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens deepseek_v3 quantized \
