@@ -1,4 +1,4 @@
-"""The command line of a converter: an option for each argument of the spec, and what `--help` says of it."""
+"""The command line of a converter: one typed option for each argument of the spec, with its help."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from compiler.diagnostics import refuse
 from compiler.language.spec import Argument, Spec
 from compiler.render.python_source import literal, quoted
 
-# The names of a converter's own options.
+# Names of a converter's own options.
 OWN = frozenset(["source", "out", "config", "dtype", "cast", "limit", "help"])
-MOST_COLUMNS = 95  # of an option, with which its line is not broken
+MOST_COLUMNS = 95  # of an option whose line ruff does not wrap
 
 
 def values(spec: Spec) -> dict[str, Any]:
-    """What the templates need for the command line. Raises Refusal where an argument has the name of another option."""
+    """The template variables for the command line. Raises Refusal for an argument named like one of `OWN`."""
     for argument in spec.arguments.values():
         if argument.name in OWN:
-            message = f"the argument {argument.name!r} has the name of an option of every converter"
+            message = f"the argument {argument.name!r} is named like an option that every converter has"
             refuse(argument.span, message, "duplicate-name", "give it another name")
     own = [n for n, e in spec.facts.items() if n in e.names and n in spec.fields and n not in OWN]
     options = [_option(a, spec) for a in spec.arguments.values()]
@@ -58,7 +58,7 @@ def _default(spec: Spec, name: str) -> str:
 
 
 def _option(argument: Argument, spec: Spec) -> str:
-    """What `add_argument` takes for an argument: its type is that of its default, else of its values in the spec."""
+    """What `add_argument` takes for an argument. Its type is that of its default, else that of its values in the spec."""
     text = " ".join(argument.help.split()).replace("%", "%%")
     released = [model.sets[argument.name] for model in spec.models if argument.name in model.sets]
     if argument.required:
