@@ -118,6 +118,8 @@ def bind_source(
     problems = arguments.contradictions(program, settings.stated, plan.config)
     if problems := problems or arguments.padding_beyond_vocabulary(plan.config):
         raise Refusal(problems)
+    for text in arguments.tokens_beyond_vocabulary(plan.config):
+        note(Remark(text))
     if settings.unread:
         note(UnreadFields(settings.unread))
     return _with_assumptions(plan, env, released, request.strict, note), env

@@ -327,3 +327,15 @@ def padding_beyond_vocabulary(written: Mapping[str, Any]) -> list[Diagnostic]:
         return []
     text = f"pad_token_id is {token}, but the vocabulary has {rows} rows"
     return [Diagnostic(Span("config.json"), text, "config-mismatch", "pass --set pad_token_id=VALUE, or null")]
+
+
+def tokens_beyond_vocabulary(written: Mapping[str, Any]) -> list[str]:
+    """A sentence for each token id that no row of the embedding belongs to: such a model loads, and cannot generate."""
+    rows = written.get("vocab_size")
+    ids = {name: written.get(name) for name in ("bos_token_id", "eos_token_id", "decoder_start_token_id")}
+    return [
+        f"{name} is {token}, but the vocabulary has {rows} rows; pass --set {name}=VALUE"
+        for name, given in ids.items()
+        for token in (given if isinstance(given, list) else [given])
+        if isinstance(rows, int) and isinstance(token, int) and token >= rows
+    ]

@@ -25,7 +25,7 @@ def values(spec: Spec) -> dict[str, Any]:
     arguments = spec.arguments.values()
     required = tuple(a.name for a in arguments if a.required)
     guesses = tuple(a.name for a in arguments if a.guess)
-    fixed = [(quoted(f.name), literal(list(f.values)), quoted(f.reason)) for f in spec.fixed.values()]
+    fixed = _fixed(spec)
     reads_config = bool(options or fixed)
     yaml_config = spec.source_config.endswith((".yaml", ".yml"))
     what = f"{'YAML' if yaml_config else 'JSON'} file of the arguments below"
@@ -50,6 +50,26 @@ def values(spec: Spec) -> dict[str, Any]:
         "scaled": "rope_scaling" in known,
         "long_options": any(len(option) > MOST_COLUMNS for option in (*options, config)),
     }
+
+
+def _fixed(spec: Spec) -> list[tuple[str, list[str]]]:
+    """Each reason, and the lines of a dict of the fields that it holds for with the values that can be converted."""
+    held: dict[str, list[str]] = {}
+    for field in spec.fixed.values():
+        held.setdefault(field.reason or "the spec has no rule for others", []).append(
+            f"{quoted(field.name)}: {literal(list(field.values))}"
+        )
+    return [(quoted(reason), _lines(pairs)) for reason, pairs in held.items()]
+
+
+def _lines(pairs: list[str]) -> list[str]:
+    """The pairs, as many on each line as fit."""
+    lines = [""]
+    for pair in pairs:
+        if lines[-1] and len(lines[-1]) + len(pair) > MOST_COLUMNS:
+            lines.append("")
+        lines[-1] += f"{pair}, "
+    return [line.rstrip() for line in lines]
 
 
 def _default(spec: Spec, name: str) -> str:
