@@ -252,7 +252,7 @@ def gather_reversed(
 
 def _part(fields: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
     """The flat fields of the model's part of a config, without second names for the same value."""
-    names = {*part, "rope_scaling", "sliding_window"} if "rope_parameters" in part else {*part}
+    names = {*part, *config_dialects.ROTARY, "sliding_window"} if "rope_parameters" in part else {*part}
     return {name: value for name, value in fields.items() if name in names}
 
 
@@ -278,7 +278,8 @@ def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> 
 def _is_of_target(program: Program, config: Mapping[str, Any]) -> bool:
     """Whether it is a config of the target class, which some trainers write next to their weights."""
     rendered = program.spec.target.remote_code is not None
-    return not rendered and config.get("model_type") in config_guard.target_types(program)
+    kind = config.get("model_type")
+    return not rendered and isinstance(kind, str) and kind in config_guard.target_types(program)
 
 
 def contradictions(program: Program, stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:

@@ -48,6 +48,7 @@ def values(spec: Spec) -> dict[str, Any]:
         "json_config": not yaml_config and reads_config,
         "rotary": rotary,
         "scaled": "rope_scaling" in known,
+        "whole_heads": "partial_rotary_factor" not in known,
         "long_options": any(len(option) > MOST_COLUMNS for option in (*options, config)),
     }
 

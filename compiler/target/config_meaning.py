@@ -75,7 +75,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
             "attention_chunk_size", "attention_multiplier", "attention_scores_scalar", "attention_window_size",
             "attn_logit_softcapping", "attention_logit_softcapping", "clip_qkv", "dim_model_base",
             "final_logit_softcapping", "logits_soft_cap", "output_logits_soft_cap", "quantization_config",
-            "query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "scale_depth", "sliding_window",
+            "query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "rope_scaling_by_layer_type", "scale_depth", "sliding_window",
             "sliding_window_pattern", "global_attn_every_n_layers", "softmax_scale", "cross_attention_layers",
         ],
         (None,),
