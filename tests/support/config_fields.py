@@ -1,0 +1,57 @@
+"""The fields of trainers' own config classes, as `tests/data/config_fields` has them, and the specs that they belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from compiler.program.program import Program
+
+ROOT = Path(__file__).parent.parent.parent
+RECORDED = {
+    path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "tests/data/config_fields").glob("*.json"))
+}
+
+# Spec, or the first words of several -> package, and its classes whose fields may stand in the source's config.
+SOURCES: dict[str, tuple[str, ...]] = {
+    "litgpt_": ("litgpt", "Config"),
+    "fairseq2_llama": ("fairseq2", "LLaMAConfig"),
+    "fms_llama": ("ibm-fms", "LLaMAConfig"),
+    "mistral_": ("mistral-inference", "TransformerArgs"),
+    "whisper_whisper": ("openai-whisper", "ModelDimensions"),
+    "meta_llama": ("llama-models", "ModelArgs"),
+    "mcore_": ("megatron-core", "TransformerConfig", "ModelParallelConfig"),
+    "olmo1_olmo": ("ai2-olmo", "ModelConfig"),
+    "olmo_core_": ("ai2-olmo-core", "TransformerConfig", "AttentionConfig"),
+    "transformer_lens_gpt2": ("transformer-lens", "HookedTransformerConfig"),
+    "timm_vit": ("timm", "VisionTransformer"),
+    "torchtune_llama": ("torchtune", "llama3_1"),
+    "torchtune_mistral": ("torchtune", "mistral"),
+    "torchtune_phi3": ("torchtune", "phi3"),
+    "torchtune_qwen2": ("torchtune", "qwen2"),
+    "torchtitan_": ("torchtitan", "RoPE.Config"),
+}
+SPECS = {
+    path.stem: prefix
+    for path in sorted((ROOT / "specs").glob("*.yaml"))
+    for prefix in SOURCES
+    if path.stem.startswith(prefix)
+}
+
+# What a trainer's command line has beside its config class.
+COMMAND_LINE = {"megatron-core": ["rope_scaling_factor"]}
+
+
+def unheard(program: Program, fields: list[str]) -> list[str]:
+    """The fields of which a spec says nothing."""
+    spec = program.spec
+    heard = {*spec.arguments, *spec.facts, *spec.fixed}
+    return [field for field in fields if field not in heard and not program.passes_over(field)]
+
+
+def fields_of(spec: str) -> list[str]:
+    """The recorded fields of the classes whose configs a spec reads; none for specs without a record."""
+    if spec not in SPECS:
+        return []
+    package, *classes = SOURCES[SPECS[spec]]
+    return [field for name in classes for field in RECORDED[package]["fields"][name]]
