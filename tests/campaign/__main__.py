@@ -38,6 +38,28 @@ def results(specs: list[Path], count: int, seed: int, kinds: list[str], done: se
                 yield {"key": key, "spec": spec.stem, "kind": mistake.kind, "by": verdict.by, "reason": verdict.reason}
 
 
+def record(specs: list[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The controls of each spec."""
+    from campaign.judge import Judge, private_cache
+    from campaign.mistakes import chosen
+
+    controls: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        private_cache(Path(name))
+        for spec in specs:
+            place = Path(name) / spec.stem
+            place.mkdir()
+            judge = Judge(spec, place)
+            for mistake in chosen(str(spec), judge.known, random.Random(0), 0):
+                if mistake.kind in ("fixed field dropped", "requirement dropped"):
+                    found = judge.counterexample(mistake)
+                    if found and not found.also:
+                        controls.setdefault(spec.stem, []).append(dict(found.control))
+            controls.get(spec.stem, []).sort(key=json.dumps)
+            print(spec.stem, len(controls.get(spec.stem, [])), flush=True)
+    return controls
+
+
 def table(rows: list[dict[str, Any]], of: str) -> str:
     """Counts of verdicts, one line for each spec or kind."""
     from campaign.judge import CAUGHT, MISSED
@@ -58,9 +80,16 @@ def main() -> int:
     parser.add_argument("--specs", nargs="*", default=[], help="names; default: all shipped specs")
     parser.add_argument("--kinds", nargs="*", default=[], help="only these kinds of mistakes")
     parser.add_argument("--log", type=Path, help="a file of JSON lines, to continue from")
+    parser.add_argument("--record", action="store_true", help="write tests/data/controls.json instead")
     parser.add_argument("--table", action="store_true", help="only print the tables of --log")
     options = parser.parse_args()
     specs = [p for p in sorted((ROOT / "specs").glob("*.yaml")) if not options.specs or p.stem in options.specs]
+    if options.record:
+        lines = [
+            f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "\n ]" for name, found in record(specs).items()
+        ]
+        (ROOT / "tests/data/controls.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        return 0
     text = options.log.read_text() if options.log and options.log.is_file() else ""
     rows = [json.loads(line) for line in text.splitlines()]
     if not options.table:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from support.controls import unmet
 from support.synthetic import Synthetic, saved
-from torch import Tensor
 
 from compiler.diagnostics import Refusal, Span
 from compiler.jobs.prepare import prepare
@@ -23,7 +23,6 @@ from compiler.jobs.request import Request
 from compiler.language.expression import Expr
 from compiler.language.name_pattern import options
 from compiler.language.name_pattern_parser import parse_pattern
-from compiler.program.environment import Environment, Given, NamedShapes
 from compiler.program.program import Program
 
 if TYPE_CHECKING:
@@ -47,12 +46,11 @@ class Counterexample:
 
     what: str
     request: Request
+    control: Mapping[str, Any]
     also: bool = False
 
 
-def against_field(
-    program: Program, source: Source, made: Synthetic, name: str, place: Path
-) -> Counterexample | None:
+def against_field(program: Program, source: Source, made: Synthetic, name: str, place: Path) -> Counterexample | None:
     """A source whose config has a value that `fixed` excludes."""
     field = program.spec.fixed[name]
     plan = prepare(program, source.request).plan
@@ -67,7 +65,7 @@ def against_field(
             prepare(program, request)
         except Refusal as refusal:
             if any(d.span == field.span for d in refusal.diagnostics):
-                return Counterexample(f"{name} = {value!r}", request)
+                return Counterexample(f"{name} = {value!r}", request, {"field": name, "value": value})
     return None
 
 
@@ -77,7 +75,7 @@ def against_requirement(program: Program, made: Sequence[Synthetic], text: str, 
     best: tuple[int, int, Change] | None = None
     for n, one in enumerate(made):
         for change in _changes(program, one, expr):
-            failing = _unmet(program, one, change)
+            failing = unmet(program, one, change.arguments, change.tensors)
             if expr.text in failing and (best is None or len(failing) < best[0]):
                 best = len(failing), n, change
             if best and best[0] == 1:
@@ -85,8 +83,9 @@ def against_requirement(program: Program, made: Sequence[Synthetic], text: str, 
     if best is None:
         return None
     failing_count, n, change = best
+    control = {"example": n, "set": dict(change.arguments), "tensors": dict(change.tensors)}
     if failing_count > 1:
-        return Counterexample(str(change), Request([]), also=True)
+        return Counterexample(str(change), Request([]), control, also=True)
     tensors = dict(made[n].tensors)
     for name, shape in change.tensors.items():
         if shape is None:
@@ -98,37 +97,7 @@ def against_requirement(program: Program, made: Sequence[Synthetic], text: str, 
     folder = place / f"{program.spec.name.value}_unmet_{abs(hash((text, n)))}"
     folder.mkdir(exist_ok=True)
     weights = saved(Synthetic(tensors, made[n].ignored, arguments), folder, program)
-    return Counterexample(str(change), Request([weights], assigned=arguments))
-
-
-def _unmet(program: Program, made: Synthetic, change: Change) -> set[str]:
-    """The requirements that are false, by their text. One that cannot be evaluated is not."""
-    shapes: dict[str, Any] = {name: _shape(tensor) for name, tensor in made.tensors.items()}
-    for name, shape in change.tensors.items():
-        if shape is None:
-            shapes.pop(name, None)
-        else:
-            shapes[name] = _Shape(shape, "float32")
-    given = {name: Given(value, "--set") for name, value in {**made.arguments, **change.arguments}.items()}
-    env = Environment(program, NamedShapes(shapes, lambda one, other: True), given)
-    found = set()
-    for expr, _ in program.spec.require:
-        try:
-            if not env.evaluate(expr):
-                found.add(expr.text)
-        except Refusal:
-            continue
-    return found
-
-
-@dataclass(frozen=True)
-class _Shape:
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def _shape(tensor: Tensor) -> _Shape:
-    return _Shape(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    return Counterexample(str(change), Request([weights], assigned=arguments), control)
 
 
 def _changes(program: Program, made: Synthetic, expr: Expr) -> Iterator[Change]:

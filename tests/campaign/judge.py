@@ -11,14 +11,15 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from campaign.counterexamples import Counterexample, against_field, against_requirement
 from campaign.mistakes import Known, Mistake
-from support.config_fields import fields_of, unheard
+from support.config_fields import fields_of, unheard, wrong_defaults
+from support.controls import accepted, recorded
 from support.oracle_cases import Case, cases, digests, understood
 from support.parity import difference, inputs_of
 from support.synthetic import Synthetic, saved, synthetic
@@ -33,8 +34,10 @@ from compiler.program.loading import load_program
 from compiler.program.program import Program
 from compiler.proof.example_sizes import BoundExample, size_names
 
-# In the order in which they are asked. `no effect`: every source gives the same folder as before.
-CAUGHT = ("compile", "run", "tensors", "config", "logits", "fields", "controls")
+# In the order in which they are asked: `compile` and `run` reject it; a recorded case has other `tensors`, another `config`
+# or other `logits`; it contradicts the recorded `fields` and `defaults` of the trainer's config class, or accepts one of the
+# recorded `controls`; `compile` warns. `no effect`: every source gives a folder that means the same.
+CAUGHT = ("compile", "run", "tensors", "config", "logits", "fields", "defaults", "controls", "warning")
 MISSED = ("no effect", "no counterexample", "survived")
 
 
@@ -117,15 +120,31 @@ class Judge:
             verdict = self._check_dropped(program, mistake)
         else:
             verdict = self._compared(program)
-        return replace(verdict, reason=f"{verdict.reason} (warned: {', '.join(sorted({*warned}))})") if warned else verdict
+        if verdict.by not in CAUGHT and {*wrong_defaults(program)} - {*wrong_defaults(self.program)}:
+            return Verdict("defaults")
+        if verdict.by not in CAUGHT and self._accepts_a_control(program):
+            return Verdict("controls", verdict.reason)
+        if verdict.by not in CAUGHT and warned:
+            return Verdict("warning", ", ".join(sorted({*warned})))
+        return verdict
+
+    def _accepts_a_control(self, program: Program) -> bool:
+        assert self.sources
+        try:
+            return bool(accepted(program, self.made, recorded().get(self.spec.stem, ())))
+        except Refusal:
+            return True  # the test of the controls fails
 
     def _written(self, program: Program, source: Source) -> tuple[Path, Any]:
         """A new folder with what a program makes of a source, and its image. Raises Refusal."""
         self.runs += 1
         out = self.place / f"out_{self.spec.stem}_{self.runs}"
         convert(program, source.request, out)
-        configs = [json.loads(p.read_text()) for p in (out / "config.json", out / "generation_config.json") if p.is_file()]
-        return out, (digests(out), configs)
+        return out, (digests(out), self._meaning(out))
+
+    def _meaning(self, out: Path) -> Any:
+        path = out / "config.json"
+        return json.loads(path.read_text()) if self.program.spec.target.model is None else understood(path)
 
     def _compared(self, program: Program) -> Verdict:
         right, differing = self.right, []
@@ -159,7 +178,7 @@ class Judge:
             if expected.is_file():
                 got, wanted = understood(out / "config.json"), understood(expected)
                 apart = {n for n in got.keys() | wanted.keys() if got.get(n) != wanted.get(n)}
-                if apart - case.said.get("config_differs", {}).keys():
+                if apart != case.said.get("config_differs", {}).keys():
                     return Verdict("config", case.name)
         if case.golden and (far := _logits_apart(case, out, self.program)):
             return Verdict("logits", f"{case.name}: {far}")
@@ -167,19 +186,21 @@ class Judge:
 
     # -----------------------------------------------------------------------------------------------------------------
 
+    def counterexample(self, mistake: Mistake) -> Counterexample | None:
+        """A source that only the check which a mistake drops rejects."""
+        source = self.sources[0]
+        if mistake.kind == "fixed field dropped":
+            return against_field(self.program, source, self.made[0], mistake.subject, self.place)
+        return against_requirement(self.program, self.made, mistake.subject, self.place)
+
     def _check_dropped(self, program: Program, mistake: Mistake) -> Verdict:
         """A check that is gone: is what it rejects still rejected?"""
-        subject = mistake.subject
-        if mistake.kind == "fixed field dropped":
-            found = against_field(self.program, self.sources[0], self.made[0], subject, self.place)
-            if (fields := fields_of(self.spec.stem)) and subject in unheard(program, fields):
-                return Verdict("fields")
-        else:
-            assert self.sources
-            found = against_requirement(self.program, self.made, subject, self.place)
-        if found is None:
-            return Verdict("no counterexample")
-        return self._refused(program, found)
+        found = self.counterexample(mistake)
+        verdict = self._refused(program, found) if found else Verdict("no counterexample")
+        fields = fields_of(self.spec.stem)
+        if verdict.by not in CAUGHT and fields and mistake.subject in unheard(program, fields):
+            return Verdict("fields")
+        return verdict
 
     def _refused(self, program: Program, found: Counterexample) -> Verdict:
         notes: list[Any] = []

@@ -247,29 +247,30 @@ def _keyed(path: Path, name: str) -> Edit:
             return
         value = get(root, path)
         drop(root, path)
-        section = get(root, ("config", "rename"))
-        if section is None:
-            section = Pairs([])
-            get(root, ("config",)).items.append(["rename", section])
-        section.items.append([name, value])
+        _renamed(root).append([name, value])
 
     return edit
 
 
+def _renamed(root: Pairs) -> list[Any]:
+    """The entries of `config: {rename: ...}`, which may have to be made."""
+    if get(root, ("config", "rename")) is None:
+        get(root, ("config",)).items.append(["rename", Pairs([])])
+    found: list[Any] = get(root, ("config", "rename")).items
+    return found
+
+
 def _exchanged(a: Path, b: Path, one: str, other: str) -> Edit:
+    """Each of two fields with the value of the other."""
+
     def edit(root: Pairs) -> None:
-        values = [get(root, a), get(root, b)]
-        for path, name, value in sorted([(a, one, values[1]), (b, other, values[0])], key=lambda p: str(p[0][-1])):
-            if path[1] != "copy":
-                put(root, path, value)
-        for path, name, value in [(a, one, values[1]), (b, other, values[0])]:
+        values = {a: get(root, b), b: get(root, a)}
+        for path, name in ((a, one), (b, other)):
             if path[1] == "copy":
                 put(root, path, None)
-                section = get(root, ("config", "rename"))
-                if section is None:
-                    section = Pairs([])
-                    get(root, ("config",)).items.append(["rename", section])
-                section.items.append([name, value])
+                _renamed(root).append([name, values[path]])
+            else:
+                put(root, path, values[path])
         listed = get(root, ("config", "copy"))
         if isinstance(listed, list):
             listed[:] = [name for name in listed if name is not None]

@@ -26,7 +26,7 @@ from support.converter_process import GENERATED, ConverterProcess, script
 from support.oracle_cases import Case, cases
 from support.synthetic import Synthetic, folder_image, image, saved, synthetic
 
-from compiler.diagnostics import Refusal
+from compiler.diagnostics import Diagnostic, Refusal
 from compiler.jobs.compile import build
 from compiler.jobs.convert import convert
 from compiler.jobs.request import Request
@@ -730,7 +730,9 @@ def test_generated_does_not_depend_on_the_order_of_sets(seed: str) -> None:
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_a_spec_proves(path: Path) -> None:
-    build(str(path), prove=True)
+    warnings: list[Diagnostic] = []
+    build(str(path), prove=True, warn=warnings.append)
+    assert warnings == []
 
 
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)

@@ -1,11 +1,15 @@
-"""The fields of trainers' own config classes, as `tests/data/config_fields` has them, and the specs that they belong to."""
+"""The fields of trainers' own config classes and their defaults, as `tests/data/config_fields` has them, and the specs that
+they belong to."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from compiler.language.spec import Argument
 from compiler.program.program import Program
+from compiler.target import config_class, model_class
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = {
@@ -55,3 +59,39 @@ def fields_of(spec: str) -> list[str]:
         return []
     package, *classes = SOURCES[SPECS[spec]]
     return [field for name in classes for field in RECORDED[package]["fields"][name]]
+
+
+def defaults_of(program: Program) -> dict[str, Any]:
+    """The defaults that other people's code has for a spec's arguments: the trainer's recorded config class, else the
+    target's own where the trainer uses its field names. A list for a tuple."""
+    spec, name = program.spec, program.spec.name.value
+    found: dict[str, Any] = {}
+    if name in SPECS:
+        package, *classes = SOURCES[SPECS[name]]
+        for one in classes:
+            found |= RECORDED[package]["defaults"][one]
+    elif spec.target.model:
+        found = dict(config_class.config_defaults(model_class.model_type(spec.target.model.value)))
+    return {name: found[name] for name, argument in spec.arguments.items() if name in found and has_default(argument)}
+
+
+def has_default(argument: Argument) -> bool:
+    return not argument.required and argument.derive is None
+
+
+# Specs -> argument -> the default that differs from the recorded one, and why.
+OTHER_DEFAULTS: dict[str, dict[str, tuple[Any, str]]] = json.loads(
+    (ROOT / "tests/data/other_defaults.json").read_text()
+)
+
+
+def wrong_defaults(program: Program) -> list[str]:
+    """The arguments whose default is neither the recorded one nor listed in `other_defaults.json`."""
+    listed = OTHER_DEFAULTS.get(program.spec.name.value, {})
+    wrong = []
+    for name, recorded in defaults_of(program).items():
+        default = program.spec.arguments[name].default
+        wanted = listed[name][0] if name in listed else list(recorded) if isinstance(recorded, tuple) else recorded
+        if default != wanted or isinstance(default, bool) != isinstance(wanted, bool):
+            wrong.append(name)
+    return wrong
