@@ -129,7 +129,7 @@ def _bind_reversed(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener
 ) -> tuple[Plan, Environment]:
     config = _config_of_folder(request)
-    fields, given = arguments.gather_reversed(program, config, request.assigned, request.any_model_type)
+    fields, given, unread = arguments.gather_reversed(program, config, request.assigned, request.any_model_type)
     settings = recorded_settings(config.parent, program)  # for what config.json does not have
     # An argument whose default is null is for sources that the reverse does not write, such as padded vocabularies.
     own = {n for n, a in program.spec.arguments.items() if a.default is not None or a.required or a.derive}
@@ -150,6 +150,8 @@ def _bind_reversed(
         env[name]  # so that it is listed even if the plan does not use it
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     plan = _with_assumptions(plan, env, None, request.strict, note)
+    if unread:
+        note(UnreadFields(unread))
     # The result must be a source that the spec accepts, with the sizes of the config.
     made = NamedShapes({target.name: target for target in plan.targets})
     try:

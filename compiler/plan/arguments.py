@@ -162,7 +162,7 @@ def gather(
         read = known | BAGGAGE | stated.keys() | {*renamed.values(), "rope_parameters"}
         read |= set(config_dialects.EXPERTS) if known & set(config_dialects.EXPERTS) else set()
         faults, ignored = config_guard.unconverted_fields(
-            program, _part(fields, model_fields), read, str(path), of_target
+            program, _part(program, fields, model_fields), read, str(path), of_target
         )
         wrong += faults
         unread = tuple(n for n in ignored if fields[n] not in (None, [], {}, ""))
@@ -226,8 +226,8 @@ def model_part(whole: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
 
 def gather_reversed(
     program: Program, config: Path, assigned: Mapping[str, Any], any_model_type: bool
-) -> tuple[dict[str, Any], dict[str, Given]]:
-    """The flat fields of a folder's config, and the arguments and facts that they give.
+) -> tuple[dict[str, Any], dict[str, Given], tuple[str, ...]]:
+    """The flat fields of a folder's config, the arguments and facts that they give, and the fields that nothing reads.
 
     Raises Refusal for a config of another architecture, or with a field that changes the function and that the spec
     does not write.
@@ -240,19 +240,25 @@ def gather_reversed(
     read = BAGGAGE | {"rope_parameters"}
     if {field.name for field in program.spec.config} & set(config_dialects.EXPERTS):
         read |= set(config_dialects.EXPERTS)
-    faults, _ = config_guard.unconverted_fields(program, _part(fields, whole), {*read}, str(config), True, reverse=True)
+    part = _part(program, fields, whole)
+    faults, ignored = config_guard.unconverted_fields(program, part, {*read}, str(config), True, reverse=True)
     wrong += faults
     if wrong:
         raise Refusal(wrong)
     given = _class_defaults(program, fields, config.name)
     carried = {f.carried: fields[f.name] for f in program.spec.config if f.carried and f.name in fields}
     given |= {n: Given(v, config.name, Origin.CONFIG_FILE) for n, v in carried.items() if n}
-    return fields, given | _assigned(assigned)
+    unread = tuple(n for n in ignored if fields[n] not in (None, [], {}, ""))
+    return fields, given | _assigned(assigned), unread
 
 
-def _part(fields: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+def _part(program: Program, fields: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
     """The flat fields of the model's part of a config, without second names for the same value."""
-    names = {*part, *config_dialects.ROTARY, "sliding_window"} if "rope_parameters" in part else {*part}
+    names = {*part}
+    if "rope_parameters" in part:
+        spec, share = program.spec, {*config_dialects.SHARE}
+        converted = {field.name for field in spec.config} | {*spec.arguments, *spec.facts, *spec.fixed}
+        names |= {*config_dialects.ROTARY, "sliding_window"} - (share if share & converted else set())
     return {name: value for name, value in fields.items() if name in names}
 
 
