@@ -18,7 +18,7 @@ def page(view: Overview) -> str:
     """The HTML of a plan."""
     # In a script element only its end tag is markup.
     data = json.dumps(view.as_json(), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return environment().get_template("plan.html.jinja").render(data=data)
+    return environment().get_template("plan/page.html.jinja").render(data=data)
 
 
 def write_page(view: Overview, path: Path) -> None:

@@ -19,6 +19,7 @@ from compiler.layout.moves import lower
 from compiler.ops.algebra import Op
 from compiler.output import safetensors_layout
 from compiler.plan.plan import Group, Plan
+from compiler.plan_report.effect import effect, label
 from compiler.plan_report.row_provenance import Picture, picture
 from compiler.transfer.worker import BLOCK, GAP, WINDOW
 
@@ -38,11 +39,13 @@ class OverviewSide:
 
 @dataclass
 class Line:
-    """Applications of one rule that are alike. `nbytes`: written by all; `moves`: byte ranges that one application copies, -1 if
-    it computes; `run`: the shortest of them in bytes."""
+    """Applications of one rule that are alike. `effect` and `label`: see `effect.py`; `nbytes`: written by all; `moves`: byte
+    ranges that one application copies, -1 if it computes; `run`: the shortest of them in bytes."""
 
     rule: str
     kind: str
+    effect: str
+    label: str
     file: str
     line: int
     ops: list[str]
@@ -193,6 +196,8 @@ def _line(groups: list[Group], checkpoint: Checkpoint, symbols: _Symbols) -> Lin
     return Line(
         one.rule.name or one.rule.kind,
         one.rule.kind,
+        effect(one.ops),
+        label(one.ops),
         _near(one.rule.span.path),
         one.rule.span.line,
         [op_text(op) for op in (*(op for op, _ in one.rule.steps), *one.ops[len(one.rule.steps) :])],
