@@ -16,9 +16,11 @@ from typing import Any
 from compiler import __version__
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.diagnostics import printable
 from compiler.dtypes import FLOATING
 from compiler.language import document
 from compiler.output.earlier_run import MANIFEST
+from compiler.plan.config_table import config_table
 from compiler.plan.plan import Plan
 from compiler.program.program import Program
 from compiler.templating import environment
@@ -28,8 +30,6 @@ UNVERIFIED = (
     "mapspec converted the weights by a spec whose names and shapes were proven against the class. The model was not "
     "run; `compile verify` compares it with its source."
 )
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-         "intermediate_size", "max_position_embeddings")  # fmt: skip
 _CHUNK = 1 << 20
 
 
@@ -122,6 +122,11 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return printable(text).replace("|", "\\|")
+
+
 def has_own_readme(place: Path) -> bool:
     """Whether a folder has a README.md that mapspec did not write, and that is therefore kept."""
     path = place / CARD
@@ -148,7 +153,9 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked:
         parameters=sum(math.prod(t.shape) for t in plan.targets if t.dtype in FLOATING),
         tensors=len(plan.targets),
         dtype=plan.dtype,
-        sizes={name: plan.config[name] for name in SIZES if plan.config.get(name) is not None},
+        config=[
+            [_cell(text) for text in (f"`{row.field}`", f"`{row.text}`", row.origin)] for row in config_table(plan)
+        ],
         sources=[f"`{path.name}` ({path.stat().st_size:,} bytes)" for path in checkpoint.files],
         tokenizer=any(name in files for name in ("tokenizer.json", "tokenizer.model", "vocab.json")),
         chat="chat_template.jinja" in files,

@@ -51,7 +51,7 @@ def _filled(
     given: Mapping[str, Given], models: list[ReleasedModel], named: bool
 ) -> tuple[Mapping[str, Given], ReleasedArguments | None]:
     added = {
-        argument: Given(value, f"{model.name} (released model)", Origin.RELEASE)
+        argument: Given(value, f"released model {model.name}", Origin.RELEASE)
         for model in models
         for argument, value in model.sets.items()
         if argument not in given

@@ -18,6 +18,7 @@ from compiler.language.expression import Expr
 from compiler.layout.moves import lower
 from compiler.ops.algebra import Op
 from compiler.output import safetensors_layout
+from compiler.plan.config_table import ConfigRow, config_table
 from compiler.plan.plan import Group, Plan
 from compiler.plan_report.effect import effect, label
 from compiler.plan_report.row_provenance import Picture, picture
@@ -61,7 +62,8 @@ class Line:
 
 @dataclass
 class Overview:
-    """Everything that `plan` prints. `ties`: alias, owner, and the evidence that they are equal. `totals` are in bytes."""
+    """Everything that `plan` prints. `ties`: alias, owner, and the evidence that they are equal. `config_table`: the fields
+    of config.json with their origins. `totals` are in bytes."""
 
     spec: str
     summary: str
@@ -71,6 +73,7 @@ class Overview:
     ties: list[list[str]]
     ignored: list[list[str]]
     config: dict[str, Any]
+    config_table: list[ConfigRow]
     values: dict[str, Any]
     defaults: dict[str, Any]
     notes: list[str]
@@ -130,6 +133,7 @@ def overview(
         [[alias, owner, _equal(checkpoint, alias, owner, compared)] for alias, owner in plan.ties],
         [[name, reason] for name, reason in folded_reasons([*plan.ignored, *_made(plan, compared)])],
         dict(plan.config),
+        config_table(plan),
         dict(plan.values),
         dict(defaults),
         list(notes),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from compiler.diagnostics import printable
+
 if TYPE_CHECKING:
+    from compiler.plan.config_table import ConfigRow
     from compiler.plan_report.overview import Line, Overview, OverviewSide
 
 WIDTH = 100
@@ -28,6 +32,7 @@ def text(view: Overview, colour: bool) -> list[str]:
         lines += _wrapped(f"tied    {alias} = {owner}, written once; {equal}")
     for name, reason in view.ignored:
         lines += _wrapped(f"ignored {name}: {reason}")
+    lines += config_lines(view.config_table, bold)
     totals = view.totals
     lines += [""]
     if view.defaults:
@@ -38,6 +43,25 @@ def text(view: Overview, colour: bool) -> list[str]:
     made = f"{totals['target_tensors']:,} tensors, {size(totals['target_bytes'])}"
     lines += [f"reads   {read}", f"writes  {made}: {view.target}"]
     return [*lines, f"disk    {size(totals['disk_bytes'])}", f"memory  about {size(totals['peak_bytes'])} at most"]
+
+
+def config_lines(rows: Sequence[ConfigRow], bold: Callable[[str], str] = str) -> list[str]:
+    """The table of config.json: a line for each field, with its value and origin."""
+    if not rows:
+        return []
+    shown = [row for row in rows if not row.repeats]
+    first = min(32, max(len(row.field) for row in shown))
+    second = max([len(row.text) for row in shown if len(row.text) <= 32], default=8)
+    lines = ["", bold("config.json")]
+    for row in shown:
+        value, origin = printable(row.text), _wrapped(printable(row.origin), WIDTH - first - second - 8, "")
+        # Of a mapping the value goes below, so that the columns stay.
+        lines.append(f"    {row.field:{first}}  {value if len(value) <= second else '':{second}}  {origin[0]}")
+        lines += [" " * (first + second + 8) + part for part in origin[1:]]
+        lines += _wrapped(f"        {value}") if len(value) > second else []
+    if repeated := [row.field for row in rows if row.repeats]:
+        lines += _wrapped(f"    and, for other versions of Transformers: {', '.join(repeated)}")
+    return lines
 
 
 def _facts(line: Line) -> list[str]:
@@ -59,10 +83,10 @@ def _fitted(first: str, words: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _wrapped(words: str) -> list[str]:
+def _wrapped(words: str, width: int = WIDTH, indent: str = "        ") -> list[str]:
     import textwrap
 
-    return textwrap.wrap(words, WIDTH, subsequent_indent="        ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(words, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _tensor(lead: str, side: OverviewSide) -> list[str]:

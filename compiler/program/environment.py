@@ -31,8 +31,10 @@ TensorTable = Mapping[str, Typed]
 
 
 class Origin(Enum):
-    """Where the value of an argument comes from."""
+    """Where a value comes from."""
 
+    SHAPE = "shape"
+    SPEC = "spec"
     CHECKPOINT = "checkpoint"
     CONFIG_FILE = "config file"
     ASSIGNMENT = "--set"
