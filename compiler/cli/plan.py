@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compiler.cli.notes import sentences
 from compiler.cli.options import Notes, Parser, person, print_json, request
-from compiler.plan.notes import ClassAgrees, DefaultArguments
+from compiler.plan.notes import ClassAgrees, DefaultArguments, IgnoredTensors
 from compiler.plan_report.text import text
 
 
@@ -53,8 +53,8 @@ def plan(options: argparse.Namespace) -> int:
         with ClassCheck(prepared.plan, prepared.checkpoint, prepared.folder_config) as check:
             check.settle()
         notes(ClassAgrees(program.spec.target.class_name))
-    # The view has its own place for defaults, and notes that are on stderr already are not repeated.
-    others = [note for note in notes.notes if notes.silent and not isinstance(note, DefaultArguments)]
+    # The view has places of its own for defaults and dropped tensors, and notes on stderr are not repeated.
+    others = [note for note in notes.notes if notes.silent and not isinstance(note, DefaultArguments | IgnoredTensors)]
     view = overview(
         prepared.plan,
         prepared.checkpoint,

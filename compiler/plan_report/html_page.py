@@ -1,7 +1,7 @@
-"""A self-contained HTML page that shows a plan: two trees, the flows between them, and a drawing of each op.
+"""A self-contained HTML page that shows a plan: two trees, the edges between them, a drawing of each op, and config.json.
 
-Takes an `Overview`, writes HTML. The page contains the overview as JSON; `templates/plan.html.jinja` has its style and
-script. It needs no network and no other file.
+Takes an `Overview`, writes HTML. The page contains the overview as JSON; `templates/plan/` has its style and script. It
+needs no network and no other file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from compiler.templating import environment
 
 def page(view: Overview) -> str:
     """The HTML of a plan."""
+    # As text, because JavaScript would write 500000.0 and 1e-05 otherwise.
+    table = [{"field": r.field, "text": r.text, "origin": r.origin, "kind": r.kind} for r in view.config_table if not r.repeats]
     # In a script element only its end tag is markup.
-    data = json.dumps(view.as_json(), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(view.as_json() | {"config_table": table}, ensure_ascii=False, separators=(",", ":"))
+    data = data.replace("<", "\\u003c")
     return environment().get_template("plan/page.html.jinja").render(data=data)
 
 
