@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from compiler.ops.algebra import Op
@@ -26,10 +27,16 @@ def label(ops: Sequence[Op]) -> str:
     return " · ".join([word for word in words if word != "reshape"] or words)
 
 
-def repeated_name(ops: Sequence[Op], times: int) -> str:
-    """The spec's name for an axis of `times`, such as `head`, as far as a `rearrange` gives it a size; else ``."""
-    named = (pair for op in ops if isinstance(op, Rearrange) for pair in op.sizes)
-    return next((name for name, size in named if size == times), "")
+def repeated_name(ops: Sequence[Op], times: int, length: int) -> str:
+    """The spec's name for the outermost of the axes that a `rearrange` makes of `length` rows, if it is `times` long: `head`
+    of `(head two pair)`; else ``."""
+    for op in ops:
+        if isinstance(op, Rearrange):
+            sizes = {name: size for name, size in op.sizes if isinstance(size, int)}
+            first, *rest = op.right[0]
+            if sizes.get(first, length // math.prod(sizes.get(name, 1) for name in rest)) == times:
+                return first
+    return ""
 
 
 def _word(op: Op) -> str:

@@ -16,11 +16,17 @@ from compiler.templating import environment
 
 def page(view: Overview) -> str:
     """The HTML of a plan."""
-    # As text, because JavaScript would write 500000.0 and 1e-05 otherwise.
-    table = [{"field": r.field, "text": r.text, "origin": r.origin, "kind": r.kind} for r in view.config_table if not r.repeats]
-    # In a script element only its end tag is markup.
-    data = json.dumps(view.as_json() | {"config_table": table}, ensure_ascii=False, separators=(",", ":"))
-    data = data.replace("<", "\\u003c")
+    # Values as text, because JavaScript would write 500000.0 and 1e-05 otherwise.
+    shown = {
+        "config_table": [
+            {"field": row.field, "text": row.text, "origin": row.origin, "kind": row.kind}
+            for row in view.config_table
+            if not row.repeats
+        ],
+        "defaults": {name: json.dumps(value, ensure_ascii=False) for name, value in view.defaults.items()},
+    }
+    data = json.dumps(view.as_json() | shown, ensure_ascii=False, separators=(",", ":"))
+    data = data.replace("<", "\\u003c")  # in a script element only its end tag is markup
     return environment().get_template("plan/page.html.jinja").render(data=data)
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Tensor
 from compiler.dtypes import ITEM_SIZES
 from compiler.executor.execute import arrange_group
-from compiler.layout.array import Array, Lattice, reshape
+from compiler.layout.array import Array, Atom, Lattice, Piece, reshape
 from compiler.ops.structural import Cast
 from compiler.plan.plan import Group
 from compiler.plan_report.effect import repeated_name
@@ -46,7 +46,7 @@ class Run:
 @dataclass
 class Rows:
     """The rows (or columns, if `axis` is 1) of one target. `runs` make `height` rows; they come `times` times, each time
-    `source_step` sources and `start_step` rows further on."""
+    `source_step` sources and `start_step` rows further on. `block`: the spec's name for what is repeated, such as `head`."""
 
     target: str
     length: int
@@ -56,67 +56,82 @@ class Rows:
     times: int
     source_step: int
     start_step: int
+    block: str = ""
 
 
 @dataclass
 class Picture:
-    """(name, rows, columns) of each source of one application, and where its targets come from. `block`: the spec's name
-    for what `times` counts, such as `head`, if it has one."""
+    """(name, rows, columns) of each source of one application, and where the first of its `of` targets come from."""
 
     sources: list[tuple[str, int, int]]
     targets: list[Rows]
-    block: str
+    of: int
 
 
 def picture(group: Group, checkpoint: Checkpoint) -> Picture | None:
-    """The picture of one application, without casts, which move nothing. None if it takes too many runs. Raises
+    """The picture of one application, without casts, which move nothing. None if its rows do not tell what happens. Raises
     NotImplementedError if the rule computes."""
     ops = tuple(op for op in group.ops if not isinstance(op, Cast))
     arrays = arrange_group(replace(group, ops=ops), checkpoint)
-    tensors = [part for name in group.source_names for part in checkpoint.tensors[name].parts]
-    places = _Places(tensors)
+    sources = _Sources([checkpoint.tensors[name].parts for name in group.source_names])
     targets: list[Rows] = []
     for slot, named in zip(arrays.slots, group.targets.slots, strict=True):
         for key, target in itertools.islice(named.items(), MOST_TARGETS - len(targets)):
-            rows = _target(target.name, slot[key], places)
+            rows = _target(target.name, slot[key], sources)
             if rows is None:
                 return None
-            targets.append(rows)
-    times = {rows.times for rows in targets}
-    block = repeated_name(ops, times.pop()) if len(times) == 1 else ""
-    return Picture([(t.name, *_rows(t.shape)) for t in tensors], targets, block)
+            targets.append(replace(rows, block=repeated_name(ops, rows.times, rows.length) if rows.times > 1 else ""))
+    return Picture(sources.sizes(), targets, len(group.target_list))
 
 
-class _Places:
-    """Finds the tensor and element at a byte of a file."""
+class _Sources:
+    """Finds the tensor and row at a byte of a file. A tensor's rows are as wide as its last axis, or as those of the targets
+    if these are copied undivided; `widths` has what was decided."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tensors
-        self.order = sorted(range(len(tensors)), key=lambda n: (str(tensors[n].path), tensors[n].offset))
-        self.starts = [(str(tensors[n].path), tensors[n].offset) for n in self.order]
+    def __init__(self, parts: Sequence[Sequence[Tensor]]) -> None:
+        self.tensors = [tensor for tensors in parts for tensor in tensors]
+        self.names = [
+            tensor.name + f" (part {n + 1})" * (len(tensors) > 1)
+            for tensors in parts
+            for n, tensor in enumerate(tensors)
+        ]
+        self.widths: dict[int, int] = {}
+        self.order = sorted(range(len(self.tensors)), key=lambda n: (str(self.tensors[n].path), self.tensors[n].offset))
+        self.starts = [(str(self.tensors[n].path), self.tensors[n].offset) for n in self.order]
 
-    def run(self, path: str, offset: int, stride: int, to: int, count: int) -> Run | None:
-        """The run of `count` rows that begin `stride` bytes apart; None if they are neither rows nor columns of a tensor."""
+    def sizes(self) -> list[tuple[str, int, int]]:
+        """(name, rows, columns) of each."""
+        widths = [self.widths.get(n, _rows(tensor.shape)[1]) for n, tensor in enumerate(self.tensors)]
+        return [
+            (name, math.prod(tensor.shape) // width, width)
+            for name, tensor, width in zip(self.names, self.tensors, widths, strict=True)
+        ]
+
+    def run(self, path: str, offset: int, stride: int, to: int, count: int, undivided: int) -> Run | None:
+        """The run of `count` rows that begin `stride` bytes apart; None if they are neither rows nor columns of a tensor.
+        `undivided`: the elements of a row that is copied undivided, else 0."""
         number = self.order[bisect_right(self.starts, (path, offset)) - 1]
         tensor = self.tensors[number]
-        size, (_, width) = ITEM_SIZES[tensor.dtype], _rows(tensor.shape)
+        size = ITEM_SIZES[tensor.dtype]
+        width = self.widths.setdefault(number, undivided or _rows(tensor.shape)[1])
         row, column = divmod((offset - tensor.offset) // size, width)
         step = stride // size if count > 1 else width
-        if not tensor.contiguous:
+        if not tensor.contiguous or undivided not in (0, width):
             return None
         if column == 0 and step % width == 0:
             return Run(to, count, number, 0, row, step // width)
-        return Run(to, count, number, 1, column, step) if column + (count - 1) * step < width else None
+        # Columns of other rows than the first would all be drawn at the same place.
+        return Run(to, count, number, 1, column, step) if row == 0 and column + (count - 1) * step < width else None
 
 
-def _target(name: str, array: Array, places: _Places) -> Rows | None:
+def _target(name: str, array: Array, sources: _Sources) -> Rows | None:
     rows, width = _rows(array.shape)
     pieces = reshape(array, (rows, width)).pieces
-    found = _runs(((p.source, p.offset, p.axes[0]) for p in pieces if p.axes[1].origin == 0), places)
+    found = _runs([(p, p.axes[0], p.axes[1]) for p in pieces if p.axes[1].origin == 0], sources, width)
     length, axis = rows, 0
     if found is not None and len(found) == 1 and (found[0].start, found[0].step, found[0].axis) == (0, 1, 0):
-        columns = _runs(((p.source, p.offset, p.axes[1]) for p in pieces if p.axes[0].origin == 0), places)
-        if columns is not None and len(columns) > 1:
+        columns = _runs([(p, p.axes[1], None) for p in pieces if p.axes[0].origin == 0], sources, 0)
+        if columns is None or len(columns) > 1:
             found, length, axis = columns, width, 1
     if found is None:
         return None
@@ -124,36 +139,39 @@ def _target(name: str, array: Array, places: _Places) -> Rows | None:
     return drawn if len(drawn.runs) <= MOST_DRAWN else None
 
 
-def _runs(lattices: Iterable[tuple[str, int, Lattice]], places: _Places) -> list[Run] | None:
-    """The runs along one axis in the order of the target."""
+def _runs(pieces: list[tuple[Piece, Lattice, Lattice | None]], sources: _Sources, width: int) -> list[Run] | None:
+    """The runs along one axis in the order of the target: (piece, its places on that axis, and within a row)."""
     found: list[Run] = []
-    for path, offset, (origin, atoms) in lattices:
+    for piece, (origin, atoms), inner in pieces:
+        whole = Lattice(0, (Atom(width, piece.itemsize, 1),) if width > 1 else ())
+        undivided = width if inner == whole else 0
         together = bool(atoms) and atoms[-1].step == 1
         outer, (count, stride, _) = (atoms[:-1], atoms[-1]) if together else (atoms, (1, 0, 1))
         if len(found) + math.prod(atom.length for atom in outer) > MOST_RUNS:
             return None
         for counts in itertools.product(*[range(atom.length) for atom in outer]):
-            at = offset + sum(n * atom.stride for n, atom in zip(counts, outer, strict=True))
+            at = piece.offset + sum(n * atom.stride for n, atom in zip(counts, outer, strict=True))
             to = origin + sum(n * atom.step for n, atom in zip(counts, outer, strict=True))
-            run = places.run(path, at, stride, to, count)
+            run = sources.run(piece.source, at, stride, to, count, undivided)
             if run is None:
                 return None
             found.append(run)
     found.sort(key=lambda run: run.to)
-    return list(_joined(found))
+    return list(_joined(found)) or None
 
 
 def _joined(runs: list[Run]) -> Iterator[Run]:
     """Runs that continue each other as one."""
-    last = runs[0]
-    for run in runs[1:]:
-        follows = last.moved(last.count, 0, last.count * last.step)
-        if replace(run, count=last.count) == follows:
+    last = None
+    for run in runs:
+        if last and replace(run, count=last.count) == last.moved(last.count, 0, last.count * last.step):
             last = replace(last, count=last.count + run.count)
         else:
-            yield last
+            if last:
+                yield last
             last = run
-    yield last
+    if last:
+        yield last
 
 
 def _folded(name: str, length: int, axis: int, runs: list[Run]) -> Rows:
