@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from compiler.cli.options import Notes, Parser, print_json, request
+from compiler.cli import usage
+from compiler.cli.options import Parser, notes_for, print_json, request
 from compiler.plan.notes import Remark
 
 MOST_PROBLEMS = 5  # that are printed if a draft does not bind
@@ -54,6 +55,8 @@ def draft(options: argparse.Namespace) -> int:
         )
     if options.reference and options.reference.count(":") != 1:
         refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
+    named = [path for path in (options.config, options.like) if path]
+    usage.check_places("mapspec draft", None, options.source, named)
     asked = request(options)
     checkpoint = open_checkpoint(asked.source[0] if len(asked.source) == 1 else list(asked.source), asked.weights)
     name = options.out.stem if options.out is not None else "draft"
@@ -64,7 +67,7 @@ def draft(options: argparse.Namespace) -> int:
     proposal = propose(name, shapes, options.target, values, f"*{asked.source[0].suffix}")
     if options.like is not None:
         proposal = decide_by_example(proposal, checkpoint, open_checkpoint(options.like))
-    notes = Notes(silent=options.json)
+    notes = notes_for(options)
     if options.reference:
         from compiler.draft.decide_by_model import decide_by_model
         from compiler.verify.compare import SourceModel

@@ -28,7 +28,7 @@ def new(options: argparse.Namespace) -> int:
 
     if not options.name.isidentifier() or not options.name.islower() or not options.target.isidentifier():
         word = options.target if options.name.isidentifier() and options.name.islower() else options.name
-        refuse("compile new", f"{word!r} is not a valid name here", "bad-name", "use lower-case letters, digits and _")
+        refuse("mapspec new", f"{word!r} is not a valid name here", "bad-name", "use lower-case letters, digits and _")
     path = options.out / f"{options.name}.yaml"
     if path.exists():
         refuse(str(path), "the file exists", "output-exists", "choose another name")

@@ -101,7 +101,7 @@ class Claimant:
                 f"{len(unclaimed)} tensor{'s' * (len(unclaimed) != 1)} of the checkpoint "
                 f"{'have' if len(unclaimed) != 1 else 'has'} no rule: {listed(unclaimed)}",
                 "unclaimed-tensor",
-                nearest(unclaimed[0], patterns) or "another spec may fit: run `compile detect`",
+                nearest(unclaimed[0], patterns) or "another spec may fit: run `mapspec detect`",
             )
 
     def take(self, n: int, k: int, pattern: Pattern, name: str, captures: dict[str, str]) -> None:

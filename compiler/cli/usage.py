@@ -1,0 +1,161 @@
+"""Wrong usage in one line: what is wrong with the words, and what was probably meant.
+
+`fault` turns a message of argparse into a diagnostic. `check_places` looks at the words themselves: whether SPEC and SOURCE
+are exchanged, and whether the files exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from compiler.diagnostics import Diagnostic, Refusal, Span, listed, nearest, refuse
+from compiler.resources import find_spec, folder
+
+_SPECS = (".yaml", ".yml")
+_CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".gguf", ".npz", ".tar")
+
+
+def fault(parser: argparse.ArgumentParser, message: str, words: Sequence[str]) -> Diagnostic:
+    """The diagnostic for an error message of argparse."""
+    usage = one_line(parser)
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    unknown = re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL)
+    if unknown:
+        word = next((w for w in words if w.startswith("-") and w.partition("=")[0] not in flags), "")
+        if word:
+            name = word.partition("=")[0]
+            near = _longer(name, flags) or nearest(name, flags)
+            return _wrong(parser, f"there is no option {name}", near or f"`{parser.prog} --help` lists the options")
+        return _wrong(parser, f"unexpected words: {unknown[1]}", usage)
+    missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+    if missing:
+        return _wrong(
+            parser, f"{missing[1]} is missing" if "," not in missing[1] else f"{missing[1]} are missing", usage
+        )
+    choice = re.fullmatch(r"argument ([^:]*): invalid choice: '?(.*?)'? \(choose from (.*)\)", message)
+    if choice:
+        choices = [word.strip().strip("'") for word in choice[3].split(",")]
+        flag, word = choice[1].split("/")[0], choice[2]
+        return _wrong(parser, f"{flag} cannot be {word!r}", nearest(word, choices) or f"it is {_either(choices)}")
+    value = re.fullmatch(r"argument ([^:]*): invalid (\w+) value: '(.*)'", message)
+    if value:
+        kind = {"int": "a whole number", "float": "a number"}.get(value[2], value[2])
+        return _wrong(parser, f"{value[1].split('/')[0]} must be {kind}, not {value[3]!r}", usage)
+    needs = re.fullmatch(r"argument ([^:]*): expected (.*)", message)
+    if needs:
+        flag = needs[1].split("/")[0]
+        named = next((a for a in parser._actions if flag in a.option_strings or flag == a.metavar), None)
+        shown = f"{flag} {named.metavar or named.dest.upper()}" if named else usage
+        return _wrong(parser, f"{flag} needs a value", f"write {shown}")
+    return _wrong(parser, message, usage)
+
+
+def one_line(parser: argparse.ArgumentParser) -> str:
+    """The usage with positional arguments only: `mapspec run SPEC SOURCE OUT [options]`."""
+    places = [a for a in parser._actions if not a.option_strings]
+    words = [f"{a.metavar or a.dest}{' ...' * (a.nargs == '+')}" for a in places]
+    return f"usage: {' '.join([parser.prog, *words])} [options]; `{parser.prog} --help` lists the options"
+
+
+def _wrong(parser: argparse.ArgumentParser, message: str, hint: str) -> Diagnostic:
+    return Diagnostic(Span(parser.prog), message, "wrong-usage", hint)
+
+
+def _longer(name: str, flags: Sequence[str]) -> str:
+    """A hint for an option that is written only in part: `--tok`."""
+    meant = [flag for flag in flags if len(name) > 3 and flag.startswith(name)]
+    return f"did you mean {_either([repr(m) for m in meant])}?" if meant else ""
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def check_places(command: str, spec: str | None, sources: Sequence[Path], others: Sequence[Path] = ()) -> None:
+    """Raises Refusal if SPEC is a checkpoint, SOURCE a spec, or a file does not exist; the hint has the words in the right
+    order, or the nearest existing name. `others`: what the options name."""
+    sources = list(sources)
+    if spec is not None and spec != "auto":
+        exchanged = [path for path in sources if is_spec(str(path))]
+        if exchanged and not is_spec(spec):
+            right = [str(exchanged[0]), *(spec if path == exchanged[0] else str(path) for path in sources)]
+            typed = f"{command} {shlex.join(right)}"
+            refuse("SPEC", f"{spec!r} is not a spec, but {str(exchanged[0])!r} is", "wrong-usage",
+                   f"SPEC is the first word: {typed} ...")  # fmt: skip
+        if _is_checkpoint(spec):
+            typed = f"{command} auto {shlex.join([spec, *map(str, sources)])}"
+            refuse("SPEC", f"{spec!r} is a checkpoint, not a spec", "wrong-usage",
+                   f"name a spec before it, or auto: {typed} ...")  # fmt: skip
+        if not find_spec(spec).exists():
+            raise Refusal([_no_spec(spec)])
+    missing = [path for path in [*sources, *others] if not os.path.lexists(path)]
+    if missing:
+        raise Refusal(
+            Diagnostic(Span(str(path)), "there is no such file or folder", "unreadable-file", nearest_path(path))
+            for path in missing
+        )
+
+
+def check_specs(words: Sequence[str]) -> None:
+    """Raises Refusal for words that name no spec where only specs are expected: a mistyped one, a checkpoint, and those of
+    another command whose name was left out."""
+    given = [word for word in words if is_spec(word)]
+    checkpoints = [word for word in words if word not in given and _is_checkpoint(word)]
+    if checkpoints and len(words) > 1 and words[0] in given:
+        refuse(checkpoints[0], "this is a checkpoint, and without a command specs are compiled", "wrong-usage",
+               f"to convert it: mapspec run {shlex.join(words)}{' OUT' * (len(words) == 2)}")  # fmt: skip
+    if checkpoints:
+        refuse(checkpoints[0], "this is a checkpoint, not a spec", "wrong-usage",
+               f"see which specs fit: mapspec detect {shlex.quote(checkpoints[0])}")  # fmt: skip
+    if missing := [word for word in words if not find_spec(word).exists()]:
+        raise Refusal(map(_no_spec, missing))
+
+
+def is_spec(word: str) -> bool:
+    """Whether a word names a spec that exists."""
+    path = find_spec(word)
+    return path.is_file() and path.suffix in _SPECS
+
+
+def _is_checkpoint(word: str) -> bool:
+    path = Path(word)
+    return path.is_dir() or (path.is_file() and path.suffix not in _SPECS) or path.suffix in _CHECKPOINTS
+
+
+def _no_spec(word: str) -> Diagnostic:
+    """The problem about a word that names no spec."""
+    shipped = [path.stem for path in folder("specs").glob("*.yaml")]
+    stem = Path(word).stem if word.endswith(_SPECS) else word
+    hint = nearest(stem, shipped) or (nearest_path(Path(word)) if word.endswith(_SPECS) or os.sep in word else "")
+    message = f"there is no spec {word!r}, neither as a file nor among the shipped ones"
+    hint = hint or "`mapspec detect SOURCE` lists the shipped specs that fit a checkpoint"
+    return Diagnostic(Span(word), message, "unreadable-file", hint)
+
+
+def nearest_path(path: Path) -> str:
+    """A hint that names the nearest existing file or folder: for `modle.pth` the `model.pth` beside it."""
+    whole = Path(os.path.abspath(path))
+    existing = next(parent for parent in whole.parents if parent.is_dir())
+    wanted = whole.relative_to(existing).parts[0]
+    try:
+        names = sorted(os.listdir(existing))
+    except OSError:
+        return ""
+    near = nearest(wanted, names, 2)
+    if near:
+        words = [os.path.join(os.path.dirname(path), name) for name in names if repr(name) in near]
+        if existing == whole.parent:
+            return f"did you mean {_either([repr(word) for word in words])}?"
+        return f"{str(existing)!r} has {_either([repr(name) for name in names if repr(name) in near])}"
+    shown = str(existing) if path.is_absolute() else os.path.relpath(existing)
+    same = [name for name in names if Path(name).suffix == whole.suffix and whole.suffix]
+    return f"{shown!r} has {listed(same or names, 4)}" if names else f"{shown!r} is empty"
