@@ -30,7 +30,7 @@ def folder(name: str) -> Path:
 
 
 def spec_label(path: str) -> str:
-    """What messages call a file: a shipped spec by its bare name (`qwen3.yaml`), any other by its path."""
+    """What messages call a file: a shipped spec by its bare name (`NAME.yaml`), any other by its path."""
     name = os.path.basename(path)
     return name if os.path.isabs(path) and os.path.dirname(path) == str(folder("specs")) else path
 

@@ -40,7 +40,7 @@ FLOORS = (
     "render.remote_code output",
     "render plan",
     "program tokenizer transfer",
-    "checkpoints ops",
+    "checkpoints ops console",
     "checkpoints.formats language layout target templating",
     "diagnostics dtypes process progress strict_json",
     "resources",
@@ -73,7 +73,7 @@ ROOMS = {
     },
     "safetensors": {"jobs.peft_format", "verify.job"},
     "transformers": {"target.model_class", "verify.read_back", "verify.run_model"},
-    "tqdm": {"cli.terminal"},
+    "tqdm": {"console.terminal"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
 AT_ONCE = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compiler.cli import usage
 from compiler.cli.options import Parser, notes_for, person, print_json, request
+from compiler.console import usage
 
 
 def adapter_parser() -> Parser:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from compiler import __version__
-from compiler.cli import usage
 from compiler.cli.options import SPEC_HELP, Parser, print_json, report
+from compiler.console import usage
 from compiler.diagnostics import Diagnostic, Refusal
 
 PAUSE = 0.3  # seconds between two looks at the files

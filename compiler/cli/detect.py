@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.cli import usage
 from compiler.cli.options import Parser, print_json, request
-from compiler.cli.terminal import painter, width
+from compiler.console import usage
+from compiler.console.terminal import painter, width
 from compiler.diagnostics import printable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def detect(options: argparse.Namespace) -> int:
     for fit in shown if not options.json else ():
         paint_status = "good" if fit.status == "fits" else "doubt" if fit.status == "asks" else "dim"
         print(f"{paint('heading', fit.spec)}: {paint(paint_status, _heading(fit))}")
-        print(f"    {fit.summary}")
+        print(textwrap.fill(fit.summary, columns, initial_indent="    ", subsequent_indent="    "))
         if fit.asks:
             print("    needs " + " ".join(f"--set {name}=VALUE" for name in fit.asks) + ", or --config FILE")
         if fit.doubt:

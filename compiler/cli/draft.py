@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from compiler.cli import usage
 from compiler.cli.options import Parser, notes_for, print_json, request
+from compiler.console import usage
 from compiler.plan.notes import Remark
 
 MOST_PROBLEMS = 5  # that are printed if a draft does not bind
@@ -50,9 +50,9 @@ def draft(options: argparse.Namespace) -> int:
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
         what = "the file exists" if options.out.exists() else "a spec's file name must be NAME.yaml"
-        refuse(
-            str(options.out), what, "output-exists" if options.out.exists() else "wrong-usage", "choose another name"
-        )
+        kind = "output-exists" if options.out.exists() else "wrong-usage"
+        name = "another name" if options.out.exists() else options.out.with_suffix(".yaml")
+        refuse(str(options.out), what, kind, f"choose {name}")
     if options.reference and options.reference.count(":") != 1:
         refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
     named = [path for path in (options.config, options.like) if path]

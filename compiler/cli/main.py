@@ -12,7 +12,7 @@ import sys
 from importlib import import_module
 
 from compiler.cli.compile import USAGE
-from compiler.cli.problems import format_of, report
+from compiler.console.problems import format_of, report
 from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
 from compiler.resources import find_spec
 

@@ -12,10 +12,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compiler.cli import usage
 from compiler.cli.notes import brief, sentences
-from compiler.cli.problems import FORMATS, print_json, report
-from compiler.cli.terminal import Meter, painter
+from compiler.console import usage
+from compiler.console.problems import FORMATS, print_json, report
+from compiler.console.terminal import Meter, painter
 from compiler.diagnostics import Refusal, printable, refuse
 from compiler.jobs.request import DEFAULTS, Request
 from compiler.plan.notes import GuessedArgument, Note
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         if isinstance(default, bool):
             rest["action"] = "store_false" if default else "store_true"
         elif isinstance(default, int):
-            rest["type"] = int
+            rest["type"] = usage.positive
         self.add_argument(flag, dest=name, default=default, help=help, **rest)
 
     def add_spec(self) -> None:

@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from compiler.cli import usage
 from compiler.cli.notes import sentences
 from compiler.cli.options import Notes, Parser, person, print_json, request
-from compiler.cli.terminal import painter, width
+from compiler.console import usage
+from compiler.console.terminal import painter, width
 from compiler.plan.notes import ClassAgrees, DefaultArguments
 from compiler.plan_report.text import WIDTH, text
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.cli import usage
 from compiler.cli.options import Meter, Parser, notes_for, person, print_json, request
-from compiler.cli.terminal import painter, plain
 from compiler.cli.verify import add_source_model, verified
+from compiler.console import usage
+from compiler.console.terminal import painter, plain
 from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
 from compiler.plan_report.text import config_lines, size
 
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def result_line(plan: Plan, out: Path, seconds: float, paint: Paint = plain) -> str:
-    """What was written: `wrote out/ · LlamaForCausalLM · 291 tensors · 2.39 GB · 2.1 s · 1.1 GB/s`."""
+    """What was written: `wrote out/ · ModelForCausalLM · 291 tensors · 2.39 GB · 2.1 s · 1.1 GB/s`."""
     total = sum(target.nbytes for target in plan.targets)
     place = f"{out}/" if out.is_dir() and not str(out).endswith("/") else str(out)
     words = [f"{len(plan.targets):,} tensors", size(total), f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s"]

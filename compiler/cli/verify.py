@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.cli import usage
 from compiler.cli.options import Meter, Parser, notes_for, person, print_json, request
-from compiler.cli.terminal import painter
+from compiler.console import usage
+from compiler.console.terminal import painter
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def verify(options: argparse.Namespace) -> int:
 
     named = [path for path in (options.config, options.source_config) if path]
     usage.check_places("mapspec verify", options.spec, options.source, [options.out, *named])
+    usage.check_converted("mapspec verify", options.spec, options.source, options.out)
     asked = request(options)
     with Meter(silent=options.json or options.quiet > 0) as meter:
         notes = notes_for(options, meter)
@@ -168,7 +169,7 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
             "mapspec verify", "--source-spec and --source-model both name the source model", "wrong-usage", "pass one"
         )
     if length is not None and length < 2:
-        refuse("mapspec verify", f"--length {length}: it must be 2 or more", "wrong-usage")
+        refuse("mapspec verify", f"--length {length}: it must be 2 or more", "wrong-usage", "as in --length 64")
     if not spec and not entry:
         return None
     from compiler.verify.compare import SourceModel
@@ -182,7 +183,10 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
     assert entry is not None
     module, _, name = entry.rpartition(":")
     if not module or not name.isidentifier() or (":" in module and not module.endswith(".py")):
-        refuse("--source-model", f"{entry!r} is neither MODULE:CLASS nor FILE.py:FUNCTION", "wrong-usage")
+        message = f"{entry!r} is neither MODULE:CLASS nor FILE.py:FUNCTION"
+        refuse("--source-model", message, "wrong-usage", "as in --source-model trainer.model:Transformer")
+    if module.endswith(".py") and not Path(module).is_file():
+        refuse("--source-model", f"there is no file {module!r}", "unreadable-file", usage.nearest_path(Path(module)))
     return SourceModel(None, entry, config, length)
 
 

@@ -161,7 +161,12 @@ def named_program(
     if spec != "auto":
         return load_program(spec)
     if request.reverse:
-        refuse("auto", "--reverse needs the name of a spec", "wrong-usage", "auto recognizes sources only")
+        refuse(
+            "auto",
+            "--reverse needs the name of a spec",
+            "wrong-usage",
+            "mapspec.json in the folder names the spec that wrote it",
+        )
     programs = known_specs()
     fit = unique(detect(request, programs), request.source[0], ask)
     on_note(ChosenSpec(fit.spec, fit.summary))

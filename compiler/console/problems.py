@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from compiler.cli.terminal import linked, painter, width
+from compiler.console.terminal import linked, painter, width
 from compiler.diagnostics import MAX_SHOWN, Diagnostic, printable
 from compiler.resources import spec_label
 

@@ -25,40 +25,52 @@ def fault(parser: argparse.ArgumentParser, message: str, words: Sequence[str]) -
     usage = one_line(parser)
     flags = [flag for action in parser._actions for flag in action.option_strings]
     unknown = re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL)
-    if unknown:
-        word = next((w for w in words if w.startswith("-") and w.partition("=")[0] not in flags), "")
-        if word:
-            name = word.partition("=")[0]
+    missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+    if unknown or missing:
+        names = [word.partition("=")[0] for word in words if word.startswith("-" if unknown else "--")]
+        if name := next((name for name in names if name not in flags), ""):
             near = _longer(name, flags) or nearest(name, flags)
             return _wrong(parser, f"there is no option {name}", near or f"`{parser.prog} --help` lists the options")
+    if unknown:
         return _wrong(parser, f"unexpected words: {unknown[1]}", usage)
-    missing = re.fullmatch(r"the following arguments are required: (.*)", message)
     if missing:
-        return _wrong(
-            parser, f"{missing[1]} is missing" if "," not in missing[1] else f"{missing[1]} are missing", usage
-        )
+        what = f"{missing[1]} is missing" if "," not in missing[1] else f"{missing[1]} are missing"
+        return _wrong(parser, what, _with_spec(parser, words) or usage)
     choice = re.fullmatch(r"argument ([^:]*): invalid choice: '?(.*?)'? \(choose from (.*)\)", message)
     if choice:
         choices = [word.strip().strip("'") for word in choice[3].split(",")]
         flag, word = choice[1].split("/")[0], choice[2]
         return _wrong(parser, f"{flag} cannot be {word!r}", nearest(word, choices) or f"it is {_either(choices)}")
-    value = re.fullmatch(r"argument ([^:]*): invalid (\w+) value: '(.*)'", message)
-    if value:
-        kind = {"int": "a whole number", "float": "a number"}.get(value[2], value[2])
-        return _wrong(parser, f"{value[1].split('/')[0]} must be {kind}, not {value[3]!r}", usage)
     needs = re.fullmatch(r"argument ([^:]*): expected (.*)", message)
     if needs:
         flag = needs[1].split("/")[0]
         named = next((a for a in parser._actions if flag in a.option_strings or flag == a.metavar), None)
         shown = f"{flag} {named.metavar or named.dest.upper()}" if named else usage
         return _wrong(parser, f"{flag} needs a value", f"write {shown}")
-    return _wrong(parser, message, usage)
+    value = re.fullmatch(r"argument ([^:]*): (.*)", message)
+    return _wrong(parser, f"{value[1].split('/')[0]} {value[2]}" if value else message, usage)
+
+
+def positive(text: str) -> int:
+    """The number that an option takes. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _with_spec(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """A hint for words that begin with a checkpoint where SPEC is expected; "" for others."""
+    if "spec" not in {action.dest for action in parser._actions} or not words or not _is_checkpoint(words[0]):
+        return ""
+    return f"{words[0]!r} is a checkpoint; name a spec before it, or auto: {parser.prog} auto {shlex.join(words)}"
 
 
 def one_line(parser: argparse.ArgumentParser) -> str:
-    """The usage with positional arguments only: `mapspec run SPEC SOURCE OUT [options]`."""
+    """The usage with what is required only: `mapspec run SPEC SOURCE OUT [options]`."""
     places = [a for a in parser._actions if not a.option_strings]
     words = [f"{a.metavar or a.dest}{' ...' * (a.nargs == '+')}" for a in places]
+    needed = [a for a in parser._actions if a.required and a.option_strings]
+    words += [f"{a.option_strings[0]} {a.metavar or a.dest.upper()}" for a in needed]
     return f"usage: {' '.join([parser.prog, *words])} [options]; `{parser.prog} --help` lists the options"
 
 
@@ -97,12 +109,26 @@ def check_places(command: str, spec: str | None, sources: Sequence[Path], others
                    f"name a spec before it, or auto: {typed} ...")  # fmt: skip
         if not find_spec(spec).exists():
             raise Refusal([_no_spec(spec)])
+    if spec is None and (specs := [path for path in sources if path.suffix in _SPECS and path.is_file()]):
+        refuse(str(specs[0]), "this is a YAML file, not a checkpoint", "wrong-usage",
+               f"{command} takes the file or the folder of the weights")  # fmt: skip
     missing = [path for path in [*sources, *others] if not os.path.lexists(path)]
     if missing:
-        raise Refusal(
-            Diagnostic(Span(str(path)), "there is no such file or folder", "unreadable-file", nearest_path(path))
-            for path in missing
-        )
+        raise Refusal(map(_no_file, missing))
+
+
+def check_converted(command: str, spec: str, sources: Sequence[Path], out: Path) -> None:
+    """Raises Refusal if SOURCE is a converted folder, and OUT a checkpoint."""
+    if out.is_file() and len(sources) == 1 and (sources[0] / "config.json").is_file():
+        typed = shlex.join([spec, str(out), str(sources[0])])
+        refuse(str(out), "OUT is a file, and SOURCE a converted folder", "wrong-usage",
+               f"the source comes first: {command} {typed}")  # fmt: skip
+
+
+def _no_file(path: Path) -> Diagnostic:
+    absent = [parent for parent in path.parents if not os.path.lexists(parent)]
+    text = f"there is no folder {str(absent[-1])!r}" if absent else "there is no such file or folder"
+    return Diagnostic(Span(str(path)), text, "unreadable-file", nearest_path(path))
 
 
 def check_specs(words: Sequence[str]) -> None:
@@ -150,12 +176,12 @@ def nearest_path(path: Path) -> str:
         names = sorted(os.listdir(existing))
     except OSError:
         return ""
-    near = nearest(wanted, names, 2)
+    inside = existing == whole.parent
+    near = nearest(wanted, names) or ("" if inside else nearest(whole.name, names))
     if near:
-        words = [os.path.join(os.path.dirname(path), name) for name in names if repr(name) in near]
-        if existing == whole.parent:
-            return f"did you mean {_either([repr(word) for word in words])}?"
-        return f"{str(existing)!r} has {_either([repr(name) for name in names if repr(name) in near])}"
-    shown = str(existing) if path.is_absolute() else os.path.relpath(existing)
-    same = [name for name in names if Path(name).suffix == whole.suffix and whole.suffix]
-    return f"{shown!r} has {listed(same or names, 4)}" if names else f"{shown!r} is empty"
+        name = next(name for name in names if repr(name) in near)
+        return f"did you mean {str((path.parent if inside else Path(os.path.relpath(existing))) / name)!r}?"
+    same = [name for name in names if whole.suffix and Path(name).suffix == whole.suffix]
+    same = same or [f"{name}/" for name in names if not whole.suffix and (existing / name).is_dir()]
+    shown = "this folder" if existing == Path.cwd() else repr(str(existing))
+    return f"{shown} has {listed(same or names, 4)}" if names else f"{shown} is empty"
