@@ -19,6 +19,7 @@ _BASH = """\
 _mapspec() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" command="${{COMP_WORDS[1]}}"
     local options="" valued="" places="" words="" kind="" start=2 place=0 at=0
+    COMPREPLY=()
     case "$command" in
         {commands}) ;;
         *) command=compile; start=1 ;;
