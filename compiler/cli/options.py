@@ -136,11 +136,11 @@ class Notes:
         self.notes.append(note)
         kind = "warning" if isinstance(note, GuessedArgument) else "note"
         paint = painter(sys.stderr)
-        for line in (
-            () if self.silent or isinstance(note, self.without) else sentences(note) if self.verbose else brief(note)
-        ):
-            if self.meter:
-                self.meter.end()
+        if self.silent or isinstance(note, self.without):
+            return
+        if self.meter:
+            self.meter.end()
+        for line in sentences(note) if self.verbose else brief(note):
             print(f"{paint(kind, kind + ':')} {printable(line)}", file=sys.stderr)
 
     def lines(self) -> list[str]:
