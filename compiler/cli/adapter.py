@@ -36,7 +36,7 @@ def adapter(options: argparse.Namespace) -> int:
 
     notes = notes_for(options)
     options.source = [options.base]
-    named = [path for path in (options.adapter, options.config) if path]
+    named = dict.fromkeys((options.adapter, options.config), "unreadable-file")
     usage.check_places("mapspec adapter", options.spec, options.source, named)
     asked = request(options)
     program = named_program(options.spec, asked, notes, person(options))
@@ -62,5 +62,6 @@ def adapter(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"out": str(options.out), "weights": len(pairs), "ranks": ranks, "notes": notes.lines()})
     elif options.quiet < 2:
-        print(f"{options.out}: adapters of {len(pairs)} weights, of rank {', '.join(map(str, ranks))}")
+        place = f"{options.out}{'/' * options.out.is_dir()}"
+        print(f"wrote {place} · adapters of {len(pairs)} weights · rank {', '.join(map(str, ranks))}")
     return 0

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from compiler.cli.options import PROGRAM, Parser
+from compiler.console.usage import CHOSEN
 
 _NAMES = (PROGRAM, "compile")  # of the program
 _BASH = """\
@@ -167,7 +168,7 @@ def _bash(commands: dict[str, _Command], zsh: bool) -> str:
         commands="|".join(commands),
         first=_joined([name for name in commands if name != "compile"]),
         specs=_joined(specs),
-        auto=_joined(["auto", *specs]),
+        auto=_joined([*CHOSEN, *specs]),
         kinds=_joined(_kinds()),
         names=" ".join(_NAMES),
         **{part: "\n".join(text) for part, text in lines.items()},
@@ -191,7 +192,7 @@ def _fish(commands: dict[str, _Command]) -> str:
             when = "__fish_use_subcommand" if command == "compile" else f"'__fish_seen_subcommand_from {command}'"
             start = f"complete -c {name} -n {when}"
             for place in what.places[:1] if command != "compile" else ():
-                words = {"spec": _specs, "auto": lambda: ["auto", *_specs()], "kind": _kinds}
+                words = {"spec": _specs, "auto": lambda: [*CHOSEN, *_specs()], "kind": _kinds}
                 choices = words[place.kind]() if place.kind in words else list(place.choices)
                 lines += [f"{start} -a {_joined(choices)}"] if choices else []
             for flag, word in what.options.items():

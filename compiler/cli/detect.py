@@ -44,7 +44,7 @@ def detect(options: argparse.Namespace) -> int:
     from compiler.jobs.detect import detect as fits_of
     from compiler.jobs.detect import known_specs
 
-    usage.check_places("mapspec detect", None, options.source, [options.config] if options.config else [])
+    usage.check_places("mapspec detect", None, options.source, {options.config: "unreadable-file"})
     paint, columns = painter(sys.stdout), min(100, width(sys.stdout) or 100)
     fits = fits_of(request(options), known_specs(options.specs))
     source = shlex.join(map(str, options.source))

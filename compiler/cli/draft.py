@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 from pathlib import Path
 
 from compiler.cli.options import Parser, notes_for, print_json, request
 from compiler.console import usage
+from compiler.console.terminal import painter
 from compiler.plan.notes import Remark
 
 MOST_PROBLEMS = 5  # that are printed if a draft does not bind
@@ -55,7 +58,7 @@ def draft(options: argparse.Namespace) -> int:
         refuse(str(options.out), what, kind, f"choose {name}")
     if options.reference and options.reference.count(":") != 1:
         refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
-    named = [path for path in (options.config, options.like) if path]
+    named = dict.fromkeys((options.config, options.like), "unreadable-file")
     usage.check_places("mapspec draft", None, options.source, named)
     asked = request(options)
     checkpoint = open_checkpoint(asked.source[0] if len(asked.source) == 1 else list(asked.source), asked.weights)
@@ -91,9 +94,11 @@ def draft(options: argparse.Namespace) -> int:
         print_json({"spec": text, "undecided": proposal.questions, "notes": notes.lines()})
     elif options.out is None:
         print(text, end="")
-    else:
+    elif options.quiet < 2:
         print(f"wrote {options.out}")
     count = len(proposal.questions)
     if count and not options.json:
         notes(Remark(f"{count} question{'s' * (count != 1)} to decide, under 'undecided'"))
+    if options.out is not None and not options.json and not options.quiet:
+        print(painter(sys.stdout)("command", f"next: mapspec {shlex.quote(str(options.out))}"))
     return 0

@@ -44,7 +44,7 @@ def plan(options: argparse.Namespace) -> int:
     from compiler.jobs.prepare import prepare
     from compiler.plan_report.overview import overview
 
-    usage.check_places("mapspec plan", options.spec, options.source, [options.config] if options.config else [])
+    usage.check_places("mapspec plan", options.spec, options.source, {options.config: "unreadable-file"})
     # The view shows the defaults itself.
     notes = Notes(
         options.json or options.html is not None or options.quiet > 0, options.verbose, without=DefaultArguments

@@ -61,6 +61,7 @@ def run_parser() -> Parser:
 def run(options: argparse.Namespace) -> int:
     from compiler.jobs.convert import convert
     from compiler.jobs.detect import named_program
+    from compiler.output import safetensors_layout
     from compiler.output.ranks import from_environment
     from compiler.plan.config_table import config_table
 
@@ -72,8 +73,9 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.parts != 1 and not options.reverse:
         refuse("mapspec run", "--parts is an option of --reverse", "wrong-usage", "add --reverse")
-    named = [path for path in (options.config, options.tokenizer, options.processor) if path]
-    usage.check_places("mapspec run", options.spec, options.source, named)
+    safetensors_layout.parse_size(options.max_shard_size)
+    kinds = {options.tokenizer: "missing-tokenizer", options.processor: "missing-processor"}
+    usage.check_places("mapspec run", options.spec, options.source, {options.config: "unreadable-file", **kinds})
     asked = request(options)
     with Meter(silent=options.json or options.quiet > 0) as meter:
         notes = notes_for(options, meter)

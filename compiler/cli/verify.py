@@ -67,8 +67,8 @@ def add_source_model(parser: argparse.ArgumentParser) -> None:
 def verify(options: argparse.Namespace) -> int:
     from compiler.jobs.detect import named_program
 
-    named = [path for path in (options.config, options.source_config) if path]
-    usage.check_places("mapspec verify", options.spec, options.source, [options.out, *named])
+    named = dict.fromkeys((options.out, options.config, options.source_config), "unreadable-file")
+    usage.check_places("mapspec verify", options.spec, options.source, named)
     usage.check_converted("mapspec verify", options.spec, options.source, options.out)
     asked = request(options)
     with Meter(silent=options.json or options.quiet > 0) as meter:

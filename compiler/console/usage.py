@@ -10,12 +10,14 @@ import argparse
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, nearest, refuse
 from compiler.resources import find_spec, folder
 
+NOTHING: Mapping[Path | None, str] = {}
+CHOSEN = ("auto", "hf")  # words for a spec that is chosen by the source
 _SPECS = (".yaml", ".yml")
 _CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".gguf", ".npz", ".tar")
 
@@ -92,11 +94,14 @@ def _either(words: Sequence[str]) -> str:
 # Files
 
 
-def check_places(command: str, spec: str | None, sources: Sequence[Path], others: Sequence[Path] = ()) -> None:
+def check_places(
+    command: str, spec: str | None, sources: Sequence[Path], others: Mapping[Path | None, str] = NOTHING
+) -> None:
     """Raises Refusal if SPEC is a checkpoint, SOURCE a spec, or a file does not exist; the hint has the words in the right
-    order, or the nearest existing name. `others`: what the options name."""
+    order, or the nearest existing name. `others`: a path that an option names -> the
+    kind of problem if it does not exist."""
     sources = list(sources)
-    if spec is not None and spec != "auto":
+    if spec is not None and spec not in CHOSEN:
         exchanged = [path for path in sources if is_spec(str(path))]
         if exchanged and not is_spec(spec):
             right = [str(exchanged[0]), *(spec if path == exchanged[0] else str(path) for path in sources)]
@@ -112,9 +117,10 @@ def check_places(command: str, spec: str | None, sources: Sequence[Path], others
     if spec is None and (specs := [path for path in sources if path.suffix in _SPECS and path.is_file()]):
         refuse(str(specs[0]), "this is a YAML file, not a checkpoint", "wrong-usage",
                f"{command} takes the file or the folder of the weights")  # fmt: skip
-    missing = [path for path in [*sources, *others] if not os.path.lexists(path)]
+    paths = dict.fromkeys(sources, "unreadable-file") | {p: kind for p, kind in others.items() if p is not None}
+    missing = [(path, kind) for path, kind in paths.items() if not os.path.lexists(path)]
     if missing:
-        raise Refusal(map(_no_file, missing))
+        raise Refusal(_no_file(path, kind) for path, kind in missing)
 
 
 def check_converted(command: str, spec: str, sources: Sequence[Path], out: Path) -> None:
@@ -125,10 +131,10 @@ def check_converted(command: str, spec: str, sources: Sequence[Path], out: Path)
                f"the source comes first: {command} {typed}")  # fmt: skip
 
 
-def _no_file(path: Path) -> Diagnostic:
+def _no_file(path: Path, kind: str) -> Diagnostic:
     absent = [parent for parent in path.parents if not os.path.lexists(parent)]
     text = f"there is no folder {str(absent[-1])!r}" if absent else "there is no such file or folder"
-    return Diagnostic(Span(str(path)), text, "unreadable-file", nearest_path(path))
+    return Diagnostic(Span(str(path)), text, kind, nearest_path(path))
 
 
 def check_specs(words: Sequence[str]) -> None:

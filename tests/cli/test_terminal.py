@@ -203,8 +203,12 @@ def test_a_run_tells_its_phases_and_their_bytes(place: Path, monkeypatch: pytest
             return seen[what].append
 
     monkeypatch.setattr("compiler.cli.run.Meter", Listening)
+    monkeypatch.setattr("compiler.cli.verify.Meter", Listening)
     said(monkeypatch, "run", "small.yaml", "model.safetensors", "out", "--digests", "--no-check")
     assert seen.keys() == {"writing", "hashing"}
+    out, _ = said(monkeypatch, "verify", "small.yaml", "model.safetensors", "out")
+    assert "round trip exact" in out
+    assert seen.keys() == {"writing", "hashing", "comparing"}
     for total, *sizes in seen.values():
         assert sum(sizes) == pytest.approx(total, rel=0.05)
     function: list[int] = []
