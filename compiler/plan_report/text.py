@@ -40,7 +40,7 @@ def text(view: Overview, paint: Paint = _plain, width: int = WIDTH) -> list[str]
     lines += config_lines(view.config_table, paint, width)
     totals = view.totals
     lines += [""]
-    in_table = {row.argument for row in view.config_table}
+    in_table = {row.argument or row.field for row in view.config_table if row.kind in ("default", "guess")}
     if others := [f"{name}={value!r}" for name, value in view.defaults.items() if name not in in_table]:
         lines += _wrapped(f"other defaults used: {', '.join(others)}", width)
     lossy = [line.rule for line in view.lines if line.lossy]
