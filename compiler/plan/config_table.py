@@ -27,12 +27,14 @@ class ConfigRow:
     """A field of config.json. `origin`: where its value comes from, for people, such as `params.json`, `shape of
     wte.weight`, `--set`, `default`, `guess`, `released model NAME` or `spec`. `kind`: the least certain of these places,
     one of "guess", "default", "released model", "facts", "config file", "checkpoint", "--set", "shape", "spec".
+    `argument`: the argument of the spec whose value the field has, which `--set` changes; "" if there is none.
     `repeats`: it is another name for values above, which other versions of Transformers read."""
 
     field: str
     value: Any
     origin: str
     kind: str
+    argument: str = ""
     repeats: bool = False
 
     @property
@@ -48,10 +50,15 @@ def config_table(plan: Plan) -> list[ConfigRow]:
     if plan.reverse:
         return []
     written = config_dialects.config_json(plan.config, model_class="", model_type="", dtype=plan.dtype)
-    rows = [_row(name, written.get(name, value), plan.origins.get(name, ())) for name, value in plan.config.items()]
+    spec = plan.program.spec
+    carried = {field.name: field.carried for field in spec.config if field.carried in spec.arguments}
+    rows = [
+        replace(_row(name, written.get(name, value), plan.origins.get(name, ())), argument=carried.get(name) or "")
+        for name, value in plan.config.items()
+    ]
     for name, value in written.items():
         if name in ("dtype", "torch_dtype") and name not in plan.config:
-            rows.append(ConfigRow(name, value, "weights", Origin.CHECKPOINT.value, name != "dtype"))
+            rows.append(ConfigRow(name, value, "weights", Origin.CHECKPOINT.value, repeats=name != "dtype"))
         elif name not in plan.config and name not in _OF_THE_CLASS:
             rows.append(replace(_row(name, value, _of_other_names(plan, name)), repeats=True))
     return rows

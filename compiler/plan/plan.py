@@ -62,9 +62,7 @@ class Plan:
     places: Mapping[str, Any] = field(default_factory=dict)  # special token -> its position after the ranks
     guesses: Mapping[str, Any] = field(default_factory=dict)  # arguments without a given value -> the spec's guess
     released: tuple[str, ...] = ()  # the released models that gave arguments
-    origins: Mapping[str, tuple[Provenance, ...]] = field(
-        default_factory=dict
-    )  # config field -> where its value is from
+    origins: Mapping[str, tuple[Provenance, ...]] = field(default_factory=dict)  # of the value of each config field
 
     @property
     def targets(self) -> list[TargetTensor]:

@@ -30,7 +30,9 @@ def with_released(
         chosen = [model for model in models if model.name == name]
         if not chosen:
             names = [model.name for model in models]
-            hint = nearest(name, names) or (f"it knows {listed(names, 30)}" if names else "it knows none")
+            hint = nearest(name, names) or (
+                f"it knows {listed(names, 30)}" if names else "leave out --model: the spec lists no released models"
+            )
             refuse("--model", f"{program.spec.name} knows no model {name!r}", "unknown-model", hint)
         return _filled(given, chosen, named=True)
     env = Environment(program, shapes, given)

@@ -22,6 +22,7 @@ from compiler.plan.config_table import ConfigRow, config_table
 from compiler.plan.plan import Group, Plan
 from compiler.plan_report.effect import effect, label
 from compiler.plan_report.row_provenance import Picture, picture
+from compiler.resources import spec_label
 from compiler.transfer.worker import BLOCK, GAP, WINDOW
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -217,9 +218,8 @@ def _line(groups: list[Group], checkpoint: Checkpoint, symbols: _Symbols) -> Lin
 
 
 def _near(path: str) -> str:
-    """The path relative to the working directory if that is shorter."""
-    seen = os.path.relpath(path)
-    return min(path, seen, key=len)
+    """What a person calls a file: a shipped spec by its name, another by the shorter of its two paths."""
+    return min(spec_label(path), os.path.relpath(path), key=len)
 
 
 def _moves(group: Group, checkpoint: Checkpoint) -> tuple[int, int]:

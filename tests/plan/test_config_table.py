@@ -76,6 +76,7 @@ def test_plan_shows_it(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "value": 2,
         "origin": "default",
         "kind": "default",
+        "argument": "num_key_value_heads",
         "repeats": False,
     } in rows
     with pytest.raises(SystemExit):
