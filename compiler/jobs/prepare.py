@@ -35,6 +35,7 @@ from compiler.plan.notes import (
     ignore_note,
 )
 from compiler.plan.plan import Plan
+from compiler.plan.provenance import config_origins
 from compiler.plan.source_checks import check_quantized, integer_tensors, uneven_shapes
 from compiler.plan.source_files import open_source
 from compiler.process import uncollected
@@ -113,6 +114,7 @@ def bind_source(
     env.check()
     check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
+    plan = replace(plan, origins=config_origins(env))
     if program.keep_all and program.spec.target.code is None:  # planning runs no remote code; the class check does
         check_target(plan)
     problems = arguments.contradictions(program, settings.stated, plan.config)
