@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from compiler import packages
-from compiler.cli.options import Notes, Parser, person, print_json, request
+from compiler.cli.options import Parser, notes_for, person, print_json, request
+from compiler.console import usage
 
 
 def adapter_parser() -> Parser:
@@ -34,9 +35,11 @@ def adapter(options: argparse.Namespace) -> int:
     from compiler.output.atomic_output import AtomicOutput
     from compiler.plan.notes import Remark
 
-    packages.need("compile adapter")
-    notes = Notes(silent=options.json)
+    packages.need("mapspec adapter")
+    notes = notes_for(options)
     options.source = [options.base]
+    named = dict.fromkeys((options.adapter, options.config), "unreadable-file")
+    usage.check_places("mapspec adapter", options.spec, options.source, named)
     asked = request(options)
     program = named_program(options.spec, asked, notes, person(options))
     output = AtomicOutput(options.out, options.force, folder=not options.reverse)
@@ -60,6 +63,7 @@ def adapter(options: argparse.Namespace) -> int:
     ranks = sorted({pair.a.shape[0] for pair in pairs.values()})
     if options.json:
         print_json({"out": str(options.out), "weights": len(pairs), "ranks": ranks, "notes": notes.lines()})
-    else:
-        print(f"{options.out}: adapters of {len(pairs)} weights, of rank {', '.join(map(str, ranks))}")
+    elif options.quiet < 2:
+        place = f"{options.out}{'/' * options.out.is_dir()}"
+        print(f"wrote {place} · adapters of {len(pairs)} weights · rank {', '.join(map(str, ranks))}")
     return 0

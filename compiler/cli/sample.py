@@ -1,4 +1,4 @@
-"""`compile sample DIR`: write a small checkpoint to try the commands on."""
+"""`mapspec sample DIR`: write a small checkpoint to try the commands on."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def sample(options: argparse.Namespace) -> int:
         print_json({"out": str(options.out), "files": names})
     else:
         print(f"{options.out}: {', '.join(names)}")
-        print(f"next: compile detect {options.out / 'model.pth'}")
+        print(f"next: mapspec detect {options.out / 'model.pth'}")
     return 0
