@@ -32,7 +32,7 @@ _ANYWHERE = (*_KINDS, THETA[0], SHARE[0])
 
 
 def scaling_faults(program: Program) -> Iterator[Diagnostic]:
-    """Errors: `unknown-field`, `unfilled-field`, `wrong-type`. Kinds that are not in `KEYS` may have any keys."""
+    """Errors: `unknown-field`, `unfilled-field`, `wrong-type`, `wrong-value`. Kinds that are not in `KEYS` may have any keys."""
     for field in program.spec.config:
         if field.name not in FIELDS:
             continue
@@ -92,6 +92,11 @@ def _faults(field: str, known: Mapping[str, Any], places: Mapping[str, Span], wh
         yield Diagnostic(whole, f"{field} has no rope_type, so it would be ignored", "unfilled-field", "name its kind")
     elif not isinstance(kind, str | ast.expr):
         yield Diagnostic(whole, f"{field}: rope_type is {kind!r}, not a text", "wrong-type", f"one of {listed(KEYS)}")
+    for least, most in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
+        one, other = known.get(least), known.get(most)
+        if isinstance(one, int | float) and isinstance(other, int | float) and one >= other:
+            message = f"{field}: {least} is {one}, which is not below {most} = {other}"
+            yield Diagnostic(places.get(least, whole), message, "wrong-value", "are they exchanged?")
     if missing := [key for key in needed if key not in known]:
         message = f"{field}: {kind} scaling needs {listed(missing)}"
         yield Diagnostic(whole, message, "unfilled-field", "set them, even where the default is right")
