@@ -94,6 +94,9 @@ def _faults(field: str, known: Mapping[str, Any], places: Mapping[str, Span], wh
         yield Diagnostic(whole, f"{field}: rope_type is {kind!r}, not a text", "wrong-type", f"one of {listed(KEYS)}")
     for least, most in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
         one, other = known.get(least), known.get(most)
+        if (least in known) != (most in known) and {least, most} <= {*needed, *others}:
+            message = f"{field} sets only one of {least} and {most}"
+            yield Diagnostic(whole, message, "unfilled-field", "set both, even where the default is right")
         if isinstance(one, int | float) and isinstance(other, int | float) and one >= other:
             message = f"{field}: {least} is {one}, which is not below {most} = {other}"
             yield Diagnostic(places.get(least, whole), message, "wrong-value", "are they exchanged?")
