@@ -15,7 +15,8 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo docs docs-serve test coverage mutants test-ecosystem test-page test-oracles originals check regen fuzz bench clean
+.PHONY: env env-4 demo docs docs-serve test coverage mutants campaign test-ecosystem test-page test-oracles originals check \
+	regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -66,6 +67,13 @@ coverage: env
 COUNT ?= 200
 mutants: env
 	$(BIN)/python tests/mutants --count $(COUNT) --seed $(SEED)
+
+# Plausible mistakes in every shipped spec, and what catches each; LOG=FILE to continue a run. COUNT mistakes a spec, 0 for
+# all; SPECS="llama qwen3" for some. About a quarter of a second each.
+SPECS ?=
+campaign: env
+	$(BIN)/python tests/campaign --count $(COUNT) --seed $(SEED) $(if $(SPECS),--specs $(SPECS)) $(if $(LOG),--log $(LOG))
+campaign: COUNT = 30
 
 # Other projects' converters and models, run side by side with the specs on checkpoints of a seed of their own.
 .venv-oracles/ready: tests/recorders/requirements.txt

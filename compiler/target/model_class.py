@@ -47,6 +47,8 @@ _LOOKED_FOR = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
 _UNNEEDED = re.compile(
     r"initial|_std$|_range$|dropout|drop_path|drop_rate|layerdrop|pdrop|^init_|_token(_id)?$|^use_cache$|loss|^tie_|pretraining"
 )
+_COUNT = re.compile(r"(^|_)(layers?|blocks?|experts|depths?)$|^n_layers?$")
+MOST_MODULES = 10_000
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,6 +246,10 @@ def build(found: Any, config: Mapping[str, Any]) -> Any:
     import torch
 
     held = _configure(found, config)
+    for name, value in _counts(held.to_dict()):
+        if value > MOST_MODULES:
+            refuse(found.__name__, f"{name} is {value:,}; a class is built with at most {MOST_MODULES:,} layers or experts",
+                   "unbuildable-target", "compare it with the checkpoint")  # fmt: skip
     try:
         with torch.device("meta"):
             model = found(held)
@@ -252,6 +258,15 @@ def build(found: Any, config: Mapping[str, Any]) -> Any:
         return model
     except Exception as error:
         _unbuildable(found.__name__, error)
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The numbers of layers and experts in a config, also in its nested configs: each is so many modules to build."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _counts(value)
+        elif isinstance(value, int) and _COUNT.search(name):
+            yield name, value
 
 
 def _signature(model: Any) -> ClassSignature:
