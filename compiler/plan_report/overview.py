@@ -262,7 +262,7 @@ def _name(folded: _Folded) -> str:
 
 def op_text(op: Op) -> str:
     """An op, close to how a spec writes it."""
-    given = {name: value for name, value in vars(op).items() if value is not None}
+    given = {name: value for name, value in vars(op).items() if value is not None and value is not False}
     if "left" in given:
         sizes = ", ".join(f"{name}: {_number(size)}" for name, size in given["sizes"])
         some = f" only {list(given['only'])}" if given["only"] else ""

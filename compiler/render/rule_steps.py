@@ -1,6 +1,6 @@
 """The statements that apply the ops of one rule: what it pops, calls, loops over and yields.
 
-A `stack` is a list over an index, an `unstack` a loop, and what is between two of them one call.
+A `stack` is a list over an index, an `unstack` a loop, a `copy` a variable, and what is between two of them one call.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from compiler.language.name_pattern import Hole, Pattern
 from compiler.ops.algebra import Op
-from compiler.ops.structural import Stack, Unstack
+from compiler.ops.structural import Copy, Stack, Unstack
 from compiler.program.program import Rule
 from compiler.render.index_range import IndexRange
 from compiler.render.python_source import f_string
@@ -75,6 +75,8 @@ class RuleSteps:
                 self.stack(op)
             elif isinstance(op, Unstack):
                 self.unstack(op)
+            elif isinstance(op, Copy):
+                self.copy(op)
             else:
                 self.slots, _ = op.arity(self.slots, ())
                 self.segment.append(op)
@@ -115,6 +117,13 @@ class RuleSteps:
         self.depth += 1
         self.taken += parts
         self.tensors, self.popped = parts, False
+
+    def copy(self, op: Copy) -> None:
+        (code,) = self.finish(self.sources[:1])
+        if not code.isidentifier():
+            self.block.items.append(f"{self.sources[0]} = {code}")
+            code = self.sources[0]
+        self.tensors, self.popped, self.slots = [code] * op.parts, False, op.parts
 
     def parts(self) -> list[str]:
         """Variables for the tensors at this point."""
