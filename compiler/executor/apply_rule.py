@@ -24,17 +24,10 @@ def transformed(group: Group, load: Callable[[str], Any]) -> Bundle[Any]:
     bundle: Any = group.sources.map(load)
     for op in group.ops:
         bundle = op.apply(bundle, TorchAlgebra())
-    return bundle  # type: ignore[no-any-return]
+    return bundle
 
 
 def applied(group: Group, load: Callable[[str], Any]) -> dict[str, Any]:
     """Target name -> tensor, from the tensors that `load` returns for the source names."""
     slots = zip(transformed(group, load).slots, group.targets.slots, strict=True)
     return {target.name: slot[key].contiguous() for slot, targets in slots for key, target in targets.items()}
-
-
-def same_bits(one: Any, other: Any) -> bool:
-    """Whether two torch tensors of one dtype and shape have the same bits; a NaN equals itself."""
-    import torch
-
-    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other)))

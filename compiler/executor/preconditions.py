@@ -13,7 +13,7 @@ from operator import eq
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
 from compiler.diagnostics import Report, listed, refuse
-from compiler.executor.apply_rule import loaded, same_bits, transformed
+from compiler.executor.apply_rule import loaded, transformed
 from compiler.ops.structural import Cast, Copy
 from compiler.plan.plan import Group, Plan
 
@@ -59,12 +59,14 @@ def _unequal_copies(group: Group, checkpoint: Checkpoint) -> Iterator[tuple[str,
         pairs = [(names[0][key], name) for slot in names[1:] for key, name in slot.items()]
         yield from ((one, other) for one, other in pairs if not equal_tensors(checkpoint, one, other))
         return
+    from compiler.ops import kernels
+
     first, *others = transformed(group, lambda name: loaded(checkpoint.tensors[name])).slots
     if len(names) != len(others) + 1:  # parts of one tensor
-        names = tuple({key: f"part {n} of {group.source_names[0]}" for key in first} for n in range(len(others) + 1))
+        names = tuple(dict.fromkeys(first, f"part {n} of {group.source_names[0]}") for n in range(len(others) + 1))
     for slot, label in zip(others, names[1:], strict=True):
         for key, tensor in slot.items():
-            if not same_bits(first[key], tensor):
+            if kernels.bytes_of(first[key]) != kernels.bytes_of(tensor):
                 yield names[0].get(key, listed(names[0].values())), label.get(key, listed(label.values()))
 
 

@@ -268,7 +268,11 @@ def op_text(op: Op) -> str:
         some = f" only {list(given['only'])}" if given["only"] else ""
         return f"{op.word} {op}" + (f" {{{sizes}}}" if sizes else "") + some
     parts = [
-        f"[{', '.join(map(_number, value))}]" if isinstance(value, tuple) else f"{name} {_number(value)}"
+        name
+        if value is True
+        else f"[{', '.join(map(_number, value))}]"
+        if isinstance(value, tuple)
+        else f"{name} {_number(value)}"
         for name, value in given.items()
         if not (name == "parts" and given.get("sizes"))
     ]

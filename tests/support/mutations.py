@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compiler.ops.algebra import Bundle, Op, OpError, ShapeAlgebra
 from compiler.ops.kernels import TorchAlgebra
-from compiler.ops.structural import Concat, Rearrange, Split
+from compiler.ops.structural import Concat, Copy, Rearrange, Split
 from compiler.plan.bind import sources_map
 from compiler.plan.plan import Group, Plan
 
@@ -116,7 +116,8 @@ def _other_ops(ops: Sequence[Op]) -> Iterator[tuple[str, tuple[Op, ...]]]:
         yield "without its steps", ()
     for n, op in enumerate(ops):
         before, after = tuple(ops[:n]), tuple(ops[n + 1 :])
-        yield f"without step {n}", (*before, *after)
+        if not isinstance(op, Copy):
+            yield f"without step {n}", (*before, *after)
         if isinstance(op, Rearrange):
             yield f"step {n} backwards", (*before, op.inverse(), *after)
             for one in op.only:
