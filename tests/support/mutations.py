@@ -203,9 +203,14 @@ def _names_exchanged(plan: Plan, rules: Sequence[Groups]) -> Iterator[Mutant]:
     for (name, first), (other, second) in combinations(kinds, 2):
         if [g.target_list[0].shape for g in first] == [g.target_list[0].shape for g in second]:
             pairs = list(zip(first, second, strict=True))
-            changed = {id(a): replace(a, targets=b.targets) for a, b in pairs}
-            changed |= {id(b): replace(b, targets=a.targets) for a, b in pairs}
+            changed = {id(a): _named_as(a, b) for a, b in pairs} | {id(b): _named_as(b, a) for a, b in pairs}
             yield Mutant(f"{name} and {other} exchanged", _with(plan, changed))
+
+
+def _named_as(group: Group, other: Group) -> Group:
+    """A group of one target that writes it under the name of the other's."""
+    (name,) = (target.name for target in other.target_list)
+    return replace(group, targets=group.targets.map(lambda target: replace(target, name=name)))
 
 
 def _captures(group: Group) -> dict[str, str]:
