@@ -25,7 +25,7 @@ BASE: dict[str, Any] = {
 EXAMPLES: dict[str, tuple[tuple[str, dict[str, Any], str], ...]] = {
     "embedding": (
         ("embedding: {positions: learned, dropout: true}", {"positions": "learned", "dropout": True}, "Model"),
-        ("embedding: {norm: true}", {"norm": True}, "Model"),
+        ("embedding: {norm: true, smear: true}", {"norm": True, "smear": True}, "Model"),
     ),
     "norm": (
         ("norm: rms", {"kind": "rms"}, "RMSNorm"),
@@ -48,6 +48,11 @@ EXAMPLES: dict[str, tuple[tuple[str, dict[str, Any], str], ...]] = {
             {"kind": "grouped_query", "rope": "half", "window": True},
             "Attention",
         ),
+        (
+            "attention: {kind: grouped_query, rope: half, value_embedding: gated}",
+            {"kind": "grouped_query", "rope": "half", "value_embedding": "gated"},
+            "Model",
+        ),
         ("attention: {kind: fused, rope: half}", {"kind": "fused", "rope": "half"}, "Attention"),
     ),
     "mlp": (
@@ -57,6 +62,13 @@ EXAMPLES: dict[str, tuple[tuple[str, dict[str, Any], str], ...]] = {
     "moe": (
         ("moe: {kind: softmax_topk, when: use_moe}", {"kind": "softmax_topk", "when": "use_moe"}, "SparseMLP"),
         ("moe: {kind: softmax_topk_shared}", {"kind": "softmax_topk_shared"}, "SparseMLP"),
+    ),
+    "residual": (
+        (
+            "residual: {scale: true, embedding: true, subtract: true}",
+            {"scale": True, "embedding": True, "subtract": True},
+            "Model",
+        ),
     ),
     "head": (("head: {softcap: true}", {"softcap": True}, "ForCausalLM"),),
 }

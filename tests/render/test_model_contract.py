@@ -698,7 +698,9 @@ def test_resize_token_embeddings(model: Any, size: int, tmp_path: Path) -> None:
 
 def test_compile(model: Any) -> None:
     """The model is one graph, with and without experts."""
-    assert type(model)._can_compile_fullgraph != hasattr(model.base_model, "smear_scale")  # which makes a layer of the cache
+    assert type(model)._can_compile_fullgraph != hasattr(
+        model.base_model, "smear_scale"
+    )  # which makes a layer of the cache
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
     close(logits(model, ids()), logits(compiled, ids(), use_cache=False))

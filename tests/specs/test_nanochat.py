@@ -57,9 +57,7 @@ def test_generate_continues_as_the_original(folders: dict[str, Path], tmp_path: 
     """With a dynamic and a static cache and without one, by beams, and beside a shorter text."""
     words = [str(word) for case in (WINDOWED, PADDED) for word in (folders[case.name], case.golden)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [python, "-c", GENERATE, *words], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([python, "-c", GENERATE, *words], env=environment, capture_output=True, text=True, check=True)
     for case, found in zip((WINDOWED, PADDED), json.loads(done.stdout.splitlines()[-1]), strict=True):
         original = json.loads((case.folder / "expected" / "generated.json").read_text())
         assert found["cached"] == found["uncached"] == found["static"] == [original], case.name
