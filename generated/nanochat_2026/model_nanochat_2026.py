@@ -166,9 +166,10 @@ class NanoChat2026Attention(nn.Module):
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         if value_embedding is not None:
+            added = value_embedding.view(shape).transpose(1, 2).to(value.dtype)
             gate = self.value_gate(hidden_states[..., : self.config.value_gate_channels])
             gate = self.config.value_gate_scale * gate.sigmoid()  # batch length heads
-            value = value + gate.transpose(1, 2).unsqueeze(-1) * value_embedding.view(shape).transpose(1, 2)
+            value = value + gate.transpose(1, 2).unsqueeze(-1) * added
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         query, key = self.q_norm(query), self.k_norm(key)
         if cache is not None:
@@ -381,6 +382,7 @@ class NanoChat2026Model(NanoChat2026PreTrainedModel):
         hidden_states = hidden_states + self.smear_scale.weight * gate * before
         embedded = hidden_states
         rotary = rotary_embedding(self.config, position_ids)
+        value_embeddings = {number: table(input_ids) for number, table in self.value_embeddings.items()}
         all_hidden_states: Any = () if output_hidden_states else None
         all_attentions: Any = () if output_attentions else None
         for number, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
@@ -388,7 +390,6 @@ class NanoChat2026Model(NanoChat2026PreTrainedModel):
                 all_hidden_states = (*all_hidden_states, hidden_states)
             hidden_states = self.residual_scales.weight[number] * hidden_states
             hidden_states = hidden_states + self.embedding_scales.weight[number] * embedded
-            table = self.value_embeddings[str(number)] if str(number) in self.value_embeddings else None
             hidden_states, weights = layer(
                 hidden_states,
                 attention_mask=masks[kind],
@@ -396,7 +397,7 @@ class NanoChat2026Model(NanoChat2026PreTrainedModel):
                 position_ids=position_ids,
                 cache=cache,
                 cache_position=cache_position,
-                value_embedding=None if table is None else table(input_ids).to(hidden_states.dtype),
+                value_embedding=value_embeddings.get(str(number)),
                 **kwargs,
             )
             if number == self.config.subtracted_layer:

@@ -110,7 +110,7 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_a_wrong_argument_changes_the_logits(tmp_path: Path) -> None:
     """`--set` comes before the file that the trainer wrote. A wrong number of heads contradicts that file."""
     assert WINDOWED.golden
-    with pytest.raises(Refusal, match="n_kv_head = 2 .* but the checkpoint has 1"):
+    with pytest.raises(Refusal, match=r"n_kv_head = 2 .* but the checkpoint has 1"):
         convert(WINDOWED.program, replace(WINDOWED.request, assigned={"n_head": 2}), tmp_path / "heads")
     for name, wrong in WRONG.items():
         convert(WINDOWED.program, replace(WINDOWED.request, assigned=wrong), tmp_path / name)
