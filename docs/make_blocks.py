@@ -13,6 +13,7 @@ from typing import Any
 
 from compiler.render.remote_code.blocks import BLOCKS, NAMES, required_fields, with_defaults
 from compiler.render.remote_code.render import CustomModel, render_custom
+from compiler.templating import formatted
 
 PAGE = Path(__file__).parent / "blocks.md"
 # The smallest architecture, to which each example adds its block.
@@ -184,7 +185,7 @@ def page() -> str:
         text += f"## {block}\n\n{schema['description']}\n\n{''.join(options(schema))}\n"
         for yaml, value, part in examples:
             code = render_custom(architecture(block, value))["model_example.py"]
-            rows = "".join(f"self.{name} = {made}\n" for name, made in modules(code, f"Example{part}"))
+            rows = formatted("".join(f"self.{name} = {made}\n" for name, made in modules(code, f"Example{part}")))
             fields = ", ".join(f"`{name}`" for name in fields_of(block, value))
             text += f"```yaml\n{yaml}\n```\n\n"
             text += f"Config fields: {fields}. " if fields else ""

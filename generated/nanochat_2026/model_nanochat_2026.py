@@ -250,12 +250,14 @@ def previous_states(
             for name in ("is_compileable", "max_batch_size", "max_cache_len"):
                 if hasattr(cache.layers[0], name):  # a static cache stays one
                     setattr(cache.layers[-1], name, getattr(cache.layers[0], name))
-        layer, seen = cache.layers[number], int(cache.get_seq_length())
+        layer: Any = cache.layers[number]
+        seen = int(cache.get_seq_length())
         if layer.get_seq_length() < seen:
             raise ValueError("the cache does not have the states of earlier tokens: fill it with this model")
         if layer.get_seq_length() > seen:  # of a cache that was reset
             layer.keys, layer.values = layer.keys[:, :, :seen], layer.values[:, :, :seen]
-        known = layer.update(states[:, None], states[:, None, :, :0])[0][:, 0]
+        known, _ = layer.update(states[:, None], states[:, None, :, :0])
+        known = known[:, 0]
     length = states.shape[1]
     exists = position_ids > 0
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
@@ -291,7 +293,7 @@ class NanoChat2026PreTrainedModel(PreTrainedModel):
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As `PreTrainedModel`, for the value embeddings too."""
         resized = super().resize_token_embeddings(*args, **kwargs)
-        tables = self.base_model.value_embeddings
+        tables: Any = self.base_model.value_embeddings
         for name in tables:
             tables[name] = self._get_resized_embeddings(tables[name], resized.num_embeddings)
         return resized
