@@ -164,7 +164,13 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
     if f.vocab_size % 64 == 0:
         valued_numbers = [
             valued
-            for valued in range(len(matches(source, r"value_embeds\.\d+\.weight")))
+            for valued in range(
+                max(
+                    (int(match["valued"]) for match in matches(source, r"value_embeds\.(?P<valued>\d+)\.weight")),
+                    default=-1,
+                )
+                + 1
+            )
             if valued % 2 == (f.num_hidden_layers - 1) % 2
         ]
         if not valued_numbers:
@@ -176,7 +182,13 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
     if f.vocab_size % 64 > 0:
         valued_numbers = [
             valued
-            for valued in range(len(matches(source, r"value_embeds\.\d+\.weight")))
+            for valued in range(
+                max(
+                    (int(match["valued"]) for match in matches(source, r"value_embeds\.(?P<valued>\d+)\.weight")),
+                    default=-1,
+                )
+                + 1
+            )
             if valued % 2 == (f.num_hidden_layers - 1) % 2
         ]
         if not valued_numbers:
