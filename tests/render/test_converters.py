@@ -690,6 +690,10 @@ RULES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         | {f"h.{i}.{p}": (1, 3) for i in (2, 3, 4) for p in "abv"}
         | {f"t.{i}.w": (2,) for i in range(3)},
     ),
+    "a guard that leaves out numbers": (
+        "indices: {odd: odd % n == 1}\nrename: {'h.{odd}.w': 'l.{odd}.w'}",
+        {"h.1.w": (2,), "h.3.w": (2,), "h.5.w": (2,)},
+    ),
     "tie and ignore": (
         "rename: {'h.{i}.w': 'l.{i}.w'}\ntie: {'t.{i}.w': 'h.{i}.w'}\nignore: {'/junk.*/': not needed}",
         {"h.0.w": (2,), "h.1.w": (2,), "t.0.w": (2,), "t.1.w": (2,), "junk.x": (9,)},
