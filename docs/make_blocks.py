@@ -13,6 +13,7 @@ from typing import Any
 
 from compiler.render.remote_code.blocks import BLOCKS, NAMES, required_fields, with_defaults
 from compiler.render.remote_code.render import CustomModel, render_custom
+from compiler.templating import formatted
 
 PAGE = Path(__file__).parent / "blocks.md"
 # The smallest architecture, to which each example adds its block.
@@ -25,7 +26,7 @@ BASE: dict[str, Any] = {
 EXAMPLES: dict[str, tuple[tuple[str, dict[str, Any], str], ...]] = {
     "embedding": (
         ("embedding: {positions: learned, dropout: true}", {"positions": "learned", "dropout": True}, "Model"),
-        ("embedding: {norm: true}", {"norm": True}, "Model"),
+        ("embedding: {norm: true, smear: true}", {"norm": True, "smear": True}, "Model"),
     ),
     "norm": (
         ("norm: rms", {"kind": "rms"}, "RMSNorm"),
@@ -48,6 +49,11 @@ EXAMPLES: dict[str, tuple[tuple[str, dict[str, Any], str], ...]] = {
             {"kind": "grouped_query", "rope": "half", "window": True},
             "Attention",
         ),
+        (
+            "attention: {kind: grouped_query, rope: half, value_embedding: gated}",
+            {"kind": "grouped_query", "rope": "half", "value_embedding": "gated"},
+            "Model",
+        ),
         ("attention: {kind: fused, rope: half}", {"kind": "fused", "rope": "half"}, "Attention"),
     ),
     "mlp": (
@@ -57,6 +63,13 @@ EXAMPLES: dict[str, tuple[tuple[str, dict[str, Any], str], ...]] = {
     "moe": (
         ("moe: {kind: softmax_topk, when: use_moe}", {"kind": "softmax_topk", "when": "use_moe"}, "SparseMLP"),
         ("moe: {kind: softmax_topk_shared}", {"kind": "softmax_topk_shared"}, "SparseMLP"),
+    ),
+    "residual": (
+        (
+            "residual: {scale: true, embedding: true, subtract: true}",
+            {"scale": True, "embedding": True, "subtract": True},
+            "Model",
+        ),
     ),
     "head": (("head: {softcap: true}", {"softcap": True}, "ForCausalLM"),),
 }
@@ -172,7 +185,7 @@ def page() -> str:
         text += f"## {block}\n\n{schema['description']}\n\n{''.join(options(schema))}\n"
         for yaml, value, part in examples:
             code = render_custom(architecture(block, value))["model_example.py"]
-            rows = "".join(f"self.{name} = {made}\n" for name, made in modules(code, f"Example{part}"))
+            rows = formatted("".join(f"self.{name} = {made}\n" for name, made in modules(code, f"Example{part}")))
             fields = ", ".join(f"`{name}`" for name in fields_of(block, value))
             text += f"```yaml\n{yaml}\n```\n\n"
             text += f"Config fields: {fields}. " if fields else ""

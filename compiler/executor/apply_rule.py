@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
+from compiler.ops.algebra import Bundle
 from compiler.plan.plan import Group
 
 
@@ -16,12 +17,17 @@ def loaded(tensor: Tensor | Joined) -> Any:
     return tensor_of(read_bytes(tensor), tensor.dtype, tuple(tensor.shape))
 
 
-def applied(group: Group, load: Callable[[str], Any]) -> dict[str, Any]:
-    """Target name -> tensor, from the tensors that `load` returns for the source names."""
+def transformed(group: Group, load: Callable[[str], Any]) -> Bundle[Any]:
+    """What the ops of a group make of the tensors that `load` returns for the source names."""
     from compiler.ops.kernels import TorchAlgebra
 
     bundle: Any = group.sources.map(load)
     for op in group.ops:
         bundle = op.apply(bundle, TorchAlgebra())
-    slots = zip(bundle.slots, group.targets.slots, strict=True)
+    return bundle
+
+
+def applied(group: Group, load: Callable[[str], Any]) -> dict[str, Any]:
+    """Target name -> tensor, from the tensors that `load` returns for the source names."""
+    slots = zip(transformed(group, load).slots, group.targets.slots, strict=True)
     return {target.name: slot[key].contiguous() for slot, targets in slots for key, target in targets.items()}

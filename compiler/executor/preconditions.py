@@ -1,14 +1,23 @@
-"""Checks before anything is written: tied tensors are equal, and dropped constants have their value.
+"""Checks before anything is written: tied tensors and copies are equal, and dropped constants have their value.
 
 Compares the stored bytes of a Plan's sources. Raises Refusal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import starmap
+from operator import eq
+
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import read_bytes
-from compiler.diagnostics import Report, refuse
-from compiler.plan.plan import Plan
+from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
+from compiler.diagnostics import Report, listed, refuse
+from compiler.executor.apply_rule import loaded, transformed
+from compiler.ops.structural import Cast, Copy
+from compiler.plan.plan import Group, Plan
+
+BLOCK = 4 << 20  # bytes of each of two tensors that are compared at a time
 
 
 def check_constants(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -27,6 +36,40 @@ def check_constants(plan: Plan, checkpoint: Checkpoint) -> None:
     report.settle()
 
 
+def check_copies(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Compare, bit for bit, the tensors that the reverse makes one of. Raises Refusal with all that differ."""
+    report = Report()
+    for group in plan.groups:
+        for n, op in enumerate(group.ops):
+            if isinstance(op, Copy) and op.back:
+                for one, other in _unequal_copies(replace(group, ops=group.ops[:n]), checkpoint):
+                    report.add(
+                        group.rule.span,
+                        f"{other} differs from {one}, but the rule {group.rule.name} makes both of one tensor",
+                        "unequal-copies",
+                        "was the model trained after the conversion? Then it cannot be converted back",
+                    )
+    report.settle()
+
+
+def _unequal_copies(group: Group, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """The names of a first and of another tensor that the ops of a group leave different."""
+    names = group.sources.slots
+    if all(isinstance(op, Cast) for op in group.ops):
+        pairs = [(names[0][key], name) for slot in names[1:] for key, name in slot.items()]
+        yield from ((one, other) for one, other in pairs if not equal_tensors(checkpoint, one, other))
+        return
+    from compiler.ops import kernels
+
+    first, *others = transformed(group, lambda name: loaded(checkpoint.tensors[name])).slots
+    if len(names) != len(others) + 1:  # parts of one tensor
+        names = tuple(dict.fromkeys(first, f"part {n} of {group.source_names[0]}") for n in range(len(others) + 1))
+    for slot, label in zip(others, names[1:], strict=True):
+        for key, tensor in slot.items():
+            if kernels.bytes_of(first[key]) != kernels.bytes_of(tensor):
+                yield names[0].get(key, listed(names[0].values())), label.get(key, listed(label.values()))
+
+
 def _is_constant(dtype: str, shape: tuple[int, ...], data: bytearray, fill: float) -> bool:
     from compiler.ops import kernels
 
@@ -37,7 +80,20 @@ def _is_constant(dtype: str, shape: tuple[int, ...], data: bytearray, fill: floa
 def equal_tensors(checkpoint: Checkpoint, one: str, other: str) -> bool:
     """Whether two tensors of a checkpoint have the same dtype, shape and bytes."""
     a, b = checkpoint.tensors[one], checkpoint.tensors[other]
-    return a.region == b.region or ((a.dtype, a.shape) == (b.dtype, b.shape) and read_bytes(a) == read_bytes(b))
+    if a.region == b.region:
+        return True
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and all(starmap(eq, zip(_blocks(a), _blocks(b), strict=True)))
+
+
+def _blocks(tensor: Tensor | Joined) -> Iterator[bytearray]:
+    """The bytes of a tensor, some of its rows at a time; those of a joined tensor at once."""
+    if isinstance(tensor, Joined) or not tensor.shape:
+        yield read_bytes(tensor)
+        return
+    height = tensor.shape[0]
+    rows = max(1, BLOCK * height // max(1, tensor.nbytes))
+    for start in range(0, height, rows):
+        yield read_bytes(tensor.narrow(0, start, min(rows, height - start)))
 
 
 def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:

@@ -18,7 +18,7 @@ from compiler.diagnostics import listed, nearest, refuse
 from compiler.executor.apply_rule import applied
 from compiler.jobs.peft_format import MERGE, Adapter, Pair
 from compiler.ops.algebra import OpError
-from compiler.ops.structural import Cast
+from compiler.ops.structural import Cast, Copy
 from compiler.plan.plan import Group, Plan
 from compiler.program.environment import TensorTable
 
@@ -64,6 +64,8 @@ def _convert_group(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -
 
     bare = replace(group, ops=tuple(op for op in group.ops if not isinstance(op, Cast)))
     adapted = [name for name in group.source_names if name in pairs]
+    if any(isinstance(op, Copy) and op.back for op in group.ops) and not _all_equal(group, pairs):
+        _refuse(group, "it makes one matrix of several, whose adapters differ")
     ranks = [pairs[name].a.shape[0] for name in adapted]
     starts = dict(zip(adapted, (sum(ranks[:n]) for n in range(len(ranks))), strict=True))
     if any(pairs[name].a.shape[1] != base[adapted[0]].shape[1] for name in adapted):
@@ -94,6 +96,16 @@ def _convert_group(group: Group, base: TensorTable, pairs: Mapping[str, Pair]) -
             pair = Pair(joined[columns].contiguous(), rows)
             converted[name] = pair.transposed if transposed else pair
     return converted
+
+
+def _all_equal(group: Group, pairs: Mapping[str, Pair]) -> bool:
+    """Whether every source of a group has the same adapter."""
+    first, *others = (pairs.get(name) for name in group.source_names)
+    return all(one is not None and first is not None and _same(one, first) for one in others)
+
+
+def _same(one: Pair, other: Pair) -> bool:
+    return one.a.equal(other.a) and one.b.equal(other.b)
 
 
 def _product(b: Any, a: Any) -> Any:

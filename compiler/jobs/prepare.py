@@ -90,6 +90,7 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
     try:
         if request.compare:
             preconditions.check_ties(plan, checkpoint)
+            preconditions.check_copies(plan, checkpoint)
             preconditions.check_constants(plan, checkpoint)
     except Refusal:
         verify(checkpoint)  # a damaged file explains any difference

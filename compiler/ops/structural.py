@@ -126,6 +126,38 @@ class Concat(Op):
 
 
 @dataclass(frozen=True)
+class Copy(Op):
+    """Make `parts` equal tensors of one; with `back` the inverse: of `parts` tensors with the same bits, one. A reversed
+    conversion compares them before it writes anything."""
+
+    word: ClassVar[str] = "copy"
+    parts: int
+    back: bool = False
+
+    def arity(self, slots: int, holes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        taken, made = (self.parts, 1) if self.back else (1, self.parts)
+        if slots != taken:
+            raise OpError(f"copy takes {'one tensor' if taken == 1 else f'{taken} tensors'}, not {slots}")
+        return made, holes
+
+    def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(dtypes)) > 1:
+            raise OpError(f"copies of different dtypes: {', '.join(sorted(set(dtypes)))}")
+        return dtypes[:1] if self.back else dtypes * self.parts
+
+    def apply(self, bundle: Bundle[T], algebra: Algebra[T]) -> Bundle[T]:
+        if not self.back:
+            return replace(bundle, slots=bundle.slots * self.parts)
+        for key in bundle.slots[0]:
+            if len(shapes := dict.fromkeys(algebra.shape(slot[key]) for slot in bundle.slots)) > 1:
+                raise OpError(f"copies of one tensor must have one shape, not {', '.join(map(shown, shapes))}")
+        return replace(bundle, slots=bundle.slots[:1])
+
+    def inverse(self) -> Op:
+        return replace(self, back=not self.back)
+
+
+@dataclass(frozen=True)
 class Stack(Op):
     """Fold an index of the names into a new axis, in numeric order from 0 without a gap."""
 
@@ -272,6 +304,7 @@ class Cast(Op):
 READERS = {
     "split": StepReader(Split.read, ("sizes", "parts")),
     "concat": StepReader(Concat.read, ("sizes",)),
+    "copy": StepReader(lambda written: Copy(written.value)),
     "stack": StepReader(lambda written: Stack(written.value, written.modifier("axis", 0)), ("axis",)),
     "unstack": StepReader(lambda written: Unstack(written.value, written.modifier("axis", 0)), ("axis",)),
     "cast": StepReader(lambda written: Cast(written.value)),

@@ -271,13 +271,17 @@ def _name(folded: _Folded) -> str:
 
 def op_text(op: Op) -> str:
     """An op, close to how a spec writes it."""
-    given = {name: value for name, value in vars(op).items() if value is not None}
+    given = {name: value for name, value in vars(op).items() if value is not None and value is not False}
     if "left" in given:
         sizes = ", ".join(f"{name}: {_number(size)}" for name, size in given["sizes"])
         some = f" only {list(given['only'])}" if given["only"] else ""
         return f"{op.word} {op}" + (f" {{{sizes}}}" if sizes else "") + some
     parts = [
-        f"[{', '.join(map(_number, value))}]" if isinstance(value, tuple) else f"{name} {_number(value)}"
+        name
+        if value is True
+        else f"[{', '.join(map(_number, value))}]"
+        if isinstance(value, tuple)
+        else f"{name} {_number(value)}"
         for name, value in given.items()
         if not (name == "parts" and given.get("sizes"))
     ]

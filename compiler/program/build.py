@@ -159,7 +159,7 @@ class _Builder:
                 transform.targets[0].pattern.span,
                 f"{transform.name}: the ops make {slots} tensor{'s' * (slots != 1)}, but 'to' has {len(written)} name{'s' * (len(written) != 1)}",
                 "op-mismatch",
-                "check the sizes or parts of the last split, or the names under 'to'",
+                "check the sizes or parts of the last split, the number of copies, or the names under 'to'",
             )
         if len(self.report.diagnostics) > before:
             return None

@@ -46,10 +46,10 @@ class SourceShapes:
                         text = source.fill({h: captures.get(h, "0") for h in source.holes})
                         if rule not in self.readers.setdefault(text, []):
                             self.readers[text].append(rule)
-                        if rule.steps:
-                            self.names[text] = rule
-                        else:
+                        if rule.keeps_shape:
                             self.known[text] = TensorShape(shape)
+                        else:
+                            self.names[text] = rule
         if program.keep_all:
             written = [pattern for rule in program.rules for pattern in rule.targets]
             self.known |= {
@@ -83,7 +83,7 @@ class SourceShapes:
             raise LookupError(reason)
         self.deciding.add(name)
         try:
-            return self.holds is not None and any(self.holds(r.when) for r in self.readers[name] if r.steps)
+            return self.holds is not None and any(self.holds(r.when) for r in self.readers[name] if not r.keeps_shape)
         except Refusal:
             raise LookupError(f"{reason}; give the fact a value") from None
         finally:

@@ -10,6 +10,7 @@ from compiler.language.expression import Expr
 from compiler.language.name_pattern import Pattern
 from compiler.language.spec import Spec
 from compiler.ops.algebra import Op
+from compiler.ops.structural import Copy
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Rule:
         if loose := next((p for p in self.sources if p.free_parts), None):
             return f"{loose} matches texts that no index captures, so the source name cannot be restored"
         return ""
+
+    @cached_property
+    def keeps_shape(self) -> bool:
+        """Whether every target has the shape of its source: the rule only renames or copies."""
+        return all(isinstance(op, Copy) for op, _ in self.steps)
 
     def reversed(self) -> Rule:
         """The inverse rule."""

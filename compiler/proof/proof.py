@@ -277,14 +277,14 @@ def _check_ties(program: Program, env: Environment, ties: Mapping[str, str]) -> 
         )
         report.settle()
     for tie in active if ties else ():
-        for written in _written(program, env, tie.owner):
-            if written not in ties.values():
-                report.add(
-                    tie.owner.span,
-                    f"{tie.alias} is tied to {tie.owner}, but {program.spec.target.class_name} ties "
-                    + listed(f"{alias} = {owner}" for alias, owner in ties.items()),
-                    "untied-target",
-                )
+        written = _written(program, env, tie.owner)
+        if written and not any(name in ties.values() for name in written):
+            report.add(
+                tie.owner.span,
+                f"{tie.alias} is tied to {tie.owner}, but {program.spec.target.class_name} ties "
+                + listed(f"{alias} = {owner}" for alias, owner in ties.items()),
+                "untied-target",
+            )
     report.settle()
 
 
@@ -292,6 +292,6 @@ def _written(program: Program, env: Environment, source: Pattern) -> list[str]:
     """The target names of one source tensor that no op changes."""
     if not source.is_name:
         return []
-    rules = [r for r in program.rules if not r.steps and env.holds(r.when)]
+    rules = [r for r in program.rules if r.keeps_shape and env.holds(r.when)]
     found = [(rule, captures) for rule in rules if (captures := env.match(rule.sources[0], source.text)) is not None]
-    return [rule.targets[0].fill(captures) for rule, captures in found]
+    return [target.fill(captures) for rule, captures in found for target in rule.targets]

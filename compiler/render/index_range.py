@@ -86,7 +86,7 @@ class IndexRanges:
             guard = self.program.spec.indices[name]
             if code := self.interval(guard, name):
                 return IndexRange(self.variable(name, code), code)
-            whole = f"range({fact or self.counted(counted)})"
+            whole = f"range({fact or self.beyond(counted)})"
             variable = self.variable(name, f"{whole} {guard.text}")
             condition = ExprPrinter("f", self.printer.helpers, name, variable)(guard)
             code = f"[{variable} for {variable} in {whole} if {condition}]"
@@ -128,12 +128,13 @@ class IndexRanges:
             return f"len(matches(source, {raw(names_regex(fixed(pattern, zero)))}))"
         number = f"match[{quoted(hole.name)}]"
         least = f" if int({number}) >= {hole.shift}" if hole.shift > 0 else ""
-        regex = names_regex(pattern, {hole.name})
-        if len(readers) > 1:
-            start = regex.partition(f"(?P<{hole.name}>")[0] + f"(?P<{hole.name}>\\d+)"
-            rests = [names_regex(replace(p, parts=p.parts[p.parts.index(h) + 1 :])) for p, h in readers]
-            regex = f"{start}(?:{'|'.join(dict.fromkeys(rests))})"
-        return f"len({{{number} for match in matches(source, {raw(regex)}){least}}})"
+        return f"len({{{number} for match in matches(source, {raw(_numbers_regex(readers))}){least}}})"
+
+    def beyond(self, readers: Sequence[tuple[Pattern, Hole]]) -> str:
+        """One more than the highest value of an index whose guard may leave out lower ones."""
+        self.printer.helpers.add("matches")
+        number = f"int(match[{quoted(readers[0][1].name)}])"
+        return f"max(({number} for match in matches(source, {raw(_numbers_regex(readers))})), default=-1) + 1"
 
     def interval(self, guard: Expr, name: str) -> str:
         """`range(a, b)` for a condition `a <= index < b`; empty for any other condition."""
@@ -224,6 +225,17 @@ def by_prefix(rule: Rule) -> Iterator[Rule]:
     for choice in choices([rule.sources[0]], before):
         sources = tuple(fixed(pattern, choice) for pattern in rule.sources)
         yield replace(rule, sources=sources, targets=tuple(fixed(pattern, choice) for pattern in rule.targets))
+
+
+def _numbers_regex(readers: Sequence[tuple[Pattern, Hole]]) -> str:
+    """The names of one rule or of several, with a group for the index."""
+    pattern, hole = readers[0]
+    regex = names_regex(pattern, {hole.name})
+    if len(readers) == 1:
+        return regex
+    start = regex.partition(f"(?P<{hole.name}>")[0] + f"(?P<{hole.name}>\\d+)"
+    rests = [names_regex(replace(p, parts=p.parts[p.parts.index(h) + 1 :])) for p, h in readers]
+    return f"{start}(?:{'|'.join(dict.fromkeys(rests))})"
 
 
 def listable(pattern: Pattern) -> bool:

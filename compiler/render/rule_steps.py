@@ -1,6 +1,6 @@
 """The statements of one rule: the tensors that it pops, the functions that it calls, the loops, and what it yields.
 
-A `stack` becomes a list over an index, an `unstack` becomes a loop, and the ops between two of them become one call.
+A `stack` becomes a list over an index, an `unstack` a loop, a `copy` a variable, and the ops between them one call.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from compiler.language.name_pattern import Hole, Pattern
 from compiler.ops.algebra import Op
-from compiler.ops.structural import Stack, Unstack
+from compiler.ops.structural import Copy, Stack, Unstack
 from compiler.program.program import Rule
 from compiler.render.index_range import IndexRange
 from compiler.render.python_source import f_string
@@ -77,6 +77,8 @@ class RuleSteps:
                 self.stack(op)
             elif isinstance(op, Unstack):
                 self.unstack(op)
+            elif isinstance(op, Copy):
+                self.copy(op)
             else:
                 self.slots, _ = op.arity(self.slots, ())
                 self.segment.append(op)
@@ -117,6 +119,13 @@ class RuleSteps:
         self.depth += 1
         self.taken += parts
         self.tensors, self.popped = parts, False
+
+    def copy(self, op: Copy) -> None:
+        (code,) = self.finish(self.sources[:1])
+        if not code.isidentifier():
+            self.block.items.append(f"{self.sources[0]} = {code}")
+            code = self.sources[0]
+        self.tensors, self.popped, self.slots = [code] * op.parts, False, op.parts
 
     def parts(self) -> list[str]:
         """Variables for the tensors at this point."""

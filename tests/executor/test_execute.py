@@ -27,7 +27,7 @@ from compiler.ops.algebra import Bundle, Op
 from compiler.ops.arithmetic import Affine, Crop, Full, Pad
 from compiler.ops.lossy import DequantizeBlocks, DequantizeMxfp4, Lora, Normalize
 from compiler.ops.rearrange_notation import parse_rearrange
-from compiler.ops.structural import Cast, Concat, Split, Stack
+from compiler.ops.structural import Cast, Concat, Copy, Split, Stack
 from compiler.output import pth_layout, safetensors_layout
 from compiler.plan.plan import Group, Plan, TargetTensor
 from compiler.program.program import Rule
@@ -129,6 +129,9 @@ TENSORS = {
     "a": numbers(4, 48, seed=12),
     "b": numbers(32, 4, seed=13),
     "ints": torch.arange(60, dtype=torch.int32).reshape(12, 5),
+    "twice": numbers(20, 11, seed=40).bfloat16(),
+    "thrice": numbers(6, 30, seed=41),
+    "doubled": numbers(9, 5, seed=42),
     "one": torch.tensor(3.5),
     "none": torch.empty(0, 7),
     **{f"e{n}": codes(128, 64, seed=20 + n).view(torch.float8_e4m3fn) for n in range(3)},
@@ -148,6 +151,9 @@ def every_group() -> list[Group]:
         ({(0, KEY): "wide"}, [Affine(2.0, -1.0), Cast("bfloat16"), Split(1, 2, None)], ()),
         ({(0, KEY): "rows"}, [parse_rearrange("a b -> b a", {}, SPAN), Normalize(1), Cast("float32")], ()),
         ({(0, KEY): "columns"}, [Normalize(0), Split(0, 2, (30, 10))], ()),
+        ({(0, KEY): "twice"}, [Copy(2)], ()),
+        ({(0, KEY): "thrice"}, [parse_rearrange("a b -> b a", {}, SPAN), Copy(3), Concat(1, 3)], ()),
+        ({(0, KEY): "doubled"}, [Affine(2.0, 0.5), Copy(2)], ()),
         ({(0, KEY): "gate", (1, KEY): "up"}, [Concat(0, 2), Pad(0, 40, 47, 0.5), Cast("float32")], ()),
         ({(0, KEY): "q", (1, KEY): "s"}, [DequantizeBlocks(128, 32, "bfloat16"), Crop(0, 300, 290)], ()),
         ({(0, KEY): "qn", (1, KEY): "sn"}, [DequantizeBlocks(4, 3, "float32")], ()),

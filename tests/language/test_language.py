@@ -552,6 +552,8 @@ def applications(draw: st.DrawFn, word: str) -> tuple[Op, Bundle[torch.Tensor]]:
             made = [whole] if word == "split" else pieces
             op: Op = (structural.Split if word == "split" else structural.Concat)(axis, len(sizes), stated)
             return op, Bundle(tuple({k: tensor(s) for k in keys} for s in made), holes)
+        case "copy":
+            return structural.Copy(draw(st.integers(2, 4))), Bundle(({k: tensor(shape) for k in keys},), holes)
         case "stack":
             axis = draw(st.integers(-len(shape) - 1, len(shape)))
             count, outer = draw(st.integers(1, 4)), draw(st.booleans())

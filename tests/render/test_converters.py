@@ -568,6 +568,29 @@ RULES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         "transform: [{name: join, from: ['h.{i}.a', 'h.{i}.b'], to: 'l.{i}.w', concat: 0}]",
         {"h.0.a": (2, 3), "h.0.b": (2, 3), "h.1.a": (1, 3), "h.1.b": (1, 3)},
     ),
+    "copy": (
+        "transform: [{name: twice, from: 'h.{i}.w', to: ['l.{i}.a', 'l.{i}.b'], copy: 2},"
+        " {name: thrice, from: top, to: [x, y, z], copy: 3, when: n == 2}]",
+        {"h.0.w": (3, 2), "h.1.w": (4,), "top": (5,)},
+    ),
+    "copy in a chain": (
+        "transform: [{name: twice, from: 'h.{i}.w', to: ['l.{i}.a', 'l.{i}.b'],"
+        " steps: [{transpose: true}, {copy: 2}, {transpose: true, only: [1]}]}]",
+        {"h.0.w": (3, 2), "h.1.w": (4, 1)},
+    ),
+    "copy and concat": (
+        "transform: [{name: repeat, from: 'h.{i}.w', to: 'l.{i}.w', steps: [{copy: 3}, {concat: 1}]}]",
+        {"h.0.w": (3, 2), "h.1.w": (4, 1)},
+    ),
+    "copy and unstack": (
+        "transform: [{name: open, from: 'h.{i}.w', to: ['l.{i}.{e}.a', 'l.{i}.{e}.b'], steps: [{copy: 2}, {unstack: e}]},"
+        " {name: reopen, from: 'g.{i}.w', to: ['m.{i}.{e}.a', 'm.{i}.{e}.b'], steps: [{unstack: e}, {copy: 2}]}]",
+        {f"{m}.{i}.w": (3, 2) for m in "hg" for i in range(2)},
+    ),
+    "stack and copy": (
+        "transform: [{name: fold, from: 'h.{i}.{e}.{p:wa|wb}', to: ['l.{i}.{p}', 'm.{i}.{p}'], steps: [{stack: e}, {copy: 2}]}]",
+        LAYERS,
+    ),
     "stack": (
         "transform: [{name: fold, from: 'h.{i}.{e}.{p:wa|wb}', to: 'l.{i}.{p}', stack: e}]",
         LAYERS,
@@ -637,6 +660,10 @@ RULES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {f"h.{i}.w": (2,) for i in range(6)}
         | {f"h.{i}.{p}": (1, 3) for i in (2, 3, 4) for p in "abv"}
         | {f"t.{i}.w": (2,) for i in range(3)},
+    ),
+    "a guard that leaves out numbers": (
+        "indices: {odd: odd % n == 1}\nrename: {'h.{odd}.w': 'l.{odd}.w'}",
+        {"h.1.w": (2,), "h.3.w": (2,), "h.5.w": (2,)},
     ),
     "tie and ignore": (
         "rename: {'h.{i}.w': 'l.{i}.w'}\ntie: {'t.{i}.w': 'h.{i}.w'}\nignore: {'/junk.*/': not needed}",

@@ -59,7 +59,8 @@ def differences(folders: Folders) -> Iterator[dict[str, dict[str, float]]]:
         with suppress(Refusal):  # which the other tests of the case tell
             golden |= {case.name: case.golden} if case.golden and folders[case.name] else {}
     classes = {case.name: case.said.get("model_class", "AutoModelForCausalLM") for case in CASES}
-    jobs = [Job(folders[n], inputs_of(g), model_class=classes[n]) for n, g in golden.items()]
+    own_code = {case.name: case.program.spec.target.model is None for case in CASES if case.name in golden}
+    jobs = [Job(folders[n], inputs_of(g), own_code[n], model_class=classes[n]) for n, g in golden.items()]
     found: dict[str, dict[str, float]] = {name: {} for name in golden}
     for interpreter, python in interpreters().items():
         for (name, path), got in zip(golden.items(), logits_many(jobs, python), strict=True):

@@ -211,9 +211,39 @@ WINDOWED = dataclasses.replace(
         "layer_types": "['sliding_attention', 'full_attention']",
     },
 )
-MODELS = {
-    model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT, ALWAYS_SPARSE, LAYER_NORMED, WEIGHTLESS, WINDOWED)
-}
+SMEARED = dataclasses.replace(
+    WINDOWED,
+    module="smeared",
+    summary="windows, gated value embeddings, factors of the residual stream, a share of the token before",
+    blocks={
+        **WINDOWED.blocks,
+        "embedding": {"norm": True, "smear": True},
+        "attention": {**WINDOWED.blocks["attention"], "value_embedding": "gated"},
+        "residual": {"scale": True, "embedding": True, "subtract": True},
+        "names": {"smear_gate": "smear", "value_gate": "ve_gate", "residual_scales": "resid_lambdas"},
+    },
+    fields={
+        **WINDOWED.fields,
+        "smear_gate_channels": "12",
+        "value_gate_channels": "6",
+        "value_gate_scale": "3.0",
+        "value_embedding_layers": "[i for i in range(num_hidden_layers) if i % 2 == (num_hidden_layers - 1) % 2]",
+        "subtracted_layer": "num_hidden_layers // 2 - 1",
+    },
+)
+VALUED = dataclasses.replace(
+    ALWAYS_SPARSE,
+    module="valued",
+    summary="a mixture of experts, fused attention with value embeddings, scaled layers",
+    blocks={
+        **ALWAYS_SPARSE.blocks,
+        "attention": {**ALWAYS_SPARSE.blocks["attention"], "value_embedding": "added"},
+        "residual": {"scale": True},
+    },
+    fields={**ALWAYS_SPARSE.fields, "value_embedding_layers": "[0, 1]"},
+)
+MADE_UP = (ALWAYS_SPARSE, LAYER_NORMED, WEIGHTLESS, WINDOWED, SMEARED, VALUED)
+MODELS = {model.module: model for model in (MINIMIND, MINIMIND2, NANOGPT, *MADE_UP)}
 
 ORACLES = Path(__file__).parent.parent / "data" / "oracles"
 CASES = (

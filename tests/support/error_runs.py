@@ -198,21 +198,25 @@ def json_syntax() -> str:
     return RUN
 
 
-def lost_values() -> str:
-    edit(
-        "tie:\n",
-        "create:\n  model.layers.{i}.self_attn.q_proj.bias: {like: 'layers.{i}.self_attn.q.weight', shape: [32], fill: zeros}\ntie:\n",
-    )
+def made_from(shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """The shapes of the target, from those of the source."""
     names = {
         "embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
         **{f"layers.{i}.{n}_norm.weight": f"model.layers.{i}.{n}_layernorm.weight" for i in (0, 1) for n in ("input", "post_attention")},
         **{f"layers.{i}.self_attn.{p}.weight": f"model.layers.{i}.self_attn.{p}_proj.weight" for i in (0, 1) for p in "qkvo"},
         **{f"layers.{i}.mlp.down.weight": f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)},
     }  # fmt: skip
-    shapes = {new: SHAPES[old] for old, new in names.items()}
-    shapes |= {f"model.layers.{i}.mlp.{p}_proj.weight": [48, 32] for i in (0, 1) for p in ("gate", "up")}
+    made = {new: shapes[old] for old, new in names.items()}
+    return made | {f"model.layers.{i}.mlp.{p}_proj.weight": [48, 32] for i in (0, 1) for p in ("gate", "up")}
+
+
+def lost_values() -> str:
+    edit(
+        "tie:\n",
+        "create:\n  model.layers.{i}.self_attn.q_proj.bias: {like: 'layers.{i}.self_attn.q.weight', shape: [32], fill: zeros}\ntie:\n",
+    )
     biases = {f"model.layers.{i}.self_attn.q_proj.bias": [32] for i in (0, 1)}
-    weights("made.safetensors", shapes | biases, ones=("model.layers.1.self_attn.q_proj.bias",))
+    weights("made.safetensors", made_from(SHAPES) | biases, ones=("model.layers.1.self_attn.q_proj.bias",))
     return "run small.yaml made.safetensors out.pth --reverse"
 
 
@@ -336,6 +340,15 @@ def quantized_weights() -> str:
 def shape_mismatch() -> str:
     weights("model.safetensors", SHAPES | {"layers.1.mlp.gate_up.weight": [95, 32]})
     return RUN
+
+
+def unequal_copies() -> str:
+    edit("  layers.{i}.{n:input|post_attention}_norm.weight: model.layers.{i}.{n}_layernorm.weight\n", "")
+    names = [f"model.layers.{{i}}.{n}_layernorm.weight" for n in ("input", "post_attention")]
+    edit("input_norm.weight", "norm.weight")
+    edit("transform:\n", f"transform:\n  - {{name: norms, from: 'layers.{{i}}.norm.weight', to: {names}, copy: 2}}\n")
+    weights("made.safetensors", made_from(SHAPES), ones=("model.layers.1.post_attention_layernorm.weight",))
+    return "run small.yaml made.safetensors out.pth --reverse"
 
 
 def unclaimed_tensor() -> str:

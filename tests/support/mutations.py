@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compiler.ops.algebra import Bundle, Op, OpError, ShapeAlgebra
 from compiler.ops.kernels import TorchAlgebra
-from compiler.ops.structural import Concat, Rearrange, Split
+from compiler.ops.structural import Concat, Copy, Rearrange, Split
 from compiler.plan.bind import sources_map
 from compiler.plan.plan import Group, Plan
 
@@ -116,7 +116,8 @@ def _other_ops(ops: Sequence[Op]) -> Iterator[tuple[str, tuple[Op, ...]]]:
         yield "without its steps", ()
     for n, op in enumerate(ops):
         before, after = tuple(ops[:n]), tuple(ops[n + 1 :])
-        yield f"without step {n}", (*before, *after)
+        if not isinstance(op, Copy):
+            yield f"without step {n}", (*before, *after)
         if isinstance(op, Rearrange):
             yield f"step {n} backwards", (*before, op.inverse(), *after)
             for one in op.only:
@@ -202,9 +203,14 @@ def _names_exchanged(plan: Plan, rules: Sequence[Groups]) -> Iterator[Mutant]:
     for (name, first), (other, second) in combinations(kinds, 2):
         if [g.target_list[0].shape for g in first] == [g.target_list[0].shape for g in second]:
             pairs = list(zip(first, second, strict=True))
-            changed = {id(a): replace(a, targets=b.targets) for a, b in pairs}
-            changed |= {id(b): replace(b, targets=a.targets) for a, b in pairs}
+            changed = {id(a): _named_as(a, b) for a, b in pairs} | {id(b): _named_as(b, a) for a, b in pairs}
             yield Mutant(f"{name} and {other} exchanged", _with(plan, changed))
+
+
+def _named_as(group: Group, other: Group) -> Group:
+    """A group of one target that writes it under the name of the other's."""
+    (name,) = (target.name for target in other.target_list)
+    return replace(group, targets=group.targets.map(lambda target: replace(target, name=name)))
 
 
 def _captures(group: Group) -> dict[str, str]:

@@ -27,6 +27,7 @@ class Blocks:
     attention: Mapping[str, Any]
     mlp: Mapping[str, Any]
     moe: Mapping[str, Any] | None
+    residual: Mapping[str, Any]
     head: Mapping[str, Any]
     names: Mapping[str, str]
 
@@ -45,7 +46,8 @@ def with_defaults(blocks: Mapping[str, Any]) -> Blocks:
     norm = {"weight": weight, "bias": given["kind"] == "layer" and weight} | given
     attention = {"scale": None} | block("attention")
     moe = {"when": None} | block("moe") if "moe" in blocks else None
-    return Blocks(block("embedding"), norm, attention, block("mlp"), moe, block("head"), block("names"))
+    parts = [block(name) for name in ("residual", "head", "names")]
+    return Blocks(block("embedding"), norm, attention, block("mlp"), moe, *parts)
 
 
 def required_fields(blocks: Blocks) -> dict[str, str]:
@@ -61,6 +63,14 @@ def required_fields(blocks: Blocks) -> dict[str, str]:
         fields["max_position_embeddings"] = "the embedding"
     if blocks.attention["window"]:
         fields |= dict.fromkeys(("layer_types", "sliding_window"), "the attention")
+    if blocks.attention["value_embedding"] != "none":
+        fields["value_embedding_layers"] = "the attention"
+    if blocks.attention["value_embedding"] == "gated":
+        fields |= dict.fromkeys(("value_gate_channels", "value_gate_scale"), "the attention")
+    if blocks.embedding["smear"]:
+        fields["smear_gate_channels"] = "the embedding"
+    if blocks.residual["subtract"]:
+        fields["subtracted_layer"] = "the residual"
     if scale := blocks.attention["scale"]:
         fields[scale] = "the attention"
     if blocks.head["softcap"]:
@@ -86,14 +96,15 @@ def tensor_plan(blocks: Blocks, sparse: bool) -> list[tuple[str, str]]:
     """How tensor parallelism splits the Linear modules of the layers, `sparse` or dense: module pattern and style.
 
     Up projections are split by output columns, down projections by input rows. A fused projection is not split, because
-    an even split would mix queries, keys and values. Empty where the blocks have no such layers.
+    an even split would mix queries, keys and values; nor is an attention with value embeddings, which have all heads.
+    Empty where the blocks have no such layers.
     """
     names = blocks.names
     if (sparse and not blocks.moe) or (not sparse and blocks.moe and not blocks.moe["when"]):
         return []
     layer = f"{names['layers']}.*."
     plan = []
-    if blocks.attention["kind"] == "grouped_query":
+    if splits_attention(blocks):
         plan += [(f"{layer}{names['attention']}.{names[part]}", "colwise") for part in "qkv"]
         plan.append((f"{layer}{names['attention']}.{names['o']}", "rowwise"))
     places = [names["mlp"]]
@@ -107,18 +118,26 @@ def tensor_plan(blocks: Blocks, sparse: bool) -> list[tuple[str, str]]:
     return plan
 
 
+def splits_attention(blocks: Blocks) -> bool:
+    """Whether tensor parallelism divides the heads of the attention among ranks."""
+    return blocks.attention["kind"] == "grouped_query" and blocks.attention["value_embedding"] == "none"
+
+
 def split_norms(blocks: Blocks) -> list[str]:
     """Module patterns of norms that see only the heads of their own rank under tensor parallelism."""
     names = blocks.names
     has_weight = blocks.attention["qk_norm"] != "none" and blocks.norm["weight"]
-    if blocks.attention["kind"] != "grouped_query" or not has_weight:
+    if not splits_attention(blocks) or not has_weight:
         return []
     return [f"{names['layers']}.*.{names['attention']}.{names[norm]}" for norm in ("q_norm", "k_norm")]
 
 
 def pipeline_plan(blocks: Blocks) -> list[tuple[str, str, str]]:
-    """Inputs and outputs of each part of the decoder, in the order in which a pipeline runs them."""
+    """Inputs and outputs of each part of the decoder, in the order in which a pipeline runs them. Empty where a part needs
+    more than the output of the one before it."""
     names = blocks.names
+    if any(blocks.residual.values()) or blocks.embedding["smear"] or blocks.attention["value_embedding"] != "none":
+        return []
     positions = blocks.embedding["positions"] == "learned"
     learned = [(names["positions"], "['position_ids']", "['position_embeds']")] if positions else []
     norm = [(names["embedding_norm"], "['inputs_embeds']", "['hidden_states']")] if blocks.embedding["norm"] else []

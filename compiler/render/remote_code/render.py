@@ -150,11 +150,16 @@ def _scopes(blocks: Blocks) -> list[list[str]]:
     positions = ["positions"] if blocks.embedding["positions"] == "learned" else []
     dropout = ["embedding_dropout"] if blocks.embedding["dropout"] else []
     norm = ["embedding_norm"] if blocks.embedding["norm"] else []
+    smear = ["smear_gate", "smear_scale"] if blocks.embedding["smear"] else []
+    factors = {"scale": "residual_scales", "embedding": "embedding_scales", "subtract": "subtracted_scale"}
+    residual = [name for key, name in factors.items() if blocks.residual[key]]
+    values = ["value_embeddings"] if blocks.attention["value_embedding"] != "none" else []
+    gate = ["value_gate"] if blocks.attention["value_embedding"] == "gated" else []
     sparse = ["router", "experts", "shared_experts"] if blocks.moe else []
     return [
-        ["embedding", *positions, *norm, *dropout, "layers", "final_norm"],
+        ["embedding", *positions, *norm, *smear, *dropout, *values, *residual, "layers", "final_norm"],
         ["attention_norm", "attention", "mlp_norm", "mlp"],
-        [*projections, *norms],
+        [*projections, *gate, *norms],
         ["gate", "up", "down"] if blocks.mlp["kind"] == "gated" else ["up", "down"],
         sparse,
     ]
@@ -184,12 +189,14 @@ def _field_faults(fields: Mapping[str, str], blocks: Blocks) -> Iterator[Fault]:
         yield Fault((*at, min(error.args[1])), f"the fields depend on each other in a cycle: {cycle}", "circular-field")
 
 
-_FUNCTIONS = {"math", "min", "max", "int", "len", "round_up"}
+_FUNCTIONS = {"math", "min", "max", "int", "len", "range", "round_up"}
 
 
 def _names(source: str) -> set[str]:
-    """The names that the Python expression `source` reads."""
-    return {node.id for node in ast.walk(ast.parse(source, mode="eval")) if isinstance(node, ast.Name)} - _FUNCTIONS
+    """The names that the Python expression `source` reads, except the indices of its lists."""
+    names = [node for node in ast.walk(ast.parse(source, mode="eval")) if isinstance(node, ast.Name)]
+    indices = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    return {node.id for node in names} - indices - _FUNCTIONS
 
 
 def _is_constant(source: str) -> bool:
@@ -245,7 +252,9 @@ def _values(model: CustomModel) -> dict[str, Any]:
         "attention": {**blocks.attention, "bias": _flag(blocks.attention["bias"])},
         "mlp": {**blocks.mlp, "bias": _flag(blocks.mlp["bias"])},
         "moe": blocks.moe,
+        "residual": blocks.residual,
         "head": blocks.head,
+        "scales": any(blocks.residual.values()) or blocks.embedding["smear"],
         "outputs": _OUTPUTS[blocks.moe is not None],
         "fields": [_field(name, source) for name, source in fields.items()],
         "computed": computed,
