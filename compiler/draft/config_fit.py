@@ -8,17 +8,18 @@ Fields of nested configs and elements of lists are fields like any other. A clas
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compiler.diagnostics import Refusal
 from compiler.draft.name_similarity import similarity
-from compiler.draft.tensor_roles import NameFamily
+from compiler.draft.tensor_roles import FUSED, NameFamily
 
 Path = tuple[str | int, ...]  # of a field: keys of nested configs, and the place in a list
 Build = Callable[[Mapping[str, Any]], list[NameFamily]]  # the tensors of the class for a config; raises Refusal
@@ -29,6 +30,8 @@ MOST_CANDIDATES = 5  # values of a field that are compared
 STAGES = 2  # a list with one element for each stage is made longer or shorter by so many
 INFLUENTIAL = 2  # fields that are fitted for each number of stages
 ROUNDS = 3
+FEW = 0.1  # of the source tensors, that a class may leave unread
+_DIVISOR = re.compile(r"heads|groups")  # in the names of numbers that divide a width
 _RATIO = re.compile(r"ratio|factor|mult")  # in the names of numbers that are no integers and give lengths
 
 
@@ -48,7 +51,10 @@ class Axis:
         yield value + (length - self.length) / self.slope
         for more in (0, 1):
             if self.length > more < length and self.slope > 0:
-                yield round(value * math.sqrt((length - more) / (self.length - more)), 9)
+                side = round(value * math.sqrt((length - more) / (self.length - more)), 9)
+                yield from (side, math.floor(side))  # an image may be larger than its patches
+        if self.slope < 0 < length:  # inversely, as the channels of a group with the number of groups
+            yield value * self.length / length
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,18 @@ class Probe:
     @property
     def revealed(self) -> bool:
         return bool(self.axes) or self.renamed
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A tensor of the class and a source tensor, by their places. `value` sums up how many axes agree and how alike the
+    names are."""
+
+    value: float
+    agreement: float
+    similar: float
+    target: int
+    source: int
 
 
 def lengths(family: NameFamily) -> tuple[int, ...]:
@@ -120,27 +138,35 @@ class ConfigFit:
     lengths_only: bool = False  # leave fields alone that change which tensors there are
     silent: set[Path] = field(default_factory=set)  # fields that changed nothing
     _alike: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    _built: dict[str, list[NameFamily] | None] = field(default_factory=dict)  # by the config as JSON
+    _completed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.odd_layers = self.odd_layers or _odd_layers(self.sources)
         self.odd_leaves |= {family.text.rsplit(".", 1)[-1] for family in self.sources if family.mixed}
-        self.sources = _each_shape(self.sources)
         self.families = self.built(self.config) or []
+        self.sources = _each_shape(_unfused(self.sources, {family.role for family in self.families}))
 
     def built(self, config: Mapping[str, Any]) -> list[NameFamily] | None:
         """The tensors of the class, or None where it rejects the config."""
-        self.builds += 1
-        try:
-            return _each_shape(self.build(config))
-        except Refusal:
-            return None
+        key = _key(config)
+        if key not in self._built:
+            self.builds += 1
+            try:
+                self._built[key] = _each_shape(self.build(config))
+            except Refusal:
+                self._built[key] = None
+        return self._built[key]
 
     def completed(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Every field of the config; none where the class rejects it."""
-        try:
-            return self.complete(config)
-        except Refusal:
-            return {}
+        key = _key(config)
+        if key not in self._completed:
+            try:
+                self._completed[key] = self.complete(config)
+            except Refusal:
+                self._completed[key] = {}
+        return self._completed[key]
 
     def fit(self) -> None:
         """Change one field after another while more tensors agree."""
@@ -148,18 +174,36 @@ class ConfigFit:
             self.lengths_only = number == 0
             before = self.score(self.families)
             for path, value in self.numbers():
-                if self.spent() or self.complete_match():
+                if self.spent():
                     return
+                if self.complete_match():
+                    break
                 self._fit_number(path, value)
             self._fit_index_lists()
-            if not self.complete_match():
+            if not self.mostly_matched():
                 self._fit_stages()
-            if number and self.score(self.families) <= before:
+            if self.complete_match() or (number and self.score(self.families) <= before):
                 return
 
     def complete_match(self) -> bool:
-        """Whether every tensor of the class has the shape of its most similar source tensor."""
-        return len(self.families) == len(self.sources) and all(self._best(family) >= 1 for family in self.families)
+        """Whether every tensor of the class has the shape of a source tensor of its own, and no source tensor is left."""
+        pairs = self.pairs(self.families)
+        whole = len(pairs) == len(self.families) == len(self.sources)
+        return whole and all(one.agreement >= 1 for one in pairs) and self._stable(pairs)
+
+    def _stable(self, pairs: Sequence[_Pair]) -> bool:
+        """Whether no target and source are more alike than the partners that they have."""
+        of_source = {one.source: one.similar for one in pairs}
+        return not any(
+            similar > max(one.similar, of_source.get(m, 0.0)) and _comparable(self.sources[m], self.families[one.target])
+            for one in pairs
+            for similar, m in self.alike(self.families[one.target])
+        )
+
+    def mostly_matched(self) -> bool:
+        """Whether every tensor of the class has a source tensor, and few source tensors are left."""
+        pairs = [one for one in self.pairs(self.families) if one.agreement >= 1]
+        return len(pairs) == len(self.families) and len(self.sources) - len(pairs) <= FEW * len(self.sources)
 
     def spent(self) -> bool:
         """Whether the search has taken as long as it may."""
@@ -211,13 +255,13 @@ class ConfigFit:
     def _fit_number(self, path: Path, value: Any, ahead: bool = True) -> None:
         """Give one field the value with which more tensors agree; with `ahead` also a value that only fits together with
         another one of a field that changes the same axes."""
-        if path in self.silent:
+        if path in self.silent or (self.influence.get(path) and self._agree(self.influence[path])):
             return
         found = self.probe(path, value)
         if not found.revealed:
             self.silent.add(path)
         self.influence[path] = {(axis.text, axis.number) for axis in found.axes}
-        if not found.revealed or (found.axes and self._agree(found.axes)):
+        if not found.revealed or (found.axes and self._agree(self.influence[path])):
             return
         votes: dict[Any, float] = {}
         for axis in found.axes:
@@ -232,6 +276,8 @@ class ConfigFit:
         votes.pop(value, None)
         if not votes and (found.renamed or any(axis.indexed for axis in found.axes)):
             others = [not value] if isinstance(value, bool) else self._counts(value)
+            if isinstance(path[-1], int):  # a stage of nothing is none
+                others = [other for other in others if other]
             if not self.lengths_only:
                 self._try([changed(self.config, self.completed(self.config), path, other) for other in others])
             return
@@ -249,10 +295,10 @@ class ConfigFit:
                 if together[other]:
                     self._take(self._with(changed(self.config, complete, path, number), [other]))
 
-    def _agree(self, axes: Sequence[Axis]) -> bool:
-        """Whether every axis has the length of its most similar source tensor already."""
-        by_text = {family.text: family for family in self.families}
-        return all(self._best(by_text[axis.text]) >= 1 for axis in axes)
+    def _agree(self, axes: Collection[tuple[str, int]]) -> bool:
+        """Whether all tensors with these axes have the shapes of source tensors already."""
+        agreeing = {self.families[one.target].text for one in self.pairs(self.families) if one.agreement >= 1}
+        return all(text in agreeing for text, _ in axes)
 
     def _counts(self, value: int) -> list[int]:
         """Other numbers of something that the class has: near the value, and those of the checkpoint."""
@@ -279,10 +325,20 @@ class ConfigFit:
     def _with_other_heads(
         self, config: dict[str, Any], complete: Mapping[str, Any], path: Path, width: Any
     ) -> Iterator[dict[str, Any]]:
-        """A class may reject a width that its number of heads does not divide."""
+        """A class may reject a width that its number of heads or groups does not divide."""
+        numbers = []
         for other, value in leaves(complete, self.wanted):
-            if other[:-1] == path[:-1] and "heads" in str(other[-1]) and type(value) is int and type(width) is int:
-                yield changed(config, complete, other, math.gcd(value, width))
+            if isinstance(path[-1], int) and isinstance(value, list | tuple) and path[-1] < len(value):
+                other, value = (*other, path[-1]), value[path[-1]]  # the same stage
+            parent, name = (path[:-2], other[-2]) if isinstance(other[-1], int) else (path[:-1], other[-1])
+            if other[: len(parent)] == parent and _DIVISOR.search(str(name)) and type(value) is type(width) is int:
+                numbers.append((other, value))
+        for other, value in numbers:
+            yield changed(config, complete, other, math.gcd(value, width))
+        if len(numbers) > 1:
+            for other, value in numbers:
+                config = changed(config, complete, other, math.gcd(value, width))
+            yield config
 
     def _fit_stages(self) -> None:
         """Lists with one element for each stage get as many as the checkpoint has; they change together."""
@@ -368,38 +424,58 @@ class ConfigFit:
         return self._alike[target.text]
 
     def score(self, families: Sequence[NameFamily]) -> float:
-        """How well the tensors of the class agree with the checkpoint, each paired with one tensor at most."""
-        pairs = []
+        """How well the tensors of the class agree with the checkpoint, 0 to 1."""
+        return 2 * sum(one.value for one in self.pairs(families)) / max(1, len(families) + len(self.sources))
+
+    def pairs(self, families: Sequence[NameFamily]) -> list[_Pair]:
+        """The tensors of the class that agree with a source tensor, each with one, the best pairs first."""
+        pairs: list[_Pair] = []
         for n, target in enumerate(families):
             for similar, m in self.alike(target):
                 agreement = _agreement(self.sources[m], target)
                 if agreement > 0:
-                    pairs.append((agreement * (0.6 + 0.4 * min(1.0, similar / 1.2)), n, m))
-        pairs.sort(reverse=True)
+                    value = agreement * (0.6 + 0.4 * min(1.0, similar / 1.2))
+                    pairs.append(_Pair(value, agreement, similar, n, m))
+        pairs.sort(key=lambda one: (one.value, one.target, one.source), reverse=True)
         targets: set[int] = set()
         sources: set[int] = set()
-        total = 0.0
-        for value, n, m in pairs:
-            if n not in targets and m not in sources:
-                targets.add(n)
-                sources.add(m)
-                total += value
-        return 2 * total / max(1, len(families) + len(self.sources))
+        chosen: list[_Pair] = []
+        for one in pairs:
+            if one.target not in targets and one.source not in sources:
+                targets.add(one.target)
+                sources.add(one.source)
+                chosen.append(one)
+        return chosen
 
-    def _best(self, target: NameFamily) -> float:
-        """The agreement with the most similar source tensor."""
-        return max(
-            ((similar, _agreement(self.sources[m], target)) for similar, m in self.alike(target)), default=(0.0, 0.0)
-        )[1]
+
+def _key(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 def _comparable(source: NameFamily, target: NameFamily) -> bool:
     return (len(source.shape), source.level) == (len(target.shape), target.level)
 
 
+def _unfused(sources: Sequence[NameFamily], roles: Collection[str]) -> list[NameFamily]:
+    """The sources; a matrix of queries, keys and values as equal parts where the class has one for each."""
+    found: list[NameFamily] = []
+    for source in sources:
+        parts = FUSED.get(source.role, ())
+        if source.role in roles or not parts or not {*parts} <= {*roles} or not all(source.shapes):
+            found.append(source)
+            continue
+        shapes = tuple((shape[0] // len(parts), *shape[1:]) for shape in source.shapes)
+        found += [replace(source, shapes=shapes, role=role) for role in parts]
+    return found
+
+
 def _each_shape(families: Sequence[NameFamily]) -> list[NameFamily]:
     """The families, those with other shapes in other layers as one of each tensor."""
-    return [one for family in families for one in (family.each() if family.mixed else [family])]
+    found: list[NameFamily] = []
+    for family in families:
+        stages = family.by_stage() if family.mixed and family.level == 2 else [family]
+        found += [one for stage in stages for one in (stage.each() if stage.mixed else [stage])]
+    return found
 
 
 def _agreement(source: NameFamily, target: NameFamily) -> float:
