@@ -132,6 +132,7 @@ class ConfigFit:
     families: list[NameFamily] = field(default_factory=list)
     odd_leaves: frozenset[str] = frozenset()
     odd_layers: list[tuple[int, ...]] = field(default_factory=list)
+    counts: set[int] = field(default_factory=set)  # of layers whose shapes differ
     builds: int = 0
     begun: float = field(default_factory=time.process_time)
     influence: dict[Path, set[tuple[str, int]]] = field(default_factory=dict)  # the axes that a field changes
@@ -143,6 +144,8 @@ class ConfigFit:
 
     def __post_init__(self) -> None:
         self.odd_layers = self.odd_layers or _odd_layers(self.sources)
+        mixed = [family for family in self.sources if family.mixed]
+        self.counts = self.counts or {len(numbers) for family in mixed for numbers in family.numbers}
         self.odd_leaves |= {family.text.rsplit(".", 1)[-1] for family in self.sources if family.mixed}
         self.families = self.built(self.config) or []
         self.sources = _each_shape(_unfused(self.sources, {family.role for family in self.families}))
@@ -188,17 +191,21 @@ class ConfigFit:
     def complete_match(self) -> bool:
         """Whether every tensor of the class has the shape of a source tensor of its own, and no source tensor is left."""
         pairs = self.pairs(self.families)
-        whole = len(pairs) == len(self.families) == len(self.sources)
-        return whole and all(one.agreement >= 1 for one in pairs) and self._stable(pairs)
+        return len(self._settled(pairs)) == len(pairs) == len(self.families) == len(self.sources)
 
-    def _stable(self, pairs: Sequence[_Pair]) -> bool:
-        """Whether no target and source are more alike than the partners that they have."""
+    def _settled(self, pairs: Sequence[_Pair]) -> list[_Pair]:
+        """The pairs of equal shapes, without those where another source is more alike, and more than to its own partner."""
         of_source = {one.source: one.similar for one in pairs}
-        return not any(
-            similar > max(one.similar, of_source.get(m, 0.0)) and _comparable(self.sources[m], self.families[one.target])
+        return [
+            one
             for one in pairs
-            for similar, m in self.alike(self.families[one.target])
-        )
+            if one.agreement >= 1
+            and not any(
+                similar > max(one.similar, of_source.get(m, 0.0))
+                and _comparable(self.sources[m], self.families[one.target])
+                for similar, m in self.alike(self.families[one.target])
+            )
+        ]
 
     def mostly_matched(self) -> bool:
         """Whether every tensor of the class has a source tensor, and few source tensors are left."""
@@ -229,12 +236,12 @@ class ConfigFit:
         """Build the class with another value of one field and compare its tensors with those of `config`."""
         others = [not value] if isinstance(value, bool) else [2 * value, value + 1, 3 * value, value + 3, value // 2]
         complete = self.completed(self.config)
-        built = 0
+        built = False
         for other in dict.fromkeys(n for n in others if n != value):
-            families = self.built(changed(self.config, complete, path, other)) if built < 2 else None
+            families = None if built else self.built(changed(self.config, complete, path, other))
             if families is None:
                 continue
-            built += 1
+            built = True
             new = {family.text: lengths(family) for family in families}
             old = {family.text: lengths(family) for family in self.families}
             if new == old:
@@ -297,7 +304,7 @@ class ConfigFit:
 
     def _agree(self, axes: Collection[tuple[str, int]]) -> bool:
         """Whether all tensors with these axes have the shapes of source tensors already."""
-        agreeing = {self.families[one.target].text for one in self.pairs(self.families) if one.agreement >= 1}
+        agreeing = {self.families[one.target].text for one in self._settled(self.pairs(self.families))}
         return all(text in agreeing for text, _ in axes)
 
     def _counts(self, value: int) -> list[int]:
@@ -351,7 +358,7 @@ class ConfigFit:
             if self.spent():
                 return
             variants: list[ConfigFit] = []
-            for stages in range(max(1, count - STAGES), count + STAGES + 1):
+            for stages in sorted({*range(max(1, count - STAGES), count + STAGES + 1)} | self.counts):
                 if stages == count or self.spent():
                     continue
                 config = self._with_stages(complete, parent, count, paths, stages)
@@ -473,7 +480,7 @@ def _each_shape(families: Sequence[NameFamily]) -> list[NameFamily]:
     """The families, those with other shapes in other layers as one of each tensor."""
     found: list[NameFamily] = []
     for family in families:
-        stages = family.by_stage() if family.mixed and family.level == 2 else [family]
+        stages = family.apart() if family.mixed and family.level == 2 else [family]
         found += [one for stage in stages for one in (stage.each() if stage.mixed else [stage])]
     return found
 

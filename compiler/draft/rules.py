@@ -70,6 +70,7 @@ def draft(
     drafter = _Drafter(list(sources), list(targets), sizes, rotary)
     drafter.keep()
     drafter.tie(ties)
+    drafter.divide()
     drafter.one_to_one()
     drafter.fused()
     drafter.siblings()
@@ -80,9 +81,8 @@ def draft(
 
 class _Drafter:
     def __init__(self, sources: list[NameFamily], targets: list[NameFamily], sizes: Sizes, rotary: bool) -> None:
-        sources, self.companions = merge_companions(sources)
-        self.sources, self.targets = _stages_apart(sources, targets), _stages_apart(targets, sources)
-        self.sizes = sizes
+        self.sources, self.companions = merge_companions(sources)
+        self.targets, self.sizes = targets, sizes
         self.guesses: list[Guess] = []
         self.all, self.wanted = [*self.sources], [*self.targets]
         self.roles = {family.role for family in targets}
@@ -117,6 +117,11 @@ class _Drafter:
         if head is not None and (owner is not None or kept):
             self.guesses.append(Guess("tie", "", [head.text], [owner.text if owner else kept]))
             self.take([head], [])
+
+    def divide(self) -> None:
+        """Divides families whose shapes differ by stage. Only now: a part's name says too little to keep it."""
+        sources, targets = self.sources, self.targets
+        self.sources, self.targets = _stages_apart(sources, targets), _stages_apart(targets, sources)
 
     def one_to_one(self) -> None:
         """Pairs tensors that have the same role on both sides, most similar names first."""
@@ -325,7 +330,7 @@ def _stages_apart(families: Sequence[NameFamily], others: Sequence[NameFamily]) 
         one
         for family in families
         for one in (
-            family.by_stage()
+            family.apart()
             if family.level == 2 and family.mixed and (family.shapes, family.numbers) not in like
             else [family]
         )

@@ -102,6 +102,12 @@ class NameFamily:
             for n in range(count)
         ]  # fmt: skip
 
+    def apart(self) -> list[NameFamily]:
+        """The tensors of two indices as families with one, divided by the index with which the shape changes."""
+        stages = self.by_stage()
+        layers = self.unfold()
+        return layers if any(one.mixed for one in stages) and not any(one.mixed for one in layers) else stages
+
     def by_stage(self) -> list[NameFamily]:
         """The tensors with each value of the first of two indices as a family with the other."""
         outer, inner = HOLES

@@ -119,8 +119,7 @@ LAYOUTS = {
     # github.com/facebookresearch/encodec
     "encodec": Layout(
         "EncodecModel",
-        {"num_filters": 4, "hidden_size": 8, "codebook_size": 16, "codebook_dim": 8, "target_bandwidths": [0.1],
-         "num_lstm_layers": 1, "upsampling_ratios": [4, 2], "sampling_rate": 800},
+        {"num_filters": 4, "hidden_size": 8, "codebook_dim": 8, "num_lstm_layers": 1},
         (
             (r"\.layers\.(\d+)\.codebook", r".vq.layers.\1._codebook"),
             (r"coder\.layers", "coder.model"),
