@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compiler.diagnostics import Refusal
+from compiler.draft.family_shapes import Pair, agreement, comparable, each_shape, lengths, odd_layers, resized, unfused
 from compiler.draft.name_similarity import similarity
-from compiler.draft.tensor_roles import FUSED, NameFamily
+from compiler.draft.tensor_roles import NameFamily
 
 Path = tuple[str | int, ...]  # of a field: keys of nested configs, and the place in a list
 Build = Callable[[Mapping[str, Any]], list[NameFamily]]  # the tensors of the class for a config; raises Refusal
@@ -67,23 +68,6 @@ class Probe:
     @property
     def revealed(self) -> bool:
         return bool(self.axes) or self.renamed
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A tensor of the class and a source tensor, by their places. `value` sums up how many axes agree and how alike the
-    names are."""
-
-    value: float
-    agreement: float
-    similar: float
-    target: int
-    source: int
-
-
-def lengths(family: NameFamily) -> tuple[int, ...]:
-    """The axes of a family: its shape and the number of values of each index."""
-    return (*family.shape, *map(len, family.numbers))
 
 
 def leaves(config: Mapping[str, Any], wanted: Callable[[str], bool], path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -143,12 +127,12 @@ class ConfigFit:
     _completed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.odd_layers = self.odd_layers or _odd_layers(self.sources)
+        self.odd_layers = self.odd_layers or odd_layers(self.sources)
         mixed = [family for family in self.sources if family.mixed]
         self.counts = self.counts or {len(numbers) for family in mixed for numbers in family.numbers}
         self.odd_leaves |= {family.text.rsplit(".", 1)[-1] for family in self.sources if family.mixed}
         self.families = self.built(self.config) or []
-        self.sources = _each_shape(_unfused(self.sources, {family.role for family in self.families}))
+        self.sources = each_shape(unfused(self.sources, {family.role for family in self.families}))
 
     def built(self, config: Mapping[str, Any]) -> list[NameFamily] | None:
         """The tensors of the class, or None where it rejects the config."""
@@ -156,7 +140,7 @@ class ConfigFit:
         if key not in self._built:
             self.builds += 1
             try:
-                self._built[key] = _each_shape(self.build(config))
+                self._built[key] = each_shape(self.build(config))
             except Refusal:
                 self._built[key] = None
         return self._built[key]
@@ -193,7 +177,7 @@ class ConfigFit:
         pairs = self.pairs(self.families)
         return len(self._settled(pairs)) == len(pairs) == len(self.families) == len(self.sources)
 
-    def _settled(self, pairs: Sequence[_Pair]) -> list[_Pair]:
+    def _settled(self, pairs: Sequence[Pair]) -> list[Pair]:
         """The pairs of equal shapes, without those where another source is more alike, and more than to its own partner."""
         of_source = {one.source: one.similar for one in pairs}
         return [
@@ -202,7 +186,7 @@ class ConfigFit:
             if one.agreement >= 1
             and not any(
                 similar > max(one.similar, of_source.get(m, 0.0))
-                and _comparable(self.sources[m], self.families[one.target])
+                and comparable(self.sources[m], self.families[one.target])
                 for similar, m in self.alike(self.families[one.target])
             )
         ]
@@ -317,7 +301,7 @@ class ConfigFit:
         """Lengths of the same axis in the most similar source tensors, with their similarity."""
         target = next(family for family in self.families if family.text == axis.text)
         alike = [(weight, self.sources[m]) for weight, m in self.alike(target)]
-        for weight, source in [(w, s) for w, s in alike if _comparable(s, target)][:4]:
+        for weight, source in [(w, s) for w, s in alike if comparable(s, target)][:4]:
             yield weight, lengths(source)[axis.number]
             if len(target.shape) == 2 and axis.number < 2:
                 yield weight / 2, source.shape[1 - axis.number]
@@ -327,7 +311,7 @@ class ConfigFit:
         by_text: dict[str, dict[int, int]] = {}
         for axis in axes:
             by_text.setdefault(axis.text, {})[axis.number] = round(axis.length + growth * axis.slope)
-        return [_resized(family, by_text.get(family.text, {})) for family in self.families]
+        return [resized(family, by_text.get(family.text, {})) for family in self.families]
 
     def _with_other_heads(
         self, config: dict[str, Any], complete: Mapping[str, Any], path: Path, width: Any
@@ -336,10 +320,12 @@ class ConfigFit:
         numbers = []
         for other, value in leaves(complete, self.wanted):
             if isinstance(path[-1], int) and isinstance(value, list | tuple) and path[-1] < len(value):
-                other, value = (*other, path[-1]), value[path[-1]]  # the same stage
-            parent, name = (path[:-2], other[-2]) if isinstance(other[-1], int) else (path[:-1], other[-1])
-            if other[: len(parent)] == parent and _DIVISOR.search(str(name)) and type(value) is type(width) is int:
-                numbers.append((other, value))
+                field, number, parent = (*other, path[-1]), value[path[-1]], path[:-2]  # of the same stage
+            else:
+                field, number, parent = other, value, path[:-1]
+            same = other[:-1] == parent and _DIVISOR.search(str(other[-1]))
+            if same and type(number) is type(width) is int:
+                numbers.append((field, number))
         for other, value in numbers:
             yield changed(config, complete, other, math.gcd(value, width))
         if len(numbers) > 1:
@@ -434,19 +420,19 @@ class ConfigFit:
         """How well the tensors of the class agree with the checkpoint, 0 to 1."""
         return 2 * sum(one.value for one in self.pairs(families)) / max(1, len(families) + len(self.sources))
 
-    def pairs(self, families: Sequence[NameFamily]) -> list[_Pair]:
+    def pairs(self, families: Sequence[NameFamily]) -> list[Pair]:
         """The tensors of the class that agree with a source tensor, each with one, the best pairs first."""
-        pairs: list[_Pair] = []
+        pairs: list[Pair] = []
         for n, target in enumerate(families):
             for similar, m in self.alike(target):
-                agreement = _agreement(self.sources[m], target)
-                if agreement > 0:
-                    value = agreement * (0.6 + 0.4 * min(1.0, similar / 1.2))
-                    pairs.append(_Pair(value, agreement, similar, n, m))
+                agrees = agreement(self.sources[m], target)
+                if agrees > 0:
+                    value = agrees * (0.6 + 0.4 * min(1.0, similar / 1.2))
+                    pairs.append(Pair(value, agrees, similar, n, m))
         pairs.sort(key=lambda one: (one.value, one.target, one.source), reverse=True)
         targets: set[int] = set()
         sources: set[int] = set()
-        chosen: list[_Pair] = []
+        chosen: list[Pair] = []
         for one in pairs:
             if one.target not in targets and one.source not in sources:
                 targets.add(one.target)
@@ -457,67 +443,3 @@ class ConfigFit:
 
 def _key(config: Mapping[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, default=str)
-
-
-def _comparable(source: NameFamily, target: NameFamily) -> bool:
-    return (len(source.shape), source.level) == (len(target.shape), target.level)
-
-
-def _unfused(sources: Sequence[NameFamily], roles: Collection[str]) -> list[NameFamily]:
-    """The sources; a matrix of queries, keys and values as equal parts where the class has one for each."""
-    found: list[NameFamily] = []
-    for source in sources:
-        parts = FUSED.get(source.role, ())
-        if source.role in roles or not parts or not {*parts} <= {*roles} or not all(source.shapes):
-            found.append(source)
-            continue
-        shapes = tuple((shape[0] // len(parts), *shape[1:]) for shape in source.shapes)
-        found += [replace(source, shapes=shapes, role=role) for role in parts]
-    return found
-
-
-def _each_shape(families: Sequence[NameFamily]) -> list[NameFamily]:
-    """The families, those with other shapes in other layers as one of each tensor."""
-    found: list[NameFamily] = []
-    for family in families:
-        stages = family.apart() if family.mixed and family.level == 2 else [family]
-        found += [one for stage in stages for one in (stage.each() if stage.mixed else [stage])]
-    return found
-
-
-def _agreement(source: NameFamily, target: NameFamily) -> float:
-    """The share of axes of the same length, 0 to 1; half of it where a tensor would have to be split or transposed."""
-    a, b = lengths(source), lengths(target)
-    if not _comparable(source, target):
-        return 0.0
-    if not a:
-        return 1.0
-    equal = float(sum(m == n for m, n in zip(a, b, strict=True)))
-    if len(source.shape) == 2 and a[:2] != b[:2]:
-        equal = max(equal, sum(m == n for m, n in zip((a[1], a[0], *a[2:]), b, strict=True)) - 0.5)
-    divisible = sum(m != n and n > 0 and m % n == 0 for m, n in zip(a, b, strict=True))
-    return (equal + 0.25 * divisible) / len(a)
-
-
-def _resized(family: NameFamily, axes: Mapping[int, int]) -> NameFamily:
-    if not axes:
-        return family
-    rank = len(family.shape)
-    shape = tuple(axes.get(n, length) for n, length in enumerate(family.shape))
-    numbers = tuple(
-        frozenset(range(axes[rank + n])) if rank + n in axes else values for n, values in enumerate(family.numbers)
-    )
-    count = math.prod(map(len, numbers)) if axes.keys() - {*range(rank)} else len(family.shapes)
-    shapes = family.shapes if shape == family.shape and count == len(family.shapes) else (shape,) * max(1, count)
-    return NameFamily(family.text, shapes, family.dtype, numbers, family.names, family.role, family.part, family.clear)
-
-
-def _odd_layers(families: Sequence[NameFamily]) -> list[tuple[int, ...]]:
-    """The layers that have each shape of a family in which layers differ."""
-    found = {
-        tuple(n for n, one in enumerate(family.shapes) if one == shape)
-        for family in families
-        if family.mixed and family.level == 1
-        for shape in {*family.shapes}
-    }
-    return sorted(found)

@@ -92,7 +92,11 @@ def pair_modules(sources: Sequence[NameFamily], targets: Sequence[NameFamily]) -
         found = False
         for n in [*candidates]:
             left = [m for m in candidates.get(n, ()) if m not in taken]
-            if len(left) == 1 and not any(left[0] in ms for other, ms in candidates.items() if other != n and len([m for m in ms if m not in taken]) == 1):
+            if len(left) == 1 and not any(
+                left[0] in ms
+                for other, ms in candidates.items()
+                if other != n and len([m for m in ms if m not in taken]) == 1
+            ):
                 take(n, left[0], similarity(ours[left[0]].first, theirs[n].first) >= RELATED)
                 found = True
         return found
@@ -136,7 +140,9 @@ def _groups(theirs: Sequence[Module], candidates: Mapping[int, Sequence[int]]) -
     return [group for some, group in found.items() if some]
 
 
-def _in_order(targets: Sequence[tuple[int, Module]], sources: Sequence[tuple[int, Module]]) -> list[tuple[list[int], list[int]]]:
+def _in_order(
+    targets: Sequence[tuple[int, Module]], sources: Sequence[tuple[int, Module]]
+) -> list[tuple[list[int], list[int]]]:
     """Places of targets and of as many sources: of the parents with the most similar names, each in its order."""
     theirs, ours = _by_parent(targets), _by_parent(sources)
     ranked = sorted(
@@ -165,7 +171,14 @@ def _by_parent(some: Sequence[tuple[int, Module]]) -> list[list[tuple[int, Modul
     groups: dict[str, list[tuple[int, Module]]] = {}
     for number, module in some:
         parent = _parent(module.text)
-        within = next((other for other in groups if parent == other or parent.startswith(f"{other}.") or other.startswith(f"{parent}.")), parent)
+        within = next(
+            (
+                other
+                for other in groups
+                if parent == other or parent.startswith(f"{other}.") or other.startswith(f"{parent}.")
+            ),
+            parent,
+        )
         groups.setdefault(within, []).append((number, module))
     return [sorted(group, key=lambda pair: place(pair[1].text[len(parent) :])) for parent, group in groups.items()]
 

@@ -8,7 +8,6 @@ from keyword import iskeyword
 
 from compiler.draft.tensor_roles import NameFamily
 
-
 # Words that are written in two parts, and the two tensors of a normalized weight as torch names them today.
 _JOINED = {
     "layer_norm": "layernorm",

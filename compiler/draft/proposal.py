@@ -13,15 +13,16 @@ from typing import Any
 
 from compiler.draft.config_fields import TargetClass, class_families, find_fields, start_fit
 from compiler.draft.rules import LOOSE, UNUSED, Draft, draft
-from compiler.draft.sizes import SIZE_FIELDS, Sizes, measure, target_config
+from compiler.draft.sizes import SIZE_FIELDS, Sizes, measure, submodel_fields, target_config
 from compiler.draft.spec_text import Proposal
-from compiler.draft.submodel_sizes import submodel_fields
 from compiler.draft.tensor_roles import NameFamily, Shape, name_families
 from compiler.target import model_class as target_class
 
 MOSTLY = 0.8  # of the target's tensors; where fewer are matched, sizes that names suggest are not relied upon
 _OUTER = ("vocab_size", "num_labels")  # sizes of tensors outside the layers, which no other size depends on
-_ROTARY = re.compile(r"rope|rotary|position_embedding_type")  # in the names of fields of a class that may rotate queries
+_ROTARY = re.compile(
+    r"rope|rotary|position_embedding_type"
+)  # in the names of fields of a class that may rotate queries
 _TIE = "tie_word_embeddings"
 
 

@@ -202,7 +202,7 @@ class _Drafter:
         side_by_side = (
             self.renamed_queries
             and not {"q_norm", "k_norm"} & self.roles
-            and not any(f.role == "q" and f.part == "bias" for f in [*self.sources, *self.targets])
+            and not any(f.role == "q" and f.part == "bias" for f in [*self.all, *self.wanted])
         )
         if side_by_side and not steps:
             return [{"rope_to_half": heads}], ROPE.replace("rope_to_half: HEADS", "as here") + "; else a rename"

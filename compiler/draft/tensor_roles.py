@@ -110,7 +110,7 @@ class NameFamily:
 
     def by_stage(self) -> list[NameFamily]:
         """The tensors with each value of the first of two indices as a family with the other."""
-        outer, inner = HOLES
+        outer, inner = HOLES[0], HOLES[1]
         count = len(self.numbers[1])
 
         def filled(text: str, number: int) -> str:
@@ -351,7 +351,12 @@ def _role_outside_layers(path: str, leaf: str) -> str:
     if re.search(r"(^|[._])(pos|wpe|w_pos)|position", path):
         return "positions"
     own = re.sub(r"\.(fc|linear|dense|proj|decoder)$", "", path).rpartition(".")[2]
-    if re.search(r"head|unembed|embed_out|classifier", own) or leaf in ("output", "output_layer", "final_proj", "w_out"):
+    if re.search(r"head|unembed|embed_out|classifier", own) or leaf in (
+        "output",
+        "output_layer",
+        "final_proj",
+        "w_out",
+    ):
         return "head"
     if re.search(r"emb|wte|(^|\.)tok", path):
         return "embedding"
