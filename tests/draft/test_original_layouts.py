@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 from support.original_layouts import LAYOUTS, Part
 
+from compiler.draft.config_fields import TargetClass, used
 from compiler.draft.proposal import propose
 from compiler.draft.spec_text import Proposal
 from compiler.language.parser import load_spec
@@ -23,9 +24,9 @@ from compiler.program.environment import Environment, NamedShapes
 from compiler.program.inverse import TensorShape
 from compiler.program.loading import compile_spec
 
-# The search for the sizes of large configs takes longer than tests may; these know all sizes beforehand.
-GIVEN = {name: LAYOUTS[name].config for name in ("segment_anything", "segformer", "segformer_classifier", "encodec")}
-GIVEN["esm2"] = {"position_embedding_type": "rotary", "tie_word_embeddings": True}  # words that no shape reveals
+# The search for the sizes of large configs takes longer than tests may: for these every field is given.
+LARGE = ("segment_anything", "segformer", "segformer_classifier", "encodec")
+GIVEN = {"esm2": {"position_embedding_type": "rotary", "tie_word_embeddings": True}}  # words that no shape reveals
 
 
 @cache
@@ -33,7 +34,11 @@ def drafted(name: str) -> tuple[Proposal, Mapping[str, TensorShape], Mapping[str
     example = LAYOUTS[name]
     source, truth = example.checkpoint()
     shapes = {tensor: (tuple(form.shape), form.dtype) for tensor, form in source.items()}
-    return propose("x_draft", shapes, example.target, GIVEN.get(name, {})), source, truth
+    given = GIVEN.get(name, {})
+    if name in LARGE:
+        fields = TargetClass(example.target).complete(example.config)
+        given = {field: value for field, value in fields.items() if used(field) or field.endswith("_config")}
+    return propose("x_draft", shapes, example.target, given), source, truth
 
 
 def plan_of(proposal: Proposal, source: Mapping[str, TensorShape]) -> Plan:
