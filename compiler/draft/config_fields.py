@@ -22,11 +22,12 @@ from compiler.target import config_dialects, model_class
 ASKED = "shapes do not reveal it and no config gives it; {default} is the default of the class: look it up in the source's code"
 REQUIRED = "shapes do not reveal it and no config gives it: look it up in the source's code"
 SMALL_SLOPE = 8  # a larger factor between a field and a length is a size itself
+LABELS = "num_labels"  # stands for the names of the classes that a model tells apart
 ROPE = {"rope_theta": 10000.0, "rope_scaling": None}
 _UNUSED = re.compile(
     r"dropout|drop_path|drop_rate|layerdrop|initializer|init_|_init|layerscale_value|_token_id|_token_index|loss|aux_|output_att"
-    r"|output_hidden|output_router|return_|use_cache|gradient|label|problem_type|mask_time|mask_feature|apply_spec_augment|jitter"
-    r"|chunk_size_feed|torch|transformers|_attn_|attn_impl|_commit|name_or_path|out_features|out_indices|stage_names|layer_types"
+    r"|output_hidden|output_router|return_|use_cache|gradient|(?<!num_)label|problem_type|mask_time|mask_feature|apply_spec_augment|jitter"
+    r"|chunk_size_feed|torch|transformers|attn_impl|_commit|name_or_path|out_features|out_indices|stage_names|layer_types"
     r"|tie_word_embeddings|pretraining_tp|_config$"
 )
 
@@ -62,7 +63,8 @@ class TargetClass:
         if isinstance(rope, Mapping):
             theta = rope.get("rope_theta") or get(rope, ("full_attention", "rope_theta"))
             fields = {**fields, "rope_theta": theta or ROPE["rope_theta"], "rope_scaling": config.get("rope_scaling")}
-        return fields
+        labels = fields.get("id2label")
+        return {**fields, LABELS: len(labels)} if isinstance(labels, Mapping) else fields
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,21 @@ def find_fields(fit: ConfigFit, target: TargetClass, draft: Draft, sources: Sequ
         if not field.expression and not field.question and type(field.value) in (int, float):
             axes = fit.probe(path, field.value).axes
             found[path] = Field(field.value, _expression(field.value, axes, partners, sizes))
-    return found
+    return {path: field for path, field in found.items() if path[-1] != LABELS or not field.question}
 
 
 def _field(fit: ConfigFit, path: Path, value: Any, partners: Mapping[str, NameFamily]) -> Field:
     """Where a field comes from: a shape, the elements of a list each from one, or a question."""
+    heads = any("heads" in str(key) for key in path[-2:])
     if isinstance(value, list | tuple):
         items = [_field(fit, (*path, n), one, partners) for n, one in enumerate(value) if type(one) in (int, float)]
         if len(items) < len(value) or not items or all(item.question for item in items):
             whole = any(fit.odd_layers and tuple(value) == layers for layers in fit.odd_layers)
-            return Field([*value]) if whole else Field([*value], question=ASKED.format(default=[*value]))
+            if whole:
+                return Field([*value])
+            if heads:
+                return Field([*value], required=True, question=REQUIRED)
+            return Field([*value], question=ASKED.format(default=[*value]))
         if all(item.expression for item in items):
             return Field([*value], f"[{', '.join(item.expression for item in items)}]")
         return Field([*value])
@@ -121,9 +128,9 @@ def _field(fit: ConfigFit, path: Path, value: Any, partners: Mapping[str, NameFa
         result = fit.probe(path, value)
         direct = any((axis.slope, axis.length) == (1, value) for axis in result.axes)
         # Rows of heads are heads times width: they reveal neither.
-        if result.revealed and (direct or "heads" not in str(path[-1])):
+        if result.revealed and (direct or not heads):
             return Field(value, _expression(value, result.axes, partners, {}))
-    if type(value) is int and "heads" in str(path[-1]):
+    if type(value) is int and heads:
         return Field(value, required=True, question=REQUIRED)
     return Field(value, question=ASKED.format(default="null" if value is None else value))
 
@@ -168,16 +175,19 @@ def _expression(value: Any, axes: Sequence[Axis], partners: Mapping[str, NameFam
 
 
 def class_families(target: TargetClass, config: dict[str, Any], given: Mapping[str, Any]) -> list[NameFamily]:
-    """The tensors that the class writes. Removes from `config` a `head_dim` that the class computes itself, and values of a
-    type that the class rejects. Raises Refusal."""
+    """The tensors that the class writes. Removes from `config` what is not given and the class rejects: values of another
+    type, a `head_dim` that the class computes itself, or else all sizes that names suggest. Raises Refusal."""
     while True:
         try:
             return target.families(config)
         except Refusal as refusal:
             named = re.search(r"[Ff]ield '(\w+)'", str(refusal))
-            if named and isinstance(config.get(named[1]), str):
+            if named and (named[1] in config.keys() - given.keys() or isinstance(config.get(named[1]), str)):
                 del config[named[1]]
             elif "head_dim" in config and "head_dim" not in given:
                 del config["head_dim"]
+            elif suggested := config.keys() - given.keys():
+                for name in suggested:
+                    del config[name]
             else:
                 raise

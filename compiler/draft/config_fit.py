@@ -8,15 +8,17 @@ Fields of nested configs and elements of lists are fields like any other. A clas
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compiler.diagnostics import Refusal
+from compiler.draft.family_shapes import Pair, agreement, comparable, each_shape, lengths, odd_layers, resized, unfused
 from compiler.draft.name_similarity import similarity
 from compiler.draft.tensor_roles import NameFamily
 
@@ -29,6 +31,8 @@ MOST_CANDIDATES = 5  # values of a field that are compared
 STAGES = 2  # a list with one element for each stage is made longer or shorter by so many
 INFLUENTIAL = 2  # fields that are fitted for each number of stages
 ROUNDS = 3
+FEW = 0.1  # of the source tensors, that a class may leave unread
+_DIVISOR = re.compile(r"heads|groups")  # in the names of numbers that divide a width
 _RATIO = re.compile(r"ratio|factor|mult")  # in the names of numbers that are no integers and give lengths
 
 
@@ -48,7 +52,10 @@ class Axis:
         yield value + (length - self.length) / self.slope
         for more in (0, 1):
             if self.length > more < length and self.slope > 0:
-                yield round(value * math.sqrt((length - more) / (self.length - more)), 9)
+                side = round(value * math.sqrt((length - more) / (self.length - more)), 9)
+                yield from (side, math.floor(side))  # an image may be larger than its patches
+        if self.slope < 0 < length:  # inversely, as the channels of a group with the number of groups
+            yield value * self.length / length
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,6 @@ class Probe:
     @property
     def revealed(self) -> bool:
         return bool(self.axes) or self.renamed
-
-
-def lengths(family: NameFamily) -> tuple[int, ...]:
-    """The axes of a family: its shape and the number of values of each index."""
-    return (*family.shape, *map(len, family.numbers))
 
 
 def leaves(config: Mapping[str, Any], wanted: Callable[[str], bool], path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -114,33 +116,44 @@ class ConfigFit:
     families: list[NameFamily] = field(default_factory=list)
     odd_leaves: frozenset[str] = frozenset()
     odd_layers: list[tuple[int, ...]] = field(default_factory=list)
+    counts: set[int] = field(default_factory=set)  # of layers whose shapes differ
     builds: int = 0
     begun: float = field(default_factory=time.process_time)
     influence: dict[Path, set[tuple[str, int]]] = field(default_factory=dict)  # the axes that a field changes
     lengths_only: bool = False  # leave fields alone that change which tensors there are
     silent: set[Path] = field(default_factory=set)  # fields that changed nothing
     _alike: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    _built: dict[str, list[NameFamily] | None] = field(default_factory=dict)  # by the config as JSON
+    _completed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.odd_layers = self.odd_layers or _odd_layers(self.sources)
+        self.odd_layers = self.odd_layers or odd_layers(self.sources)
+        mixed = [family for family in self.sources if family.mixed]
+        self.counts = self.counts or {len(numbers) for family in mixed for numbers in family.numbers}
         self.odd_leaves |= {family.text.rsplit(".", 1)[-1] for family in self.sources if family.mixed}
-        self.sources = _each_shape(self.sources)
         self.families = self.built(self.config) or []
+        self.sources = each_shape(unfused(self.sources, {family.role for family in self.families}))
 
     def built(self, config: Mapping[str, Any]) -> list[NameFamily] | None:
         """The tensors of the class, or None where it rejects the config."""
-        self.builds += 1
-        try:
-            return _each_shape(self.build(config))
-        except Refusal:
-            return None
+        key = _key(config)
+        if key not in self._built:
+            self.builds += 1
+            try:
+                self._built[key] = each_shape(self.build(config))
+            except Refusal:
+                self._built[key] = None
+        return self._built[key]
 
     def completed(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Every field of the config; none where the class rejects it."""
-        try:
-            return self.complete(config)
-        except Refusal:
-            return {}
+        key = _key(config)
+        if key not in self._completed:
+            try:
+                self._completed[key] = self.complete(config)
+            except Refusal:
+                self._completed[key] = {}
+        return self._completed[key]
 
     def fit(self) -> None:
         """Change one field after another while more tensors agree."""
@@ -148,18 +161,40 @@ class ConfigFit:
             self.lengths_only = number == 0
             before = self.score(self.families)
             for path, value in self.numbers():
-                if self.spent() or self.complete_match():
+                if self.spent():
                     return
+                if self.complete_match():
+                    break
                 self._fit_number(path, value)
             self._fit_index_lists()
-            if not self.complete_match():
+            if not self.mostly_matched():
                 self._fit_stages()
-            if number and self.score(self.families) <= before:
+            if self.complete_match() or (number and self.score(self.families) <= before):
                 return
 
     def complete_match(self) -> bool:
-        """Whether every tensor of the class has the shape of its most similar source tensor."""
-        return len(self.families) == len(self.sources) and all(self._best(family) >= 1 for family in self.families)
+        """Whether every tensor of the class has the shape of a source tensor of its own, and no source tensor is left."""
+        pairs = self.pairs(self.families)
+        return len(self._settled(pairs)) == len(pairs) == len(self.families) == len(self.sources)
+
+    def _settled(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """The pairs of equal shapes, without those where another source is more alike, and more than to its own partner."""
+        of_source = {one.source: one.similar for one in pairs}
+        return [
+            one
+            for one in pairs
+            if one.agreement >= 1
+            and not any(
+                similar > max(one.similar, of_source.get(m, 0.0))
+                and comparable(self.sources[m], self.families[one.target])
+                for similar, m in self.alike(self.families[one.target])
+            )
+        ]
+
+    def mostly_matched(self) -> bool:
+        """Whether every tensor of the class has a source tensor, and few source tensors are left."""
+        pairs = [one for one in self.pairs(self.families) if one.agreement >= 1]
+        return len(pairs) == len(self.families) and len(self.sources) - len(pairs) <= FEW * len(self.sources)
 
     def spent(self) -> bool:
         """Whether the search has taken as long as it may."""
@@ -185,12 +220,12 @@ class ConfigFit:
         """Build the class with another value of one field and compare its tensors with those of `config`."""
         others = [not value] if isinstance(value, bool) else [2 * value, value + 1, 3 * value, value + 3, value // 2]
         complete = self.completed(self.config)
-        built = 0
+        built = False
         for other in dict.fromkeys(n for n in others if n != value):
-            families = self.built(changed(self.config, complete, path, other)) if built < 2 else None
+            families = None if built else self.built(changed(self.config, complete, path, other))
             if families is None:
                 continue
-            built += 1
+            built = True
             new = {family.text: lengths(family) for family in families}
             old = {family.text: lengths(family) for family in self.families}
             if new == old:
@@ -211,13 +246,13 @@ class ConfigFit:
     def _fit_number(self, path: Path, value: Any, ahead: bool = True) -> None:
         """Give one field the value with which more tensors agree; with `ahead` also a value that only fits together with
         another one of a field that changes the same axes."""
-        if path in self.silent:
+        if path in self.silent or (self.influence.get(path) and self._agree(self.influence[path])):
             return
         found = self.probe(path, value)
         if not found.revealed:
             self.silent.add(path)
         self.influence[path] = {(axis.text, axis.number) for axis in found.axes}
-        if not found.revealed or (found.axes and self._agree(found.axes)):
+        if not found.revealed or (found.axes and self._agree(self.influence[path])):
             return
         votes: dict[Any, float] = {}
         for axis in found.axes:
@@ -232,6 +267,8 @@ class ConfigFit:
         votes.pop(value, None)
         if not votes and (found.renamed or any(axis.indexed for axis in found.axes)):
             others = [not value] if isinstance(value, bool) else self._counts(value)
+            if isinstance(path[-1], int):  # a stage of nothing is none
+                others = [other for other in others if other]
             if not self.lengths_only:
                 self._try([changed(self.config, self.completed(self.config), path, other) for other in others])
             return
@@ -249,10 +286,10 @@ class ConfigFit:
                 if together[other]:
                     self._take(self._with(changed(self.config, complete, path, number), [other]))
 
-    def _agree(self, axes: Sequence[Axis]) -> bool:
-        """Whether every axis has the length of its most similar source tensor already."""
-        by_text = {family.text: family for family in self.families}
-        return all(self._best(by_text[axis.text]) >= 1 for axis in axes)
+    def _agree(self, axes: Collection[tuple[str, int]]) -> bool:
+        """Whether all tensors with these axes have the shapes of source tensors already."""
+        agreeing = {self.families[one.target].text for one in self._settled(self.pairs(self.families))}
+        return all(text in agreeing for text, _ in axes)
 
     def _counts(self, value: int) -> list[int]:
         """Other numbers of something that the class has: near the value, and those of the checkpoint."""
@@ -264,7 +301,7 @@ class ConfigFit:
         """Lengths of the same axis in the most similar source tensors, with their similarity."""
         target = next(family for family in self.families if family.text == axis.text)
         alike = [(weight, self.sources[m]) for weight, m in self.alike(target)]
-        for weight, source in [(w, s) for w, s in alike if _comparable(s, target)][:4]:
+        for weight, source in [(w, s) for w, s in alike if comparable(s, target)][:4]:
             yield weight, lengths(source)[axis.number]
             if len(target.shape) == 2 and axis.number < 2:
                 yield weight / 2, source.shape[1 - axis.number]
@@ -274,15 +311,27 @@ class ConfigFit:
         by_text: dict[str, dict[int, int]] = {}
         for axis in axes:
             by_text.setdefault(axis.text, {})[axis.number] = round(axis.length + growth * axis.slope)
-        return [_resized(family, by_text.get(family.text, {})) for family in self.families]
+        return [resized(family, by_text.get(family.text, {})) for family in self.families]
 
     def _with_other_heads(
         self, config: dict[str, Any], complete: Mapping[str, Any], path: Path, width: Any
     ) -> Iterator[dict[str, Any]]:
-        """A class may reject a width that its number of heads does not divide."""
+        """A class may reject a width that its number of heads or groups does not divide."""
+        numbers = []
         for other, value in leaves(complete, self.wanted):
-            if other[:-1] == path[:-1] and "heads" in str(other[-1]) and type(value) is int and type(width) is int:
-                yield changed(config, complete, other, math.gcd(value, width))
+            if isinstance(path[-1], int) and isinstance(value, list | tuple) and path[-1] < len(value):
+                field, number, parent = (*other, path[-1]), value[path[-1]], path[:-2]  # of the same stage
+            else:
+                field, number, parent = other, value, path[:-1]
+            same = other[:-1] == parent and _DIVISOR.search(str(other[-1]))
+            if same and type(number) is type(width) is int:
+                numbers.append((field, number))
+        for other, value in numbers:
+            yield changed(config, complete, other, math.gcd(value, width))
+        if len(numbers) > 1:
+            for other, value in numbers:
+                config = changed(config, complete, other, math.gcd(value, width))
+            yield config
 
     def _fit_stages(self) -> None:
         """Lists with one element for each stage get as many as the checkpoint has; they change together."""
@@ -295,7 +344,7 @@ class ConfigFit:
             if self.spent():
                 return
             variants: list[ConfigFit] = []
-            for stages in range(max(1, count - STAGES), count + STAGES + 1):
+            for stages in sorted({*range(max(1, count - STAGES), count + STAGES + 1)} | self.counts):
                 if stages == count or self.spent():
                     continue
                 config = self._with_stages(complete, parent, count, paths, stages)
@@ -368,73 +417,29 @@ class ConfigFit:
         return self._alike[target.text]
 
     def score(self, families: Sequence[NameFamily]) -> float:
-        """How well the tensors of the class agree with the checkpoint, each paired with one tensor at most."""
-        pairs = []
+        """How well the tensors of the class agree with the checkpoint, 0 to 1."""
+        return 2 * sum(one.value for one in self.pairs(families)) / max(1, len(families) + len(self.sources))
+
+    def pairs(self, families: Sequence[NameFamily]) -> list[Pair]:
+        """The tensors of the class that agree with a source tensor, each with one, the best pairs first."""
+        pairs: list[Pair] = []
         for n, target in enumerate(families):
             for similar, m in self.alike(target):
-                agreement = _agreement(self.sources[m], target)
-                if agreement > 0:
-                    pairs.append((agreement * (0.6 + 0.4 * min(1.0, similar / 1.2)), n, m))
-        pairs.sort(reverse=True)
+                agrees = agreement(self.sources[m], target)
+                if agrees > 0:
+                    value = agrees * (0.6 + 0.4 * min(1.0, similar / 1.2))
+                    pairs.append(Pair(value, agrees, similar, n, m))
+        pairs.sort(key=lambda one: (one.value, one.target, one.source), reverse=True)
         targets: set[int] = set()
         sources: set[int] = set()
-        total = 0.0
-        for value, n, m in pairs:
-            if n not in targets and m not in sources:
-                targets.add(n)
-                sources.add(m)
-                total += value
-        return 2 * total / max(1, len(families) + len(self.sources))
-
-    def _best(self, target: NameFamily) -> float:
-        """The agreement with the most similar source tensor."""
-        return max(
-            ((similar, _agreement(self.sources[m], target)) for similar, m in self.alike(target)), default=(0.0, 0.0)
-        )[1]
+        chosen: list[Pair] = []
+        for one in pairs:
+            if one.target not in targets and one.source not in sources:
+                targets.add(one.target)
+                sources.add(one.source)
+                chosen.append(one)
+        return chosen
 
 
-def _comparable(source: NameFamily, target: NameFamily) -> bool:
-    return (len(source.shape), source.level) == (len(target.shape), target.level)
-
-
-def _each_shape(families: Sequence[NameFamily]) -> list[NameFamily]:
-    """The families, those with other shapes in other layers as one of each tensor."""
-    return [one for family in families for one in (family.each() if family.mixed else [family])]
-
-
-def _agreement(source: NameFamily, target: NameFamily) -> float:
-    """The share of axes of the same length, 0 to 1; half of it where a tensor would have to be split or transposed."""
-    a, b = lengths(source), lengths(target)
-    if not _comparable(source, target):
-        return 0.0
-    if not a:
-        return 1.0
-    equal = float(sum(m == n for m, n in zip(a, b, strict=True)))
-    if len(source.shape) == 2 and a[:2] != b[:2]:
-        equal = max(equal, sum(m == n for m, n in zip((a[1], a[0], *a[2:]), b, strict=True)) - 0.5)
-    divisible = sum(m != n and n > 0 and m % n == 0 for m, n in zip(a, b, strict=True))
-    return (equal + 0.25 * divisible) / len(a)
-
-
-def _resized(family: NameFamily, axes: Mapping[int, int]) -> NameFamily:
-    if not axes:
-        return family
-    rank = len(family.shape)
-    shape = tuple(axes.get(n, length) for n, length in enumerate(family.shape))
-    numbers = tuple(
-        frozenset(range(axes[rank + n])) if rank + n in axes else values for n, values in enumerate(family.numbers)
-    )
-    count = math.prod(map(len, numbers)) if axes.keys() - {*range(rank)} else len(family.shapes)
-    shapes = family.shapes if shape == family.shape and count == len(family.shapes) else (shape,) * max(1, count)
-    return NameFamily(family.text, shapes, family.dtype, numbers, family.names, family.role, family.part, family.clear)
-
-
-def _odd_layers(families: Sequence[NameFamily]) -> list[tuple[int, ...]]:
-    """The layers that have each shape of a family in which layers differ."""
-    found = {
-        tuple(n for n, one in enumerate(family.shapes) if one == shape)
-        for family in families
-        if family.mixed and family.level == 1
-        for shape in {*family.shapes}
-    }
-    return sorted(found)
+def _key(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, default=str)

@@ -7,18 +7,22 @@ config.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.draft.config_fields import TargetClass, class_families, find_fields, start_fit
 from compiler.draft.rules import LOOSE, UNUSED, Draft, draft
-from compiler.draft.sizes import SIZE_FIELDS, Sizes, measure, target_config
+from compiler.draft.sizes import SIZE_FIELDS, Sizes, measure, submodel_fields, target_config
 from compiler.draft.spec_text import Proposal
-from compiler.draft.submodel_sizes import submodel_fields
 from compiler.draft.tensor_roles import NameFamily, Shape, name_families
 from compiler.target import model_class as target_class
 
 MOSTLY = 0.8  # of the target's tensors; where fewer are matched, sizes that names suggest are not relied upon
+_OUTER = ("vocab_size", "num_labels")  # sizes of tensors outside the layers, which no other size depends on
+_ROTARY = re.compile(
+    r"rope|rotary|position_embedding_type"
+)  # in the names of fields of a class that may rotate queries
 _TIE = "tie_word_embeddings"
 
 
@@ -42,9 +46,10 @@ def propose(
     rules = _rules(families, target, config, sizes)
     fit = start_fit(target, families, config, frozenset((name,) for name in fixed))
     if _unmatched(rules) > (1 - MOSTLY) * max(1, len(fit.families)):
-        suggested = {name for names in SIZE_FIELDS.values() for name in names} - stated
-        config = {name: value for name, value in config.items() if name not in suggested}
-        fit = start_fit(target, families, config, frozenset((name,) for name in stated))
+        suggested = {name for names in SIZE_FIELDS.values() for name in names} - stated - {*_OUTER}
+        bare = {name: value for name, value in config.items() if name not in suggested}
+        starts = [start_fit(target, families, one, frozenset((name,) for name in stated)) for one in (config, bare)]
+        fit = max(starts, key=lambda one: one.score(one.families))
         fit.fit()
         rules = _rules(families, target, fit.config, sizes)
     own = find_fields(fit, target, rules, families)
@@ -81,7 +86,8 @@ def _stated(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]) -
 def _rules(families: Sequence[NameFamily], target: TargetClass, config: dict[str, Any], sizes: Sizes) -> Draft:
     signature = target.signature(config)
     theirs = name_families({n: (tuple(s), "float32") for n, s in signature.shapes.items()})
-    return draft(families, theirs, dict(signature.ties), sizes)
+    rotary = any(_ROTARY.search(name) for name in target_class.config_fields(target.name))
+    return draft(families, theirs, dict(signature.ties), sizes, rotary)
 
 
 def _unmatched(rules: Draft) -> int:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from compiler.draft.companion_tensors import merge_companions
 from compiler.draft.fuse_steps import Fused, concat_steps, split_steps
+from compiler.draft.module_pairs import module_of, pair_modules
 from compiler.draft.name_similarity import label, similarity, slug, square
-from compiler.draft.reshape_steps import TRANSPOSE, Step, reshape
+from compiler.draft.reshape_steps import TRANSPOSE, Reshaping, Step, reshape
 from compiler.draft.sizes import Sizes
-from compiler.draft.tensor_roles import NameFamily, Shape
+from compiler.draft.tensor_roles import FUSED, NameFamily, Shape
 
 SURE, LIKELY, GUESSED = 1.0, 0.9, 0.5
 ROPE = "shapes do not reveal how rotary pairs are stored: as halves, or interleaved (then rope_to_half: HEADS)"
@@ -58,24 +59,34 @@ class Draft:
     missing: list[str]
 
 
-def draft(sources: Sequence[NameFamily], targets: Sequence[NameFamily], ties: dict[str, str], sizes: Sizes) -> Draft:
-    """The rules from these source families to these target families."""
-    drafter = _Drafter(list(sources), list(targets), sizes)
+def draft(
+    sources: Sequence[NameFamily],
+    targets: Sequence[NameFamily],
+    ties: dict[str, str],
+    sizes: Sizes,
+    rotary: bool = True,
+) -> Draft:
+    """The rules from these source families to these target families. `rotary`: whether the class may rotate its queries."""
+    drafter = _Drafter(list(sources), list(targets), sizes, rotary)
     drafter.keep()
     drafter.tie(ties)
+    drafter.divide()
     drafter.one_to_one()
     drafter.fused()
+    drafter.siblings()
+    drafter.by_module()
     drafter.rest()
     return Draft(drafter.guesses, [family.text for family in drafter.targets])
 
 
 class _Drafter:
-    def __init__(self, sources: list[NameFamily], targets: list[NameFamily], sizes: Sizes) -> None:
+    def __init__(self, sources: list[NameFamily], targets: list[NameFamily], sizes: Sizes, rotary: bool) -> None:
         self.sources, self.companions = merge_companions(sources)
         self.targets, self.sizes = targets, sizes
         self.guesses: list[Guess] = []
         self.all, self.wanted = [*self.sources], [*self.targets]
         self.roles = {family.role for family in targets}
+        self.rotary = rotary and "positions" not in self.roles
         self.renamed_queries = {f.role for f in sources} & {"q"} and not {f.text for f in sources} & {
             f.text for f in targets if f.role == "q"
         }
@@ -106,6 +117,11 @@ class _Drafter:
         if head is not None and (owner is not None or kept):
             self.guesses.append(Guess("tie", "", [head.text], [owner.text if owner else kept]))
             self.take([head], [])
+
+    def divide(self) -> None:
+        """Divides families whose shapes differ by stage. Only now: a part's name says too little to keep it."""
+        sources, targets = self.sources, self.targets
+        self.sources, self.targets = _stages_apart(sources, targets), _stages_apart(targets, sources)
 
     def one_to_one(self) -> None:
         """Pairs tensors that have the same role on both sides, most similar names first."""
@@ -157,7 +173,7 @@ class _Drafter:
     ) -> None:
         if square(source) and source.shape == target.shape and not steps and self.transposed_layout():
             steps, question = [TRANSPOSE], SQUARE
-        if source.role in ("q", "k") and source.part in ("weight", "bias") and "positions" not in self.roles:
+        if source.role in ("q", "k") and source.part in ("weight", "bias") and self.rotary:
             steps, question = self.rotated(source, steps)
         elif source.role.endswith(("gate", "up")) and not (source.clear and target.clear):
             question = "" if source.text.rsplit(".", 2)[1:] == target.text.rsplit(".", 2)[1:] else GATE
@@ -186,7 +202,7 @@ class _Drafter:
         side_by_side = (
             self.renamed_queries
             and not {"q_norm", "k_norm"} & self.roles
-            and not any(f.role == "q" and f.part == "bias" for f in [*self.sources, *self.targets])
+            and not any(f.role == "q" and f.part == "bias" for f in [*self.all, *self.wanted])
         )
         if side_by_side and not steps:
             return [{"rope_to_half": heads}], ROPE.replace("rope_to_half: HEADS", "as here") + "; else a rename"
@@ -198,7 +214,7 @@ class _Drafter:
             parts = self.parts(source, self.targets)
             found = split_steps(source, parts, self.sizes) if parts else None
             if found is not None:
-                question = found.question + (ALSO if len(parts) == 3 and "positions" not in self.roles else "")
+                question = found.question + (ALSO if len(parts) == 3 and self.rotary else "")
                 self.add(
                     Guess("transform", label(source), [source.text], [f.text for f in parts], [*found.steps],
                           target_sizes=[*found.name_sizes], confidence=GUESSED, question=question)
@@ -221,16 +237,41 @@ class _Drafter:
     def parts(self, whole: NameFamily, among: Sequence[NameFamily]) -> list[NameFamily]:
         """The families that make up a fused tensor, in the usual order; empty if one is missing."""
         prefix = next((p for p in ("expert_", "shared_") if whole.role.startswith(p)), "")
-        roles = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up"), "in": ("gate", "up")}.get(
-            whole.role.removeprefix(prefix), ()
-        )
+        roles = (FUSED | {"gate_up": ("gate", "up"), "in": ("gate", "up")}).get(whole.role.removeprefix(prefix), ())
         found = []
         for role in roles:
             same = [f for f in among if f.role == prefix + role and f.part == whole.part]
             if not same:
                 return []
-            found.append(max(same, key=lambda f: similarity(whole, f)))
+            found.append(max(same, key=lambda f: (f.shape[1:] == whole.shape[1:], similarity(whole, f))))
         return found
+
+    def siblings(self) -> None:
+        """Pairs the other tensors of modules of which one tensor is paired."""
+        for guess in [*self.guesses]:
+            if guess.kind == "tie" or len(guess.sources) != 1 or len(guess.targets) != 1:
+                continue
+            (ours, leaf), (theirs, _) = module_of(guess.sources[0]), module_of(guess.targets[0])
+            sources = {module_of(f.text)[1]: f for f in self.sources if module_of(f.text)[0] == ours != f.text}
+            targets = {module_of(f.text)[1]: f for f in self.targets if module_of(f.text)[0] == theirs != f.text}
+            for leaf in [leaf for leaf in targets if leaf in sources]:
+                if reshape(sources[leaf], targets[leaf]) == Reshaping(()):
+                    loose = guess.question in (LOOSE, GATE)
+                    self.pair(sources[leaf], targets[leaf], [], GUESSED if loose else LIKELY, guess.question * loose)
+
+    def by_module(self) -> None:
+        """Pairs modules by the shapes of all their tensors, then those whose numbers only one side writes as an index."""
+        for unfolds in ((), (0,), (1,), (0, 1)):
+            sides = []
+            for n, families in enumerate((self.sources, self.targets)):
+                pairs = [(family, part) for family in families
+                         for part in (family.unfold() if n in unfolds and family.level else [family])]  # fmt: skip
+                sides.append({part.text: (family, part) for family, part in pairs})
+            for pair in pair_modules(*([part for _, part in side.values()] for side in sides)):
+                for source, target in pair.tensors():
+                    for families, side, part in ((self.sources, sides[0], source), (self.targets, sides[1], target)):
+                        _put_part(families, side[part.text][0], part)
+                    self.pair(source, target, [], LIKELY if pair.certain else GUESSED)
 
     def rest(self) -> None:
         """Pairs what is left by shape, creates missing biases, and asks about every tensor that stays unpaired."""
@@ -280,3 +321,24 @@ class _Drafter:
         while guess.name and guess.name in names:
             guess.name, number = f"{base}_{number}", number + 1
         self.guesses.append(guess)
+
+
+def _stages_apart(families: Sequence[NameFamily], others: Sequence[NameFamily]) -> list[NameFamily]:
+    """The families, those whose shapes differ by stage as one of each stage, unless the other side has the like."""
+    like = {(family.shapes, family.numbers) for family in others}
+    return [
+        one
+        for family in families
+        for one in (
+            family.apart()
+            if family.level == 2 and family.mixed and (family.shapes, family.numbers) not in like
+            else [family]
+        )
+    ]
+
+
+def _put_part(families: list[NameFamily], whole: NameFamily, part: NameFamily) -> None:
+    """Replaces a family by its parts if `part` is one of them."""
+    if whole is not part and whole in families:
+        at = families.index(whole)
+        families[at : at + 1] = whole.unfold()

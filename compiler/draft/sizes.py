@@ -8,6 +8,7 @@ be given; otherwise they are listed as guessed.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -217,7 +218,8 @@ def with_synonyms(values: Mapping[str, Any]) -> dict[str, Any]:
 def target_config(measured: Sizes, given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
     """Fields of the target's config: those given under its own names, and sizes and settings under the names it has."""
     sizes = {name for names in SIZE_FIELDS.values() for name in names}
-    config = {n: v for n, v in given.items() if n in fields and not (n in sizes and (not isinstance(v, int) or v < 1))}
+    usable = {n: v for n, v in given.items() if n not in sizes or isinstance(v, list) or (isinstance(v, int) and v > 0)}
+    config = {n: v for n, v in usable.items() if n in fields}
     for word, names in SIZE_FIELDS.items():
         known = [name for name in names if name in fields]
         if known and word in measured.values and not any(name in config for name in known):
@@ -228,3 +230,56 @@ def target_config(measured: Sizes, given: Mapping[str, Any], fields: Collection[
                 if name in fields and name not in config:
                     config[name], measured.named[name] = given[source], source
     return config
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Submodels, such as encoder and decoder, each measured from its own tensors
+
+# Ending of a config field -> name of the size; and the field that holds a submodel's positions.
+_PREFIXED_FIELDS = {
+    "layers": "num_hidden_layers",
+    "attention_heads": "num_attention_heads",
+    "ffn_dim": "intermediate_size",
+}
+_POSITION_FIELDS = {"encoder": "max_source_positions", "decoder": "max_target_positions"}
+_VISION = re.compile(r"visual|vision")
+
+
+def submodel_fields(
+    families: Sequence[NameFamily], given: Mapping[str, Any], fields: Collection[str], sizes: Sizes
+) -> dict[str, Any]:
+    """Fields of the target's config for each submodel that both the target and the checkpoint have."""
+    found: dict[str, Any] = {}
+    for tower, positions in _POSITION_FIELDS.items():
+        own = [family for family in families if re.search(rf"(^|\.){tower}s?\.", family.text)]
+        if f"{tower}_layers" not in fields or not own:
+            continue
+        part = measure(own, given)
+        words = {f"{tower}_{ending}": word for ending, word in _PREFIXED_FIELDS.items()} | {
+            positions: "max_position_embeddings"
+        }
+        for name, word in words.items():
+            if name in fields and part[word]:
+                found[name] = part[word]
+                _record(sizes, name, part[word], part.expressions.get(word))
+        waves = next((family for family in own if family.level == 0 and len(family.shape) == 3), None)
+        if waves is not None and "num_mel_bins" in fields:
+            found.setdefault("num_mel_bins", waves.shape[1])
+            _record(sizes, "num_mel_bins", waves.shape[1], waves.dim(1))
+    if {"vision_config", "text_config"} <= {*fields}:
+        for name, sees in (("vision_config", True), ("text_config", False)):
+            part = measure([family for family in families if bool(_VISION.search(family.text)) == sees], given)
+            found[name] = {word: value for word, value in part.values.items() if word not in ("head_dim", "num_labels")}
+        joint = next((f for f in families if f.level == 0 and len(f.shape) == 2 and "proj" in f.text), None)
+        if joint is not None and "projection_dim" in fields:
+            axis = int(
+                joint.shape[0] in (found["text_config"].get("hidden_size"), found["vision_config"].get("hidden_size"))
+            )
+            found["projection_dim"] = joint.shape[axis]
+            _record(sizes, "projection_dim", joint.shape[axis], joint.dim(axis))
+    return {name: value for name, value in found.items() if name not in given}
+
+
+def _record(sizes: Sizes, field: str, value: int, expression: str | None) -> None:
+    if expression is not None and re.match(r"(dim|count)\([^()]*\)$", expression):
+        sizes.record(field, value, expression)

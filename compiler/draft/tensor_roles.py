@@ -15,14 +15,18 @@ from dataclasses import dataclass, replace
 
 Shape = tuple[int, ...]
 _NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])|(?<=\.weight)[0-9]+$|(?<=\.bias)[0-9]+$")
+_COUNTED = re.compile(r"((?<![^.])[A-Za-z_]*[A-Za-z])_?([0-9]{1,3})(?![^.])")  # a word that ends in a number
 _LEAVES = frozenset(["weight", "bias", "w", "b", "scale", "kernel", "gamma", "beta"])
 HOLES = "ie"
+# A fused matrix -> the roles of its parts, in the usual order.
+FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v")}
 
 # Role -> pattern of the whole module name in lower case.
 _ATTENTION = {
     "q": r"(linear_|w_?|c_|to_)?q(uery)?(_proj|_lin|_linear)?",
     "k": r"(linear_|w_?|c_|to_)?k(ey)?(_proj|_lin|_linear)?",
     "v": r"(linear_|w_?|c_|to_)?v(alue)?(_proj|_lin|_linear)?",
+    "kv": r"(linear_|w_?|c_|to_)?(kv|key_value)(_proj)?",
     "qkv": r".*(qkv|query_key_value|w_pack|c_attn|in_proj).*|att_proj",
     "o": r"w_?o|o_proj|out_proj|output_proj|output|proj|dense|c_proj|linear_proj|out|w_out|to_out|attn_out",
 }
@@ -48,7 +52,8 @@ _NORMS = (
 @dataclass(frozen=True)
 class NameFamily:
     """Tensors whose names differ in indices only. `text` is their name pattern; `names` holds every name in the order of
-    its indices, `shapes` the shape of each, `numbers` the values of each index."""
+    its indices, `shapes` the shape of each, `numbers` the values of each index. `spelling` is the text as it is compared
+    with other names: `block2.{i}` as `block.1.{i}`."""
 
     text: str
     shapes: tuple[Shape, ...]
@@ -58,6 +63,7 @@ class NameFamily:
     role: str = "other"
     part: str = "weight"
     clear: bool = True
+    spelling: str = ""
 
     @property
     def level(self) -> int:
@@ -79,10 +85,45 @@ class NameFamily:
 
     def each(self) -> list[NameFamily]:
         """Every tensor as a family of its own."""
+        if self.level:
+            return [one for part in self.unfold() for one in part.each()]
+        return [replace(self, text=literal_pattern(self.names[0]))]
+
+    def unfold(self) -> list[NameFamily]:
+        """The tensors with each value of the last index as a family of their own."""
+        hole, count = HOLES[self.level - 1], len(self.numbers[-1])
+
+        def filled(text: str, number: int) -> str:
+            return text.replace(f"{{{hole}}}", str(number)).replace(rf"(?P<{hole}>\d+)", str(number))
+
         return [
-            replace(self, text=literal_pattern(name), shapes=(shape,), numbers=(), names=(name,))
-            for name, shape in zip(self.names, self.shapes, strict=True)
-        ]
+            replace(self, text=filled(self.text, n), spelling=filled(self.spelling, n),
+                    shapes=self.shapes[n::count], names=self.names[n::count], numbers=self.numbers[:-1])
+            for n in range(count)
+        ]  # fmt: skip
+
+    def apart(self) -> list[NameFamily]:
+        """The tensors of two indices as families with one, divided by the index with which the shape changes."""
+        stages = self.by_stage()
+        layers = self.unfold()
+        return layers if any(one.mixed for one in stages) and not any(one.mixed for one in layers) else stages
+
+    def by_stage(self) -> list[NameFamily]:
+        """The tensors with each value of the first of two indices as a family with the other."""
+        outer, inner = HOLES[0], HOLES[1]
+        count = len(self.numbers[1])
+
+        def filled(text: str, number: int) -> str:
+            for hole, mark in ((outer, str(number)), (inner, None)):
+                for form in ("{{{}}}", r"(?P<{}>\d+)"):
+                    text = text.replace(form.format(hole), mark if mark is not None else form.format(outer))
+            return text
+
+        return [
+            replace(self, text=filled(self.text, n), spelling=filled(self.spelling, n), numbers=self.numbers[1:],
+                    shapes=self.shapes[n * count : (n + 1) * count], names=self.names[n * count : (n + 1) * count])
+            for n in range(len(self.numbers[0]))
+        ]  # fmt: skip
 
     def first(self) -> str:
         """The name pattern of the first tensor."""
@@ -134,7 +175,26 @@ def name_families(shapes: Mapping[str, tuple[Shape, str]]) -> list[NameFamily]:
         )
         members.setdefault(member.text, []).append(member)
     families = [family for found in members.values() for family in _regular(found, shapes)]
-    return assign_roles(families)
+    return assign_roles(_spelled(families))
+
+
+def _spelled(families: Sequence[NameFamily]) -> list[NameFamily]:
+    """The families with their spelling: numbers at the end of words that count from 1 or 0 are written as numbers from 0."""
+    counted: dict[str, set[int]] = {}
+    for family in families:
+        for found in _COUNTED.finditer(family.text):
+            counted.setdefault(family.text[: found.end(1)], set()).add(int(found[2]))
+
+    def spelled(text: str) -> str:
+        def number(found: re.Match[str]) -> str:
+            numbers = counted[text[: found.end(1)]]
+            first = min(numbers)
+            whole = len(numbers) > 1 and first < 2 and numbers == {*range(first, first + len(numbers))}
+            return f"{found[1]}.{int(found[2]) - first}" if whole else found[0]
+
+        return _COUNTED.sub(number, text)
+
+    return [replace(family, spelling=spelled(family.text)) for family in families]
 
 
 @dataclass(frozen=True)
@@ -246,7 +306,8 @@ def _with_role(family: NameFamily, experts: bool) -> NameFamily:
     leaf = re.sub(
         r"^(?:attn|ffn)_(?=(?:q|k|v|qkv|output|gate|up|down)$|(?:gate|up|down)_exps$)", "", leaf
     ).removesuffix("_exps")
-    if family.level == 0:
+    # A layer that is unlike the others keeps its number in its name.
+    if family.level == 0 and not re.search(r"\.\d+\..*(att|mlp|ffn|feed_?forward)", family.text):
         return replace(family, role=_role_outside_layers(path, leaf), part=part)
     shared = "shared_" if "shared" in path else ""
     router = (
@@ -257,13 +318,16 @@ def _with_role(family: NameFamily, experts: bool) -> NameFamily:
     )
     expert = "expert_" if (family.level > 1 or re.search(r"expert|moe|_exps", path)) and not shared else ""
     if re.search(r"norm|(^|[._])ln", leaf) and not re.search(r"(proj|dense)$", leaf):
-        label = path if leaf.startswith("layer_norm") or leaf in ("norm", "ln") else leaf
+        label = path if leaf.startswith("layer_norm") or leaf in ("norm", "ln", "layernorm") else leaf
         role = next((role for role, words in _NORMS if re.search(words, label)), "norm_other")
         return replace(family, role=role, part=part)
     if leaf == "inv_freq":
         return replace(family, role="frequencies", part=part)
     if router:
         return replace(family, role="router", part=part)
+    inner = re.search(r"(?:^|\.)(intermediate|output)(?:\.dense|_dense)$", path)
+    if inner and "att" not in path:  # the two matrices of an MLP that has no module of its own
+        return replace(family, role=expert + ("in" if inner[1] == "intermediate" else "down"), part=part)
     feeding = bool(re.search(r"mlp|ffn|feed_?forward|(^|\.)ff|moe|expert", path))
     attending = not feeding or bool(re.search(r"att", path))
     for table, prefix in ((_ATTENTION, ""), (_MLP, shared or expert)):
@@ -286,7 +350,13 @@ def _role_outside_layers(path: str, leaf: str) -> str:
         return "frequencies"
     if re.search(r"(^|[._])(pos|wpe|w_pos)|position", path):
         return "positions"
-    if re.search(r"head|unembed|embed_out", path) or leaf in ("output", "output_layer", "final_proj", "w_out"):
+    own = re.sub(r"\.(fc|linear|dense|proj|decoder)$", "", path).rpartition(".")[2]
+    if re.search(r"head|unembed|embed_out|classifier", own) or leaf in (
+        "output",
+        "output_layer",
+        "final_proj",
+        "w_out",
+    ):
         return "head"
     if re.search(r"emb|wte|(^|\.)tok", path):
         return "embedding"

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+import torch
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from compiler.diagnostics import Span
+from compiler.diagnostics import Refusal, Span
 from compiler.draft import config_fields
+from compiler.draft.module_pairs import pair_modules
 from compiler.draft.proposal import propose
 from compiler.draft.rules import UNUSED, draft
 from compiler.draft.sizes import measure
 from compiler.draft.spec_text import Proposal
 from compiler.draft.tensor_roles import literal_pattern, name_families
+from compiler.jobs.detect import detect, known_specs
+from compiler.jobs.request import Request
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.language.parser import load_spec
 from compiler.program.loading import compile_spec
+from compiler.program.program import Program
 
 WORDS = ["layers", "0", "1", "2", "00", "attn", "q_proj", "wk", "c_attn", "w1", "norm", "inv_freq", "weight", "bias", "embed",
          "head", "experts", "weight_scale_inv", "lora_A", "pos", "{x}", "a b", "é", "true", "#1", "x:", "w_blocks", "w_scales"]  # fmt: skip
@@ -144,3 +153,47 @@ def test_what_no_config_gives_is_asked(tmp_path: object) -> None:
         "num_attention_heads": 4, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 64,
     })  # fmt: skip
     assert given.questions.keys() & asked == set()
+
+
+@cache
+def programs() -> list[Program]:
+    return known_specs()
+
+
+@given(checkpoints)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_checkpoint_is_judged(source: dict[str, tuple[tuple[int, ...], str]]) -> None:
+    """`detect` has an answer for each spec, or rejects the file; random names fit none."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_file({name: torch.zeros(shape) for name, (shape, _) in source.items()}, path)
+        try:
+            fits = detect(Request([path]), programs())
+        except Refusal:  # such as a file without tensors
+            assume(False)
+    assert {fit.spec for fit in fits} == {program.spec.name.value for program in programs()}
+    assert all(0 <= fit.share <= 1 and fit.status in ("near", "no") for fit in fits)
+    assert all(fit.reasons for fit in fits)
+
+
+@given(checkpoints, checkpoints)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_modules_are_paired_once(
+    source: dict[str, tuple[tuple[int, ...], str]], target: dict[str, tuple[tuple[int, ...], str]]
+) -> None:
+    pairs = pair_modules(name_families(source), name_families(target))
+    for side in ("source", "target"):
+        texts = [getattr(pair, side).text for pair in pairs]
+        assert len(texts) == len({*texts})
+    for pair in pairs:
+        assert all(one.shapes == other.shapes for one, other in pair.tensors())
+
+
+@given(checkpoints)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_divided_family_has_the_same_tensors(source: dict[str, tuple[tuple[int, ...], str]]) -> None:
+    for family in name_families(source):
+        for some in [family.each(), *((family.unfold(), family.apart()) if family.level == 2 else ())]:
+            assert sorted(name for part in some for name in part.names) == sorted(family.names)
+            for part in some:
+                assert [source[name][0] for name in part.names] == list(part.shapes)
