@@ -27,6 +27,8 @@ _NO_WEIGHTS = re.compile(
 )
 _LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
 _ITERATION = "latest_checkpointed_iteration.txt"  # NVIDIA: the number of the last step, in the subfolder iter_0000010
+# Folders of shards inside the folder of a step: accelerate's and Trainer's, DeepSpeed's.
+_SHARDS = re.compile(r"pytorch_model_fsdp_\d+|global_step\d+|dist_cp|actor|critic")
 METADATA = ".metadata"  # the index of a distributed checkpoint
 COMMON = "common.pt"  # in the same folder, what all ranks share (NVIDIA: core/dist_checkpointing/strategies/common.py)
 _MOST_INDEX_BYTES = 200_000_000
@@ -76,6 +78,18 @@ def find(path: Path) -> Found:
     rest = choices[1:] if choices[0].endswith(".index.json") else [n for n in (*indexes, *weights) if n != choices[0]]
     note = f"took {choices[0]} of this folder" + (f" (beside: {listed(rest)})" if rest else "")
     return Found(path / choices[0], [note])
+
+
+def companions(source: Path) -> list[Path]:
+    """The folders that may hold the config and the tokenizer of a checkpoint, the nearest first: its own, the one that
+    verl makes inside of it, and those around it where a trainer keeps the shards of a step in a folder of their own."""
+    folder = source if source.is_dir() else source.parent
+    around = [parent for parent in (folder.parent, folder.parent.parent) if parent != folder]
+    return (
+        [folder, folder / "huggingface", *around]
+        if _SHARDS.fullmatch(folder.name)
+        else [folder, folder / "huggingface"]
+    )
 
 
 def last_step(path: Path) -> Path | None:

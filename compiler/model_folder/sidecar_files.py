@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.checkpoints.folder import companions
 from compiler.model_folder import card
 from compiler.model_folder.processor_files import PREPROCESSOR, processor_files, spec_text
 from compiler.output import safetensors_layout
@@ -22,7 +23,7 @@ from compiler.output.earlier_run import INDEX, MANIFEST
 from compiler.plan.plan import Plan
 from compiler.target import config_dialects
 from compiler.tokenizer import assemble
-from compiler.tokenizer.find import tokenizer_files
+from compiler.tokenizer.find import folder_with_tokenizer, tokenizer_files
 
 Say = Callable[[str], None]
 
@@ -59,7 +60,7 @@ def collect(
     """Everything but the weights of `parts` for the folder `out`. The tokenizer is the `given` one, or the one next to the
     `source`; so is the `processor`, which may also be in the tokenizer's folder. `checked`: the target class is asked before the output is
     finished. Raises Refusal, OSError."""
-    beside = source if source.is_dir() else source.parent
+    beside = folder_with_tokenizer(companions(source))
     processors: Mapping[str, Path] = {}
     if processor:
         processors = processor_files(processor, say, named=True)

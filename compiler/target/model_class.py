@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 from compiler.diagnostics import nearest, refuse
 from compiler.target.class_signature import ClassSignature, ConfigSchema
 from compiler.target.config_dialects import EXPERTS, SHARE, THETA, json_text, read_config
+from compiler.target.memory_layout import memory_tensors
 
 # Fields that any config may hold although newer base classes leave them to the model's own.
 COMMON_FIELDS = {
@@ -255,7 +256,21 @@ def _signature(model: Any) -> ClassSignature:
     return ClassSignature(
         shapes={name: tuple(tensor.shape) for name, tensor in sorted(written.items())},
         ties={names[alias]: names[owner] for alias, owner in sorted(ties.items())},
+        memory=tuple(memory_tensors(state, written, lambda tensors: _on_disk(model, tensors))),
+        unsaved=tuple(_unsaved(model)),
     )
+
+
+def _unsaved(model: Any) -> Iterator[str]:
+    """Regular expressions of the names that a folder of the class does not have: those that the class says it ignores,
+    and buffers that it computes."""
+    yield from model._keys_to_ignore_on_save or ()
+    yield from model._keys_to_ignore_on_load_unexpected or ()
+    saved = model.state_dict().keys()
+    computed = [name for name, _ in model.named_buffers() if name not in saved]
+    yield from (f"^{re.escape(name)}$" for name in computed)
+    if any(name.endswith("rotary_emb.inv_freq") for name in computed):
+        yield r"rotary_emb\.inv_freq$"  # one for each layer in old checkpoints, which loading ignores
 
 
 def _shared(model: Any, state: Mapping[str, Any]) -> dict[str, str]:
