@@ -5,10 +5,14 @@ Compares the stored bytes of a Plan's sources. Raises Refusal.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import read_bytes
-from compiler.diagnostics import Report, refuse
+from compiler.checkpoints.formats.stored_tensor import Tensor, read_bytes
+from compiler.diagnostics import Report, Span, refuse
 from compiler.plan.plan import Plan
+
+_CHUNK = 4 << 20
 
 
 def check_constants(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -38,6 +42,27 @@ def equal_tensors(checkpoint: Checkpoint, one: str, other: str) -> bool:
     """Whether two tensors of a checkpoint have the same dtype, shape and bytes."""
     a, b = checkpoint.tensors[one], checkpoint.tensors[other]
     return a.region == b.region or ((a.dtype, a.shape) == (b.dtype, b.shape) and read_bytes(a) == read_bytes(b))
+
+
+def check_replicas(checkpoint: Checkpoint) -> None:
+    """Compare what several ranks hold alike, a chunk at a time. Raises Refusal with every tensor that differs."""
+    report = Report()
+    for one, other in checkpoint.replicas:
+        if any(a != b for a, b in zip(_chunks(one), _chunks(other), strict=True)):
+            message = f"{one.name} should be the same in {one.path.name} and {other.path.name}, but differs"
+            report.add(Span(str(other.path)), message, "unfit-parts", "copy all files of one step again")
+    report.settle()
+
+
+def _chunks(tensor: Tensor) -> Iterator[bytearray]:
+    """The bytes of a stored tensor, in order."""
+    rows = tensor.shape[0] if tensor.shape else 1
+    step = max(1, rows * _CHUNK // max(1, tensor.nbytes))
+    if not tensor.shape or step >= rows:
+        yield read_bytes(tensor)
+        return
+    for start in range(0, rows, step):
+        yield read_bytes(tensor.narrow(0, start, min(step, rows - start)))
 
 
 def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:
