@@ -113,14 +113,13 @@ def _inner(path: Path) -> Path | None:
 
 def companions(source: Path) -> list[Path]:
     """The folders that may hold the config and the tokenizer of a checkpoint, the nearest first: its own, the one that
-    verl makes inside of it, and those around it where a trainer keeps the shards of a step in a folder of their own."""
+    verl makes inside of it, those of the shards inside of it, and those around it where it is a folder of shards."""
     folder = source if source.is_dir() else source.parent
-    around = [parent for parent in (folder.parent, folder.parent.parent) if parent != folder]
-    return (
-        [folder, folder / "huggingface", *around]
-        if _SHARDS.fullmatch(folder.name)
-        else [folder, folder / "huggingface"]
+    inside = (
+        [p for p in sorted(folder.iterdir()) if p.is_dir() and _SHARDS.fullmatch(p.name)] if folder.is_dir() else []
     )
+    around = [folder.parent, folder.parent.parent] if _SHARDS.fullmatch(folder.absolute().name) else []
+    return [place for near in (folder, *inside) for place in (near, near / "huggingface")] + around
 
 
 def last_step(path: Path) -> Path | None:

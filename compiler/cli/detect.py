@@ -62,6 +62,9 @@ def detect(options: argparse.Namespace) -> int:
             print("    the spec expects another file name")
     if not options.json and not good:
         print("no spec fits; `compile draft` writes a first version of a new one")
+        if not any(fit.spec == "hf" for fit in fits):
+            source = " ".join(map(str, options.source))
+            print(f"for the names of a Transformers class: compile run hf {source} OUT --config CONFIG_JSON")
     elif not options.json:
         print(next_command(good, " ".join(map(str, options.source))))
     return 0 if good else 1

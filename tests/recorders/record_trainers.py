@@ -125,7 +125,9 @@ def zero(out: Path) -> None:
 
     stage = int(out.name.removeprefix("zero"))
     trained = model(tied=True)
-    trained.register_buffer("counter", torch.tensor(3.0))
+    rotary = torch.nn.Module()  # as in old checkpoints, which saved it
+    rotary.register_buffer("inv_freq", torch.tensor([1.0, 0.01]))
+    trained.model.layers[0].self_attn.rotary_emb = rotary
     for name, parameter in trained.named_parameters():
         parameter.requires_grad_("mlp.up_proj" not in name and not name.endswith("input_layernorm.weight"))
     kinds = [[p for p in trained.parameters() if p.requires_grad and (p.ndim > 1) == wide] for wide in (True, False)]
