@@ -15,7 +15,7 @@ from compiler.checkpoints.folder import RANK_FILE
 from compiler.checkpoints.formats.boxes import Box, Untiled, tiled
 from compiler.checkpoints.formats.pickle_globals import Sharded, View
 from compiler.checkpoints.formats.pickle_plain import shown
-from compiler.checkpoints.formats.sharded_tensor import Misplaced, local_parts
+from compiler.checkpoints.formats.sharded_tensor import Misplaced, are_sizes, local_parts
 from compiler.checkpoints.formats.torch_save import Places, open_zip
 from compiler.checkpoints.opened import Opened
 from compiler.checkpoints.state_dict_search import Contents
@@ -76,6 +76,8 @@ class _Rank:
 def _parts(value: View | Sharded, rank: int) -> list[tuple[tuple[int, ...], tuple[int, ...], View]]:
     if isinstance(value, Sharded):
         return local_parts(value, rank)
+    if not are_sizes(value.shape):
+        raise Misplaced("its shape is malformed")
     return [((0,) * len(value.shape), tuple(value.shape), value)]
 
 

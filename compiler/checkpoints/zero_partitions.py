@@ -102,8 +102,8 @@ class _Optimizer(_File):
     def stage(self) -> int:
         """An IntEnum, pickled as a class and its value."""
         stage = self.state["zero_stage"]
-        stage = stage.args[0] if isinstance(stage, Inert) and stage.args else stage
-        if stage not in (1, 2, 3):
+        stage = stage.args[0] if isinstance(stage, Inert) and isinstance(stage.args, tuple) and stage.args else stage
+        if type(stage) is not int or stage not in (1, 2, 3):
             self.refuse(f"its ZeRO stage is {shown(stage)}, and 1, 2 and 3 are known", "unknown-format")
         return int(stage)
 
@@ -176,7 +176,7 @@ class _Model(_File):
         return {
             name: view
             for name, view in module.items()
-            if isinstance(name, str) and isinstance(view, View) and name not in listed_names and 0 not in view.shape
+            if isinstance(name, str) and isinstance(view, View) and name not in listed_names and not _is_empty(view)
         }
 
     def views(self) -> list[View]:
@@ -322,6 +322,10 @@ class _Step:
         if -(-used // grain) != -(-there // grain):
             message = f"the parameters have {used:,} elements, and the partitions {there:,}"
             self.ranks[0].refuse(message, "unfit-parts")
+
+
+def _is_empty(view: View) -> bool:
+    return isinstance(view.shape, tuple) and 0 in view.shape
 
 
 def _optimizer_files(folder: Path) -> list[Path]:

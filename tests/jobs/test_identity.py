@@ -125,6 +125,38 @@ def test_auto_and_detect_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [fit.spec for fit in detect(Request([source]), [load_program("qwen3")])] == ["qwen3"]
 
 
+def test_what_stands_with_the_config_is_copied(tmp_path: Path) -> None:
+    """verl keeps config, tokenizer and generation settings in a folder inside that of the ranks."""
+    source = saved(dense(), tmp_path / "actor")
+    place = tmp_path / "actor" / "huggingface"
+    place.mkdir()
+    (tmp_path / "actor" / "config.json").rename(place / "config.json")
+    generation = '{"temperature": 0.5, "eos_token_id": [2, 3]}'
+    (place / "generation_config.json").write_text(generation)
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+    }
+    (place / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert run("hf", source, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "generation_config.json").read_text() == generation
+    assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == tokenizer
+    assert run("hf", source, tmp_path / "out", "--force") == 0
+
+
+def test_plan_names_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved(experts(), tmp_path / "run")
+    with pytest.raises(SystemExit) as done:
+        main(["plan", "hf", str(source)])
+    shown = capsys.readouterr().out
+    assert done.value.code == 0
+    assert "config.json:0" not in shown
+    assert "tied    lm_head.weight = model.embed_tokens.weight" in shown
+    if "gate_up_proj" in shown:  # fused in memory, since transformers 5
+        assert "mlp.experts.{0-2}.up_proj.weight" in shown
+
+
 def test_a_config_of_another_model_is_not_taken(tmp_path: Path) -> None:
     source = saved(dense(), tmp_path / "run", num_hidden_layers=2, layer_types="absent")
     fit = next(fit for fit in detect(Request([source]), []) if fit.spec == "hf")

@@ -26,7 +26,7 @@ class Misplaced(Exception):
 
 def local_parts(part: Sharded, rank: int) -> list[tuple[Sizes, Sizes, View]]:
     """(offsets, sizes, bytes) of what the file of a rank holds of a tensor; empty if nothing. Raises Misplaced."""
-    if not _are_sizes(part.shape):
+    if not are_sizes(part.shape):
         raise Misplaced("its shape is malformed")
     if attributes := _attributes(part.state):
         return list(_of_dtensor(part, attributes, rank))
@@ -38,7 +38,7 @@ def local_parts(part: Sharded, rank: int) -> list[tuple[Sizes, Sizes, View]]:
 def _of_dtensor(part: Sharded, state: dict[Any, Any], rank: int) -> Iterator[tuple[Sizes, Sizes, View]]:
     local, spec = state.get("_local_tensor"), _fields(state.get("_spec"))
     mesh, placements = _fields(spec.get("mesh")), spec.get("placements")
-    if not isinstance(local, View) or not isinstance(placements, tuple | list):
+    if not isinstance(local, View) or not are_sizes(local.shape) or not isinstance(placements, tuple | list):
         raise Misplaced("its local tensor or its placements are missing")
     coordinate = mesh.get("_coordinate_on_dim")
     sizes = _mesh_sizes(mesh)
@@ -46,7 +46,7 @@ def _of_dtensor(part: Sharded, state: dict[Any, Any], rank: int) -> Iterator[tup
         raise Misplaced(f"rank {own} saved it, and the file is named as that of rank {rank}")
     if coordinate is None:  # a rank that is not in this mesh
         return
-    if not _are_sizes(coordinate) or not len(coordinate) == len(sizes) == len(placements):
+    if not are_sizes(coordinate) or not len(coordinate) == len(sizes) == len(placements):
         raise Misplaced("its mesh does not fit its placements")
     if prod(sizes) and own is None and _position(coordinate, sizes) != rank % prod(sizes):
         raise Misplaced(f"its coordinate {list(coordinate)} is not that of rank {rank}")
@@ -87,7 +87,7 @@ def _region(
 def _mesh_sizes(mesh: dict[Any, Any]) -> tuple[int, ...]:
     """The size of each axis of a mesh: of its tensor of ranks, or of the layout that newer releases store instead."""
     ranks = mesh.get("mesh")
-    if isinstance(ranks, View) and _are_sizes(ranks.shape):
+    if isinstance(ranks, View) and are_sizes(ranks.shape):
         return tuple(ranks.shape)
     layout = _fields(mesh.get("_layout"))
     axes = layout.get("axes")
@@ -96,8 +96,8 @@ def _mesh_sizes(mesh: dict[Any, Any]) -> tuple[int, ...]:
     else:
         shape = layout.get("shape")
         shapes = list(shape) if isinstance(shape, tuple | list) else [shape]
-    found = tuple([prod(s) if _are_sizes(s) else s for s in shapes])
-    if not _are_sizes(found) or 0 in found:
+    found = tuple([prod(s) if are_sizes(s) else s for s in shapes])
+    if not are_sizes(found) or 0 in found:
         raise Misplaced("the sizes of its mesh are unknown")
     return tuple(found)
 
@@ -114,11 +114,11 @@ def _shard(part: Sharded, shard: Any, rank: int) -> tuple[Sizes, Sizes, View]:
     view, metadata = fields.get("tensor"), _fields(fields.get("metadata"))
     offsets, sizes = metadata.get("shard_offsets"), metadata.get("shard_sizes")
     own = _fields(metadata.get("placement")).get("_rank")
-    if not isinstance(view, View) or not _are_sizes(offsets) or not _are_sizes(sizes):
+    if not isinstance(view, View) or not are_sizes(view.shape) or not are_sizes(offsets) or not are_sizes(sizes):
         raise Misplaced("one of its shards is malformed")
     if own is not None and own != rank:
         raise Misplaced(f"rank {own} saved it, and the file is named as that of rank {rank}")
-    if tuple(view.shape) != tuple(sizes) or len(sizes) != len(part.shape):
+    if tuple(view.shape) != tuple(sizes) or not len(offsets) == len(sizes) == len(part.shape):
         raise Misplaced("one of its shards has another shape than it states")
     return tuple(offsets), tuple(sizes), view
 
@@ -135,6 +135,7 @@ def _attributes(state: Any) -> dict[Any, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _are_sizes(values: Any) -> TypeGuard[tuple[int, ...] | list[int]]:
+def are_sizes(values: Any) -> TypeGuard[tuple[int, ...] | list[int]]:
+    """Whether it is a shape, or another list of sizes."""
     plain = isinstance(values, tuple | list) and len(values) <= _MOST_AXES
     return plain and all(type(n) is int and 0 <= n < 1 << 62 for n in values)
