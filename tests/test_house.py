@@ -255,6 +255,7 @@ ORDINARY = frozenset(
         "decision",
         "depth",
         "detr",
+        "dinat",
         "dots",
         "edge",
         "embedding",

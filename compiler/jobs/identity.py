@@ -96,7 +96,7 @@ def required_class(request: Request) -> NamedClass:
         if config.get("auto_map"):
             hint = "its auto_map names code of its own; hf is for classes of Transformers"
         elif not classes:
-            hint = 'add the class, such as "architectures": ["LlamaForCausalLM"]'
+            hint = 'add the class, such as "architectures": ["SomethingForCausalLM"]'
         else:
             hint = nearest(
                 str(classes[0] if isinstance(classes, list) else classes), model_class.model_types_by_class()
