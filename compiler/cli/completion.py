@@ -50,7 +50,7 @@ def _table() -> dict[str, list[str]]:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         takes = {action.dest for action in parser._actions if action.metavar == "SPEC"}
         words = [str(word) for action in parser._actions for word in action.choices or ()]
-        words += ["auto"] * ("spec" in takes) + specs * bool(takes)
+        words += ["auto", "hf"] * ("spec" in takes) + specs * bool(takes)
         words += sorted(sections()) if command == "explain" else []
         table[command] = [*flags, *words]
     return table

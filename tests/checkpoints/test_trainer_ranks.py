@@ -19,7 +19,9 @@ import torch
 from safetensors import safe_open
 
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
+from compiler.checkpoints.formats import torch_save
 from compiler.checkpoints.formats.boxes import Untiled, flat_boxes, flat_range, tiled
+from compiler.checkpoints.formats.pickle_globals import Global, Inert, Sharded, View
 from compiler.checkpoints.formats.stored_tensor import Tensor, read_bytes
 from compiler.diagnostics import Refusal
 from compiler.dtypes import ITEM_SIZES
@@ -192,6 +194,59 @@ def test_a_file_of_one_rank_under_another_name(tmp_path: Path) -> None:
     shutil.copy(files(TRAINERS / "fsdp2", "*rank_1.pt")[0], tmp_path / "model.pt")
     with pytest.raises(Refusal, match="one rank's part of it"):
         open_checkpoint(tmp_path / "model.pt")
+
+
+# Values that a pickle may put anywhere, where a reader expects sizes, tensors or mappings.
+JUNK: list[Any] = [
+    None, -1, 0, 1, 2**70, "x", (), [], {}, [1], (1, 2), (-1,), {"a": 1}, 3.5, True, b"x", (2**40, 2**40),
+    Inert(Global("a", "b")), Global("torch", "float32"),
+]  # fmt: skip
+
+
+def slots(value: Any, found: list[tuple[Any, Any]], seen: set[int]) -> None:
+    """Every (holder, key or attribute) of an object that can be replaced."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    fields = {Inert: ("args", "state"), Sharded: ("shape", "state"), View: ("shape", "strides", "offset")}
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            found.append((value, key))
+            slots(value[key], found, seen)
+    elif isinstance(value, tuple):
+        for part in value:
+            slots(part, found, seen)
+    for name in fields.get(type(value), ()):
+        found.append((value, name))
+        slots(getattr(value, name), found, seen)
+
+
+@pytest.mark.parametrize("case", [case for case in PLACES if case != "accelerate"])
+def test_any_content_is_read_or_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of wrong types and sizes, anywhere in the objects of the files: never another exception than a Refusal."""
+    numbers, load = random.Random(case), torch_save.load
+
+    def spoiled(*args: Any, **named: Any) -> Any:
+        tree, place = load(*args, **named)
+        found: list[tuple[Any, Any]] = []
+        slots(tree, found, set())
+        for _ in range(numbers.randint(0, 2)):
+            holder, key = numbers.choice(found)
+            if isinstance(holder, dict | list):
+                holder[key] = numbers.choice(JUNK)
+            else:
+                setattr(holder, key, numbers.choice(JUNK))
+        return tree, place
+
+    monkeypatch.setattr(torch_save, "load", spoiled)
+    outcomes = set()
+    for _ in range(80):
+        try:
+            open_checkpoint(TRAINERS / case / PLACES[case])
+            outcomes.add("read")
+        except Refusal as refusal:
+            outcomes.add(refusal.diagnostics[0].kind)
+    assert {"read", "unfit-parts" if case in ("fsdp1", "fsdp2", "mesh") else "damaged-file"} <= outcomes
 
 
 # ---------------------------------------------------------------------------------------------------------------------

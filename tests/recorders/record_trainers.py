@@ -1,6 +1,7 @@
 """Record the folders that trainers leave when they shard a model over ranks, with the tensors of the unsharded model.
 
-Usage: python record_trainers.py OUT [CASE...]; runs up to four gloo processes on the CPU. Cases:
+Usage: python record_trainers.py OUT [CASE...]; runs up to four gloo processes on the CPU. Needs torch, transformers,
+accelerate and, for its cases, deepspeed, which installs without a compiler with DS_BUILD_OPS=0. Cases:
 - `fsdp2`: FSDP2's DTensors, saved as verl does: one file for each rank, `fsdp_config.json`, config in `huggingface/`.
 - `fsdp1`: FSDP1's ShardedTensors, by its own function for shards (FSDP1 itself wants an accelerator).
 - `mesh`: DTensors on a mesh of 2 x 2, with every combination of placements.
