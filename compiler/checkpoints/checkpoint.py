@@ -17,6 +17,7 @@ from types import MappingProxyType
 from compiler.checkpoints.file_format import sniff
 from compiler.checkpoints.folder import COMMON, METADATA, find, read_index
 from compiler.checkpoints.formats.gguf_header import open_gguf
+from compiler.checkpoints.formats.numpy_archive import open_npz
 from compiler.checkpoints.formats.pickle_plain import shown
 from compiler.checkpoints.formats.safetensors_header import open_safetensors
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
@@ -135,6 +136,9 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
         if not stored:
             refuse(str(path), "a GGUF file without tensors", "missing-weights", "it may be a vocabulary-only file")
         return Opened(dict(stored), {"config": values}, files=[path])
+    if kind == "npz":
+        arrays, checksums = open_npz(path)
+        return Opened(dict(arrays), files=[path], checksums=checksums)
     searched: list[Contents] = []
 
     def contents(tree: object) -> Iterable[object]:

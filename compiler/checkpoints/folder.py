@@ -16,7 +16,7 @@ from compiler.checkpoints.formats.pickle_plain import shown
 from compiler.checkpoints.formats.shard_path import shard_fault
 from compiler.diagnostics import Report, Span, listed, refuse
 
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf")
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf", ".npz")
 _PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -123,6 +124,15 @@ def test_auto_and_detect_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [(fit.spec, fit.status) for fit in fits] == [("hf", "fits"), ("qwen3", "fits")]
     (tmp_path / "run" / "config.json").unlink()
     assert [fit.spec for fit in detect(Request([source]), [load_program("qwen3")])] == ["qwen3"]
+
+
+def test_an_archive_of_numpy(tmp_path: Path) -> None:
+    model = dense()
+    source = saved(model, tmp_path / "run")
+    source.unlink()
+    numpy.savez(tmp_path / "run" / "weights.npz", **{n: t.numpy() for n, t in model.state_dict().items()})
+    assert run("hf", tmp_path / "run", tmp_path / "out") == 0
+    same(tmp_path / "out", model.state_dict())
 
 
 def test_what_stands_with_the_config_is_copied(tmp_path: Path) -> None:
