@@ -14,7 +14,7 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo test coverage mutants test-ecosystem test-oracles originals check regen fuzz bench clean
+.PHONY: env env-4 demo test coverage mutants test-ecosystem test-page test-oracles originals check regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -94,6 +94,12 @@ PROGRAMS := torchao==0.18.0 ctranslate2==4.8.5 gguf==0.19.0 trl==1.16.0 \
 test-ecosystem: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/programs $(PROGRAMS)
 	PYTHONPATH=.venv/programs $(BIN)/python -m pytest tests/ecosystem/programs.py
+
+# The page that `plan --html` writes, in a Chromium of this machine; axe-core needs npm, and its tests are skipped without.
+AXE := build/page/node_modules/axe-core/axe.min.js
+test-page: env
+	test -e $(AXE) || npm install --silent --no-save --prefix build/page axe-core@4.14.1 || true
+	AXE=$$(test ! -e $(AXE) || echo $(AXE)) $(BIN)/python -m pytest -rs tests/plan_report/page_in_browser.py
 
 check: env
 	$(BIN)/ruff check .

@@ -174,6 +174,7 @@ def convert(
     mapspec.convert("meta_llama", "llama-3-8b/", "out", dtype="bfloat16")
     """
     from compiler.jobs.convert import convert as run
+    from compiler.progress import WrittenBytes
 
     request = _request(
         source,
@@ -199,7 +200,8 @@ def convert(
         strict=strict,
     )
     listener = _listener(on_note)
-    return run(_program(spec, request, listener), request, Path(out), listener, progress or (lambda size: None))
+    written = WrittenBytes(progress) if progress else None
+    return run(_program(spec, request, listener), request, Path(out), listener, written)
 
 
 def iter_tensors(

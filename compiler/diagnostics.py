@@ -6,10 +6,15 @@ A diagnostic prints as `path:line:col: message [kind]`, then the source line wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
+
+from compiler.resources import spec_label
+
+MAX_SHOWN = 50  # diagnostics printed at most
+_LONGEST, _WIDEST = 2000, 240  # characters of a message, and of a source line
 
 
 @dataclass(frozen=True, order=True)
@@ -28,12 +33,26 @@ class Span:
             return self
         return Span(self.path, self.line, self.column + start, max(1, length), self.text)
 
+    def excerpt(self, width: int) -> tuple[str, str]:
+        """The line of text, and a line with a caret below the place; of a line with more than `width` characters, the part
+        around the place, with … where it is cut."""
+        text, column = self.text, self.column - 1
+        if len(text) > width:
+            # From the start if the place is seen so, else with the place at one third.
+            end = min(column + max(1, self.length), column + width // 2)
+            first = 0 if end < width else min(column - width // 3, len(text) - width)
+            part = text[first : first + width]
+            column -= first
+            text = ("…" + part[1:]) if first else part
+            text = (text[:-1] + "…") if first + width < len(self.text) else text
+        # A tab stays a tab, so that the caret is under its token at any tab width.
+        indent = "".join(c if c == "\t" else " " for c in text[:column])
+        room = max(1, len(text) - column)
+        return text, indent + "^" + "~" * (min(self.length, room) - 1)
+
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}:{self.column}" if self.line else self.path
-
-
-MAX_SHOWN = 50  # diagnostics printed at most
-_LONGEST, _WIDEST = 2000, 240  # characters of a message, and of a source line
+        label = spec_label(self.path)
+        return f"{label}:{self.line}:{self.column}" if self.line else label
 
 
 def printable(text: str) -> str:
@@ -57,18 +76,21 @@ class Diagnostic:
     subject: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        lines = [f"{self.span}: {'warning: ' * self.warning}{self.message} [{self.kind}]"]
+        return self.text()
+
+    def text(self, width: int = _WIDEST, paint: Callable[[str, str], str] = lambda role, text: text) -> str:
+        """The diagnostic as lines; the source line has at most `width` columns, of a longer one the part around the place.
+        `paint` colours a part by its role: place, error, warning, caret or hint."""
+        level = "warning" if self.warning else "error"
+        label = paint(level, "warning:") + " " if self.warning else ""
+        place, kind = paint("place", printable(f"{self.span}:")), paint(level, f"[{self.kind}]")
+        lines = [f"{place} {label}{printable(self.message)} {kind}"]
         if self.span.line and self.span.text:
-            # Of a long line, the part around the place.
-            first = max(0, self.span.column - 1 - _WIDEST // 2) if len(self.span.text) > _WIDEST else 0
-            text, before = self.span.text[first : first + _WIDEST], self.span.text[first : self.span.column - 1]
-            # A tab stays a tab, so that the caret is under its token at any tab width.
-            indent = "".join(c if c == "\t" else " " for c in before)
-            room = max(1, len(text) - len(before))
-            lines += ["  " + text, "  " + indent + "^" + "~" * (min(self.span.length, room) - 1)]
+            line, caret = self.span.excerpt(max(20, width - 2))
+            lines += ["  " + printable(line), "  " + paint("caret", caret)]
         if self.hint:
-            lines.append(f"  hint: {self.hint}")
-        return "\n".join(map(printable, lines))
+            lines.append(f"  {paint('hint', 'hint:')} {printable(self.hint)}")
+        return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         """The diagnostic as a JSON object."""

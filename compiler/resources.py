@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
@@ -26,6 +27,12 @@ def folder(name: str) -> Path:
     """A shipped folder: `specs`, `templates` or `docs`."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def spec_label(path: str) -> str:
+    """What messages call a file: a shipped spec by its bare name (`NAME.yaml`), any other by its path."""
+    name = os.path.basename(path)
+    return name if os.path.isabs(path) and os.path.dirname(path) == str(folder("specs")) else path
 
 
 def find_spec(text: str) -> Path:

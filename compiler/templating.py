@@ -1,6 +1,6 @@
-"""Templates to text: the Jinja environment of the shipped templates, the banner, ruff's layout, and writing what
-changed. The only module that imports ruff, and jinja2 for templates of ours. Raises Refusal where a template renders
-text that is not Python.
+"""Renders templates: the Jinja environment, the banner of generated files, formatting with ruff, and writing files.
+
+No other module imports jinja2 for the shipped templates, or ruff. Raises Refusal where rendered text is not Python.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from compiler.resources import folder
 
 @cache
 def environment() -> Any:
-    """The Jinja environment of all templates."""
+    """The Jinja environment of the shipped templates."""
     from jinja2 import Environment as Jinja
     from jinja2 import FileSystemLoader, StrictUndefined
 
@@ -35,7 +35,7 @@ def banner(name: str) -> str:
 
 
 def formatted(text: str) -> str:
-    """The text as ruff lays it out; refused where ruff cannot read it, which would be a fault of a template."""
+    """The text with sorted imports, without unused ones, and formatted by ruff. Raises Refusal where it is not Python."""
     from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
     rules = ["--isolated", "--no-cache", "--line-length=120", "--target-version=py311", "-"]
@@ -48,12 +48,12 @@ def formatted(text: str) -> str:
     done = ruff(done.stdout or text, "format")
     if done.returncode:
         refuse("templates", f"the rendered text is not Python: {done.stderr.strip()}", "bad-template",
-               "a fault of ours; please report the spec")  # fmt: skip
+               "this is a bug in a template; please report the spec")  # fmt: skip
     return done.stdout
 
 
 def write_if_changed(path: Path, text: str) -> bool:
-    """Write a file only where its content differs. Returns whether it did."""
+    """Write a file if its content differs. Returns whether it was written."""
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)

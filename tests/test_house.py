@@ -40,9 +40,10 @@ FLOORS = (
     "render.remote_code output",
     "render plan",
     "program tokenizer transfer",
-    "checkpoints ops",
+    "checkpoints ops console",
     "checkpoints.formats language layout target templating",
-    "diagnostics dtypes process resources strict_json",
+    "diagnostics dtypes process progress strict_json",
+    "resources",
 )
 FLOOR = {package: n for n, line in enumerate(reversed(FLOORS)) for package in line.split()}
 MOST_MODULES, MOST_AT_THE_TOP, MOST_LINES = 15, 12, 450
@@ -72,7 +73,7 @@ ROOMS = {
     },
     "safetensors": {"jobs.peft_format", "verify.job"},
     "transformers": {"target.model_class", "verify.read_back", "verify.run_model"},
-    "tqdm": {"cli.options"},
+    "tqdm": {"console.terminal"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
 AT_ONCE = {

@@ -67,6 +67,15 @@ def _json(path: Path) -> Any:
     except OSError as error:
         refuse(str(path), f"cannot be read: {error.strerror}", "unreadable-file")
     try:
+        data.decode()
+    except UnicodeDecodeError:
+        refuse(
+            str(path),
+            "a binary file, not JSON or YAML",
+            "json-syntax",
+            "a config is a file such as config.json or params.json",
+        )
+    try:
         return strict_json.parse(data, most_depth=document.MAX_DEPTH)
     except strict_json.JsonError as error:
         lines = data.decode(errors="replace").splitlines()

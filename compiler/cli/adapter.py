@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from compiler.cli.options import Notes, Parser, person, print_json, request
+from compiler.cli.options import Parser, notes_for, person, print_json, request
+from compiler.console import usage
 
 
 def adapter_parser() -> Parser:
@@ -33,8 +34,10 @@ def adapter(options: argparse.Namespace) -> int:
     from compiler.output.atomic_output import AtomicOutput
     from compiler.plan.notes import Remark
 
-    notes = Notes(silent=options.json)
+    notes = notes_for(options)
     options.source = [options.base]
+    named = dict.fromkeys((options.adapter, options.config), "unreadable-file")
+    usage.check_places("mapspec adapter", options.spec, options.source, named)
     asked = request(options)
     program = named_program(options.spec, asked, notes, person(options))
     output = AtomicOutput(options.out, options.force, folder=not options.reverse)
@@ -58,6 +61,7 @@ def adapter(options: argparse.Namespace) -> int:
     ranks = sorted({pair.a.shape[0] for pair in pairs.values()})
     if options.json:
         print_json({"out": str(options.out), "weights": len(pairs), "ranks": ranks, "notes": notes.lines()})
-    else:
-        print(f"{options.out}: adapters of {len(pairs)} weights, of rank {', '.join(map(str, ranks))}")
+    elif options.quiet < 2:
+        place = f"{options.out}{'/' * options.out.is_dir()}"
+        print(f"wrote {place} · adapters of {len(pairs)} weights · rank {', '.join(map(str, ranks))}")
     return 0

@@ -9,23 +9,24 @@ from pathlib import Path
 
 from compiler import __version__
 from compiler.cli.options import SPEC_HELP, Parser, print_json, report
+from compiler.console import usage
 from compiler.diagnostics import Diagnostic, Refusal
 
 PAUSE = 0.3  # seconds between two looks at the files
 USAGE = """\
-compile SPEC [SPEC ...]                render the converter of each spec into generated/
-compile run SPEC SOURCE OUT            convert a checkpoint into a folder that Transformers loads
-compile plan SPEC SOURCE               show what a conversion would do, from file headers alone
-compile verify SPEC SOURCE OUT         compare a converted folder with its source
-compile adapter SPEC BASE ADAPTER OUT  convert a LoRA of the source to a PEFT adapter, or back
-compile detect SOURCE                  list the specs that fit a checkpoint
-compile draft SOURCE --target CLASS    write a first version of a spec for an unknown checkpoint
-compile new NAME --target CLASS        write an empty spec to start from
-compile explain KIND                   explain a kind of problem
-compile schema                         print the JSON Schema of the spec language
-compile completion SHELL               print a completion script for a shell
+mapspec SPEC [SPEC ...]                compile: render the converter of each spec into generated/
+mapspec run SPEC SOURCE OUT            convert a checkpoint into a folder that Transformers loads
+mapspec plan SPEC SOURCE               show what a conversion would do, from file headers alone
+mapspec verify SPEC SOURCE OUT         compare a converted folder with its source
+mapspec adapter SPEC BASE ADAPTER OUT  convert a LoRA of the source to a PEFT adapter, or back
+mapspec detect SOURCE                  list the specs that fit a checkpoint
+mapspec draft SOURCE --target CLASS    write a first version of a spec for an unknown checkpoint
+mapspec new NAME --target CLASS        write an empty spec to start from
+mapspec explain KIND                   explain a kind of problem
+mapspec schema                         print the JSON Schema of the spec language
+mapspec completion SHELL               print a completion script for a shell
 
-'compile run --help' and so on print the options of a command."""
+'mapspec run --help' and so on print the options of a command. `compile` is the same program."""
 
 
 def compile_parser() -> Parser:
@@ -76,7 +77,7 @@ def _watch(options: argparse.Namespace) -> int:
             try:
                 _compile(options)
             except Refusal as refusal:
-                report(refusal.diagnostics, options.json)
+                report(refusal.diagnostics, options.output_format)
             sys.stdout.flush()
         try:
             time.sleep(PAUSE)
@@ -88,6 +89,7 @@ def _compile(options: argparse.Namespace) -> int:
     """Compile every spec, also after one that fails."""
     from compiler.jobs.compile import build
 
+    usage.check_specs(options.specs)
     problems: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
     outcomes: dict[str, str] = {}
@@ -106,8 +108,8 @@ def _compile(options: argparse.Namespace) -> int:
         raise Refusal(problems + warnings)
     if options.json:
         print_json({"diagnostics": [d.as_json() for d in sorted(warnings)], "files": outcomes})
-    else:
-        report(sorted(warnings), False)
+    elif warnings:
+        report(sorted(warnings), options.output_format)
     return 1 if "differs" in outcomes.values() else 0
 
 
@@ -117,7 +119,7 @@ def _write_or_compare(path: Path, content: str, options: argparse.Namespace) -> 
 
     if not options.check:
         done = "wrote" if write_if_changed(path, content) else "unchanged"
-        if not options.json:
+        if not options.json and options.quiet < 2:
             print(f"{done} {path}")
         return done
     old = path.read_text(encoding="utf-8") if path.is_file() else ""

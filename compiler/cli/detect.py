@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.cli.options import Parser, print_json, request
+from compiler.console import usage
+from compiler.console.terminal import painter, width
 from compiler.diagnostics import printable
 
 if TYPE_CHECKING:
@@ -40,33 +44,44 @@ def detect(options: argparse.Namespace) -> int:
     from compiler.jobs.detect import detect as fits_of
     from compiler.jobs.detect import known_specs
 
+    usage.check_places("mapspec detect", None, options.source, {options.config: "unreadable-file"})
+    paint, columns = painter(sys.stdout), min(100, width(sys.stdout) or 100)
     fits = fits_of(request(options), known_specs(options.specs))
+    source = shlex.join(map(str, options.source))
     good = [fit for fit in fits if fit.status in ("fits", "asks")]
     near = [fit for fit in fits if fit.status == "near"]
     shown = fits if options.all else [*good, *near[: NEAREST - min(len(good), 2)]]
     if options.json:
         print_json({"fits": [fit.as_json() for fit in shown]})
     for fit in shown if not options.json else ():
-        print(f"{fit.spec}: {_heading(fit)}")
-        print(f"    {fit.summary}")
+        paint_status = "good" if fit.status == "fits" else "doubt" if fit.status == "asks" else "dim"
+        print(f"{paint('heading', fit.spec)}: {paint(paint_status, _heading(fit))}")
+        print(textwrap.fill(fit.summary, columns, initial_indent="    ", subsequent_indent="    "))
         if fit.asks:
             print("    needs " + " ".join(f"--set {name}=VALUE" for name in fit.asks) + ", or --config FILE")
         if fit.doubt:
             print(f"    file names mention another model: {fit.doubt}")
         reasons = fit.reasons if options.all else fit.reasons[:REASONS]
         for reason in reasons:
-            print("\n".join(textwrap.wrap(printable(reason), 96, initial_indent="    - ", subsequent_indent="      ")))
+            print(
+                "\n".join(
+                    textwrap.wrap(printable(reason), columns - 4, initial_indent="    - ", subsequent_indent="      ")
+                )
+            )
         if len(reasons) < len(fit.reasons):
             print(f"    - and {len(fit.reasons) - len(reasons)} more")
         if not fit.container:
             print("    the spec expects another file name")
     if not options.json and not good:
-        print("no spec fits; `compile draft` writes a first version of a new one")
+        print("no spec fits; next: " + paint("command", f"mapspec draft {source} --target CLASS -o specs/NAME.yaml"))
         if not any(fit.spec == "hf" for fit in fits):
-            source = " ".join(map(str, options.source))
-            print(f"for the names of a Transformers class: compile run hf {source} OUT --config CONFIG_JSON")
-    elif not options.json:
-        print(next_command(good, " ".join(map(str, options.source))))
+            command = f"mapspec run hf {source} OUT --config CONFIG_JSON"
+            print("for the names of a Transformers class: " + paint("command", command))
+    elif not options.json and not options.quiet:
+        given = [word for one in options.set for word in ("--set", one)]
+        given = ["--config", str(options.config), *given] if options.config else given
+        first, *others = next_command(good, source, shlex.join(given)).splitlines()
+        print("\n".join([paint("command", first), *others]))
     return 0 if good else 1
 
 
@@ -76,11 +91,12 @@ def _heading(fit: Fit) -> str:
     return f"{_HEADS.get(fit.status, 'does not fit')} ({names})"
 
 
-def next_command(good: Sequence[Fit], source: str) -> str:
-    """The command that converts with the best spec, and the names of the others that fit as well."""
+def next_command(good: Sequence[Fit], source: str, given: str = "") -> str:
+    """The command that converts with the best spec, with the options that were `given`, and the names of the others that
+    fit as well."""
     best = good[0]
-    settings = "".join(f" --set {name}=VALUE" for name in best.asks)
+    settings = f" {given}" * bool(given) + "".join(f" --set {name}=VALUE" for name in best.asks)
     others = [fit.spec for fit in good[1:] if fit.status == best.status]
-    lines = [f"next: compile run {best.spec} {source} OUT{settings}"]
+    lines = [f"next: mapspec run {best.spec} {source} OUT{settings}"]
     lines += [f"if this is another model, use its spec instead: {', '.join(others)}"] if others else []
     return "\n".join(lines)

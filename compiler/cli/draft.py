@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 from pathlib import Path
 
-from compiler.cli.options import Notes, Parser, print_json, request
+from compiler.cli.options import Parser, notes_for, print_json, request
+from compiler.console import usage
+from compiler.console.terminal import painter
 from compiler.plan.notes import Remark
 
 MOST_PROBLEMS = 5  # that are printed if a draft does not bind
@@ -49,11 +53,13 @@ def draft(options: argparse.Namespace) -> int:
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):
         what = "the file exists" if options.out.exists() else "a spec's file name must be NAME.yaml"
-        refuse(
-            str(options.out), what, "output-exists" if options.out.exists() else "wrong-usage", "choose another name"
-        )
+        kind = "output-exists" if options.out.exists() else "wrong-usage"
+        name = "another name" if options.out.exists() else options.out.with_suffix(".yaml")
+        refuse(str(options.out), what, kind, f"choose {name}")
     if options.reference and options.reference.count(":") != 1:
         refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
+    named = dict.fromkeys((options.config, options.like), "unreadable-file")
+    usage.check_places("mapspec draft", None, options.source, named)
     asked = request(options)
     checkpoint = open_checkpoint(asked.source[0] if len(asked.source) == 1 else list(asked.source), asked.weights)
     name = options.out.stem if options.out is not None else "draft"
@@ -64,7 +70,7 @@ def draft(options: argparse.Namespace) -> int:
     proposal = propose(name, shapes, options.target, values, f"*{asked.source[0].suffix}")
     if options.like is not None:
         proposal = decide_by_example(proposal, checkpoint, open_checkpoint(options.like))
-    notes = Notes(silent=options.json)
+    notes = notes_for(options)
     if options.reference:
         from compiler.draft.decide_by_model import decide_by_model
         from compiler.verify.compare import SourceModel
@@ -88,9 +94,11 @@ def draft(options: argparse.Namespace) -> int:
         print_json({"spec": text, "undecided": proposal.questions, "notes": notes.lines()})
     elif options.out is None:
         print(text, end="")
-    else:
+    elif options.quiet < 2:
         print(f"wrote {options.out}")
     count = len(proposal.questions)
     if count and not options.json:
         notes(Remark(f"{count} question{'s' * (count != 1)} to decide, under 'undecided'"))
+    if options.out is not None and not options.json and not options.quiet:
+        print(painter(sys.stdout)("command", f"next: mapspec {shlex.quote(str(options.out))}"))
     return 0

@@ -1,4 +1,4 @@
-"""`compile explain` and `compile schema`: explain a kind of problem; print the JSON Schema of the language."""
+"""`mapspec explain` and `compile schema`: explain a kind of problem; print the JSON Schema of the language."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ def sections() -> dict[str, str]:
 def section(kind: str) -> str:
     """The section of docs/errors.md about a kind. Raises Refusal: `unknown-kind`."""
     if kind not in sections():
-        hint = nearest(kind, sections()) or "`compile explain` without a kind lists all"
+        hint = nearest(kind, sections()) or "`mapspec explain` without a kind lists all"
         refuse("explain", f"there is no kind {kind!r}", "unknown-kind", hint)
     return f"{kind}\n\n{sections()[kind]}"

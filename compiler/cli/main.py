@@ -11,7 +11,8 @@ import os
 import sys
 from importlib import import_module
 
-from compiler.cli.options import report
+from compiler.cli.compile import USAGE
+from compiler.console.problems import format_of, report
 from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
 from compiler.resources import find_spec
 
@@ -48,11 +49,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def dispatch(words: list[str]) -> int:
     """Run one command and return the exit status. Problems that it raises are printed here."""
-    command = words[0] if words and words[0] in COMMANDS else "compile"
-    meant = nearest(words[0], COMMANDS) if command == "compile" and len(words) > 1 else ""
+    if not words:
+        print(f"usage: {USAGE}", file=sys.stderr)
+        return 2
+    command = words[0] if words[0] in COMMANDS else "compile"
+    meant = nearest(words[0], COMMANDS) if words[0] not in COMMANDS and not words[0].startswith("-") else ""
     if meant and not find_spec(words[0]).exists():
-        problem = Diagnostic(Span(words[0]), "no such command and no such spec", "wrong-usage", meant)
-        report([problem], "--json" in words)
+        problem = Diagnostic(Span(words[0]), "there is no such command and no such spec", "wrong-usage", meant)
+        report([problem], format_of(words))
         return 2
     module = import_module(f"compiler.cli.{COMMANDS[command]}")
     try:
@@ -60,7 +64,7 @@ def dispatch(words: list[str]) -> int:
         status: int = getattr(module, command)(options)
         return status
     except Refusal as refusal:
-        report(refusal.diagnostics, "--json" in words)
+        report(refusal.diagnostics, format_of(words))
         return 2 if all(d.kind == "wrong-usage" for d in refusal.diagnostics) else 1
     except BrokenPipeError:
         raise
@@ -68,6 +72,6 @@ def dispatch(words: list[str]) -> int:
         span = Span(str(error.filename or command))
         report(
             [Diagnostic(span, f"operating system error: {error.strerror or error}", "unreadable-file")],
-            "--json" in words,
+            format_of(words),
         )
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from compiler.cli.options import Parser, print_json
@@ -27,8 +28,10 @@ def new(options: argparse.Namespace) -> int:
     from compiler.templating import environment
 
     if not options.name.isidentifier() or not options.name.islower() or not options.target.isidentifier():
+        near = re.sub(r"[^a-z0-9]+", "_", options.name.lower()).strip("_")
+        hint = "use lower-case letters, digits and _" + f", as in {near}" * near.isidentifier()
         word = options.target if options.name.isidentifier() and options.name.islower() else options.name
-        refuse("compile new", f"{word!r} is not a valid name here", "bad-name", "use lower-case letters, digits and _")
+        refuse("mapspec new", f"{word!r} is not a valid name here", "bad-name", hint)
     path = options.out / f"{options.name}.yaml"
     if path.exists():
         refuse(str(path), "the file exists", "output-exists", "choose another name")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.diagnostics import listed
@@ -23,6 +23,7 @@ from compiler.plan.notes import (
 )
 
 MOST_IGNORED = 8  # names that get a line each
+MOST_VALUES = 4  # of arguments, in a short note
 
 
 def sentences(note: Note) -> list[str]:
@@ -56,6 +57,39 @@ def sentences(note: Note) -> list[str]:
             lines = [f"ignored {name}: {reason}" for name, reason in tensors[:MOST_IGNORED]]
             more = len(tensors) - MOST_IGNORED
             return lines + [f"ignored {more} more tensors"] * (more > 0)
+
+
+def brief(note: Note) -> list[str]:
+    """The same in short: values and names that are many are counted, `-v` has them all."""
+    match note:
+        case DefaultArguments(values):
+            some = {name: value for name, value in values.items() if value is not None} or values
+            return [f"defaults used: {_few(some, len(values))}"]
+        case DerivedArguments(values):
+            return [f"derived from the checkpoint: {_few(values)}"]
+        case ReleasedArguments(models, named, values):
+            return [f"{listed(models, 3)} by {'--model' if named else 'its sizes'}: {_few(values)}"]
+        case UnreadFields(names):
+            return [f"config fields that the spec does not read: {_counted(names)}"]
+        case IgnoredTensors(tensors):
+            by_reason: dict[str, list[str]] = {}
+            for name, reason in tensors:
+                by_reason.setdefault(reason, []).append(name)
+            return [f"ignored {_counted(names)}: {reason}" for reason, names in by_reason.items()]
+        case _:
+            return sentences(note)
+
+
+def _few(values: Mapping[str, Any], count: int | None = None) -> str:
+    """The first values, and how many of `count` are not shown."""
+    shown = dict(list(values.items())[:MOST_VALUES])
+    more = (count or len(values)) - len(shown)
+    return _values(shown) + (f" and {more} more (-v lists them)" if more else "")
+
+
+def _counted(names: Sequence[str]) -> str:
+    more = len(names) - MOST_IGNORED
+    return listed(names, MOST_IGNORED) + " (-v lists them)" * (more > 0)
 
 
 def _values(values: Mapping[str, Any]) -> str:

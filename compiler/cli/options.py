@@ -6,41 +6,46 @@ Imports only light modules, so that `--help` is fast; a command imports the rest
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compiler.cli.notes import sentences
-from compiler.diagnostics import MAX_SHOWN, Diagnostic, printable, refuse
+from compiler.cli.notes import brief, sentences
+from compiler.console import usage
+from compiler.console.problems import FORMATS, print_json, report
+from compiler.console.terminal import Meter, painter
+from compiler.diagnostics import Refusal, printable, refuse
 from compiler.jobs.request import DEFAULTS, Request
 from compiler.plan.notes import GuessedArgument, Note
 
 SPEC_HELP = "a spec: a YAML file, or the name of a shipped one"
 AUTO_HELP = SPEC_HELP + "; auto picks the one that fits SOURCE, hf takes names of the class in config.json"
+PROGRAM = "mapspec"
+
+__all__ = ["Meter", "Notes", "Parser", "notes_for", "person", "print_json", "report", "request"]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports wrong usage as a diagnostic if `--json` is given, else as argparse does.
+    """An argument parser that reports wrong usage as one diagnostic, with what was probably meant.
 
     Options are not abbreviated: `--to` is not read as `--tokenizer`.
     """
 
     def __init__(self, command: str, description: str, **rest: Any) -> None:
-        super().__init__(prog=f"compile {command}".strip(), description=description, allow_abbrev=False, **rest)
+        super().__init__(prog=f"{PROGRAM} {command}".strip(), description=description, allow_abbrev=False, **rest)
         self.words: Sequence[str] = ()
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse the command's words. On wrong usage, raises Refusal or ends the process with status 2."""
+        """Parse the command's words. Raises Refusal: `wrong-usage`. `--help` ends the process."""
         self.words = words
-        return self.parse_args(words)
+        options = self.parse_args(words)
+        options.json = options.output_format == "json"
+        return options
 
     def error(self, message: str) -> NoReturn:
-        if "--json" in self.words:
-            refuse(self.prog, message, "wrong-usage", " ".join(self.format_usage().split()))
-        super().error(message)
+        raise Refusal([usage.fault(self, message, self.words)])
 
     def add_field(self, name: str, help: str, flag: str = "", **rest: Any) -> None:
         """Add the option for a field of `Request`, with the default of the field; a flag for a bool."""
@@ -49,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         if isinstance(default, bool):
             rest["action"] = "store_false" if default else "store_true"
         elif isinstance(default, int):
-            rest["type"] = int
+            rest["type"] = usage.positive
         self.add_argument(flag, dest=name, default=default, help=help, **rest)
 
     def add_spec(self) -> None:
@@ -61,7 +66,18 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_json(self, what: str = "print the result, or the problems, as JSON") -> None:
-        self.add_argument("--json", action="store_true", help=what)
+        """Add the options about what is printed."""
+        self.add_argument(
+            "--output-format",
+            choices=FORMATS,
+            default=FORMATS[0],
+            help="how to print problems: text, json, or annotations of GitHub's workflows (default: %(default)s)",
+        )
+        self.add_argument("--json", dest="output_format", action="store_const", const="json", help=what)
+        self.add_argument(
+            "-q", "--quiet", action="count", default=0, help="print problems and the result only; -qq: problems only"
+        )
+        self.add_argument("-v", "--verbose", action="store_true", help="print all notes in full")
 
     def add_settings(self) -> None:
         """Add the options that give values to the spec's arguments."""
@@ -106,57 +122,32 @@ def ask_on_stderr(question: str) -> str:
 
 
 class Notes:
-    """Collects the notes of a command; prints each on stderr unless `silent` (they are then part of the JSON result)."""
+    """Collects the notes of a command, and prints each on stderr: in short, or all of it if `verbose`. Nothing is printed if
+    `silent`; notes are then part of the JSON result; notes of the kind `without` are not printed. Where `meter` shows a bar,
+    it is removed first."""
 
-    def __init__(self, silent: bool) -> None:
-        self.silent = silent
+    def __init__(
+        self, silent: bool, verbose: bool = False, meter: Meter | None = None, without: type | tuple[()] = ()
+    ) -> None:
+        self.silent, self.verbose, self.meter, self.without = silent, verbose, meter, without
         self.notes: list[Note] = []
 
     def __call__(self, note: Note) -> None:
         self.notes.append(note)
         kind = "warning" if isinstance(note, GuessedArgument) else "note"
-        for line in () if self.silent else sentences(note):
-            print(f"{kind}: {printable(line)}", file=sys.stderr)
+        paint = painter(sys.stderr)
+        if self.silent or isinstance(note, self.without):
+            return
+        if self.meter:
+            self.meter.end()
+        for line in sentences(note) if self.verbose else brief(note):
+            print(f"{paint(kind, kind + ':')} {printable(line)}", file=sys.stderr)
 
     def lines(self) -> list[str]:
         """All notes so far as sentences."""
         return [line for note in self.notes for line in sentences(note)]
 
 
-def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
-
-
-def report(diagnostics: Sequence[Diagnostic], as_json: bool) -> None:
-    """Print problems: as text on stderr, or as JSON on stdout."""
-    if as_json:
-        print_json({"diagnostics": [d.as_json() for d in diagnostics]})
-        return
-    for diagnostic in diagnostics[:MAX_SHOWN]:
-        print(diagnostic, file=sys.stderr)
-    if len(diagnostics) > 1:
-        first = f", of which the first {MAX_SHOWN} are shown" * (len(diagnostics) > MAX_SHOWN)
-        print(f"{len(diagnostics)} problems{first}", file=sys.stderr)
-
-
-class Meter:
-    """A progress bar on stderr; nothing if stderr is not a terminal."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.shown = sys.stderr.isatty()
-
-    def __call__(self, size: int) -> None:
-        if self.shown and self.bar is None:
-            from tqdm import tqdm  # type: ignore[import-untyped]
-
-            self.bar = tqdm(unit="B", unit_scale=True, leave=False)
-        if self.bar is not None:
-            self.bar.update(size)
-
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+def notes_for(options: argparse.Namespace, meter: Meter | None = None) -> Notes:
+    """The notes of a command, printed as its options ask for."""
+    return Notes(silent=options.json or options.quiet > 0, verbose=options.verbose, meter=meter)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from compiler.cli.notes import sentences
 from compiler.cli.options import Notes, Parser, person, print_json, request
-from compiler.plan.notes import ClassAgrees, DefaultArguments
-from compiler.plan_report.text import text
+from compiler.console import usage
+from compiler.console.terminal import painter, width
+from compiler.plan.notes import ClassAgrees, DefaultArguments, IgnoredTensors
+from compiler.plan_report.text import WIDTH, text
 
 
 def plan_parser() -> Parser:
@@ -43,7 +44,11 @@ def plan(options: argparse.Namespace) -> int:
     from compiler.jobs.prepare import prepare
     from compiler.plan_report.overview import overview
 
-    notes = Notes(silent=options.json or options.html is not None)
+    usage.check_places("mapspec plan", options.spec, options.source, {options.config: "unreadable-file"})
+    # The view shows the defaults itself.
+    notes = Notes(
+        options.json or options.html is not None or options.quiet > 0, options.verbose, without=DefaultArguments
+    )
     asked = request(options)
     program = named_program(options.spec, asked, notes, person(options))
     prepared = prepare(program, asked, notes)
@@ -53,8 +58,8 @@ def plan(options: argparse.Namespace) -> int:
         with ClassCheck(prepared.plan, prepared.checkpoint, prepared.folder_config) as check:
             check.settle()
         notes(ClassAgrees(program.spec.target.class_name))
-    # The view has its own place for defaults, and notes that are on stderr already are not repeated.
-    others = [note for note in notes.notes if notes.silent and not isinstance(note, DefaultArguments)]
+    # The view has places of its own for defaults and dropped tensors, and notes on stderr are not repeated.
+    others = [note for note in notes.notes if notes.silent and not isinstance(note, DefaultArguments | IgnoredTensors)]
     view = overview(
         prepared.plan,
         prepared.checkpoint,
@@ -73,6 +78,5 @@ def plan(options: argparse.Namespace) -> int:
     if options.json:
         print_json(view.as_json())
     elif options.html is None:
-        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print("\n".join(text(view, colour)))
+        print("\n".join(text(view, painter(sys.stdout), min(WIDTH, width(sys.stdout) or WIDTH))))
     return 0

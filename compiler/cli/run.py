@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from compiler.cli.options import Meter, Notes, Parser, person, print_json, request
+from compiler.cli.options import Meter, Parser, notes_for, person, print_json, request
 from compiler.cli.verify import add_source_model, verified
+from compiler.console import usage
+from compiler.console.terminal import painter, plain
 from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
+from compiler.plan_report.text import config_lines, size
+
+if TYPE_CHECKING:
+    from compiler.plan.plan import Plan
+
+Paint = Callable[[str, str], str]
+LARGE = 50_000_000  # bytes from which on the time is that of writing
 
 
 def run_parser() -> Parser:
@@ -47,26 +61,33 @@ def run_parser() -> Parser:
 def run(options: argparse.Namespace) -> int:
     from compiler.jobs.convert import convert
     from compiler.jobs.detect import named_program
+    from compiler.output import safetensors_layout
     from compiler.output.ranks import from_environment
+    from compiler.plan.config_table import config_table
 
-    notes = Notes(silent=options.json)
     if options.reverse and options.verify:
         refuse(
-            "compile run",
+            "mapspec run",
             "--verify compares a converted folder with its source; --reverse writes no such folder",
             "wrong-usage",
         )
     if options.parts != 1 and not options.reverse:
-        refuse("compile run", "--parts is an option of --reverse", "wrong-usage", "add --reverse")
+        refuse("mapspec run", "--parts is an option of --reverse", "wrong-usage", "add --reverse")
+    safetensors_layout.parse_size(options.max_shard_size)
+    kinds = {options.tokenizer: "missing-tokenizer", options.processor: "missing-processor"}
+    usage.check_places("mapspec run", options.spec, options.source, {options.config: "unreadable-file", **kinds})
     asked = request(options)
-    program = named_program(options.spec, asked, notes, person(options))
-    with Meter() as meter:
+    with Meter(silent=options.json or options.quiet > 0) as meter:
+        notes = notes_for(options, meter)
+        program = named_program(options.spec, asked, notes, person(options))
+        start = time.monotonic()
         plan = convert(program, asked, options.out, notes, meter)
-    if not from_environment(options.out).leads:  # the leading process does the rest
-        return 0
-    if options.readback and not options.reverse:
-        read_back(options.out)
-    proof = verified(options, program, asked, options.out) if options.verify else None
+        seconds = time.monotonic() - start
+        if not from_environment(options.out).leads:  # the leading process does the rest
+            return 0
+        if options.readback and not options.reverse:
+            read_back(options.out)
+        proof = verified(options, program, asked, options.out, meter) if options.verify else None
     if proof:
         from compiler.model_folder.card import record
 
@@ -77,11 +98,27 @@ def run(options: argparse.Namespace) -> int:
         tensors = len(plan.targets)
         result = {"out": str(options.out), "spec": spec, "tensors": tensors, "bytes": total, "notes": notes.lines()}
         print_json(result | ({"verified": proof} if proof else {}))
-    else:
-        print(f"{options.out}: {len(plan.targets)} tensors, {total:,} bytes")
+    elif options.quiet < 2:
+        paint = painter(sys.stdout)
+        print(result_line(plan, options.out, seconds, paint))
         if proof:
-            print(f"{options.out}: {proof['text']}")
+            print(f"{paint('good', 'verified')} {options.out}: {proof['text']}")
+        if options.verbose:
+            print("\n".join(config_lines(config_table(plan), paint)))
+        if not options.quiet and not proof and not options.reverse:
+            words = [program.spec.name.value if options.spec == "auto" else options.spec, *options.source, options.out]
+            print(paint("command", f"next: mapspec verify {shlex.join(map(str, words))}"))
     return 0
+
+
+def result_line(plan: Plan, out: Path, seconds: float, paint: Paint = plain) -> str:
+    """What was written: `wrote out/ · ModelForCausalLM · 291 tensors · 2.39 GB · 2.1 s · 1.1 GB/s`."""
+    total = sum(target.nbytes for target in plan.targets)
+    place = f"{out}/" if out.is_dir() and not str(out).endswith("/") else str(out)
+    words = [f"{len(plan.targets):,} tensors", size(total), f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s"]
+    words += [] if plan.reverse else [f"{size(int(total / max(seconds, 1e-9)))}/s"] * (total >= LARGE)
+    name = [] if plan.reverse else [plan.program.spec.target.class_name]
+    return " · ".join([f"{paint('good', 'wrote')} {paint('heading', place)}", *name, *words])
 
 
 def read_back(out: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.cli.options import Notes, Parser, person, print_json, request
+from compiler.cli.options import Meter, Parser, notes_for, person, print_json, request
+from compiler.console import usage
+from compiler.console.terminal import painter
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 
 if TYPE_CHECKING:
     from compiler.jobs.request import Request
     from compiler.program.program import Program
+    from compiler.progress import Progress
     from compiler.verify.compare import SourceModel, Verdict
     from compiler.verify.outputs import OutputDifference
 
@@ -63,23 +67,43 @@ def add_source_model(parser: argparse.ArgumentParser) -> None:
 def verify(options: argparse.Namespace) -> int:
     from compiler.jobs.detect import named_program
 
-    notes, asked = Notes(silent=options.json), request(options)
-    result = verified(options, named_program(options.spec, asked, notes, person(options)), asked, options.out)
-    print_json(result | {"notes": notes.lines()}) if options.json else print(f"{options.out}: {result['text']}")
+    named = dict.fromkeys((options.out, options.config, options.source_config), "unreadable-file")
+    usage.check_places("mapspec verify", options.spec, options.source, named)
+    usage.check_converted("mapspec verify", options.spec, options.source, options.out)
+    asked = request(options)
+    with Meter(silent=options.json or options.quiet > 0) as meter:
+        notes = notes_for(options, meter)
+        program = named_program(options.spec, asked, notes, person(options))
+        result = verified(options, program, asked, options.out, meter)
+    if options.json:
+        print_json(result | {"notes": notes.lines()})
+    elif options.quiet < 2:
+        print(f"{options.out}: {_painted(result['text'])}")
     return 0
 
 
-def verified(options: argparse.Namespace, program: Program, asked: Request, out: Path) -> dict[str, Any]:
+def _painted(text: str) -> str:
+    """A verdict with what is not known in the colour of doubt, and the rest in that of success."""
+    paint = painter(sys.stdout)
+    parts = text.split("; ")
+    return "; ".join(
+        paint("doubt" if "NOT " in part else "good" if n == 0 else "message", part) for n, part in enumerate(parts)
+    )
+
+
+def verified(
+    options: argparse.Namespace, program: Program, asked: Request, out: Path, progress: Progress | None = None
+) -> dict[str, Any]:
     """The result of a successful check: its numbers, and a `text` for people. Raises Refusal if a check fails."""
     model = source_model_of(options.source_spec, options.source_model, options.source_config, options.length)
     if model is None:
-        result = _round_trip(program, asked, out)
+        result = _round_trip(program, asked, out, progress)
         if options.require_logits:
             refuse(str(out), result["text"], "logits-not-checked", "--require-logits needs a source model")
         return result
     from compiler.verify.compare import verify as compare
 
-    verdict = compare(program, asked, out, model)
+    verdict = compare(program, asked, out, model, progress)
     if not verdict.agrees:
         raise Refusal(faults(verdict, str(model), out))
     return {"text": agreement(verdict, str(model)), "proof": "logits", "model": str(model)} | numbers(verdict)
@@ -142,10 +166,10 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
 
     if spec and entry:
         refuse(
-            "compile verify", "--source-spec and --source-model both name the source model", "wrong-usage", "pass one"
+            "mapspec verify", "--source-spec and --source-model both name the source model", "wrong-usage", "pass one"
         )
     if length is not None and length < 2:
-        refuse("compile verify", f"--length {length}: it must be 2 or more", "wrong-usage")
+        refuse("mapspec verify", f"--length {length}: it must be 2 or more", "wrong-usage", "as in --length 64")
     if not spec and not entry:
         return None
     from compiler.verify.compare import SourceModel
@@ -159,7 +183,10 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
     assert entry is not None
     module, _, name = entry.rpartition(":")
     if not module or not name.isidentifier() or (":" in module and not module.endswith(".py")):
-        refuse("--source-model", f"{entry!r} is neither MODULE:CLASS nor FILE.py:FUNCTION", "wrong-usage")
+        message = f"{entry!r} is neither MODULE:CLASS nor FILE.py:FUNCTION"
+        refuse("--source-model", message, "wrong-usage", "as in --source-model trainer.model:Transformer")
+    if module.endswith(".py") and not Path(module).is_file():
+        refuse("--source-model", f"there is no file {module!r}", "unreadable-file", usage.nearest_path(Path(module)))
     return SourceModel(None, entry, config, length)
 
 
@@ -201,10 +228,10 @@ def faults(verdict: Verdict, model: str, out: Path) -> list[Diagnostic]:
     return [Diagnostic(rule.span, f"{out} {message}", "diverging-model", hint) for rule in verdict.rules]
 
 
-def _round_trip(program: Program, asked: Request, out: Path) -> dict[str, Any]:
+def _round_trip(program: Program, asked: Request, out: Path, progress: Progress | None) -> dict[str, Any]:
     from compiler.verify.round_trip import round_trip
 
-    result = round_trip(program, asked, out)
+    result = round_trip(program, asked, out, progress)
     if result.differences:
         raise Refusal(
             Diagnostic(d.rule.span, f"{d.name} {d.text}, from {out}", "changed-tensor", "convert the source again")

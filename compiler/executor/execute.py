@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
-from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
+from compiler.diagnostics import Diagnostic, Refusal, listed, nearest, refuse
 from compiler.executor.computed_tasks import MemoryGate, Place, tasks_of
 from compiler.layout import array as layout
 from compiler.layout.computed import Formulas
@@ -225,7 +225,8 @@ def _pipeline(device: str) -> Pipeline:
     try:
         return Pipeline(engine_of(device))
     except (LookupError, RuntimeError) as error:
-        refuse("--device", f"{device!r} cannot be used: {error}", "no-device", "run on the CPU: leave out --device")
+        hint = nearest(device, ["cpu", "cuda"]) or "run on the CPU: leave out --device"
+        refuse("--device", f"{device!r} cannot be used: {error}", "no-device", hint)
 
 
 def _on_device(

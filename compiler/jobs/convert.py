@@ -30,6 +30,7 @@ from compiler.plan.notes import Listener, Remark, ignore_note
 from compiler.plan.plan import Plan
 from compiler.process import Interrupted, stoppable
 from compiler.program.program import Program
+from compiler.progress import HASHING, WRITING, Progress
 from compiler.proof.class_check import ClassCheck
 from compiler.transfer.engine import Ledger
 from compiler.transfer.files import Unchanged
@@ -40,7 +41,7 @@ def convert(
     request: Request,
     out: Path,
     on_note: Listener = ignore_note,
-    progress: execute.Progress = lambda size: None,
+    progress: Progress | None = None,
 ) -> Plan:
     """Prepare and write a conversion. `out` is a folder; with `reverse` a file, or a folder of several `parts`.
 
@@ -71,7 +72,7 @@ def write(
     request: Request,
     out: Path,
     on_note: Listener = ignore_note,
-    progress: execute.Progress = lambda size: None,
+    progress: Progress | None = None,
     crew: ranks.Crew | None = None,
     folder_config: Mapping[str, Any] | None = None,
 ) -> None:
@@ -81,7 +82,7 @@ def write(
     """
     from compiler.executor import nonfinite_values
 
-    crew = crew or ranks.Crew(0, 1, out)
+    crew, progress = crew or ranks.Crew(0, 1, out), progress or Progress()
     files = (
         []
         if plan.reverse
@@ -92,15 +93,16 @@ def write(
     def remark(text: str) -> None:
         on_note(Remark(text))
 
-    def weights(folder: Path, ledger: Ledger) -> None:
+    def weights(folder: Path, ledger: Ledger, done: int = 0) -> None:
+        mine = crew.share(files)
         execute.write_folder(
             plan,
             checkpoint,
-            crew.share(files),
+            mine,
             folder,
             device=request.device,
             jobs=request.jobs,
-            progress=crew.watched(progress),
+            progress=crew.watched(progress.begin(WRITING, max(1, sum(file.size for file in mine) - done))),
             ledger=ledger,
         )
 
@@ -134,14 +136,17 @@ def write(
             check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if request.check else None
             if sidecars is None:
                 files_of = state_dicts(plan, output.place, request.parts)
-                execute.write_state_dicts(plan, checkpoint, files_of, request.device, progress)
+                tick = progress.begin(WRITING, sum(target.nbytes for target in plan.targets))
+                execute.write_state_dicts(plan, checkpoint, files_of, request.device, tick)
             else:
                 sidecar_files.write(sidecars, files, output, remark)
                 with output.journal as journal, crew.leading(journal, output.fingerprint):
-                    weights(output.place, journal)
+                    weights(output.place, journal, journal.total)
                 if request.digests:
                     sizes = {p.name: p.stat().st_size for p in output.place.iterdir() if p.name != MANIFEST}
-                    text = card.manifest(plan, checkpoint, sizes, output.place, checked=request.check)
+                    size = sum(p.stat().st_size for p in checkpoint.files) + sum(t.nbytes for t in plan.targets)
+                    tick = progress.begin(HASHING, size)
+                    text = card.manifest(plan, checkpoint, sizes, output.place, checked=request.check, tick=tick)
                     (output.place / MANIFEST).write_text(text, encoding="utf-8")
             for line in nonfinite_values.after_casts(checkpoint, plan, output.place):
                 remark(line)

@@ -136,18 +136,18 @@ def unique(fits: Sequence[Fit], path: Path, ask: Callable[[str], str] | None = N
         if ask is not None:
             return _asked(best, ask)
         names = listed((fit.spec for fit in best), 12)
-        hint = f"name one of them instead of auto: compile run {best[0].spec} {path} OUT"
+        hint = f"name one of them instead of auto: mapspec run {best[0].spec} {path} OUT"
         refuse(str(path), f"{len(best)} specs fit: {names}", "ambiguous-spec", hint)
     if best and best[0].doubt:
         message = f"{best[0].spec} fits, but the file names mention {best[0].doubt}"
-        hint = f"to use it: compile run {best[0].spec} {path} OUT; else `compile draft` writes a new spec"
+        hint = f"to use it: mapspec run {best[0].spec} {path} OUT; else `mapspec draft` writes a new spec"
         refuse(str(path), message, "ambiguous-spec", hint)
     if not good:
         near = [fit for fit in fits if fit.status == "near"]
         hint = (
             f"the closest is {near[0].spec}: {near[0].reasons[0]}"
             if near
-            else "`compile draft` writes a first version of a new one"
+            else "`mapspec draft` writes a first version of a new one"
         )
         refuse(str(path), "no spec fits", "no-fitting-spec", hint)
     return best[0]
@@ -182,7 +182,12 @@ def named_program(
     if spec != "auto":
         return load_program(spec)
     if request.reverse:
-        refuse("auto", "--reverse needs the name of a spec", "wrong-usage", "auto recognizes sources only")
+        refuse(
+            "auto",
+            "--reverse needs the name of a spec",
+            "wrong-usage",
+            "mapspec.json in the folder names the spec that wrote it",
+        )
     programs = known_specs()
     fit = unique(detect(request, programs), request.source[0], ask)
     on_note(ChosenSpec(fit.spec, fit.summary))

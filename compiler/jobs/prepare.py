@@ -35,6 +35,7 @@ from compiler.plan.notes import (
     ignore_note,
 )
 from compiler.plan.plan import Plan
+from compiler.plan.provenance import config_origins
 from compiler.plan.source_checks import check_quantized, integer_tensors, uneven_shapes
 from compiler.plan.source_files import open_source
 from compiler.process import uncollected
@@ -114,11 +115,14 @@ def bind_source(
     env.check()
     check_quantized(program, env, checkpoint.tensors)
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
+    plan = replace(plan, origins=config_origins(env))
     if program.keep_all and program.spec.target.code is None:  # planning runs no remote code; the class check does
         check_target(plan)
     problems = arguments.contradictions(program, settings.stated, plan.config)
     if problems := problems or arguments.padding_beyond_vocabulary(plan.config):
         raise Refusal(problems)
+    for text in arguments.tokens_beyond_vocabulary(plan.config):
+        note(Remark(text))
     if settings.unread:
         note(UnreadFields(settings.unread))
     return _with_assumptions(plan, env, released, request.strict, note), env
@@ -128,7 +132,7 @@ def _bind_reversed(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener
 ) -> tuple[Plan, Environment]:
     config = _config_of_folder(request)
-    fields, given = arguments.gather_reversed(program, config, request.assigned, request.any_model_type)
+    fields, given, unread = arguments.gather_reversed(program, config, request.assigned, request.any_model_type)
     settings = recorded_settings(config.parent, program)  # for what config.json does not have
     # An argument whose default is null is for sources that the reverse does not write, such as padded vocabularies.
     own = {n for n, a in program.spec.arguments.items() if a.default is not None or a.required or a.derive}
@@ -149,6 +153,8 @@ def _bind_reversed(
         env[name]  # so that it is listed even if the plan does not use it
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     plan = _with_assumptions(plan, env, None, request.strict, note)
+    if unread:
+        note(UnreadFields(unread))
     # The result must be a source that the spec accepts, with the sizes of the config.
     made = NamedShapes({target.name: target for target in plan.targets})
     try:

@@ -16,31 +16,38 @@ from typing import Any
 from compiler import __version__
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.diagnostics import printable
 from compiler.dtypes import FLOATING
 from compiler.language import document
 from compiler.output.earlier_run import MANIFEST
+from compiler.plan.config_table import config_table
 from compiler.plan.plan import Plan
 from compiler.program.program import Program
+from compiler.progress import Tick, no_tick
 from compiler.templating import environment
 
 CARD = "README.md"
 UNVERIFIED = (
     "mapspec converted the weights by a spec whose names and shapes were proven against the class. The model was not "
-    "run; `compile verify` compares it with its source."
+    "run; `mapspec verify` compares it with its source."
 )
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-         "intermediate_size", "max_position_embeddings")  # fmt: skip
 _CHUNK = 1 << 20
 
 
 def manifest(
-    plan: Plan, checkpoint: Checkpoint, files: Mapping[str, int], digests: Path | None = None, *, checked: bool = True
+    plan: Plan,
+    checkpoint: Checkpoint,
+    files: Mapping[str, int],
+    digests: Path | None = None,
+    *,
+    checked: bool = True,
+    tick: Tick = no_tick,
 ) -> str:
     """The text of mapspec.json: tool, spec and its hash, settings, source files, the source of each tensor, and the size
     of every other file that the run writes (`files`), so that a later run recognizes them.
 
     `checked`: whether the target class is compared with what is written. `digests`: the written folder, to add the SHA-256
-    of every source file and of every tensor.
+    of every source file and of every tensor; `tick` is called with the number of bytes that were just hashed.
     """
     spec = plan.program.spec
     written = open_checkpoint(digests).tensors if digests else {}
@@ -52,10 +59,11 @@ def manifest(
             entry["rule"] = {key: value for key, value in rule.items() if value}
             if digests:
                 entry["sha256"] = hashlib.sha256(read_bytes(written[target.name])).hexdigest()
+                tick(target.nbytes)
             tensors[target.name] = entry
     sources: list[dict[str, Any]] = [{"file": path.name, "bytes": path.stat().st_size} for path in checkpoint.files]
     for source, path in zip(sources, checkpoint.files, strict=True) if digests else ():
-        source["sha256"] = file_digest(path)
+        source["sha256"] = file_digest(path, tick)
     content = {
         "mapspec": __version__,
         "spec": {"name": spec.name.value, "sha256": spec_digest(plan)},
@@ -89,7 +97,7 @@ def record(place: Path, proof: Mapping[str, Any]) -> None:
     text = (place / CARD).read_text(encoding="utf-8")
     content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     content["verified"] = {name: value for name, value in proof.items() if name != "text"}
-    new = text.replace(UNVERIFIED, f"`compile verify` compared the folder with its source: {proof['text']}.")
+    new = text.replace(UNVERIFIED, f"`mapspec verify` compared the folder with its source: {proof['text']}.")
     if new != text:
         content["files"][CARD] = len(new.encode())
         _replace(place / CARD, new)
@@ -113,13 +121,19 @@ def spec_digest(plan: Plan) -> str:
     return hashlib.sha256(json.dumps(plain, ensure_ascii=True, default=str).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+def file_digest(path: Path, tick: Tick = no_tick) -> str:
+    """The SHA-256 of a file. `tick` is called with the number of bytes just read."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            tick(len(chunk))
     return digest.hexdigest()
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return printable(text).replace("|", "\\|")
 
 
 def has_own_readme(place: Path) -> bool:
@@ -148,7 +162,9 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked:
         parameters=sum(math.prod(t.shape) for t in plan.targets if t.dtype in FLOATING),
         tensors=len(plan.targets),
         dtype=plan.dtype,
-        sizes={name: plan.config[name] for name in SIZES if plan.config.get(name) is not None},
+        config=[
+            [_cell(text) for text in (f"`{row.field}`", f"`{row.text}`", row.origin)] for row in config_table(plan)
+        ],
         sources=[f"`{path.name}` ({path.stat().st_size:,} bytes)" for path in checkpoint.files],
         tokenizer=any(name in files for name in ("tokenizer.json", "tokenizer.model", "vocab.json")),
         chat="chat_template.jinja" in files,

@@ -105,6 +105,11 @@ class AtomicOutput:
             )
             hint = f"name it: {self.given / 'x.pth'}" if self.path.is_dir() else "choose another"
             refuse(name, what, "output-exists", hint)
+        if self.path.is_dir() and Path.cwd().is_relative_to(self.path):  # a shell would be left in a removed folder
+            hint = "run the command from another folder, or name a folder in it"
+            refuse(
+                name, "it is the current folder, or one above, and the run would replace it", "output-unwritable", hint
+            )
         if os.path.ismount(self.path):
             hint = f"choose a folder in it, such as {self.given / 'model'}"
             refuse(name, "it is a mount point, which cannot be replaced in one step", "output-unwritable", hint)

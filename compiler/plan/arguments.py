@@ -162,7 +162,7 @@ def gather(
         read = known | BAGGAGE | stated.keys() | {*renamed.values(), "rope_parameters"}
         read |= set(config_dialects.EXPERTS) if known & set(config_dialects.EXPERTS) else set()
         faults, ignored = config_guard.unconverted_fields(
-            program, _part(fields, model_fields), read, str(path), of_target
+            program, _part(program, fields, model_fields), read, str(path), of_target
         )
         wrong += faults
         unread = tuple(n for n in ignored if fields[n] not in (None, [], {}, ""))
@@ -226,8 +226,8 @@ def model_part(whole: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
 
 def gather_reversed(
     program: Program, config: Path, assigned: Mapping[str, Any], any_model_type: bool
-) -> tuple[dict[str, Any], dict[str, Given]]:
-    """The flat fields of a folder's config, and the arguments and facts that they give.
+) -> tuple[dict[str, Any], dict[str, Given], tuple[str, ...]]:
+    """The flat fields of a folder's config, the arguments and facts that they give, and the fields that nothing reads.
 
     Raises Refusal for a config of another architecture, or with a field that changes the function and that the spec
     does not write.
@@ -240,19 +240,25 @@ def gather_reversed(
     read = BAGGAGE | {"rope_parameters"}
     if {field.name for field in program.spec.config} & set(config_dialects.EXPERTS):
         read |= set(config_dialects.EXPERTS)
-    faults, _ = config_guard.unconverted_fields(program, _part(fields, whole), {*read}, str(config), True, reverse=True)
+    part = _part(program, fields, whole)
+    faults, ignored = config_guard.unconverted_fields(program, part, {*read}, str(config), True, reverse=True)
     wrong += faults
     if wrong:
         raise Refusal(wrong)
     given = _class_defaults(program, fields, config.name)
     carried = {f.carried: fields[f.name] for f in program.spec.config if f.carried and f.name in fields}
     given |= {n: Given(v, config.name, Origin.CONFIG_FILE) for n, v in carried.items() if n}
-    return fields, given | _assigned(assigned)
+    unread = tuple(n for n in ignored if fields[n] not in (None, [], {}, ""))
+    return fields, given | _assigned(assigned), unread
 
 
-def _part(fields: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+def _part(program: Program, fields: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
     """The flat fields of the model's part of a config, without second names for the same value."""
-    names = {*part, "rope_scaling", "sliding_window"} if "rope_parameters" in part else {*part}
+    names = {*part}
+    if "rope_parameters" in part:
+        spec, share = program.spec, {*config_dialects.SHARE}
+        converted = {field.name for field in spec.config} | {*spec.arguments, *spec.facts, *spec.fixed}
+        names |= {*config_dialects.ROTARY, "sliding_window"} - (share if share & converted else set())
     return {name: value for name, value in fields.items() if name in names}
 
 
@@ -278,7 +284,8 @@ def _class_defaults(program: Program, fields: Mapping[str, Any], place: str) -> 
 def _is_of_target(program: Program, config: Mapping[str, Any]) -> bool:
     """Whether it is a config of the target class, which some trainers write next to their weights."""
     rendered = program.spec.target.remote_code is not None
-    return not rendered and config.get("model_type") in config_guard.target_types(program)
+    kind = config.get("model_type")
+    return not rendered and isinstance(kind, str) and kind in config_guard.target_types(program)
 
 
 def contradictions(program: Program, stated: Mapping[str, Given], written: Mapping[str, Any]) -> list[Diagnostic]:
@@ -327,3 +334,15 @@ def padding_beyond_vocabulary(written: Mapping[str, Any]) -> list[Diagnostic]:
         return []
     text = f"pad_token_id is {token}, but the vocabulary has {rows} rows"
     return [Diagnostic(Span("config.json"), text, "config-mismatch", "pass --set pad_token_id=VALUE, or null")]
+
+
+def tokens_beyond_vocabulary(written: Mapping[str, Any]) -> list[str]:
+    """A sentence for each token id that no row of the embedding belongs to: such a model loads, and cannot generate."""
+    rows = written.get("vocab_size")
+    ids = {name: written.get(name) for name in ("bos_token_id", "eos_token_id", "decoder_start_token_id")}
+    return [
+        f"{name} is {token}, but the vocabulary has {rows} rows; pass --set {name}=VALUE"
+        for name, given in ids.items()
+        for token in (given if isinstance(given, list) else [given])
+        if isinstance(rows, int) and isinstance(token, int) and token >= rows
+    ]

@@ -101,8 +101,22 @@ class Claimant:
                 f"{len(unclaimed)} tensor{'s' * (len(unclaimed) != 1)} of the checkpoint "
                 f"{'have' if len(unclaimed) != 1 else 'has'} no rule: {listed(unclaimed)}",
                 "unclaimed-tensor",
-                nearest(unclaimed[0], patterns) or "another spec may fit: run `compile detect`",
+                self.exchanged(unclaimed[0])
+                or nearest(unclaimed[0], patterns)
+                or "another spec may fit: run `mapspec detect`",
             )
+
+    def exchanged(self, name: str) -> str:
+        """A hint where `name` is one that the spec writes in this direction."""
+        rules = [rule if self.reverse else rule.reversed() for rule in self.rules if self.reverse or not rule.loss]
+        sources = [p for rule in (self.program.rules if self.reverse else rules) for p in rule.sources]
+        if not any(self.env.match(pattern, name) is not None for pattern in sources):
+            return ""
+        return (
+            "these are the names of the source: leave out --reverse, or give the converted folder"
+            if self.reverse
+            else "these are the names of a converted folder: --reverse converts it back"
+        )
 
     def take(self, n: int, k: int, pattern: Pattern, name: str, captures: dict[str, str]) -> None:
         rule, prefix = self.rules[n], ""

@@ -55,18 +55,21 @@ def other_architecture(
     """What a config says of its architecture that is neither the target's nor one of `source: {model_types: ...}`.
 
     Reversed, the source is a folder of the target, so that only the target's own type is right. A type that neither
-    Transformers nor the spec knows is accepted, unless the spec lists types or the conversion is reversed.
+    Transformers nor the spec knows is accepted, unless the spec lists types or the conversion is reversed. A class that
+    Transformers lacks is not, where it has the type: that is a changed model which kept its type.
     """
     own = target_types(program)
     allowed = own if reverse else own | {*program.spec.model_types}
     closed = bool(allowed) and (reverse or bool(program.spec.model_types))
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     kind, classes = config.get("model_type"), config.get("architectures")
-    if isinstance(kind, str) and kind not in allowed and (closed or kind in config_class.known_model_types()):
+    known = config_class.known_model_types()
+    if kind is not None and kind not in [*allowed] and (closed or not isinstance(kind, str) or kind in known):
         found["model_type"] = kind
+    by_class = {name.lower(): {*types} for name, types in model_class.model_types_by_class().items()}
     for name in classes if isinstance(classes, list) and not found else ():
-        types = model_class.model_types_by_class().get(name, ()) if isinstance(name, str) else ()
-        if types and not allowed & {*types}:
+        types = by_class.get(str(name).lower(), set())
+        if not allowed & types if types else kind in [*known]:
             found["architectures"] = name
     takes = "reverses" if reverse else "converts"
     hint = "such a model may have the same names and compute something else; --ignore-model-type accepts it"

@@ -8,6 +8,7 @@ from typing import Any
 
 from compiler.dtypes import FLOATING, ITEM_SIZES
 from compiler.ops.algebra import Bundle, Op
+from compiler.plan.provenance import Provenance
 from compiler.program.program import Program, Rule
 
 
@@ -61,6 +62,7 @@ class Plan:
     places: Mapping[str, Any] = field(default_factory=dict)  # special token -> its position after the ranks
     guesses: Mapping[str, Any] = field(default_factory=dict)  # arguments without a given value -> the spec's guess
     released: tuple[str, ...] = ()  # the released models that gave arguments
+    origins: Mapping[str, tuple[Provenance, ...]] = field(default_factory=dict)  # of the value of each config field
 
     @property
     def targets(self) -> list[TargetTensor]:

@@ -30,7 +30,9 @@ def with_released(
         chosen = [model for model in models if model.name == name]
         if not chosen:
             names = [model.name for model in models]
-            hint = nearest(name, names) or (f"it knows {listed(names, 30)}" if names else "it knows none")
+            hint = nearest(name, names) or (
+                f"it knows {listed(names, 30)}" if names else "leave out --model: the spec lists no released models"
+            )
             refuse("--model", f"{program.spec.name} knows no model {name!r}", "unknown-model", hint)
         return _filled(given, chosen, named=True)
     env = Environment(program, shapes, given)
@@ -51,7 +53,7 @@ def _filled(
     given: Mapping[str, Given], models: list[ReleasedModel], named: bool
 ) -> tuple[Mapping[str, Given], ReleasedArguments | None]:
     added = {
-        argument: Given(value, f"{model.name} (released model)", Origin.RELEASE)
+        argument: Given(value, f"released model {model.name}", Origin.RELEASE)
         for model in models
         for argument, value in model.sets.items()
         if argument not in given

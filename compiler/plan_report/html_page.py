@@ -1,7 +1,7 @@
-"""A self-contained HTML page that shows a plan: two trees, the flows between them, and a drawing of each op.
+"""A self-contained HTML page that shows a plan: two trees, the edges between them, a drawing of each op, and config.json.
 
-Takes an `Overview`, writes HTML. The page contains the overview as JSON; `templates/plan.html.jinja` has its style and
-script. It needs no network and no other file.
+Takes an `Overview`, writes HTML. The page contains the overview as JSON; `templates/plan/` has its style and script. It
+needs no network and no other file.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ from compiler.templating import environment
 
 def page(view: Overview) -> str:
     """The HTML of a plan."""
-    # In a script element only its end tag is markup.
-    data = json.dumps(view.as_json(), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return environment().get_template("plan.html.jinja").render(data=data)
+    # Values as text, because JavaScript would write 500000.0 and 1e-05 otherwise.
+    shown = {
+        "config_table": [
+            {"field": row.field, "text": row.text, "origin": row.origin, "kind": row.kind}
+            for row in view.config_table
+            if not row.repeats
+        ],
+        "defaults": {name: json.dumps(value, ensure_ascii=False) for name, value in view.defaults.items()},
+    }
+    data = json.dumps(view.as_json() | shown, ensure_ascii=False, separators=(",", ":"))
+    data = data.replace("<", "\\u003c")  # in a script element only its end tag is markup
+    return environment().get_template("plan/page.html.jinja").render(data=data)
 
 
 def write_page(view: Overview, path: Path) -> None:

@@ -18,8 +18,11 @@ from compiler.language.expression import Expr
 from compiler.layout.moves import lower
 from compiler.ops.algebra import Op
 from compiler.output import safetensors_layout
+from compiler.plan.config_table import ConfigRow, config_table
 from compiler.plan.plan import Group, Plan
+from compiler.plan_report.effect import effect, label
 from compiler.plan_report.row_provenance import Picture, picture
+from compiler.resources import spec_label
 from compiler.transfer.worker import BLOCK, GAP, WINDOW
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -38,11 +41,13 @@ class OverviewSide:
 
 @dataclass
 class Line:
-    """Applications of one rule that are alike. `nbytes`: written by all; `moves`: byte ranges that one application copies, -1 if
-    it computes; `run`: the shortest of them in bytes."""
+    """Applications of one rule that are alike. `effect` and `label`: see `effect.py`; `nbytes`: written by all; `moves`: byte
+    ranges that one application copies, -1 if it computes; `run`: the shortest of them in bytes."""
 
     rule: str
     kind: str
+    effect: str
+    label: str
     file: str
     line: int
     ops: list[str]
@@ -58,7 +63,8 @@ class Line:
 
 @dataclass
 class Overview:
-    """Everything that `plan` prints. `ties`: alias, owner, and the evidence that they are equal. `totals` are in bytes."""
+    """Everything that `plan` prints. `ties`: alias, owner, and the evidence that they are equal. `config_table`: the fields
+    of config.json with their origins. `totals` are in bytes."""
 
     spec: str
     summary: str
@@ -68,6 +74,7 @@ class Overview:
     ties: list[list[str]]
     ignored: list[list[str]]
     config: dict[str, Any]
+    config_table: list[ConfigRow]
     values: dict[str, Any]
     defaults: dict[str, Any]
     notes: list[str]
@@ -127,6 +134,7 @@ def overview(
         [[alias, owner, _equal(checkpoint, alias, owner, compared)] for alias, owner in plan.ties],
         [[name, reason] for name, reason in folded_reasons([*plan.ignored, *_made(plan, compared)])],
         dict(plan.config),
+        config_table(plan),
         dict(plan.values),
         dict(defaults),
         list(notes),
@@ -193,6 +201,8 @@ def _line(groups: list[Group], checkpoint: Checkpoint, symbols: _Symbols) -> Lin
     return Line(
         one.rule.name or one.rule.kind,
         one.rule.kind,
+        effect(one.ops),
+        label(one.ops),
         _near(one.rule.span.path),
         one.rule.span.line,
         [op_text(op) for op in (*(op for op, _ in one.rule.steps), *one.ops[len(one.rule.steps) :])],
@@ -208,9 +218,8 @@ def _line(groups: list[Group], checkpoint: Checkpoint, symbols: _Symbols) -> Lin
 
 
 def _near(path: str) -> str:
-    """The path relative to the working directory if that is shorter."""
-    seen = os.path.relpath(path)
-    return min(path, seen, key=len)
+    """What a person calls a file: a shipped spec by its name, another by the shorter of its two paths."""
+    return min(spec_label(path), os.path.relpath(path), key=len)
 
 
 def _moves(group: Group, checkpoint: Checkpoint) -> tuple[int, int]:

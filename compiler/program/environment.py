@@ -16,6 +16,7 @@ from compiler.language.expression import Expr, Shapes
 from compiler.language.name_pattern import MOST_DIGITS, Pattern
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.program.program import Program
+from compiler.program.requirements import explanation
 
 
 class Typed(Protocol):
@@ -31,8 +32,10 @@ TensorTable = Mapping[str, Typed]
 
 
 class Origin(Enum):
-    """Where the value of an argument comes from."""
+    """Where a value comes from."""
 
+    SHAPE = "shape"
+    SPEC = "spec"
     CHECKPOINT = "checkpoint"
     CONFIG_FILE = "config file"
     ASSIGNMENT = "--set"
@@ -108,6 +111,7 @@ class Environment(Mapping[str, Any]):
     ) -> None:
         """`trusted`: these given facts (True: all) are used without comparing them with the shapes: those of an example, or of
         the config of a folder to reverse."""
+        self.program = program
         self.spec = program.spec
         self.shapes = shapes
         self.given = given
@@ -259,6 +263,11 @@ class Environment(Mapping[str, Any]):
                 found[name] = Given(self.found[name], f"the spec's {origin.value}", origin)
         return found
 
+    def with_value(self, name: str, value: Any) -> Environment:
+        """The same environment with another value of an argument."""
+        given = replace(self.given[name], value=value) if name in self.given else Given(value, "")
+        return Environment(self.program, self.shapes, {**self.given, name: given}, self.trusted)
+
     def check(self) -> None:
         """Evaluate the requirements, then every argument and fact. Raises Refusal with all that fails.
 
@@ -269,7 +278,7 @@ class Environment(Mapping[str, Any]):
         for expr, reason in self.spec.require:
             try:
                 if not self.evaluate(expr):
-                    broken.add(expr.span, reason, "unmet-requirement", f"required: {expr.text}")
+                    broken.add(expr.span, reason, "unmet-requirement", explanation(self, expr))
             except Refusal as refusal:
                 unclear.absorb(refusal)
         broken.settle()

@@ -1,7 +1,8 @@
 """Finds probable mistakes in a well-formed spec.
 
 Takes a Program, returns diagnostics. Errors: sizes that are unused or given twice. Warnings, which do not fail a
-compile: unused names, an index that never starts at 0, a regular expression without anchors.
+compile: unused names, an index that never starts at 0, a regular expression without anchors, a weight and a bias of one
+module that become those of two.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from compiler.diagnostics import Diagnostic, Span
+from compiler.diagnostics import Diagnostic, Span, listed
 from compiler.language import document
 from compiler.language.name_pattern import Hole, Pattern, options
 from compiler.language.spec import Transform
 from compiler.program.consistency import expressions
-from compiler.program.program import Program
+from compiler.program.program import Program, Rule
 
 
 def lint(program: Program) -> list[Diagnostic]:
     """All errors and warnings, sorted."""
-    found = [*_unused(program), *_unanchored(program), *_starts(program)]
+    found = [*_unused(program), *_unanchored(program), *_starts(program), *_parted(program)]
     for transform in program.spec.transform:
         found += _sizes(transform)
     return sorted(set(found))
@@ -100,6 +101,34 @@ def _indices(pattern: Pattern) -> Iterator[tuple[str, Hole]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+_LEAVES = re.compile(r"(.+)\.(weight|bias|\{\w+:weight\|bias\})")
+_CHOICE = re.compile(r"\{(\w+):[^}]*\}")
+
+
+def _parted(program: Program) -> Iterator[Diagnostic]:
+    """Warns where the weight of a source module and its bias become those of different target modules."""
+    first: dict[tuple[str, ...], list[tuple[Rule, tuple[str, ...], tuple[str, ...]]]] = {}
+    for rule in program.rules:
+        (sources, _), (targets, leaves) = _modules(rule.sources), _modules(rule.targets)
+        if not sources or not targets:
+            continue
+        for key, value in ((sources, targets), (("to", *targets), sources)):
+            for other, modules, others in first.setdefault(key, []):
+                together = rule.when is None or other.when is None or rule.when.text == other.when.text
+                if together and leaves != others and len(modules) == len(value) and modules != value:
+                    message = f"{leaves[0]} and {others[0]} of one module go to different modules"
+                    hint = f"here it is {listed(value)}; in the rule at line {other.span.line} it is {listed(modules)}"
+                    yield _warn(rule.span, message, "parted-module", hint)
+            first[key].append((rule, value, leaves))
+
+
+def _modules(patterns: tuple[Pattern, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The modules whose weights or biases these are, and which of the two; empty if one is something else."""
+    found = [_LEAVES.fullmatch(pattern.text) for pattern in patterns]
+    parts = [(_CHOICE.sub(r"{\1}", match[1]), match[2]) for match in found if match]
+    return tuple(zip(*parts, strict=True)) if parts and all(found) else ((), ())  # type: ignore[return-value]
 
 
 def _sizes(transform: Transform) -> Iterator[Diagnostic]:

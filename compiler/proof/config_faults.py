@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, nearest
 from compiler.language import document
+from compiler.plan.arguments import BAGGAGE
 from compiler.program.program import Program
+from compiler.target import config_class, config_meaning
 
 if TYPE_CHECKING:
     from compiler.target.model_class import ConfigSchema
@@ -67,17 +69,36 @@ def _origin(program: Program, example: Mapping[str, Any], word: str) -> Span:
     return spec.arguments[word].span if word in spec.arguments else spec.facts[word].span
 
 
-def unfilled_fields(program: Program, fields: Collection[str]) -> Iterator[Diagnostic]:
-    """Warns about an argument with the name of a target config field that neither `config` nor `require` uses: the class
-    would silently use its own default."""
+def unfilled_fields(program: Program, schema: ConfigSchema) -> Iterator[Diagnostic]:
+    """Warns about config fields that only a default of the target class fills: those with the name of an argument that
+    neither `config` nor `require` uses, and those that change what a model computes.
+
+    A default of None is computed from other fields or turns something off; one that is neutral (`config_meaning`) has
+    no effect. Neither is reported.
+    """
     spec = program.spec
     filled = {field.name for field in spec.config} | {field.carried for field in spec.config}
     required = {name for expr, _ in spec.require for name in expr.names}
     for name, argument in spec.arguments.items():
-        if name in fields and name not in filled and name not in required:
+        if name in schema.declared and name not in filled and name not in required:
             message = f"{spec.target.class_name} has a config field {name!r}, but the argument does not fill it"
             hint = "add it under config: copy, or require the value that is the class's default"
             yield Diagnostic(argument.span, message, "unfilled-field", hint, warning=True)
+    defaults = config_class.config_defaults(schema.model_type)
+    considered = spec.arguments.keys() | {
+        name for name, field in spec.fixed.items() if field.allows(defaults.get(name))
+    }
+    fields = [name for name in _unset(schema, {field.name for field in spec.config}) if name not in considered]
+    left = {
+        name: defaults[name]
+        for name in fields
+        if name not in BAGGAGE and defaults.get(name) is not None and not config_meaning.has_no_effect(name, defaults)
+    }
+    if left and spec.config:
+        values = listed(f"{name} ({value!r})" for name, value in left.items())
+        message = f"config does not set fields that change what {spec.target.class_name} computes: {values}"
+        hint = "in brackets is the class's default, which would be used; set them, even where it is right"
+        yield Diagnostic(spec.config[0].span, message, "unfilled-field", hint, warning=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,14 +145,19 @@ def _nested_faults(
             yield Diagnostic(_place_of(program, (*path, name)), message, "unknown-field", hint)
         elif name in schema.nested and isinstance(value, Mapping):
             yield from _nested_faults(program, schema.nested[name], value, (*path, name))
-    given = {*config, *(schema.synonyms.get(name, name) for name in config)}
-    if given & {"rope_theta", "rope_parameters"}:
-        given |= {"rope_theta", "rope_parameters", "rope_scaling"}
-    if missing := [name for name in (*schema.needed, *schema.nested) if name not in given]:
+    if missing := _unset(schema, config):
         message = f"{where} does not set {listed(missing, 20)}, so {schema.class_name} would use its defaults"
         yield Diagnostic(
             _place_of(program, path), message, "unfilled-field", "set them, even where the default is right"
         )
+
+
+def _unset(schema: ConfigSchema, names: Iterable[str]) -> list[str]:
+    """The fields that change what a model computes, and the nested configs, that are not among `names`."""
+    given = {*names} | {schema.synonyms.get(name, name) for name in names}
+    if given & {"rope_theta", "rope_parameters"}:
+        given |= {"rope_theta", "rope_parameters", "rope_scaling"}
+    return [name for name in (*schema.needed, *schema.nested) if name not in given]
 
 
 def ineffective_fields(

@@ -32,6 +32,7 @@ from compiler.proof.config_faults import (
     unfilled_fields,
 )
 from compiler.proof.example_sizes import BoundExample, check_examples, separating_examples
+from compiler.proof.rope_scaling import scaling_faults
 from compiler.proof.shape_labels import axis_labels
 from compiler.target.class_signature import ConfigSchema
 from compiler.target.model_class import COMMON_FIELDS
@@ -69,6 +70,7 @@ def prove(program: Program) -> Proof:
         report.diagnostics += field_faults(program, schema, configs)
     else:
         report.diagnostics += undeclared_fields(program, {*spec.fields, *COMMON_FIELDS})
+    report.diagnostics += scaling_faults(program)
     report.settle()
     bound: list[BoundExample] = []
     for example in examples:
@@ -94,7 +96,7 @@ def prove(program: Program) -> Proof:
             program, schema, configs, lambda c: target_signature(program, c).shapes
         )
     report.settle()
-    warnings = unfilled_fields(program, schema.declared) if schema is not None else ()
+    warnings = unfilled_fields(program, schema) if schema is not None else ()
     return Proof(tuple(warnings), axis_labels(program, bound))
 
 

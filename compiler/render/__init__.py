@@ -1,1 +1,1 @@
-"""Program to text: the standalone converter."""
+"""Renders a Program as a standalone converter."""

@@ -1,4 +1,4 @@
-"""The command line of a converter: an option for each argument of the spec, and what `--help` says of it."""
+"""The command line of a converter: one typed option for each argument of the spec, with its help."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from compiler.diagnostics import refuse
 from compiler.language.spec import Argument, Spec
 from compiler.render.python_source import literal, quoted
 
-# The names of a converter's own options.
+# Names of a converter's own options.
 OWN = frozenset(["source", "out", "config", "dtype", "cast", "limit", "help"])
-MOST_COLUMNS = 95  # of an option, with which its line is not broken
+MOST_COLUMNS = 95  # of an option whose line ruff does not wrap
 
 
 def values(spec: Spec) -> dict[str, Any]:
-    """What the templates need for the command line. Raises Refusal where an argument has the name of another option."""
+    """The template variables for the command line. Raises Refusal for an argument named like one of `OWN`."""
     for argument in spec.arguments.values():
         if argument.name in OWN:
-            message = f"the argument {argument.name!r} has the name of an option of every converter"
+            message = f"the argument {argument.name!r} is named like an option that every converter has"
             refuse(argument.span, message, "duplicate-name", "give it another name")
     own = [n for n, e in spec.facts.items() if n in e.names and n in spec.fields and n not in OWN]
     options = [_option(a, spec) for a in spec.arguments.values()]
@@ -25,7 +25,7 @@ def values(spec: Spec) -> dict[str, Any]:
     arguments = spec.arguments.values()
     required = tuple(a.name for a in arguments if a.required)
     guesses = tuple(a.name for a in arguments if a.guess)
-    fixed = [(quoted(f.name), literal(list(f.values)), quoted(f.reason)) for f in spec.fixed.values()]
+    fixed = _fixed(spec)
     reads_config = bool(options or fixed)
     yaml_config = spec.source_config.endswith((".yaml", ".yml"))
     what = f"{'YAML' if yaml_config else 'JSON'} file of the arguments below"
@@ -48,8 +48,29 @@ def values(spec: Spec) -> dict[str, Any]:
         "json_config": not yaml_config and reads_config,
         "rotary": rotary,
         "scaled": "rope_scaling" in known,
+        "whole_heads": "partial_rotary_factor" not in known,
         "long_options": any(len(option) > MOST_COLUMNS for option in (*options, config)),
     }
+
+
+def _fixed(spec: Spec) -> list[tuple[str, list[str]]]:
+    """Each reason, and the lines of a dict of the fields that it holds for with the values that can be converted."""
+    held: dict[str, list[str]] = {}
+    for field in spec.fixed.values():
+        held.setdefault(field.reason or "the spec has no rule for others", []).append(
+            f"{quoted(field.name)}: {literal(list(field.values))}"
+        )
+    return [(quoted(reason), _lines(pairs)) for reason, pairs in held.items()]
+
+
+def _lines(pairs: list[str]) -> list[str]:
+    """The pairs, as many on each line as fit."""
+    lines = [""]
+    for pair in pairs:
+        if lines[-1] and len(lines[-1]) + len(pair) > MOST_COLUMNS:
+            lines.append("")
+        lines[-1] += f"{pair}, "
+    return [line.rstrip() for line in lines]
 
 
 def _default(spec: Spec, name: str) -> str:
@@ -58,7 +79,7 @@ def _default(spec: Spec, name: str) -> str:
 
 
 def _option(argument: Argument, spec: Spec) -> str:
-    """What `add_argument` takes for an argument: its type is that of its default, else of its values in the spec."""
+    """What `add_argument` takes for an argument. Its type is that of its default, else that of its values in the spec."""
     text = " ".join(argument.help.split()).replace("%", "%%")
     released = [model.sets[argument.name] for model in spec.models if argument.name in model.sets]
     if argument.required:

@@ -1,8 +1,7 @@
-"""Program to text: the standalone converter, as `{path: text}`. Nothing is written here.
+"""Renders the standalone converter of a Program, as `{path: text}`. Writes no file.
 
-Templates lay out: one for each section under `templates/converter`. Every name, literal and expression reaches them as
-finished Python text. ruff formats the result and removes the imports that it does not use, so that the same spec gives
-the same bytes.
+Each section of a converter has a template under `templates/converter`. Templates receive names, literals and expressions
+as finished Python text. ruff formats the result and removes unused imports. The same spec always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from compiler.target import config_dialects
 from compiler.templating import banner, environment, formatted
 
 _ONE_COUNT = re.compile(r"len\(matches\(shapes, (.*)\)\)")
-# Helpers that a section has where something needs them.
+# Helper functions of a converter that are printed only where they are called.
 HELPERS = ("matches", "same", "concat", "stack")
 
 
 def render(
     program: Program, model_type: str, auto_map: Mapping[str, str] | None = None, code: Iterable[str] = ()
 ) -> dict[str, str]:
-    """The converter. Path B: `auto_map` for config.json, and the names of the `code` files, which the converter copies
-    from its own folder.
+    """The converter. For a target with code of its own: `auto_map` for config.json, and the names of the `code` files,
+    which the converter copies from beside itself.
 
-    Raises Refusal: a rule that a converter cannot say, an argument with the name of one of its options.
+    Raises Refusal for a rule that cannot be written as a loop, and for an argument named like an option of converters.
     """
     module = f"convert_{program.spec.name.value}"
     context = _Context(program, module, model_type, auto_map or {}, code).values()
@@ -44,7 +43,7 @@ def render(
 
 
 class _Context:
-    """What the templates of a converter see."""
+    """The variables of the templates."""
 
     def __init__(
         self, program: Program, module: str, model_type: str, auto_map: Mapping[str, str], code: Iterable[str]
@@ -104,7 +103,7 @@ class _Context:
         return found | {"helpers": {name: name in helpers for name in HELPERS}, "compares": "equal" in helpers}
 
     def container(self) -> dict[str, Any]:
-        """How the container that the spec names is read, and what is said of it."""
+        """How the converter reads the container that the spec names, and how its help describes it."""
         weights, config = self.spec.weights, self.spec.source_config
         ending = re.search(r"\.[A-Za-z0-9_]+\Z", weights)  # it is printed in a docstring: nothing but a plain suffix
         suffix = ending[0] if ending else ""
@@ -163,8 +162,7 @@ class _Context:
         }
 
     def facts(self) -> Iterator[dict[str, str]]:
-        """Facts, and arguments that are computed, in an order in which each comes after those that it, or its default,
-        reads."""
+        """Facts and computed arguments, each after those that it or its default depends on."""
         facts, done = self.spec.facts, list[str]()
         own = {n: self.spec.fields[n] for n, e in facts.items() if n in e.names and n in self.spec.fields}
         defaults = {n: f.expr for n, f in own.items() if f.expr is not None}
@@ -199,7 +197,8 @@ class _Context:
         return wanted
 
     def requirements(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Conditions of rejection: those that need no fact and no shape come before the facts, which they explain."""
+        """Pairs of a condition for rejection and its reason. Those of the first list need neither facts nor shapes. They
+        are checked first, because their reason explains more than a missing tensor does."""
         early: list[tuple[str, str]] = []
         late: list[tuple[str, str]] = []
         late_names = {*self.spec.facts, *(n for n, a in self.spec.arguments.items() if a.derive)}
@@ -209,7 +208,7 @@ class _Context:
         return early, late
 
     def written_twice(self) -> bool:
-        """Whether two rules with conditions could write one name, which only a run can tell."""
+        """Whether two rules can write the same name for some arguments."""
         rules = [*self.program.rules, *self.program.created]
         for n, rule in enumerate(rules):
             for other in rules[:n]:
@@ -229,13 +228,13 @@ class _Context:
         fields = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in self.spec.config}
         written = config_dialects.config_json(fields, model_class="", model_type="", dtype="float32")
         apart = fields.keys() | {"architectures", "model_type", "dtype", "torch_dtype"}
-        for name in [n for n in written if n not in apart]:  # a set has no order from run to run
+        for name in [n for n in written if n not in apart]:  # in a fixed order
             match name:
                 case "rope_parameters":
                     scaling = self.field("rope_scaling")
                     scaled = f"**({scaling} or {{}}), " if "rope_scaling" in fields else ""
                     scaled = "" if scaling == "None" else scaled
-                    share = config_dialects.SHARE[0]  # of each head that is rotated
+                    share = config_dialects.SHARE[0]  # the share of each head that is rotated
                     shared = f'"{share}": {self.field(share)}, ' if share in fields else ""
                     parameters = f'{{"rope_type": "default", {scaled}{shared}"rope_theta": {self.field("rope_theta")}}}'
                     if (local := config_dialects.SLIDING_THETA) in fields:
@@ -260,7 +259,7 @@ class _Context:
                     refuse(self.spec.name.span, message, "missing-field", f"give {name} as well")
 
     def field(self, name: str) -> str:
-        """The value of a config field as code: as it is where that is short, else read from the config."""
+        """The value of a config field as code: repeated where it is a name or a constant, else read from `config`."""
         found = next((field for field in self.spec.config if field.name == name), None)
         if found is None:
             return ""
@@ -270,7 +269,7 @@ class _Context:
 
 
 def _unpacked(facts: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Facts that are the first axes of one tensor, one after the other, as one assignment."""
+    """The facts, where consecutive ones that are axes 0, 1, ... of one tensor become one assignment."""
     found: list[dict[str, str]] = []
     axes = 0
     for fact in facts:
@@ -288,13 +287,13 @@ def _unpacked(facts: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The columns of a table, each as wide as its widest cell."""
+    """The rows, padded so that their columns are aligned."""
     widths = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
     return [(row[0], *(" " * (w - len(a)) + b for a, b, w in zip(row, row[1:], widths, strict=False))) for row in rows]
 
 
 def _load_code(suffixes: tuple[str, ...], stored: bool) -> str:
-    """The tensors of one `file` of several, and the arguments that are stored beside them."""
+    """The code that loads one `file` of several."""
     if ".safetensors" not in suffixes:
         return "load_torch_file(file)"
     plain = "(load_file(file), dict[str, Any]())" if stored else "load_file(file)"

@@ -1,7 +1,8 @@
 """The numbers that an index of a source name goes through, as code: `range(f.n_layers)`.
 
-Takes a Program; returns for each index of its patterns the range that a converter loops over. In order: the condition
-that `indices` of the spec gives, a fact that counts names with the same text before the index, a count of its own.
+Takes a Program. Returns, for each index of its patterns, the range that a converter loops over. The range comes from the
+condition that the spec gives under `indices`, else from a fact that counts names with the same text before the index,
+else from a count that the converter makes itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from compiler.language.name_pattern_parser import parse_pattern
 from compiler.program.program import Program, Rule
 from compiler.render.python_source import ExprPrinter, names_regex, opposite, quoted, raw
 
-# Names that the code of a converter has for itself: in `convert_state_dict`, of its functions, of its kernels.
+# Names that the code of a converter uses itself, which no variable and no function of a rule may take.
 _LOCAL = ["f", "source", "name", "old", "new", "match", "found", "each", "alias", "owner", "w", "joined", "result"]
 _PYTHON = ["bool", "dict", "enumerate", "int", "len", "list", "max", "min", "range", "sum", "zip", "SystemExit"]
 _IMPORTED = ["json", "math", "re", "torch", "Iterator", "Namespace", "Path", "Sequence", "Tensor", "Parts", "Loader"]
@@ -32,10 +33,11 @@ RESERVED = frozenset([*_LOCAL, *_PYTHON, *_IMPORTED, *_LOADING, *_CONVERTING, *_
 
 @dataclass(frozen=True)
 class IndexRange:
-    """`variable` goes through `code`. `count` is an assignment that `code` needs, made before any tensor is taken.
+    """A loop over an index: `variable` takes the values of `code`.
 
-    `certain`: in a checkpoint that `read_sizes` accepts there is at least one number; `always`: without a number the
-    checkpoint is incomplete, whatever its arguments are.
+    `count` is an assignment that `code` needs. It must run before any tensor is popped. `certain` means that
+    `read_sizes` rejects a checkpoint for which the range is empty. `always` means that a checkpoint for which the range
+    is empty is incomplete, whatever its arguments are. `shared` means that the count is made once for all conditions.
     """
 
     variable: str
@@ -43,7 +45,7 @@ class IndexRange:
     count: str = ""
     certain: bool = False
     always: bool = False
-    shared: bool = False  # counted by names that every checkpoint has
+    shared: bool = False
     names: str = ""  # the pattern of the names that have the index
 
 
@@ -105,7 +107,7 @@ class IndexRanges:
     def own(
         self, name: str, key: str, code: str, loop: str, stem: str = "", certain: bool = False, shared: bool = False
     ) -> IndexRange:
-        """A range over what is counted before any tensor is taken, in a variable of its own."""
+        """A range whose length is counted into a variable. `loop` is the code of the range, with {} for that variable."""
         if key not in self.counts:
             counter = self.variable(stem or f"{name}_numbers", code)
             variable = self.variable(name, f"{loop} {counter}")
@@ -161,7 +163,7 @@ class IndexRanges:
         return f"range({low}, {high})" if low and high else f"range({high})" if high else ""
 
     def variable(self, wanted: str, code: str) -> str:
-        """A variable for a range; the same one for the same range."""
+        """A variable for a range. The same range always gets the same variable."""
         for name in _candidates(wanted):
             if self.variables.setdefault(name, code) == code:
                 return name
@@ -177,7 +179,7 @@ def _candidates(wanted: str) -> Iterator[str]:
 
 
 def _bounds(count: str, shift: int) -> str:
-    """What `range` takes for an index that is written as its number plus `shift`, of which there are `count` from 0 on."""
+    """The arguments of `range` for an index to which names add `shift`, where names have the numbers below `count`."""
     return f"{-shift}, {count} + {-shift}" if shift < 0 else f"{count} - {shift}" if shift else count
 
 
@@ -186,7 +188,7 @@ def _bounds(count: str, shift: int) -> str:
 
 
 def fixed(pattern: Pattern, words: Mapping[str, str]) -> Pattern:
-    """The pattern with texts in the place of some holes."""
+    """The pattern with some of its holes replaced by texts."""
     parts: list[Part] = []
     for part in pattern.parts:
         text = words.get(part.name) if isinstance(part, Hole) else part if isinstance(part, str) else None
@@ -215,7 +217,7 @@ def words(hole: Hole) -> tuple[str, ...]:
 
 
 def by_prefix(rule: Rule) -> Iterator[Rule]:
-    """The rule for each choice of the words before an index, which tell the numbers that it has."""
+    """The rule, once for each choice of the words before its last index: the range of an index depends on them."""
     holes = rule.sources[0].holes
     last = max((n for n, hole in enumerate(holes.values()) if hole.is_index), default=-1)
     before = [name for name in [*holes][: max(last, 0)] if not holes[name].is_index]
@@ -230,7 +232,7 @@ def listable(pattern: Pattern) -> bool:
 
 
 def prefix(pattern: Pattern, hole: Hole) -> str:
-    """The text before an index, with # for the indices in it; words that vary are written as they are in the pattern."""
+    """The text before an index, with # for each index in it."""
     text = ""
     for part in pattern.parts:
         if isinstance(part, Hole) and part.name == hole.name:
@@ -240,9 +242,10 @@ def prefix(pattern: Pattern, hole: Hole) -> str:
 
 
 def _counting_facts(program: Program) -> Iterator[tuple[str, str]]:
-    """(text before an index, fact that is the number of its values).
+    """Pairs of the text before an index and the fact that counts its values.
 
-    Such a fact is `count(pattern)` and no more, of names with one index that some rule reads in every checkpoint.
+    Such a fact is `count(pattern)` without further arithmetic. Its pattern has one index, and some rule reads its names
+    from every checkpoint.
     """
     for name, fact in program.spec.facts.items():
         tree = fact.tree
@@ -263,7 +266,7 @@ def _counting_facts(program: Program) -> Iterator[tuple[str, str]]:
 
 
 def _guards(program: Program, name: str, before: str) -> set[str]:
-    """The conditions of the rules that read a name whatever number its index is; "" for none."""
+    """The conditions of the rules that read a name for every value of its index; "" for a rule without a condition."""
     found = set()
     for rule in program.rules:
         for pattern in rule.sources:
@@ -283,7 +286,7 @@ def _covers(guards: set[str]) -> bool:
 
 
 def _either(guards: list[set[str]]) -> bool:
-    """Whether the conditions of two sets of names exclude each other, and one of them holds."""
+    """Whether exactly one of two sets of names is read from each checkpoint."""
     if len(guards) != 2:
         return False
     first, second = guards
@@ -291,7 +294,7 @@ def _either(guards: list[set[str]]) -> bool:
 
 
 def _prefixes_there(program: Program) -> Iterator[str]:
-    """The texts before an index that is 0 in a name whose shape every checkpoint is asked for."""
+    """The text before the first index of each name `...0...` whose shape `read_sizes` reads from every checkpoint."""
     for expr in [*program.spec.facts.values(), *(expr for expr, _ in program.spec.require)]:
         if isinstance(expr.tree, ast.IfExp | ast.BoolOp):
             continue

@@ -1,7 +1,7 @@
-"""Expressions and ops as Python text, for generated code.
+"""Names, constants and expressions of a spec as Python text.
 
-Everything from a spec enters code here: names as checked attributes, constants by `repr`, regular expressions as raw
-literals. Nothing is pasted.
+Every value from a spec enters generated code through this module: names as checked attributes, constants by `repr`,
+regular expressions as raw literals. No text of a spec is copied into code as it is.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from compiler.ops.algebra import Size
 
 
 def raw(text: str) -> str:
-    """A literal for a regular expression: r"..." where that spells it, else its repr."""
+    """A literal for a regular expression: r"..." where that is possible, else an ordinary string literal."""
     literal = f'r"{text}"'
     try:
-        plain = "\\" in text and text.isprintable()  # what is not printable may be taken for the end of a line
+        plain = "\\" in text and text.isprintable()  # some unprintable characters end a line
         return literal if plain and ast.literal_eval(literal) == text else quoted(text)
     except (SyntaxError, ValueError):
         return quoted(text)
@@ -36,18 +36,18 @@ def quoted(text: str) -> str:
 
 
 def inside(text: str) -> str:
-    """A text as it stands between the double quotes of a literal that is not raw."""
+    """The text as it is written between the double quotes of a literal that is not raw."""
     literal = repr(text)
     return literal[1:-1] if literal[0] == '"' else literal[1:-1].replace('"', '\\"')
 
 
 def in_f_string(text: str) -> str:
-    """A text between the double quotes of an f-string, braces and all."""
+    """The text as it is written between the double quotes of an f-string."""
     return inside(text).replace("{", "{{").replace("}", "}}")
 
 
 def names_regex(pattern: Pattern, captured: Collection[str] = ()) -> str:
-    """The regular expression of a pattern's names, in which only the holes `captured` are groups with a name."""
+    """The regular expression of a pattern, with a named group only for the holes in `captured`."""
     return "".join(
         regex_of(part)
         if not isinstance(part, Hole) or part.name in captured
@@ -67,12 +67,12 @@ def opposite(condition: str, other: str) -> bool:
 
 
 def comment(text: str) -> str:
-    """A text as a comment of one line."""
+    """The text as a one-line comment."""
     return f"# {inside(' '.join(text.split()))}"
 
 
 def literal(value: Any) -> str:
-    """A constant of a spec as Python; only what YAML can hold comes here."""
+    """A constant of a spec as Python. Raises TypeError for a type that YAML does not have."""
     match value:
         case str():
             return quoted(value)
@@ -86,7 +86,7 @@ def literal(value: Any) -> str:
 
 
 def f_string(pattern: Pattern, hole: Callable[[Hole], str]) -> str:
-    """An f-string that writes a name; `hole` gives the expression of each index."""
+    """The code that writes a name. `hole` returns the expression of each hole."""
     parts = []
     for part in pattern.parts:
         if isinstance(part, Hole):
@@ -103,22 +103,23 @@ def f_string(pattern: Pattern, hole: Callable[[Hole], str]) -> str:
 
 @dataclass
 class ExprPrinter:
-    """Prints expressions with their names as attributes of `holder` (bare where that is empty); notes the helpers."""
+    """Prints expressions. Names become attributes of `holder`, or stay bare where that is empty. `helpers` collects the
+    helper functions that the printed code calls."""
 
     holder: str
     helpers: set[str] = field(default_factory=set)
-    index: str = ""  # the name of an index, which is printed as `variable`
+    index: str = ""  # the name of an index; it is printed as `variable`
     variable: str = ""
 
     def __call__(self, expr: Expr) -> str:
         return self.code(expr.tree)
 
     def code(self, tree: ast.expr) -> str:
-        """The text of a part of an expression."""
+        """A part of an expression as text."""
         return ast.unparse(ast.fix_missing_locations(_Rewriter(self).visit(copy.deepcopy(tree))))
 
     def refusal(self, expr: Expr) -> str:
-        """The condition under which a requirement is broken."""
+        """The negation of a requirement: the condition for rejecting a checkpoint."""
         tree = copy.deepcopy(expr.tree)
         negated = (
             tree.operand

@@ -1,7 +1,7 @@
-"""Ops as Python: an expression where one line says it, else a function that rules with the same ops share.
+"""Ops as Python: an expression where one line is enough, else a function.
 
-Takes the ops of a rule between two changes of its indices; returns code. `stack` and `unstack` are loops, which
-`state_dict` prints.
+Takes the ops of a rule between two of its `stack` and `unstack` steps, which `rule_steps` prints as loops. Rules with the
+same ops share one function, named after what it does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUGAR = {
     rearrange_notation.DEINTERLEAVE: "deinterleave",
     rearrange_notation.TRANSPOSE: "transpose",
 }
-# What the shape rule of an op rejects and torch would take: the condition over the kernel's tensors and values.
+# The shapes that an op rejects although torch accepts them: a condition over the tensors and values of the kernel.
 _MISFITS = {
     "add_low_rank": "{1}.shape != ({3}, {0}.shape[1]) or {2}.shape != ({0}.shape[0], {3})",
     "dequantize_blocks": "{0}.ndim < 2 or {1}.shape != (*{0}.shape[:-2], -(-{0}.shape[-2] // {2}), -(-{0}.shape[-1] // {3}))",
@@ -39,7 +39,7 @@ _MISFITS = {
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the converter: `body` are its lines."""
+    """A function of the converter. `body` holds its lines."""
 
     name: str
     signature: str
@@ -57,8 +57,8 @@ class Functions:
         self.kernels: set[str] = set()
 
     def call(self, ops: Sequence[Op], tensors: list[str], sources: list[str], targets: list[str], rule: str) -> str:
-        """The code that applies `ops` to the code of `tensors`; `sources` and `targets` are words for what goes in and
-        what comes out, `rule` tells apart what would have one name."""
+        """The code that applies `ops` to `tensors`, which are code. Parameters and results are named after `sources` and
+        `targets`. The name of the rule is added to that of a function whose name is taken."""
         if code := self.inline(ops, tensors):
             return code
         plain = _Body(ops, [f"t{n}" for n in range(len(tensors))], [f"o{n}" for n in range(len(targets))], self.printer)
@@ -84,7 +84,7 @@ class Functions:
         return Function(name, ", ".join(parameters), returns, lines)
 
     def inline(self, ops: Sequence[Op], tensors: list[str]) -> str:
-        """The code of a single op that is clear without a name; empty for all else."""
+        """The code of a single op that needs no function; empty for anything else."""
         if not ops:
             return ", ".join(tensors)
         if len(ops) > 1:
@@ -106,8 +106,8 @@ class Functions:
 
 
 class _Body:
-    """The lines of a function. `sizes` are the codes that a caller passes, `parameters` their names and whether they
-    are real numbers."""
+    """The lines of a function. `sizes` is the code that a caller passes for sizes, `parameters` the names of the sizes
+    and whether each may be a fraction."""
 
     def __init__(self, ops: Sequence[Op], tensors: list[str], targets: list[str], printer: ExprPrinter) -> None:
         self.ops, self.tensors, self.targets, self.printer = ops, tensors, targets, printer
@@ -119,7 +119,7 @@ class _Body:
         self.axes: dict[str, str] = {}  # code of a size -> the axis of a notation that has it
 
     def lines(self, name: Callable[[Size | float, int], str]) -> tuple[str, ...]:
-        """The body, where `name` gives the parameter of the nth size."""
+        """The body. `name` returns the parameter for the nth size."""
         self.sizes, self.parameters, self.axes = [], [], {}
         lines: list[str] = []
         slots = list(self.tensors)
@@ -163,7 +163,7 @@ class _Body:
     def computed(
         self, op: arithmetic.Computed, slots: list[str], lines: list[str], size: Callable[..., str]
     ) -> list[str]:
-        """Appends the calls of a kernel, which takes all slots or one; returns the slots that come out."""
+        """Append the calls of a kernel, which takes one slot or all. Returns the slots that come out."""
         passed = values(op, size)
         extra = {"add_low_rank": "rank", "pad": "of"}.get(op.kernel)
         checked = [size(getattr(op, extra))] if extra else passed
@@ -179,7 +179,7 @@ class _Body:
         return slots if op.takes == 1 else ["result"]
 
     def named(self, size: Size | float, n: int) -> str:
-        """A parameter's name: the axis of a notation, else the name in the spec."""
+        """The name of a parameter: the axis that has this size, else the name that the spec uses."""
         assert isinstance(size, Expr)
         axis = self.axes.get(self.printer(size), "")
         wanted = axis or (size.text if size.text.isidentifier() else f"size_{n}")
@@ -190,7 +190,7 @@ class _Body:
 
 
 def _returned(lines: list[str], slots: list[str]) -> list[str]:
-    """The lines with a `return`, of the last expression itself where that is all that is returned."""
+    """The lines with a `return` at the end. The last assignment becomes the `return` where it makes all results."""
     together = f"{', '.join(slots)} = "
     if lines[-1].startswith(together):
         return [*lines[:-1], f"return {lines[-1].removeprefix(together)}"]
@@ -198,7 +198,7 @@ def _returned(lines: list[str], slots: list[str]) -> list[str]:
 
 
 def method(op: Op, size: Callable[..., str]) -> str:
-    """An op on one tensor as calls of its methods."""
+    """An op on one tensor, as method calls."""
     match op:
         case structural.Rearrange():
             return rearranged(op, size)
@@ -206,9 +206,9 @@ def method(op: Op, size: Callable[..., str]) -> str:
             return f".to(torch.{dtype})"
         case structural.Split(axis=axis, sizes=sizes) if sizes:
             return f".split([{', '.join(map(size, sizes))}], dim={axis})"
-        case structural.Split(axis=axis, parts=parts):  # unlike chunk, an error where the parts are not equal
+        case structural.Split(axis=axis, parts=parts):  # fails where the parts are not equal, unlike chunk
             return f".unflatten({axis}, ({parts}, -1)).unbind({axis if axis >= 0 else axis - 1})"
-        case arithmetic.Crop(axis=axis, of=of, to=to):  # unlike narrow, an error where there are not `of` positions
+        case arithmetic.Crop(axis=axis, of=of, to=to):  # fails where the axis is not `of` long, unlike narrow
             return f".split([{size(to)}, {_rest(of, to, size)}], dim={axis})[0]"
     raise TypeError(op)
 
@@ -218,12 +218,12 @@ def _rest(of: Size, to: Size, size: Callable[..., str]) -> str:
 
 
 def concat(op: structural.Concat, tensors: str, size: Callable[..., str]) -> str:
-    """A call of the helper of that name."""
+    """A call of the helper `concat`."""
     return f"concat([{tensors}], {', '.join([str(op.axis), *map(size, op.sizes or ())])})"
 
 
 def values(op: arithmetic.Computed, size: Callable[..., str]) -> list[str]:
-    """What a kernel takes after its tensors, as code."""
+    """The values that a kernel takes after its tensors, as code."""
     if isinstance(op, lossy.Lora | arithmetic.Affine):
         return [size(value) if isinstance(value, Expr) else repr(value) for value in op.values]
     return [
@@ -266,7 +266,7 @@ def kernel_text(name: str) -> str:
 
 
 def _name(ops: Sequence[Op], sources: Sequence[str], targets: Sequence[str]) -> str:
-    """What ops do, and to what where the ops alone do not tell: `rope_to_half`, `split_qkv`, `concat_gate_up`."""
+    """A name for what ops do: `rope_to_half`, `split_qkv`, `concat_gate_up`, `rearrange_c_attn`."""
     words = [SUGAR.get(str(op), op.word) if isinstance(op, structural.Rearrange) else op.word for op in ops]
     telling = next((word for word in ("split", "concat") if word in words), "")
     if telling:
@@ -281,7 +281,7 @@ def _together(names: Sequence[str]) -> list[str]:
 
 
 def short_names(patterns: Sequence[Pattern], taken: Sequence[str] = ()) -> list[str]:
-    """A variable name for each pattern: its last telling component, `q_proj` of `...self_attn.q_proj.weight`."""
+    """A variable for each pattern: its last component besides weight and bias, `q_proj` of `self_attn.q_proj.weight`."""
     found: list[str] = []
     for pattern in patterns:
         words = [w for w in re.split(r"\.", pattern.fill(dict.fromkeys(pattern.holes, "0"))) if not w.isdecimal()]

@@ -1,6 +1,6 @@
-"""The statements that apply the ops of one rule: what it pops, calls, loops over and yields.
+"""The statements of one rule: the tensors that it pops, the functions that it calls, the loops, and what it yields.
 
-A `stack` is a list over an index, an `unstack` a loop, and what is between two of them one call.
+A `stack` becomes a list over an index, an `unstack` becomes a loop, and the ops between two of them become one call.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ LINE = 120  # columns
 
 @dataclass
 class Block:
-    """Lines below a header, and blocks in them; a header is there once."""
+    """Lines and blocks under a header. Blocks with the same header are one block."""
 
     header: str = ""
-    first: list[str] = field(default_factory=list)  # before all else: what is counted while all tensors are there
+    first: list[str] = field(default_factory=list)  # lines that come before all items
     items: list[str | Block] = field(default_factory=list)
 
     def below(self, headers: Sequence[str]) -> Block:
-        """The block at the end of a path of headers, which is made where it is not there."""
+        """The block under a path of headers. Blocks that do not exist yet are added."""
         block = self
         for header in headers:
             found = next((b for b in block.items if isinstance(b, Block) and b.header == header), None)
@@ -45,9 +45,11 @@ class Block:
 
 
 class RuleSteps:
-    """Prints the steps of `rule` into `block`, which is `depth` levels deep. `variables` hold the indices of its names,
-    `folded` the range that a `stack` goes through; `taken` are names that no tensor may have; `first` is the name of the
-    first source where its pattern does not give it."""
+    """Prints the steps of `rule` into `block`, which is nested `depth` levels deep.
+
+    `variables` maps the indices of its names to variables. `folded` is the range that a `stack` loops over. No variable
+    is named like one of `taken`. `first` is the code of the first source name where the pattern cannot give it.
+    """
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class RuleSteps:
         self.sources, self.targets = short_names(rule.sources, taken), short_names(rule.targets, taken)
         names = [name_code(pattern, variables) for pattern in rule.sources]
         self.tensors = [f"source.pop({name})" for name in ([first, *names[1:]] if first else names)]
-        self.popped = True  # whether `tensors` are still pops
+        self.popped = True  # whether `tensors` are `source.pop(...)`
         self.slots = len(self.tensors)
         self.segment: list[Op] = []
 
@@ -108,7 +110,7 @@ class RuleSteps:
         each = f"{tensors[0]}.unbind({op.axis})"
         if self.slots > 1:
             each = f"zip({', '.join(f'{tensor}.unbind({op.axis})' for tensor in tensors)}, strict=True)"
-        self.taken.append(number)  # a loop within this one has variables of its own
+        self.taken.append(number)  # nested loops need other variables
         parts = [next(name for name in _variables(part) if len(name) > 1 and name not in self.taken) for part in parts]
         together = parts[0] if self.slots == 1 else f"({', '.join(parts)})"
         self.block = self.block.below([f"for {number}, {together} in enumerate({each}):"])
@@ -128,7 +130,7 @@ class RuleSteps:
         return self.functions.call(self.segment, self.tensors, words, parts, self.rule.name)
 
     def finish(self, parts: list[str]) -> list[str]:
-        """The tensors that come out of the ops so far; several of them get variables."""
+        """The tensors after the ops so far. Several tensors get a variable each."""
         if not self.segment:
             return self.tensors
         if len(parts) > 1:
@@ -141,7 +143,7 @@ class RuleSteps:
         return parts
 
     def hoist(self, start: str, parts: list[str]) -> None:
-        """Give what is popped variables of its own, where the line would be too long with it."""
+        """Assign popped tensors to variables where the line would be too long otherwise."""
         code = self.call(parts) if self.segment else self.tensors[0]
         if self.popped and len(start) + len(code) + 4 * (self.depth + 1) > LINE:
             words = short_names(self.rule.sources, self.taken)
@@ -150,7 +152,7 @@ class RuleSteps:
 
 
 def name_code(pattern: Pattern, variables: dict[str, str]) -> str:
-    """The code of a name, with the variables of its indices."""
+    """The code of a tensor name."""
 
     def number(hole: Hole) -> str:
         sign = f" {'+' if hole.shift > 0 else '-'} {abs(hole.shift)}" if hole.shift else ""
@@ -160,7 +162,7 @@ def name_code(pattern: Pattern, variables: dict[str, str]) -> str:
 
 
 def _variables(hole: str) -> Iterator[str]:
-    """Variables for what a loop opens."""
+    """Candidates for a loop variable."""
     yield hole
     yield from "ijkmn" if len(hole) == 1 else ()
     yield from (f"{hole}_{n}" for n in range(2, 1_000_000))

@@ -1,8 +1,8 @@
 """The tables of names and the body of `convert_state_dict`.
 
-Takes a Program; returns rows and finished lines. Renames are rows of a table, with the numbers of their indices; all
-else is a statement in a loop over those numbers, and rules with the same loop share it. Tensors are popped: what is
-missing is a KeyError, what is left over is an error.
+Takes a Program. Returns the rows of the tables and the lines of the function. Renames become rows; all other rules become
+statements in loops over their indices, and rules with the same loops share them. The code pops each tensor from the
+source: a missing tensor is a KeyError, and a tensor that is left over is an error.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from compiler.render.python_source import ExprPrinter, comment, f_string, in_f_s
 from compiler.render.rule_function import Function, Functions
 from compiler.render.rule_steps import Block, RuleSteps, name_code
 
-MOST_ROWS = 12  # that the words of one rule become in a table
-MOST_COLUMNS = 110  # of a line with a comment behind it
-FEW = 2  # optional renames are statements, more of them a table
+MOST_ROWS = 12  # of one rule in a table
+MOST_COLUMNS = 110  # of a line that ends with a comment
+FEW = 2  # so many renames with a condition are statements; more of them are a table
 
 
 @dataclass(frozen=True)
 class Row:
     source: str
     target: str
-    condition: str  # code; empty for a row that always counts
+    condition: str  # code; empty for a row without a condition
 
 
 class StateDict:
-    """What `program` makes of a state dict, as code. Raises Refusal for a rule that no loop can say."""
+    """The conversion of a state dict as code. Raises Refusal for a rule that cannot be written as a loop."""
 
     def __init__(self, program: Program, printer: ExprPrinter) -> None:
         self.program, self.printer = program, printer
@@ -42,11 +42,11 @@ class StateDict:
         self.rows: list[Row] = []
         self.used: dict[str, IndexRange] = {}  # the ranges of the table
         self.first, self.ties, self.rest, self.last = Block(), Block(), Block(), Block()
-        for rule in (*program.rules, *program.created):  # their variables, before other variables are named
+        for rule in (*program.rules, *program.created):  # registers the variables of all loops
             for each in by_prefix(rule) if all(map(listable, rule.sources)) else ():
                 for name in [n for n, hole in each.sources[0].holes.items() if hole.is_index]:
                     self.ranges.of(each.sources, name, rule.when)
-        # Ranges without which a checkpoint is incomplete.
+        # Ranges that are not empty in any complete checkpoint.
         self.demanded: set[str] = set()
         for rule in program.rules:
             for each in by_prefix(rule) if all(map(listable, rule.sources)) else ():
@@ -83,14 +83,14 @@ class StateDict:
 
     @property
     def comment(self) -> str:
-        """Which numbers the indices of the table go through."""
+        """The ranges of the indices in the table."""
         return "".join(f"{',' if n else ', for'} {name} in {r.code}" for n, (name, r) in enumerate(self.used.items()))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Renames as a table
 
     def tabular(self, rule: Rule) -> bool:
-        """Whether a rule is a rename that a table can hold: its names follow from numbers that are the same on both sides."""
+        """Whether a rule is a rename that fits a table: its names depend only on indices, which are equal on both sides."""
         patterns = (*rule.sources, *rule.targets)
         if (
             rule.steps
@@ -110,7 +110,7 @@ class StateDict:
         return counted and all(index.certain or index.code in self.demanded for index in found)
 
     def renamings(self, rule: Rule) -> list[tuple[Pattern, Pattern]]:
-        """Source and target for each choice of words; what is left of their holes are indices."""
+        """Source and target for each choice of words. Only indices are left as holes."""
         source, target = rule.sources[0], rule.targets[0]
         holes = [name for name, hole in source.holes.items() if not hole.is_index]
         return [(fixed(source, choice), fixed(target, choice)) for choice in choices([source], holes)]
@@ -157,7 +157,7 @@ class StateDict:
 
     @property
     def kept(self) -> bool:
-        """Whether the table has only names that stay the same."""
+        """Whether all rows without a condition have the same name on both sides."""
         rows = [row for row in self.rows if not row.condition]
         return bool(rows) and all(row.source == row.target for row in rows)
 
@@ -165,7 +165,7 @@ class StateDict:
     # Everything else as statements
 
     def apply(self, rule: Rule) -> None:
-        """The statements of a rule whose names follow from numbers and words."""
+        """Add the statements of a rule whose names depend only on indices and listed words."""
         if len(rule.folded) > 1:
             holes = " and ".join(f"{{{hole}}}" for hole in rule.folded)
             refuse(rule.span, f"{rule.name} folds {holes}; a step folds one index", "op-mismatch")
@@ -199,18 +199,18 @@ class StateDict:
         RuleSteps(rule, block, depth, variables, folded, self.functions, taken, first).print()
 
     def count(self, index: IndexRange, block: Block) -> None:
-        """Count the numbers of an index where nothing has been taken yet."""
+        """Add the assignment that a range needs."""
         if index.count and index.count not in block.first:
             block.first.append(index.count)
 
     def demand(self, index: IndexRange, block: Block) -> None:
-        """A check that there is a number, where that is not certain: no rule may go without tensors."""
+        """Add a check that a range is not empty, where `read_sizes` has not checked it: a rule must read some tensor."""
         check = self.nonempty(index)
         if not index.certain and check[0] not in block.first:
             block.first += check
 
     def nonempty(self, index: IndexRange) -> list[str]:
-        """The lines that stop where a range has no number."""
+        """The lines that reject an empty range."""
         counter = index.code.removeprefix("range(").removesuffix(")")
         condition = f"not {counter}" if counter.replace(".", "").isidentifier() else f"not {index.code}"
         return [
@@ -219,10 +219,10 @@ class StateDict:
         ]
 
     # -----------------------------------------------------------------------------------------------------------------
-    # Names that only a regular expression can say, ties, ignored names, constants
+    # Names that need a regular expression, ties, ignored names, constants
 
     def match(self, rule: Rule) -> None:
-        """A rule whose names no numbers give: whatever matches is taken."""
+        """Add the statements of a rule whose names cannot be listed: it reads every name that matches."""
         source = rule.sources[0]
         self.printer.helpers.add("matches")
         outer = [name for name in source.holes if name not in rule.folded]
@@ -242,14 +242,14 @@ class StateDict:
         self.steps(rule, block, 3 + bool(guard), variables, [], "match[0]")
 
     def matched(self, hole: Hole) -> str:
-        """What a match has in the place of a hole, as the number that all patterns share."""
+        """The text that a match has for a hole. For an index, its number without the shift."""
         text = f"match['{hole.name}']"  # between the double quotes of an f-string
         if not hole.is_index:
             return text
         return f"int({text})" + (f" {'-' if hole.shift > 0 else '+'} {abs(hole.shift)}" if hole.shift else "")
 
     def numbers_of(self, pattern: Pattern, block: Block) -> Block:
-        """The block for a match whose indices are numbers that the spec allows."""
+        """The block for matches whose indices fulfil the conditions of the spec."""
         conditions = []
         for name, hole in pattern.holes.items():
             if hole.shift > 0:
@@ -260,7 +260,7 @@ class StateDict:
         return block.below([f"if {' and '.join(conditions)}:"] if conditions else [])
 
     def tie(self, alias: Pattern, owner: Pattern, when: Expr | None) -> None:
-        """The alias must equal its owner, and is not written."""
+        """Add the check that a tied tensor equals its owner. It is not written."""
         condition = self.printer(when) if when else ""
         if alias.is_name and owner.is_name:
             a, b = quoted(str(alias)), quoted(str(owner))
@@ -289,7 +289,7 @@ class StateDict:
         ]
 
     def ignore(self, pattern: Pattern, reason: str) -> None:
-        """Take out what the target does not need."""
+        """Add the statements that drop ignored tensors."""
         holes = list(pattern.holes)
         if listable(pattern) and not any(hole.is_index for hole in pattern.holes.values()):
             names = [str(fixed(pattern, choice).parts[0]) for choice in choices([pattern], holes)]
@@ -305,7 +305,7 @@ class StateDict:
         self.numbers_of(pattern, block).items.append("del source[match[0]]")
 
     def create(self, rule: Rule) -> None:
-        """Constants that the source lacks: while the tensors are there that they are like."""
+        """Add the tensors that the source lacks, before the tensors whose type or shape they have are popped."""
         step = rule.steps[0][0]
         assert isinstance(step, Full)
         source = rule.sources[0]
@@ -341,7 +341,7 @@ class StateDict:
 
 
 def _gapless(pattern: Pattern, name: str) -> list[str]:
-    """A check that the numbers of an index in the matches `found` have no gap."""
+    """The lines that reject a gap in the numbers of an index."""
     number, shift = f"int(match[{quoted(name)}])", pattern.holes[name].shift
     least = f" if {number} >= {shift}" if shift > 0 else ""
     return [

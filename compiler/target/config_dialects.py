@@ -27,6 +27,10 @@ SHARE = ("partial_rotary_factor", "rotary_pct")
 # Where layers are of two kinds, generation 5 nests the parameters; generation 4 has a second theta instead.
 FULL, SLIDING, SLIDING_THETA = "full_attention", "sliding_attention", "rope_local_base_freq"
 ORIGINAL = "original_max_position_embeddings"
+# What generation 5 states of other kinds of layers beside a theta; no field of generation 4 holds it.
+BY_LAYER = "rope_scaling_by_layer_type"
+# The flat fields that `rope_parameters` states, without theta, which every spec reads.
+ROTARY = ("rope_scaling", SHARE[0], SLIDING_THETA, BY_LAYER)
 # Former names of a kind of scaling, which only some classes still translate.
 FORMER_KINDS = {"su": "longrope", "mrope": "default"}
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -39,6 +43,7 @@ def config_json(fields: Mapping[str, Any], *, model_class: str, model_type: str,
     mapping, `unwritable-value` for a value that JSON cannot represent.
     """
     config = _flat(fields)
+    config.pop(BY_LAYER, None)
     if (parameters := _parameters(config, fields.get("rope_parameters") or {})) is not None:
         config["rope_parameters"] = parameters
     config |= {"architectures": [model_class], "model_type": model_type, "dtype": dtype, "torch_dtype": dtype}
@@ -57,7 +62,8 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 def read_config(config: Mapping[str, Any]) -> Fields:
     """The flat fields of a config.json of either dialect: `rope_theta`, `rope_scaling` (None where nothing is scaled),
-    `dtype`, and the number of experts under both its names; neither `rope_parameters` nor `torch_dtype`.
+    `dtype`, and the number of experts under both its names; neither `rope_parameters` nor `torch_dtype`. What only
+    `rope_parameters` can state is under `rope_scaling_by_layer_type`.
 
     Raises Refusal (`contradictory-field`) where the two dialects of one file differ.
     """
@@ -79,7 +85,7 @@ def _flat(given: Mapping[str, Any]) -> Fields:
     """Every field of `given` in the flat dialect, including values given only by `rope_parameters` or a synonym."""
     fields = {key: value for key, value in given.items() if key != "rope_parameters"}
     parameters = _mapping("rope_parameters", given.get("rope_parameters"))
-    nested = FULL in parameters or SLIDING in parameters
+    nested = any(isinstance(part, Mapping) for part in parameters.values())
     main = _mapping(FULL, parameters.get(FULL)) if nested else parameters
     for names in (EXPERTS, EXPERTS[::-1]):
         _agree(fields, names[0], fields.get(names[1]))
@@ -88,6 +94,8 @@ def _flat(given: Mapping[str, Any]) -> Fields:
         _agree(fields, names[0], main.get(names[0]))
     if nested:
         _agree(fields, SLIDING_THETA, _mapping(SLIDING, parameters.get(SLIDING)).get("rope_theta"))
+        if others := _other_kinds(parameters, main.get(SHARE[0])):
+            fields[BY_LAYER] = others
     for part in (_mapping("rope_scaling", fields.pop("rope_scaling", None)), main):
         scaling = _scaling(part)
         if scaling and scaling["rope_type"] == "longrope":
@@ -115,6 +123,18 @@ def _scaling(parameters: Mapping[str, Any]) -> Fields | None:
     rest = {k: v for k, v in parameters.items() if k not in ("rope_type", "type", THETA[0], SHARE[0])}
     kind = FORMER_KINDS.get(kind, kind)
     return {"rope_type": kind} | rest if rest or kind != "default" else None
+
+
+def _other_kinds(parameters: Mapping[str, Any], share: Any) -> Fields:
+    """Kind of layers -> its scaling and rotary share, as far as they are not plain or not those of the full layers."""
+    found: Fields = {}
+    for kind in parameters.keys() - {FULL}:
+        part = _mapping(kind, parameters[kind])
+        own = part.get(SHARE[0])
+        stated = (_scaling(part) or {}) | ({} if own in (None, share) else {SHARE[0]: own})
+        if stated or kind != SLIDING:
+            found[kind] = stated
+    return found
 
 
 def _parameters(flat: Mapping[str, Any], given: Mapping[str, Any]) -> Fields | None:

@@ -56,6 +56,12 @@ _OFF = (None, False)
 _ONE = (None, 1)
 _NO_EXPERTS = (None, 0, 1)
 
+# Field -> the field whose value it repeats in other families of configs.
+REPEATED = dict.fromkeys(
+    ["experts_per_token", "moe_k", "moe_top_k", "moe_topk", "num_experts_per_token", "num_selected_experts", "top_k_experts"],
+    "num_experts_per_tok",
+)  # fmt: skip
+
 # Field -> the values that leave the function of a plain decoder as it is.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(
@@ -75,7 +81,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
             "attention_chunk_size", "attention_multiplier", "attention_scores_scalar", "attention_window_size",
             "attn_logit_softcapping", "attention_logit_softcapping", "clip_qkv", "dim_model_base",
             "final_logit_softcapping", "logits_soft_cap", "output_logits_soft_cap", "quantization_config",
-            "query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "scale_depth", "sliding_window",
+            "query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "rope_scaling_by_layer_type", "scale_depth", "sliding_window",
             "sliding_window_pattern", "global_attn_every_n_layers", "softmax_scale", "cross_attention_layers",
         ],
         (None,),
@@ -90,7 +96,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
         _ONE,
     ),
     **dict.fromkeys(["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"], _NO_EXPERTS),
+    **dict.fromkeys(["n_group", "topk_group"], _NO_EXPERTS),
+    **dict.fromkeys(["n_shared_experts", "num_shared_experts"], (None, 0)),
     "no_rope_layer_interval": (None, 0),
+    "position_embedding_type": (None, "absolute", "rope", "rotary"),
     "scale_attn_weights": (None, True),
     "is_causal": (None, True),
     "mlp_only_layers": (None, []),
@@ -124,15 +133,25 @@ def is_neutral(name: str, value: Any, config: Mapping[str, Any], defaults: Mappi
             return None if value is not None and not (heads and width) else value is None or value * heads == width
         case "num_key_value_heads":
             return value in (None, heads)
+        case "rope_local_base_freq" if value == config.get("rope_theta"):
+            return True
         case "layer_types":
             return value is None or (isinstance(value, list) and set(value) <= {"full_attention"})
         case "no_rope_layers":
             return not value or (isinstance(value, list) and all(value))
     if name in defaults and same_value(name, value, defaults[name]):
         return True
+    if name in REPEATED and name not in defaults:
+        one = config.get(REPEATED[name], defaults.get(REPEATED[name]))
+        return not value or value == one
     if name in NEUTRAL:  # without the field, the class has its default
         return _without_effect(name, value) and _without_effect(name, defaults.get(name))
     return False if name in defaults else None
+
+
+def has_no_effect(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a field is harmless, or has a value among `values` with which it does nothing."""
+    return name in HARMLESS or (name in NEUTRAL and name in values and _without_effect(name, values[name]))
 
 
 def _without_effect(name: str, value: Any) -> bool:

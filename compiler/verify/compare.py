@@ -30,6 +30,7 @@ from compiler.plan.arguments import OBJECTS
 from compiler.plan.plan import Plan
 from compiler.program.environment import NamedShapes
 from compiler.program.program import Program, Rule
+from compiler.progress import COMPARING, Progress
 from compiler.resources import package_root
 from compiler.verify import sequence_length
 from compiler.verify.config_alternatives import FieldChange, alternatives
@@ -107,15 +108,23 @@ class Verdict:
         return next((math.prod(shape) for name, shape in self.inputs.items() if name.endswith("input_ids")), 0)
 
 
-def verify(program: Program, request: Request, out: Path, model: SourceModel) -> Verdict:
+def verify(
+    program: Program, request: Request, out: Path, model: SourceModel, progress: Progress | None = None
+) -> Verdict:
     """Compare the folder `out`, converted from the source of `request`, with the source model. Raises Refusal."""
     prepared = prepare(program, recorded(program, request, out))
     plan, checkpoint = prepared.plan, prepared.checkpoint
-    return compare(plan, checkpoint, request, out, model)
+    return compare(plan, checkpoint, request, out, model, progress=progress)
 
 
 def compare(
-    plan: Plan, checkpoint: Checkpoint, request: Request, out: Path, model: SourceModel, run: Run | None = None
+    plan: Plan,
+    checkpoint: Checkpoint,
+    request: Request,
+    out: Path,
+    model: SourceModel,
+    run: Run | None = None,
+    progress: Progress | None = None,
 ) -> Verdict:
     """The same for a `plan` by which `out` was written. `run` runs a job; by default in a fresh process."""
     run = run or run_job
@@ -142,8 +151,9 @@ def compare(
             below=vocabulary(plan),
             watch=length * BATCH <= WATCHED,
         )
+        tick = (progress or Progress()).begin(COMPARING, 2 * weights)  # each model is loaded and run once
         pair = _Pair(run, place, source, target)
-        pair.run()
+        pair.run(lambda: tick(weights))
         verdict = replace(pair.verdict(), unseen=_unseen(config, others, pair.inputs))
         return verdict if verdict.agrees else _explained(verdict, pair, plan, checkpoint, config, weights)
 
@@ -156,13 +166,15 @@ class _Pair:
         self.results: tuple[Results, Results] | None = None
         self.inputs: Mapping[str, Any] = {}
 
-    def run(self) -> None:
+    def run(self, done: Callable[[], None] = lambda: None) -> None:
         """Run both: the target first, which draws inputs where there are none yet; again, if the source model ran on
-        shorter ones."""
+        shorter ones. `done` is called after each of the two."""
         converted = self.runner(self.place / "target", self.target)
+        done()
         source = self.runner(
             self.place / "source", replace(self.source, inputs=converted.inputs, watch=self.target.watch)
         )
+        done()
         if _sizes(source.inputs) != _sizes(converted.inputs):
             self.target = replace(self.target, watch=True)
             converted = self.runner(self.place / "target", replace(self.target, inputs=source.inputs))

@@ -17,6 +17,7 @@ from compiler.jobs.request import Request
 from compiler.model_folder.card import recorded_settings
 from compiler.plan.plan import Plan
 from compiler.program.program import Program, Rule
+from compiler.progress import COMPARING, Progress, Tick, no_tick
 
 ROUNDINGS = 4  # largest error of arithmetic and its inverse, in units in the last place
 
@@ -40,7 +41,7 @@ class RoundTrip:
     differences: tuple[Difference, ...]
 
 
-def round_trip(program: Program, request: Request, out: Path) -> RoundTrip:
+def round_trip(program: Program, request: Request, out: Path, progress: Progress | None = None) -> RoundTrip:
     """Convert the folder `out` back and compare every tensor with the source. Raises Refusal."""
     prepared = prepare(program, recorded(program, request, out))
     plan, checkpoint = prepared.plan, prepared.checkpoint
@@ -49,7 +50,8 @@ def round_trip(program: Program, request: Request, out: Path) -> RoundTrip:
     values = {name: value for name, value in plan.values.items() if name not in carried}
     reverse_request = replace(request, source=[out], config=None, reverse=True, dtype=None, assigned=values)
     back = prepare(program, reverse_request)
-    return compare_weights(plan, checkpoint, back.plan, back.checkpoint)
+    tick = (progress or Progress()).begin(COMPARING, sum(target.nbytes for target in back.plan.targets))
+    return compare_weights(plan, checkpoint, back.plan, back.checkpoint, tick)
 
 
 def recorded(program: Program, request: Request, out: Path) -> Request:
@@ -60,7 +62,9 @@ def recorded(program: Program, request: Request, out: Path) -> Request:
     return replace(request, assigned={**known, **request.assigned})
 
 
-def compare_weights(plan: Plan, checkpoint: Checkpoint, reverse: Plan, converted: Checkpoint) -> RoundTrip:
+def compare_weights(
+    plan: Plan, checkpoint: Checkpoint, reverse: Plan, converted: Checkpoint, tick: Tick = no_tick
+) -> RoundTrip:
     """Compare what `reverse` makes of the `converted` folder with the `checkpoint` that `plan` reads."""
     equal = rounded = 0
     differences: list[Difference] = []
@@ -78,6 +82,7 @@ def compare_weights(plan: Plan, checkpoint: Checkpoint, reverse: Plan, converted
                 equal += 1
             else:
                 rounded += 1
+        tick(sum(target.nbytes for target in group.target_list))
     lost = [Difference(name, rule, "is not restored") for name, rule in readers.items() if name not in restored]
     return RoundTrip(equal, rounded, (*differences, *lost))
 

@@ -43,9 +43,9 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"src_vocab_size": 128256, "emb_dim": 4096, "nlayers": 32}, {"rope_theta": 500000.0, "max_expected_seq_len": 8192}),  # llama-3-8b
     ({"src_vocab_size": 32008}, {"rope_theta": 10000.0, "rope_scaling": {}}),  # granite-7b
 ]
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "linear_config": ([None], "quantized projections have no rule here"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "quantized projections have no rule here": {"linear_config": [None]},
 }
 # fmt: on
 
@@ -274,9 +274,10 @@ def main() -> None:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for name, (values, reason) in FIXED.items():
-        if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -295,7 +296,7 @@ def main() -> None:
         for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if given[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

@@ -40,11 +40,9 @@ KEPT = [
     "model.layers.{i}.mlp.experts.gate_up_proj_bias",
     "model.layers.{i}.mlp.experts.down_proj_bias",
 ]
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "swiglu_limit": ([7.0], ""),
-    "swiglu_alpha": ([1.702], ""),
-    "attention_bias": ([True], ""),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "the spec has no rule for others": {"swiglu_limit": [7.0], "swiglu_alpha": [1.702], "attention_bias": [True]},
 }
 # fmt: on
 
@@ -229,13 +227,16 @@ def main() -> None:
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     fields |= {"rope_scaling": scaling(fields["rope_scaling"])} if "rope_scaling" in fields else {}
     rope = fields.get("rope_parameters") or {}  # where transformers 5 keeps both of these
+    if rope.get("partial_rotary_factor", 1) != 1 or any(isinstance(part, dict) for part in rope.values()):
+        raise SystemExit(f"rope_parameters is {rope}, where one kind of layers and whole heads are needed")
     for name, value in {"rope_theta": rope.get("rope_theta"), "rope_scaling": scaling(rope)}.items():
         if value is not None and fields.get(name) not in (None, value):
             raise SystemExit(f"{name} is {fields[name]!r} in the config, and {value!r} in its rope_parameters")
         fields |= {name: value} if value is not None else {}
-    for name, (values, reason) in FIXED.items():
-        if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -252,7 +253,7 @@ def main() -> None:
         for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if fields[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
             raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")

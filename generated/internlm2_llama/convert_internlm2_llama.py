@@ -239,6 +239,8 @@ def main() -> None:
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     fields |= {"rope_scaling": scaling(fields["rope_scaling"])} if "rope_scaling" in fields else {}
     rope = fields.get("rope_parameters") or {}  # where transformers 5 keeps both of these
+    if rope.get("partial_rotary_factor", 1) != 1 or any(isinstance(part, dict) for part in rope.values()):
+        raise SystemExit(f"rope_parameters is {rope}, where one kind of layers and whole heads are needed")
     for name, value in {"rope_theta": rope.get("rope_theta"), "rope_scaling": scaling(rope)}.items():
         if value is not None and fields.get(name) not in (None, value):
             raise SystemExit(f"{name} is {fields[name]!r} in the config, and {value!r} in its rope_parameters")

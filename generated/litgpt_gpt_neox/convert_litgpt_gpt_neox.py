@@ -38,20 +38,18 @@ STATE_DICT_MAPPING = {
     "transformer.h.{i}.mlp.proj.weight":  "gpt_neox.layers.{i}.mlp.dense_4h_to_h.weight",
     "transformer.h.{i}.mlp.proj.bias":    "gpt_neox.layers.{i}.mlp.dense_4h_to_h.bias",
 }
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "latent_attention": ([None], "latent attention has no place in the class"),
-    "mlp_class_name": (["GptNeoxMLP"], ""),
-    "norm_class_name": (["LayerNorm"], "the class has norms of this kind alone"),
-    "rope_interleave": ([False], "rotary embeddings of another kind have no rule here"),
-    "rope_adjustments": ([None], "rotary embeddings of another kind have no rule here"),
-    "rope_local_base_freq": ([None], "a second base for sliding layers has no place in the class"),
-    "attention_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
-    "final_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
-    "scale_embeddings": ([False], "the class does not scale its embeddings"),
-    "sliding_window_size": ([None], "a sliding window has no place in the class"),
-    "gelu_approximate": (["none"], "the class has the exact GELU here; use specs/litgpt_phi.yaml for Phi-2"),
-    "shared_attention_norm": ([False], "a norm that attention and MLP share has no GPT-NeoX form; use specs/litgpt_falcon.yaml"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "latent attention has no place in the class": {"latent_attention": [None]},
+    "the spec has no rule for others": {"mlp_class_name": ["GptNeoxMLP"]},
+    "the class has norms of this kind alone": {"norm_class_name": ["LayerNorm"]},
+    "rotary embeddings of another kind have no rule here": {"rope_interleave": [False], "rope_adjustments": [None]},
+    "a second base for sliding layers has no place in the class": {"rope_local_base_freq": [None]},
+    "scaled or capped scores and logits have no place in the class": {"attention_logit_softcapping": [None], "final_logit_softcapping": [None]},
+    "the class does not scale its embeddings": {"scale_embeddings": [False]},
+    "a sliding window has no place in the class": {"sliding_window_size": [None]},
+    "the class has the exact GELU here; use specs/litgpt_phi.yaml for Phi-2": {"gelu_approximate": ["none"]},
+    "a norm that attention and MLP share has no GPT-NeoX form; use specs/litgpt_falcon.yaml": {"shared_attention_norm": [False]},
 }
 # fmt: on
 
@@ -216,9 +214,10 @@ def main() -> None:
         fields = yaml.load(config_file.read_text(encoding="utf-8"), Loader)
         fields |= fields["model"] if isinstance(fields.get("model"), dict) else {}
     json.dumps(fields, allow_nan=False, default=str)  # an error where a number is not finite
-    for name, (values, reason) in FIXED.items():
-        if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -236,7 +235,7 @@ def main() -> None:
         for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if fields[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

@@ -37,21 +37,18 @@ STATE_DICT_MAPPING = {
     "transformer.h.{i}.mlp.proj.weight":  "model.layers.{i}.mlp.fc2.weight",
     "transformer.h.{i}.mlp.proj.bias":    "model.layers.{i}.mlp.fc2.bias",
 }
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "latent_attention": ([None], "latent attention has no place in the class"),
-    "mlp_class_name": (["GptNeoxMLP"], "the MLP of Phi-2 is a plain one; Phi-3 is specs/litgpt_phi3.yaml"),
-    "parallel_residual": ([True], "attention and MLP side by side are the blocks of the class"),
-    "rope_interleave": ([False], "rotary embeddings of another kind have no rule here"),
-    "rope_adjustments": ([None], "rotary embeddings of another kind have no rule here"),
-    "rope_condense_ratio": ([1], "rotary embeddings of another kind have no rule here"),
-    "rope_local_base_freq": ([None], "a second base for sliding layers has no place in the class"),
-    "attention_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
-    "final_logit_softcapping": ([None], "scaled or capped scores and logits have no place in the class"),
-    "scale_embeddings": ([False], "the class does not scale its embeddings"),
-    "sliding_window_size": ([None], "a sliding window has no place in the class"),
-    "gelu_approximate": (["tanh"], "the class has this activation"),
-    "shared_attention_norm": ([True], "in Phi-2 attention and MLP stand side by side behind one norm"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "latent attention has no place in the class": {"latent_attention": [None]},
+    "the MLP of Phi-2 is a plain one; Phi-3 is specs/litgpt_phi3.yaml": {"mlp_class_name": ["GptNeoxMLP"]},
+    "attention and MLP side by side are the blocks of the class": {"parallel_residual": [True]},
+    "rotary embeddings of another kind have no rule here": {"rope_interleave": [False], "rope_adjustments": [None], "rope_condense_ratio": [1]},
+    "a second base for sliding layers has no place in the class": {"rope_local_base_freq": [None]},
+    "scaled or capped scores and logits have no place in the class": {"attention_logit_softcapping": [None], "final_logit_softcapping": [None]},
+    "the class does not scale its embeddings": {"scale_embeddings": [False]},
+    "a sliding window has no place in the class": {"sliding_window_size": [None]},
+    "the class has this activation": {"gelu_approximate": ["tanh"]},
+    "in Phi-2 attention and MLP stand side by side behind one norm": {"shared_attention_norm": [True]},
 }
 # fmt: on
 
@@ -205,9 +202,10 @@ def main() -> None:
         fields = yaml.load(config_file.read_text(encoding="utf-8"), Loader)
         fields |= fields["model"] if isinstance(fields.get("model"), dict) else {}
     json.dumps(fields, allow_nan=False, default=str)  # an error where a number is not finite
-    for name, (values, reason) in FIXED.items():
-        if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -225,7 +223,7 @@ def main() -> None:
         for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if fields[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
             raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")

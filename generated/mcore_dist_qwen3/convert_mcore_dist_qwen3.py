@@ -24,37 +24,30 @@ from torch import Tensor
 STATE_DICT_MAPPING = {
     "decoder.final_layernorm.weight": "model.norm.weight",
 }
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "rotary_percent": ([1.0], "the class rotates the whole head"),
-    "position_embedding_type": (["rope"], "the class has rotary embeddings"),
-    "rotary_interleaved": ([False], "the class rotates the two halves of a head"),
-    "rotary_seq_len_interpolation_factor": ([None, 1], "interpolated positions have no rule here"),
-    "mrope_section": ([None], "positions of several axes have no place in the class"),
-    "swiglu": ([True], "the MLP of this class is gated by SiLU"),
-    "gated_linear_unit": ([True], "the MLP of this class is gated by SiLU"),
-    "activation_func": (["silu", "F.silu", "swiglu"], "the MLP of this class is gated by SiLU"),
-    "squared_relu": ([False], ""),
-    "quick_geglu": ([False], ""),
-    "openai_gelu": ([False], ""),
-    "glu_linear_offset": ([0.0], "the gate of this class has no offset"),
-    "activation_func_clamp_value": ([None], "the gate of this class is not clamped"),
-    "normalization": (["RMSNorm"], "the class has RMS norms"),
-    "apply_layernorm_1p": ([False], "norms whose weights lack their one have no rule here"),
-    "layernorm_zero_centered_gamma": ([False], "norms whose weights lack their one have no rule here"),
-    "apply_residual_connection_post_layernorm": ([False], "the residual of the class does not come behind the norm"),
-    "window_size": ([None], "layers that see a window alone have no rule here"),
-    "no_rope_freq": ([None], "layers without positions have no rule here"),
-    "softmax_scale": ([None], "attention of another kind has no rule here"),
-    "softmax_type": (["vanilla"], "attention of another kind has no rule here"),
-    "qk_l2_norm": ([False], "attention of another kind has no rule here"),
-    "attention_output_gate": ([False], "attention of another kind has no rule here"),
-    "multi_latent_attention": ([False], "attention of another kind has no rule here"),
-    "experimental_attention_variant": ([None], "attention of another kind has no rule here"),
-    "linear_attention_freq": ([None], "attention of another kind has no rule here"),
-    "is_hybrid_model": ([False], "layers of another kind have no rule here"),
-    "heterogeneous_block_specs": ([False], "layers of several kinds have no rule here"),
-    "use_rope_scaling": ([False], "the scaling of rotary embeddings has no rule here"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "the class rotates the whole head": {"rotary_percent": [1.0]},
+    "the class has rotary embeddings": {"position_embedding_type": ["rope"]},
+    "the class rotates the two halves of a head": {"rotary_interleaved": [False]},
+    "interpolated positions have no rule here": {"rotary_seq_len_interpolation_factor": [None, 1]},
+    "positions of several axes have no place in the class": {"mrope_section": [None]},
+    "the MLP of this class is gated by SiLU": {"swiglu": [True], "gated_linear_unit": [True], "activation_func": ["silu", "F.silu", "swiglu"]},
+    "the spec has no rule for others": {"squared_relu": [False], "quick_geglu": [False], "openai_gelu": [False]},
+    "the gate of this class has no offset": {"glu_linear_offset": [0.0]},
+    "the gate of this class is not clamped": {"activation_func_clamp_value": [None]},
+    "the class has RMS norms": {"normalization": ["RMSNorm"]},
+    "norms whose weights lack their one have no rule here": {"apply_layernorm_1p": [False], "layernorm_zero_centered_gamma": [False]},
+    "the residual of the class does not come behind the norm": {"apply_residual_connection_post_layernorm": [False]},
+    "layers that see a window alone have no rule here": {"window_size": [None]},
+    "layers without positions have no rule here": {"no_rope_freq": [None]},
+    "attention of another kind has no rule here": {
+        "softmax_scale": [None], "softmax_type": ["vanilla"], "qk_l2_norm": [False],
+        "attention_output_gate": [False], "multi_latent_attention": [False],
+        "experimental_attention_variant": [None], "linear_attention_freq": [None],
+    },
+    "layers of another kind have no rule here": {"is_hybrid_model": [False]},
+    "layers of several kinds have no rule here": {"heterogeneous_block_specs": [False]},
+    "the scaling of rotary embeddings has no rule here": {"use_rope_scaling": [False]},
 }
 # fmt: on
 
@@ -269,9 +262,10 @@ def main() -> None:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for name, (values, reason) in FIXED.items():
-        if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -289,7 +283,7 @@ def main() -> None:
         for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if given[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

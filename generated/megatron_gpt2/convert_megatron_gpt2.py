@@ -52,17 +52,15 @@ OPTIONAL_MAPPING: list[tuple[str, str, Callable[[Namespace], bool]]] = [
 RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"num_layers": 24, "hidden_size": 1024}, {"num_attention_heads": 16}),  # megatron-gpt2-345m
 ]
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "apply_layernorm_1p": ([False], "norms whose weights lack their one have no rule here"),
-    "apply_residual_connection_post_layernorm": ([False], "the residual of GPT-2 does not come behind the norm"),
-    "squared_relu": ([False], "GPT-2 has no squared ReLU"),
-    "swiglu": ([False], "GPT-2's MLP has no gate"),
-    "quick_geglu": ([False], "GPT-2's MLP has no gate"),
-    "onnx_safe": ([None], "another form of the GELU has no rule here"),
-    "position_embedding_type": (["learned_absolute"], "GPT-2 has learned positions"),
-    "rotary_percent": ([1.0, None], "GPT-2 has learned positions"),
-    "normalization": (["LayerNorm"], "GPT-2 has LayerNorms"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "norms whose weights lack their one have no rule here": {"apply_layernorm_1p": [False]},
+    "the residual of GPT-2 does not come behind the norm": {"apply_residual_connection_post_layernorm": [False]},
+    "GPT-2 has no squared ReLU": {"squared_relu": [False]},
+    "GPT-2's MLP has no gate": {"swiglu": [False], "quick_geglu": [False]},
+    "another form of the GELU has no rule here": {"onnx_safe": [None]},
+    "GPT-2 has learned positions": {"position_embedding_type": ["learned_absolute"], "rotary_percent": [1.0, None]},
+    "GPT-2 has LayerNorms": {"normalization": ["LayerNorm"]},
 }
 # fmt: on
 
@@ -319,9 +317,10 @@ def main() -> None:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for name, (values, reason) in FIXED.items():
-        if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -339,7 +338,7 @@ def main() -> None:
         for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if given[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

@@ -41,13 +41,13 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"n_layers": 16, "width": 2048, "hidden_dim": 8192}, {"rope_scale_factor": 32.0}),  # llama-3.2-1b
     ({"n_layers": 28, "width": 3072, "hidden_dim": 8192}, {"rope_scale_factor": 32.0}),  # llama-3.2-3b
 ]
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "quantization_args": ([None], "quantized weights have no rule here"),
-    "lora_args": ([None], "the weights of an adapter have no rule here"),
-    "vision_chunk_size": ([-1], "the models of Llama 3.2 with images have another class"),
-    "moe": ([None], "a mixture of experts has no Llama form"),
-    "vision_encoder": ([None], "a model of images has no Llama form"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "quantized weights have no rule here": {"quantization_args": [None]},
+    "the weights of an adapter have no rule here": {"lora_args": [None]},
+    "the models of Llama 3.2 with images have another class": {"vision_chunk_size": [-1]},
+    "a mixture of experts has no Llama form": {"moe": [None]},
+    "a model of images has no Llama form": {"vision_encoder": [None]},
 }
 # fmt: on
 
@@ -302,9 +302,10 @@ def main() -> None:
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
-    for name, (values, reason) in FIXED.items():
-        if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -322,7 +323,7 @@ def main() -> None:
         for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if fields[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

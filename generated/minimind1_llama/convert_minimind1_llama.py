@@ -181,7 +181,10 @@ def main() -> None:
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
-    theta = (fields.get("rope_parameters") or {}).get("rope_theta")  # where transformers 5 keeps it
+    rope = fields.get("rope_parameters") or {}  # where transformers 5 keeps theta
+    if rope.get("partial_rotary_factor", 1) != 1 or any(isinstance(part, dict) for part in rope.values()):
+        raise SystemExit(f"rope_parameters is {rope}, where one kind of layers and whole heads are needed")
+    theta = rope.get("rope_theta")
     if theta is not None and fields.setdefault("rope_theta", theta) != theta:
         raise SystemExit(f"rope_theta is {fields['rope_theta']!r} in the config, and {theta!r} in its rope_parameters")
     own = {"source", "out", "config", "cast", "limit"}

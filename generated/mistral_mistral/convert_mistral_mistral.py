@@ -32,13 +32,13 @@ STATE_DICT_MAPPING = {
     "layers.{i}.feed_forward.w2.weight": "model.layers.{i}.mlp.down_proj.weight",
     "layers.{i}.feed_forward.w3.weight": "model.layers.{i}.mlp.up_proj.weight",
 }
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "moe": ([None], "a mixture of experts; use specs/mistral_mixtral.yaml"),
-    "lora": ([None], "the weights of an adapter have no rule here"),
-    "vision_encoder": ([None], "a model of images has another class"),
-    "causal": ([True], "the class attends to earlier positions only"),
-    "quantization": ([None], "quantized weights have no rule here"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "a mixture of experts; use specs/mistral_mixtral.yaml": {"moe": [None]},
+    "the weights of an adapter have no rule here": {"lora": [None]},
+    "a model of images has another class": {"vision_encoder": [None]},
+    "the class attends to earlier positions only": {"causal": [True]},
+    "quantized weights have no rule here": {"quantization": [None]},
 }
 # fmt: on
 
@@ -223,9 +223,10 @@ def main() -> None:
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
-    for name, (values, reason) in FIXED.items():
-        if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -243,7 +244,7 @@ def main() -> None:
         for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if fields[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

@@ -34,12 +34,12 @@ STATE_DICT_MAPPING = {
     "layers.{i}.feed_forward.experts.{e}.w2.weight": "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",
     "layers.{i}.feed_forward.experts.{e}.w3.weight": "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight",
 }
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "lora": ([None], "the weights of an adapter have no rule here"),
-    "vision_encoder": ([None], "a model of images has another class"),
-    "causal": ([True], "the class attends to earlier positions only"),
-    "quantization": ([None], "quantized weights have no rule here"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "the weights of an adapter have no rule here": {"lora": [None]},
+    "a model of images has another class": {"vision_encoder": [None]},
+    "the class attends to earlier positions only": {"causal": [True]},
+    "quantized weights have no rule here": {"quantization": [None]},
 }
 # fmt: on
 
@@ -229,9 +229,10 @@ def main() -> None:
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
-    for name, (values, reason) in FIXED.items():
-        if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -249,7 +250,7 @@ def main() -> None:
         for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if fields[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

@@ -27,18 +27,17 @@ STATE_DICT_MAPPING = {
     "transformer.blocks.{i}.attn_out.weight": "model.layers.{i}.self_attn.o_proj.weight",
     "transformer.blocks.{i}.ff_out.weight":   "model.layers.{i}.mlp.down_proj.weight",
 }
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "rope": ([True], "positions other than rotary have no form in this class"),
-    "alibi": ([False], "positions other than rotary have no form in this class"),
-    "layer_norm_type": (["default", "low_precision"], "the norms of the class are LayerNorms"),
-    "norm_after": ([False], "the class norms before attention and MLP"),
-    "embedding_layer_norm": ([False], "the class does not norm its embeddings"),
-    "scale_logits": ([False], "the class does not scale its logits"),
-    "activation_type": (["swiglu"], "the MLP of this class is gated by SiLU"),
-    "block_type": (["sequential", "llama"], "attention and MLP of the class come one after the other"),
-    "attention_layer_norm": ([False], "the class does not normalise queries and keys"),
-    "layer_norm_eps": ([1e-05], "the class has an epsilon of 1e-5"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "positions other than rotary have no form in this class": {"rope": [True], "alibi": [False]},
+    "the norms of the class are LayerNorms": {"layer_norm_type": ["default", "low_precision"]},
+    "the class norms before attention and MLP": {"norm_after": [False]},
+    "the class does not norm its embeddings": {"embedding_layer_norm": [False]},
+    "the class does not scale its logits": {"scale_logits": [False]},
+    "the MLP of this class is gated by SiLU": {"activation_type": ["swiglu"]},
+    "attention and MLP of the class come one after the other": {"block_type": ["sequential", "llama"]},
+    "the class does not normalise queries and keys": {"attention_layer_norm": [False]},
+    "the class has an epsilon of 1e-5": {"layer_norm_eps": [1e-05]},
 }
 # fmt: on
 
@@ -195,9 +194,10 @@ def main() -> None:
         fields = yaml.load(config_file.read_text(encoding="utf-8"), Loader)
         fields |= fields["model"] if isinstance(fields.get("model"), dict) else {}
     json.dumps(fields, allow_nan=False, default=str)  # an error where a number is not finite
-    for name, (values, reason) in FIXED.items():
-        if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -215,7 +215,7 @@ def main() -> None:
         for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if fields[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
             raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")

@@ -37,20 +37,17 @@ STATE_DICT_MAPPING = {
     "blocks.{i}.feed_forward.w2.weight":   "model.layers.{i}.mlp.down_proj.weight",
     "blocks.{i}.feed_forward.w3.weight":   "model.layers.{i}.mlp.up_proj.weight",
 }
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "sliding_window": ([None], "a sliding window has no place in the class"),
-    "gate": ([None], "a gate behind attention has no place in the class"),
-    "block_pattern": ([None], "layers of several kinds have no rule here"),
-    "block_overrides": ([None], "layers of several kinds have no rule here"),
-    "embedding_norm": ([None], "the class does not norm its embeddings"),
-    "embed_scale": ([None], "the class does not scale its embeddings"),
-    "tie_word_embeddings": ([False], "a head of its own is what the rules read"),
-    "clip_qkv": ([None], "the class does not clip queries, keys and values"),
-    "attention_residual_alpha": ([None], "the class does not scale its residuals"),
-    "feed_forward_residual_alpha": ([None], "the class does not scale its residuals"),
-    "scalable_softmax": ([False], ""),
-    "attention_sinks": ([False], ""),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "a sliding window has no place in the class": {"sliding_window": [None]},
+    "a gate behind attention has no place in the class": {"gate": [None]},
+    "layers of several kinds have no rule here": {"block_pattern": [None], "block_overrides": [None]},
+    "the class does not norm its embeddings": {"embedding_norm": [None]},
+    "the class does not scale its embeddings": {"embed_scale": [None]},
+    "a head of its own is what the rules read": {"tie_word_embeddings": [False]},
+    "the class does not clip queries, keys and values": {"clip_qkv": [None]},
+    "the class does not scale its residuals": {"attention_residual_alpha": [None], "feed_forward_residual_alpha": [None]},
+    "the spec has no rule for others": {"scalable_softmax": [False], "attention_sinks": [False]},
 }
 # fmt: on
 
@@ -203,9 +200,10 @@ def main() -> None:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for name, (values, reason) in FIXED.items():
-        if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -224,7 +222,7 @@ def main() -> None:
         for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if given[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

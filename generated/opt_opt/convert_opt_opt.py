@@ -48,14 +48,13 @@ OPTIONAL_MAPPING: list[tuple[str, str, Callable[[Namespace], bool]]] = [
     ("decoder.layers.{i}.self_attn.v_proj.weight", "model.decoder.layers.{i}.self_attn.v_proj.weight", lambda f: not f.fused),
     ("decoder.layers.{i}.self_attn.v_proj.bias",   "model.decoder.layers.{i}.self_attn.v_proj.bias", lambda f:   not f.fused),
 ]
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "decoder_learned_pos": ([True], ""),
-    "no_scale_embedding": ([True], ""),
-    "share_decoder_input_output_embed": ([True], ""),
-    "alibi": ([False], ""),
-    "disable_bias": ([False], "OPT has biases"),
-    "disable_affine_ln": ([False], ""),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "the spec has no rule for others": {
+        "decoder_learned_pos": [True], "no_scale_embedding": [True],
+        "share_decoder_input_output_embed": [True], "alibi": [False], "disable_affine_ln": [False],
+    },
+    "OPT has biases": {"disable_bias": [False]},
 }
 # fmt: on
 
@@ -210,9 +209,10 @@ def main() -> None:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for name, (values, reason) in FIXED.items():
-        if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -230,7 +230,7 @@ def main() -> None:
         for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if given[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
             raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")

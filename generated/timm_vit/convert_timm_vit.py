@@ -51,19 +51,16 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"embed_dim": 1408, "depth": 40}, {"num_heads": 16}),  # vit-giant
     ({"embed_dim": 1664, "depth": 48}, {"num_heads": 16}),  # vit-gigantic
 ]
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "qkv_bias": ([True], ""),
-    "qk_norm": ([False], ""),
-    "class_token": ([True], ""),
-    "global_pool": (["token"], "the class takes the class token"),
-    "pre_norm": ([False], ""),
-    "no_embed_class": ([False], "every token has a position"),
-    "reg_tokens": ([0], ""),
-    "act_layer": ([None], "the class has the exact GELU here"),
-    "scale_attn_norm": ([False], ""),
-    "scale_mlp_norm": ([False], ""),
-    "pos_embed": (["learn"], ""),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "the spec has no rule for others": {
+        "qkv_bias": [True], "qk_norm": [False], "class_token": [True], "pre_norm": [False],
+        "reg_tokens": [0], "scale_attn_norm": [False], "scale_mlp_norm": [False],
+        "pos_embed": ["learn"],
+    },
+    "the class takes the class token": {"global_pool": ["token"]},
+    "every token has a position": {"no_embed_class": [False]},
+    "the class has the exact GELU here": {"act_layer": [None]},
 }
 # fmt: on
 
@@ -215,9 +212,10 @@ def main() -> None:
     if config_file := args.config:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
-    for name, (values, reason) in FIXED.items():
-        if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -235,7 +233,7 @@ def main() -> None:
         for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if fields[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

@@ -41,9 +41,9 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"n_layers": 80, "hidden_size": 8192, "vocab_size": 128256}, {"n_heads": 64, "scaling": "llama", "scaling_factor": 8.0}),  # llama-3.1-70b
     ({"n_layers": 126, "hidden_size": 16384, "vocab_size": 128256}, {"n_heads": 128, "scaling": "llama", "scaling_factor": 8.0}),  # llama-3.1-405b
 ]
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "rope_factor": ([1.0], ""),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "the spec has no rule for others": {"rope_factor": [1.0]},
 }
 # fmt: on
 
@@ -236,9 +236,10 @@ def main() -> None:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for name, (values, reason) in FIXED.items():
-        if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -256,7 +257,7 @@ def main() -> None:
         for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if given[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

@@ -36,24 +36,23 @@ STATE_DICT_MAPPING = {
     "blocks.{i}.mlp.W_out": "transformer.h.{i}.mlp.c_proj.weight",
     "blocks.{i}.mlp.b_out": "transformer.h.{i}.mlp.c_proj.bias",
 }
-# Field of the config -> the values that can be converted, and why no others
-FIXED: dict[str, tuple[list[Any], str]] = {
-    "use_attn_scale": ([True], ""),
-    "attn_only": ([False], "GPT-2 has MLPs"),
-    "attention_dir": (["causal"], "GPT-2 attends to earlier positions only"),
-    "positional_embedding_type": (["standard"], "GPT-2 has learned positions"),
-    "parallel_attn_mlp": ([False], "attention and MLP of GPT-2 come one after the other"),
-    "gated_mlp": ([False], "GPT-2's MLP has no gate"),
-    "use_local_attn": ([False], "GPT-2 has no windows"),
-    "scale_attn_by_inverse_layer_idx": ([False], "the scores are not scaled by the layer here"),
-    "post_embedding_ln": ([False], "GPT-2 does not norm its embeddings"),
-    "use_normalization_before_and_after": ([False], "GPT-2 norms before attention and MLP only"),
-    "use_qk_norm": ([False], "GPT-2 does not norm queries and keys"),
-    "attn_scores_soft_cap": ([-1.0], "GPT-2 caps no scores"),
-    "output_logits_soft_cap": ([-1.0], "GPT-2 caps no logits"),
-    "num_experts": ([None], "a mixture of experts is another class"),
-    "final_rms": ([False], "GPT-2 has LayerNorms"),
-    "window_size": ([None], "GPT-2 has no windows"),
+# Why -> the fields of the config that can have only these values
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "the spec has no rule for others": {"use_attn_scale": [True]},
+    "GPT-2 has MLPs": {"attn_only": [False]},
+    "GPT-2 attends to earlier positions only": {"attention_dir": ["causal"]},
+    "GPT-2 has learned positions": {"positional_embedding_type": ["standard"]},
+    "attention and MLP of GPT-2 come one after the other": {"parallel_attn_mlp": [False]},
+    "GPT-2's MLP has no gate": {"gated_mlp": [False]},
+    "GPT-2 has no windows": {"use_local_attn": [False], "window_size": [None]},
+    "the scores are not scaled by the layer here": {"scale_attn_by_inverse_layer_idx": [False]},
+    "GPT-2 does not norm its embeddings": {"post_embedding_ln": [False]},
+    "GPT-2 norms before attention and MLP only": {"use_normalization_before_and_after": [False]},
+    "GPT-2 does not norm queries and keys": {"use_qk_norm": [False]},
+    "GPT-2 caps no scores": {"attn_scores_soft_cap": [-1.0]},
+    "GPT-2 caps no logits": {"output_logits_soft_cap": [-1.0]},
+    "a mixture of experts is another class": {"num_experts": [None]},
+    "GPT-2 has LayerNorms": {"final_rms": [False]},
 }
 # fmt: on
 
@@ -238,9 +237,10 @@ def main() -> None:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for name, (values, reason) in FIXED.items():
-        if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-            raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
+    for reason, held in FIXED.items():
+        for name, values in held.items():
+            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
+                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -258,7 +258,7 @@ def main() -> None:
         for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
             if given[name] not in (None, made[name]):
                 raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | FIXED.keys()):
+        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
             raise SystemExit(f"{args.config} has none of the arguments of this model")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:

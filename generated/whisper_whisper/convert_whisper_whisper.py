@@ -151,6 +151,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "pad_token_id": f.end,
         "decoder_start_token_id": f.end + 1,
         "num_hidden_layers": f.n_audio_layer,
+        "activation_function": "gelu",
         "tie_word_embeddings": True,
     }
 

@@ -92,20 +92,49 @@ def test_completion_knows_every_option(command: str, capsys: pytest.CaptureFixtu
     shown = run(capsys, *([command] if command != "compile" else []), "--help")[1]
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown.partition("options:")[2]))
     assert flags - {"--help"} != set()
-    for shell in ("bash", "fish"):
-        script = run(capsys, "completion", shell)[1]
-        lines = [line for line in script.splitlines() if re.search(rf"(\b{command}\)|from {command}')", line)]
-        said = lines[0] if lines else script
-        assert flags <= set(re.findall(r"--[a-z-]+", said)), shell
+    bash, fish = (run(capsys, "completion", shell)[1].splitlines() for shell in ("bash", "fish"))
+    said = next(line for line in bash if line.strip().startswith(f"{command}) options="))
+    assert flags <= set(re.findall(r"--[a-z-]+", said))
+    place = "__fish_use_subcommand" if command == "compile" else f"'__fish_seen_subcommand_from {command}'"
+    lines = [line for line in fish if line.startswith(f"complete -c mapspec -n {place} -l")]
+    assert flags <= {f"--{line.split(' -l ')[1].split()[0]}" for line in lines}
 
 
-def test_completion_completes() -> None:
-    script = subprocess.run(
-        [sys.executable, "-m", "compiler", "completion", "bash"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    asked = 'COMP_WORDS=(compile run litgpt_q); COMP_CWORD=2; _mapspec; echo "${COMPREPLY[*]}"'
-    done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[:2] == ["litgpt_qwen2", "litgpt_qwen3"]
+COMPLETED = [
+    # the words so far; what is offered; what is not
+    ("r", "run", "rename"),
+    ("", "detect", "llama"),
+    ("run litgpt_q", "litgpt_qwen2 litgpt_qwen3", "litgpt_llama"),
+    ("run a", "auto", "a.json"),
+    ("run qwen3 ", "model.pth a.json", "qwen3 --config"),
+    ("run qwen3 --dtype ", "float16 bfloat16", "model.pth"),
+    ("run --dtype float16 qwen", "qwen3", "model.pth"),
+    ("run qwen3 model.pth out --di", "--digests", "--dtype"),
+    ("run qwen3 model.pth --config ", "a.json", "auto"),
+    ("run qwen3 model.pth --set ", "", "model.pth auto"),
+    ("detect ", "model.pth", "qwen3"),
+    ("detect --", "--json --all", "--dtype"),
+    ("explain claimed", "claimed-twice", "model.pth"),
+    ("completion ", "bash zsh fish", "model.pth"),
+    ("qwen3 ll", "llama", "run"),
+]
+
+
+def test_completion_offers_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = run(capsys, "completion", "bash")[1]
+    for name in ("model.pth", "a.json"):
+        (tmp_path / name).touch()
+    asked = []
+    for line, _, _ in COMPLETED:
+        words = " ".join(f"'{word}'" for word in f"mapspec {line}".split(" "))
+        asked.append(
+            f'COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _mapspec; echo "${{COMPREPLY[*]}}"'
+        )
+    text = "\n".join([script, *asked])
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True, cwd=tmp_path)
+    for (line, offered, other), answer in zip(COMPLETED, done.stdout.splitlines(), strict=True):
+        assert {*offered.split()} <= {*answer.split()}, line
+        assert not {*other.split()} & {*answer.split()}, line
 
 
 def test_watch(tmp_path: Path) -> None:

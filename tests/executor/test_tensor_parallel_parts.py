@@ -120,7 +120,7 @@ def test_every_axis_that_does_not_divide_is_named(folders: dict[str, Path], tmp_
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--parts", "2"], "--parts is an option of --reverse"),
-    (["--parts", "0", "--reverse"], "0 is not a number of parts"),
+    (["--parts", "0", "--reverse"], "--parts must be a whole number of at least 1"),
 ])  # fmt: skip
 def test_parts_that_mean_nothing(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str

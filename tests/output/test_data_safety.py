@@ -48,6 +48,21 @@ def run(*words: object) -> int:
     return caught.value.code
 
 
+@pytest.mark.parametrize("out", [".", "..", "missing/.."])
+def test_the_current_folder_is_not_replaced(
+    out: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell in it would be left in a folder without a name."""
+    inside = place / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    before = inside.stat().st_ino, place.stat().st_ino
+    assert run("run", "llama", place / "model.pth", out, "--force") == 1
+    assert "it is the current folder, or one above" in capsys.readouterr().err
+    assert (inside.stat().st_ino, place.stat().st_ino) == before
+    assert run("run", "llama", place / "model.pth", "out") == 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What --force removes
 

@@ -166,6 +166,14 @@ def test_a_padding_token_has_a_row(tmp_path: Path) -> None:
     assert written(tmp_path, "torchtune_phi3", file, None, **given)["pad_token_id"] is None
 
 
+@pytest.mark.parametrize(
+    ("token", "rows"), [(128, ["bos_token_id is 128"]), (127, []), ([5, 200], ["bos_token_id is 200"])]
+)
+def test_a_token_without_a_row_is_reported(token: object, rows: list[str]) -> None:
+    found = arguments.tokens_beyond_vocabulary({"vocab_size": 128, "bos_token_id": token, "eos_token_id": None})
+    assert [text.partition(",")[0] for text in found] == rows
+
+
 def test_the_way_back_from_experts_narrower_than_dense_layers(tmp_path: Path) -> None:
     """As in the published Qwen3-MoE, whose config keeps the width of dense layers that it has none of."""
     source = made("qwen3_moe")

@@ -58,12 +58,25 @@ OTHERS: Mapping[str, dict[str, Any]] = {
     "exaone4": {"model_type": "exaone4", "sliding_window_pattern": 4},
     "stablelm": {"model_type": "stablelm", "use_parallel_residual": True},
     "named_by_its_class": {"model_type": None, "architectures": ["GraniteForCausalLM"]},
+    "class_of_own_code": {"model_type": "llama", "architectures": ["LlamaForCausalLMWithExtras"]},
+    "type_is_a_list": {"model_type": ["gemma"]},
     "type_and_class_differ": {"model_type": "llama", "architectures": ["MistralForCausalLM"]},
 }
 # Fields of a config of the right type that no rule writes, or that these layouts cannot express.
 FIELDS: Mapping[str, dict[str, Any]] = {
     "yarn": {"rope_scaling": YARN},
     "yarn_of_generation_5": {"rope_parameters": YARN | {"rope_theta": 10000.0}},
+    "share_of_generation_5": {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "scaled_sliding_layers": {
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 10000.0},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0},
+        }
+    },
+    "theta_of_sliding_layers": {
+        "rope_parameters": {"full_attention": {"rope_theta": 10000.0}, "sliding_attention": {"rope_theta": 5000.0}}
+    },
+    "a_third_kind_of_layers": {"rope_parameters": {"full_attention": {"rope_theta": 1e4}, "chunked_attention": {}}},
     "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
     "window": {"sliding_window": 16},
     "attention_bias": {"attention_bias": True},

@@ -100,3 +100,16 @@ def test_a_field_that_only_the_code_looks_for_must_change_something(tmp_path: Pa
     (found,) = problems(tmp_path / "timm_vit.yaml", changed)
     assert (found.kind, "head_dim" in found.message) == ("unknown-field", True)
     assert problems(tmp_path / "qwen3_moe.yaml", (SPECS / "qwen3_moe.yaml").read_text()) == []
+
+
+def test_a_field_that_only_the_default_of_the_class_fills(tmp_path: Path) -> None:
+    """A warning for fields that change the function; not for harmless and neutral ones, nor for those that are fixed."""
+    text = (SPECS / "llama2c_llama.yaml").read_text()
+    assert problems(tmp_path / "llama2c_llama.yaml", text) == []
+    changed = text.replace("hidden_act: silu, ", "").replace(", attention_bias: false", "")
+    assert changed != text
+    (found,) = problems(tmp_path / "llama2c_llama.yaml", changed)
+    assert (found.kind, found.warning) == ("unfilled-field", True)
+    assert "hidden_act ('silu')" in found.message
+    assert "attention_bias" not in found.message
+    assert problems(tmp_path / "opt_opt.yaml", (SPECS / "opt_opt.yaml").read_text()) == []

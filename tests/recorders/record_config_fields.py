@@ -1,4 +1,4 @@
-"""Record the fields of the config classes of other people's packages, one JSON file for each package.
+"""Record the fields of the config classes of other people's packages and their defaults, one JSON file for each package.
 
 Usage: python record_config_fields.py [OUT]; writes OUT/PACKAGE.json, by default into tests/data/config_fields. It reads
 the source text of whatever packages of `CLASSES` are on the path and imports none of them, so that unpacked wheels will
@@ -13,6 +13,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 OUT = Path(__file__).parent.parent / "data" / "config_fields"
 # Distribution -> class or function -> the file that has it, below the package's folder.
@@ -44,21 +45,34 @@ CLASSES = {
 }
 
 
-def fields(text: str, name: str) -> list[str]:
-    """The fields of a class, or the parameters of a function or of a class's `__init__`."""
+def fields(text: str, name: str) -> dict[str, Any]:
+    """The fields of a class, or the parameters of a function or of a class's `__init__`: name -> default. The default is
+    `...` where there is none, or where it is no literal."""
     body: list[ast.stmt] = ast.parse(text).body
     for part in name.split("."):
         node = next(n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == part)
         body = node.body
-    own = [s.target.id for s in body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
+    annotated = [s for s in body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
+    own = {s.target.id: s.value for s in annotated if isinstance(s.target, ast.Name)}
     functions = [node] if isinstance(node, ast.FunctionDef) else []
-    functions += [s for s in body if isinstance(s, ast.FunctionDef) and s.name == "__init__" and not own]
-    taken = [a.arg for f in functions for a in (*f.args.args, *f.args.kwonlyargs) if a.arg != "self"]
-    constants = {s.target.id for s in body if isinstance(s, ast.AnnAssign) and "Final" in ast.unparse(s.annotation)}  # type: ignore[attr-defined]
     init = [s for s in body if isinstance(s, ast.FunctionDef) and s.name == "__init__"]
-    if constants and init:  # a module, whose annotations are not its arguments
-        return [a.arg for a in init[0].args.args if a.arg != "self"]
-    return [field for field in (own or taken) if not field.startswith("__")]
+    if not own or any("Final" in ast.unparse(s.annotation) for s in annotated):  # a module, not a dataclass
+        own, functions = {}, functions + init
+    for function in functions:
+        names = [a.arg for a in function.args.args]
+        own |= dict.fromkeys((n for n in names if n != "self"), None)
+        own |= dict(zip(names[::-1], function.args.defaults[::-1], strict=False))
+        own |= {a.arg: value for a, value in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)}
+    return {field: _literal(value) for field, value in own.items() if not field.startswith("__")}
+
+
+def _literal(value: ast.expr | None) -> Any:
+    if isinstance(value, ast.Call):  # of dataclasses
+        value = next((k.value for k in value.keywords if k.arg == "default"), None)
+    try:
+        return ... if value is None else ast.literal_eval(value)
+    except ValueError:
+        return ...
 
 
 def main() -> None:
@@ -71,11 +85,14 @@ def main() -> None:
         except PackageNotFoundError:
             print(f"{package} is not on the path", file=sys.stderr)
             continue
-        found = {}
+        found: dict[str, list[str]] = {}
+        defaults: dict[str, dict[str, Any]] = {}
         for name, file in classes.items():
             place = next(iter(roots[name].submodule_search_locations or []))
-            found[name] = fields((Path(place).parent / file).read_text(encoding="utf-8"), name)
-        content = {"package": package, "version": release, "fields": found}
+            values = fields((Path(place).parent / file).read_text(encoding="utf-8"), name)
+            found[name] = [*values]
+            defaults[name] = {field: value for field, value in values.items() if value is not ...}
+        content = {"package": package, "version": release, "fields": found, "defaults": defaults}
         (out / f"{package}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

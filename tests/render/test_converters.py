@@ -18,22 +18,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 from support.converter_process import GENERATED, ConverterProcess, script
 from support.oracle_cases import Case, cases
-from support.synthetic import Synthetic, folder_image, image, synthetic
+from support.synthetic import Synthetic, folder_image, image, saved, synthetic
 
-from compiler.diagnostics import Refusal
+from compiler.diagnostics import Diagnostic, Refusal
 from compiler.jobs.compile import build
 from compiler.jobs.convert import convert
 from compiler.jobs.request import Request
 from compiler.language.document import plain, read_document
 from compiler.language.schema import op_words, schema
-from compiler.language.spec import in_parts
 from compiler.ops import algebra, structural
 from compiler.plan import bind
 from compiler.program.loading import load_program
@@ -53,33 +51,6 @@ def program_of(name: str) -> Program:
 @cache
 def source_of(name: str, example: int, dtype: str, finite: bool = False) -> Synthetic:
     return synthetic(program_of(name), example, dtype, finite)
-
-
-def saved(source: Synthetic, folder: Path, program: Program) -> Path:
-    """Write a source in the container that its spec names; returns what a user gives a converter."""
-    weights = program.spec.weights
-    if weights.endswith(".gguf"):
-        architecture = program.spec.arguments["general_architecture"].default
-        return gguf_file({**source.tensors, **source.ignored}, folder / "model.gguf", architecture)
-    if not in_parts(weights):
-        return source.save(folder, weights)
-    file = folder / "source" / weights.replace("*", "00")
-    file = file if file.suffix in (".pt", ".pth") else file.with_name(f"{file.name}.pth")
-    file.parent.mkdir(parents=True)
-    torch.save({**source.tensors, **source.ignored}, file)
-    return folder / "source"
-
-
-def gguf_file(tensors: Mapping[str, torch.Tensor], path: Path, architecture: str) -> Path:
-    """Tensors of float32 or float16 as a GGUF file that says nothing else of its model."""
-    writer = gguf.GGUFWriter(path, architecture)
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def words(source: Synthetic, program: Program, place: Path) -> list[str]:
@@ -759,7 +730,9 @@ def test_generated_does_not_depend_on_the_order_of_sets(seed: str) -> None:
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_a_spec_proves(path: Path) -> None:
-    build(str(path), prove=True)
+    warnings: list[Diagnostic] = []
+    build(str(path), prove=True, warn=warnings.append)
+    assert warnings == []
 
 
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.oracle_cases import Case, cases, digests
+from support.oracle_cases import Case, cases, digests, understood
 from support.parity import ORACLES, Job, difference, inputs_of, interpreters, logits_many
 from support.synthetic import image
 
@@ -30,18 +29,6 @@ from compiler.jobs.request import Request
 from compiler.plan.source_files import open_source
 
 CASES = cases()
-# What a config says of its file or of training, not of the model.
-NOT_THE_MODEL = {
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "_name_or_path",
-    "use_cache",
-    "_attn_implementation_autoset",
-}
-
-OTHER_DIALECT = {"rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base"}
 
 
 class Folders(dict[str, Path]):
@@ -113,25 +100,11 @@ def test_a_wrong_argument_is_seen(tmp_path: Path) -> None:
         assert difference(got, path) > 50 * case.said["tolerance"], case.name
 
 
-def _understood(path: Path) -> dict[str, Any]:
-    """Every field of a config.json as the installed class reads it, defaults included."""
-    from transformers import CONFIG_MAPPING
-
-    written = json.loads(path.read_text())
-    fields: dict[str, Any] = CONFIG_MAPPING[written["model_type"]](**written).to_dict()
-    rope = fields.get("rope_parameters") or {}
-    if nested := {kind: part for kind, part in rope.items() if isinstance(part, dict)}:
-        fields["rope_parameters"] = nested  # one for each kind of layer; what stands beside them was spread to them
-    # What `rope_parameters` say counts; the words of the other dialect travel along unread.
-    unread = OTHER_DIALECT if fields.get("rope_parameters") else set()
-    return {n: v for n, v in fields.items() if n not in NOT_THE_MODEL | unread}
-
-
 @pytest.mark.parametrize(
     "case", [c for c in CASES if (c.folder / "expected/config.json").is_file()], ids=lambda c: c.name
 )
 def test_config_means_the_same(folders: Folders, case: Case) -> None:
-    got, wanted = _understood(folders[case.name] / "config.json"), _understood(case.folder / "expected/config.json")
+    got, wanted = understood(folders[case.name] / "config.json"), understood(case.folder / "expected/config.json")
     apart = {n for n in got.keys() | wanted.keys() if got.get(n) != wanted.get(n)}
     explained = case.said.get("config_differs", {})
     assert {n: (got.get(n), wanted.get(n)) for n in apart - explained.keys()} == {}

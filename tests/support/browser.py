@@ -43,7 +43,11 @@ class Browser:
                 "--no-sandbox",
                 "--disable-gpu",
                 "--hide-scrollbars",
+                "--disable-quic",
                 "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
                 "--window-size=1300,900",
                 f"--user-data-dir={profile}",
                 "--remote-debugging-pipe",
@@ -108,10 +112,14 @@ class Browser:
         elif event.get("method") == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning"):
             self.complaints.append(str(told["args"]))
 
-    def open(self, path: Path) -> float:
-        """Load a page; the milliseconds until it was ready, as the browser counts them."""
+    def open(self, path: Path, link: str = "") -> float:
+        """Load a page, `link` behind its address; the milliseconds until it was ready, as the browser counts them."""
         self.loaded = False
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url="about:blank")  # a link alone would not load the page again
+        while not self.loaded:
+            self.hear(self.receive())
+        self.loaded = False
+        self.call("Page.navigate", url=path.as_uri() + link)
         while not self.loaded:
             self.hear(self.receive())
         while not (took := self.value("performance.getEntriesByType('navigation')[0].duration")):
@@ -131,6 +139,21 @@ class Browser:
             code = {"Tab": 9, "Enter": 13, "Escape": 27}.get(key, 0)
             self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=text, windowsVirtualKeyCode=code)
             self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def show(self, width: int, height: int, dark: bool = False, media: str = "screen") -> None:
+        """The size of the window in CSS pixels, the colours that its reader prefers, and `print` for paper."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        colours = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", media=media, features=[colours])
+
+    def click(self, selector: str) -> None:
+        """A click of the mouse into the middle of the first element."""
+        place = self.value(
+            f"(() => {{ const made = document.querySelector({json.dumps(selector)}); made.scrollIntoView({{block: 'center'}});"
+            " const box = made.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

@@ -609,4 +609,4 @@ def transcript(name: str, folder: Path) -> str:
         os.chdir(before)
     plain = said.getvalue().replace(f"{folder}/", "").replace(f"process {os.getpid()}", "process 4711")
     kept = [line for line in plain.splitlines() if not line.startswith("note: ")]
-    return "\n".join([f"$ compile {words}", *kept]) + "\n"
+    return "\n".join([f"$ mapspec {words}", *kept]) + "\n"

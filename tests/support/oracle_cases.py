@@ -24,6 +24,18 @@ from compiler.program.loading import load_program
 from compiler.program.program import Program
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf")
+# What a config says of its file or of training, not of the model.
+NOT_THE_MODEL = {
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "_name_or_path",
+    "use_cache",
+    "_attn_implementation_autoset",
+}
+
+OTHER_DIALECT = {"rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base"}
 
 
 @dataclass(frozen=True)
@@ -93,3 +105,17 @@ def digests(folder: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
             kind = str(tensor.dtype).removeprefix("torch.")
             found[name] = (kind, tuple(tensor.shape), hashlib.sha256(data).hexdigest())
     return found
+
+
+def understood(path: Path) -> dict[str, Any]:
+    """Every field of a config.json as the installed class reads it, defaults included."""
+    from transformers import CONFIG_MAPPING
+
+    written = json.loads(path.read_text())
+    fields: dict[str, Any] = CONFIG_MAPPING[written["model_type"]](**written).to_dict()
+    rope = fields.get("rope_parameters") or {}
+    if nested := {kind: part for kind, part in rope.items() if isinstance(part, dict)}:
+        fields["rope_parameters"] = nested  # one for each kind of layer; what stands beside them was spread to them
+    # What `rope_parameters` say counts; the words of the other dialect travel along unread.
+    unread = OTHER_DIALECT if fields.get("rope_parameters") else set()
+    return {n: v for n, v in fields.items() if n not in NOT_THE_MODEL | unread}

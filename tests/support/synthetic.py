@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compiler.language.name_pattern import options
+from compiler.language.spec import in_parts
 from compiler.program.environment import Environment, Given
 from compiler.program.inverse import SourceShapes, invert
 from compiler.program.program import Program
-from compiler.target import config_dialects
-from compiler.target import model_class as target
+from compiler.proof.proof import target_signature
 
 _BITS = {
     "float32": torch.int32,
@@ -56,13 +56,9 @@ def synthetic(program: Program, example: int = 0, dtype: str = "float32", finite
     spec = program.spec
     values = {name: value for name, (value, _) in spec.examples[example].items()}
     given = {name: Given(value, "the example") for name, value in values.items()}
-    model = spec.target.model
-    assert model is not None
     env = Environment(program, SourceShapes(program, {}), given, trusted=True)
     config = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in spec.config}
-    kind = target.model_type(model.value)
-    written = config_dialects.config_json(config, model_class=model.value, model_type=kind, dtype=dtype)
-    shapes = {n: tuple(s) for n, s in target.signature(model.value, written).shapes.items()}
+    shapes = {n: tuple(s) for n, s in target_signature(program, config).shapes.items()}
     env = Environment(program, SourceShapes(program, shapes), given, trusted=True)
     random = torch.Generator().manual_seed(example)
     make = _numbers if finite else _bits
@@ -86,6 +82,35 @@ def synthetic(program: Program, example: int = 0, dtype: str = "float32", finite
         if (choices := {h: words for h, hole in pattern.holes.items() if (words := options(hole))}) is not None
     }
     return Synthetic(tensors, ignored, {n: v for n, v in values.items() if n in spec.arguments})
+
+
+def saved(source: Synthetic, folder: Path, program: Program) -> Path:
+    """Write a source in the container that its spec names; returns what a user gives a converter."""
+    weights = program.spec.weights
+    if weights.endswith(".gguf"):
+        architecture = program.spec.arguments["general_architecture"].default
+        return gguf_file({**source.tensors, **source.ignored}, folder / "model.gguf", architecture)
+    if not in_parts(weights):
+        return source.save(folder, weights)
+    file = folder / "source" / weights.replace("*", "00")
+    file = file if file.suffix in (".pt", ".pth") else file.with_name(f"{file.name}.pth")
+    file.parent.mkdir(parents=True)
+    torch.save({**source.tensors, **source.ignored}, file)
+    return folder / "source"
+
+
+def gguf_file(tensors: Mapping[str, Tensor], path: Path, architecture: str) -> Path:
+    """Tensors of float32 or float16 as a GGUF file that says nothing else of its model."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def _number(env: Environment, hole: str) -> str:
