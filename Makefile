@@ -3,7 +3,8 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
-PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CONSTRAINTS ?= constraints.txt
+PIP = -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens deepseek_v3 quantized \
@@ -14,12 +15,16 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo test coverage mutants test-ecosystem test-page test-oracles originals check regen fuzz bench clean
+.PHONY: env env-4 demo docs docs-serve test coverage mutants campaign test-ecosystem test-page test-oracles originals check \
+	regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
+	@echo "[env 1/3] creating .venv"
 	$(PYTHON) -m venv .venv
+	@echo "[env 2/3] installing torch, the largest download; minutes where it is not cached"
 	$(BIN)/python $(PIP) $(TORCH)
+	@echo "[env 3/3] installing mapspec, Transformers and the tools of the tests"
 	$(BIN)/python $(PIP) -e '.[test]'
 	touch $@
 
@@ -38,6 +43,16 @@ env-4: .venv-4/ready
 demo: env
 	$(BIN)/python docs/demo.py
 
+# The documentation as a site: build/site/index.html opens without a server and loads nothing from elsewhere.
+.venv-docs/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP) -e '.[docs]'
+	touch $@
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+docs-serve: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs serve
+
 test: env
 	$(BIN)/python -m pytest -n 2
 
@@ -52,6 +67,13 @@ coverage: env
 COUNT ?= 200
 mutants: env
 	$(BIN)/python tests/mutants --count $(COUNT) --seed $(SEED)
+
+# Plausible mistakes in every shipped spec, and what catches each; LOG=FILE to continue a run. COUNT mistakes a spec, 0 for
+# all; SPECS="llama qwen3" for some. About a quarter of a second each.
+SPECS ?=
+campaign: env
+	$(BIN)/python tests/campaign --count $(COUNT) --seed $(SEED) $(if $(SPECS),--specs $(SPECS)) $(if $(LOG),--log $(LOG))
+campaign: COUNT = 30
 
 # Other projects' converters and models, run side by side with the specs on checkpoints of a seed of their own.
 .venv-oracles/ready: tests/recorders/requirements.txt
@@ -110,11 +132,16 @@ check: env
 regen: env
 	$(BIN)/ruff format --quiet compiler tests benchmarks docs
 	$(BIN)/compile specs/*.yaml
+	$(BIN)/python -m compiler.target.record_classes
 	$(BIN)/python -m compiler.proof.record_labels
 	$(BIN)/python tests/cli/test_errors.py
 	$(BIN)/python docs/make_specs.py
 	$(BIN)/python docs/make_ops.py
 	$(BIN)/python docs/make_blocks.py
+	$(BIN)/python docs/make_errors.py
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_gallery.py
+	$(BIN)/python docs/make_pictures.py
 
 # About twenty minutes: what docs/trust.md reports.
 fuzz: env
@@ -124,4 +151,4 @@ bench: env
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv .venv-4 .venv-scripts .venv-oracles out build *.egg-info
+	rm -rf .venv .venv-4 .venv-docs .venv-scripts .venv-oracles out build *.egg-info

@@ -23,6 +23,16 @@ def axis_labels_path() -> Path:
     return _PACKAGE / "axis_labels.json"
 
 
+def class_registry_path() -> Path:
+    """What a release of Transformers says of its classes, recorded."""
+    return _PACKAGE / "class_registry.json"
+
+
+def sample_path() -> Path:
+    """The shapes and texts of the sample checkpoint."""
+    return _PACKAGE / "sample.json"
+
+
 def folder(name: str) -> Path:
     """A shipped folder: `specs`, `templates` or `docs`."""
     inside = _PACKAGE / name

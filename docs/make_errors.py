@@ -1,4 +1,4 @@
-"""Makes docs/errors.md of the texts in docs/errors.yaml and of the recorded mistakes in tests/errors.
+"""Makes docs/errors.md of the texts in docs/errors.yaml and docs/fixes.yaml and of the recorded mistakes in tests/errors.
 
 The example of a kind is the shortest recorded output that speaks of it; what cannot be recorded is named in UNRECORDED.
 """
@@ -25,6 +25,11 @@ def texts() -> dict[str, dict[str, str]]:
     return document.plain(document.read_document(ROOT / "docs" / "errors.yaml"))  # type: ignore[return-value]
 
 
+def fixes() -> dict[str, str]:
+    """Kind -> what to do about it."""
+    return document.plain(document.read_document(ROOT / "docs" / "fixes.yaml"))  # type: ignore[return-value]
+
+
 def examples() -> dict[str, str]:
     """Kind -> the recorded output that shows it, the shortest that says little else."""
     found: dict[str, tuple[int, int, str]] = {}
@@ -41,7 +46,7 @@ def examples() -> dict[str, str]:
 
 def page() -> str:
     """The whole page."""
-    shown = examples()
+    shown, helps = examples(), fixes()
     lines = [
         "# Errors",
         "",
@@ -61,6 +66,8 @@ def page() -> str:
         lines += ["", f"## {chapter}"]
         for kind, text in kinds.items():
             lines += ["", f"### {kind}", "", text]
+            if kind in helps:
+                lines += ["", f"**Fix:** {helps[kind]}"]
             if kind in shown:
                 lines += ["", "```", *shown[kind].rstrip("\n").split("\n"), "```"]
     return "\n".join(lines) + "\n"

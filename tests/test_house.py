@@ -42,6 +42,7 @@ FLOORS = (
     "program tokenizer transfer",
     "checkpoints ops console",
     "checkpoints.formats language layout target templating",
+    "packages",
     "diagnostics dtypes process progress strict_json",
     "resources",
 )
@@ -54,7 +55,7 @@ ROOMS = {
     "jsonschema": {"language.schema"},
     "jinja2": {"templating", "tokenizer.chat_template"},
     "ruff": {"templating"},
-    "numpy": {"transfer.casts", "transfer.strided_copy", "executor.nonfinite_values"},
+    "numpy": {"jobs.sample", "transfer.casts", "transfer.strided_copy", "executor.nonfinite_values"},
     "torch": {
         "executor.evaluator",
         "executor.gpu_pipeline",
@@ -78,7 +79,7 @@ ROOMS = {
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
 AT_ONCE = {
     "yaml": {"language.document"},
-    "numpy": ROOMS["numpy"],
+    "numpy": ROOMS["numpy"] - {"jobs.sample"},
     "torch": {"ops.kernels", "executor.evaluator", "executor.gpu_pipeline", "executor.torch_layout"},
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from compiler import packages
 from compiler.cli.options import Parser, notes_for, person, print_json, request
 from compiler.console import usage
 
@@ -34,6 +35,7 @@ def adapter(options: argparse.Namespace) -> int:
     from compiler.output.atomic_output import AtomicOutput
     from compiler.plan.notes import Remark
 
+    packages.need("mapspec adapter")
     notes = notes_for(options)
     options.source = [options.base]
     named = dict.fromkeys((options.adapter, options.config), "unreadable-file")

@@ -22,6 +22,7 @@ mapspec adapter SPEC BASE ADAPTER OUT  convert a LoRA of the source to a PEFT ad
 mapspec detect SOURCE                  list the specs that fit a checkpoint
 mapspec draft SOURCE --target CLASS    write a first version of a spec for an unknown checkpoint
 mapspec new NAME --target CLASS        write an empty spec to start from
+mapspec sample DIR                     write a small checkpoint to try the commands on
 mapspec explain KIND                   explain a kind of problem
 mapspec schema                         print the JSON Schema of the spec language
 mapspec completion SHELL               print a completion script for a shell

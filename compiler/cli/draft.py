@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from compiler import packages
 from compiler.cli.options import Parser, notes_for, print_json, request
 from compiler.console import usage
 from compiler.console.terminal import painter
@@ -58,6 +59,7 @@ def draft(options: argparse.Namespace) -> int:
         refuse(str(options.out), what, kind, f"choose {name}")
     if options.reference and options.reference.count(":") != 1:
         refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
+    packages.need("mapspec draft")
     named = dict.fromkeys((options.config, options.like), "unreadable-file")
     usage.check_places("mapspec draft", None, options.source, named)
     asked = request(options)

@@ -11,6 +11,7 @@ import os
 import sys
 from importlib import import_module
 
+from compiler import packages
 from compiler.cli.compile import USAGE
 from compiler.console.problems import format_of, report
 from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
@@ -28,6 +29,7 @@ COMMANDS = {
     "schema": "explain",
     "explain": "explain",
     "new": "new",
+    "sample": "sample",
     "completion": "completion",
 }
 
@@ -68,6 +70,11 @@ def dispatch(words: list[str]) -> int:
         return 2 if all(d.kind == "wrong-usage" for d in refusal.diagnostics) else 1
     except BrokenPipeError:
         raise
+    except ModuleNotFoundError as error:
+        if error.name not in packages.PROOF:
+            raise
+        report(packages.absence(f"mapspec {command}", [error.name]).diagnostics, format_of(words))
+        return 1
     except OSError as error:  # not handled where it was raised
         span = Span(str(error.filename or command))
         report(

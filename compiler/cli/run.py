@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compiler import packages
 from compiler.cli.options import Meter, Parser, notes_for, person, print_json, request
 from compiler.cli.verify import add_source_model, verified
 from compiler.console import usage
@@ -76,6 +77,10 @@ def run(options: argparse.Namespace) -> int:
     safetensors_layout.parse_size(options.max_shard_size)
     kinds = {options.tokenizer: "missing-tokenizer", options.processor: "missing-processor"}
     usage.check_places("mapspec run", options.spec, options.source, {options.config: "unreadable-file", **kinds})
+    if options.verify:
+        packages.need("mapspec run --verify")
+    if options.readback:
+        packages.need("mapspec run --readback", "transformers")
     asked = request(options)
     with Meter(silent=options.json or options.quiet > 0) as meter:
         notes = notes_for(options, meter)

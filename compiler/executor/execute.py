@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compiler import packages
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, nearest, refuse
@@ -142,6 +143,8 @@ def _tasks(
                 gaps[file.path].append((offset, computed[-1].nbytes))
             else:
                 moves[file.path] += moved
+        if computed:
+            packages.need(f"the rule {group.rule.name or group.rule.kind}, which computes,", "torch")
         if computed and pipeline and not any(node.op.host_only for node in formulas.nodes.values()):
             others.append(_on_device(group, checkpoint, [places.get(t.name) for t, _ in arrays], pipeline))
         elif computed:

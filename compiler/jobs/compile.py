@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from compiler import packages
 from compiler.diagnostics import Diagnostic, Refusal, located
 from compiler.program.loading import load_program
 
@@ -25,6 +26,7 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
     for warning in findings:
         warn(warning)
     if prove:
+        packages.need("the proof of a spec", otherwise="leave the proof out with --no-proof")
         proof = prove_program(program)
         record_labels(program.spec, proof.labels)
         for warning in proof.warnings:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from compiler import __version__
+from compiler import __version__, packages
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
@@ -111,6 +111,10 @@ def write(
             with stoppable():
                 crew.follow(output.fingerprint, weights)
             return
+        absent = packages.missing() if request.check else []
+        if absent and not (plan.program.keep_all and plan.program.spec.target.code is None):  # `prepare` said it
+            remark(packages.unchecked(absent))
+        checked = request.check and not absent
         sidecars = None
         if not plan.reverse:
             sidecars = sidecar_files.collect(
@@ -122,7 +126,7 @@ def write(
                 files,
                 output.path,
                 remark,
-                request.check,
+                checked,
             )
         names = [file.name for file in files] + (sidecars.names if sidecars else _part_names(plan, request))
         reads = [*checkpoint.files, *checkpoint.indexes, *(sidecars.reads if sidecars else ())]
@@ -133,7 +137,7 @@ def write(
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
-            check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if request.check else None
+            check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if checked else None
             if sidecars is None:
                 files_of = state_dicts(plan, output.place, request.parts)
                 tick = progress.begin(WRITING, sum(target.nbytes for target in plan.targets))

@@ -44,7 +44,8 @@ class Fit:
     """How one spec fits. `share`: of names and patterns that match each other, 0 to 1; `asks`: arguments that it needs;
     `reasons`: why it does not fit; `container`: whether a file name matches `source.weights`. `evidence` ranks specs that
     fit equally well: by the model types of a config, the config fields that the spec knows, and file names. `doubt`: the
-    model types that file names mention, if they are not the spec's."""
+    model types that file names mention, if they are not the spec's. `standard`: whether the target is a class of
+    Transformers, not one with code of its own."""
 
     spec: str
     summary: str
@@ -56,6 +57,7 @@ class Fit:
     reasons: tuple[str, ...]
     evidence: tuple[int, ...] = ()
     doubt: str = ""
+    standard: bool = True
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -122,16 +124,26 @@ def _identity_fit(request: Request, named: identity.NamedClass) -> Fit:
 
 def _order(fit: Fit) -> tuple[object, ...]:
     config, files = fit.evidence[:2], fit.evidence[2:]
-    return (ORDER.index(fit.status), -fit.share, [-n for n in config], not fit.container, [-n for n in files], fit.spec)
+    return (
+        ORDER.index(fit.status),
+        -fit.share,
+        [-n for n in config],
+        not fit.container,
+        [-n for n in files],
+        not fit.standard,
+        fit.spec,
+    )
 
 
 def unique(fits: Sequence[Fit], path: Path, ask: Callable[[str], str] | None = None) -> Fit:
-    """The one that fits. Of several, the one with the most evidence in config and file names; `ask` lets a person choose
-    if the evidence is equal. Raises Refusal: `ambiguous-spec`, `no-fitting-spec`."""
+    """The one that fits. Of several, the one with the most evidence in config and file names, then a target class of
+    Transformers; `ask` lets a person choose between equals. Raises Refusal: `ambiguous-spec`, `no-fitting-spec`."""
     good = [fit for fit in fits if fit.status == "fits"] or [fit for fit in fits if fit.status == "asks"]
     best = [fit for fit in good if fit.evidence == max(one.evidence for one in good)]
     if len(best) > 1 and len({fit.container for fit in best}) > 1:
         best = [fit for fit in best if fit.container]
+    if len(best) > 1 and len({fit.standard for fit in best}) > 1:
+        best = [fit for fit in best if fit.standard]
     if len(best) > 1:
         if ask is not None:
             return _asked(best, ask)
@@ -208,7 +220,18 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
 
     def fit(status: str, share: float, reasons: Iterable[str] = (), asks: Iterable[str] = ()) -> Fit:
         container = any(fnmatch(name, spec.weights) for name in names)
-        return Fit(spec.name.value, spec.summary, spec.path, status, share, container, tuple(asks), tuple(reasons))
+        standard = spec.target.model is not None
+        return Fit(
+            spec.name.value,
+            spec.summary,
+            spec.path,
+            status,
+            share,
+            container,
+            tuple(asks),
+            tuple(reasons),
+            standard=standard,
+        )
 
     if isinstance(checkpoint, Refusal):
         return fit("no", 0.0, [d.message for d in checkpoint.diagnostics])

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from compiler import packages
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
@@ -117,7 +118,10 @@ def bind_source(
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype)
     plan = replace(plan, origins=config_origins(env))
     if program.keep_all and program.spec.target.code is None:  # planning runs no remote code; the class check does
-        check_target(plan)
+        if absent := packages.missing():
+            note(Remark(packages.unchecked(absent)))
+        else:
+            check_target(plan)
     problems = arguments.contradictions(program, settings.stated, plan.config)
     if problems := problems or arguments.padding_beyond_vocabulary(plan.config):
         raise Refusal(problems)

@@ -20,7 +20,7 @@ from compiler.program.program import Program, Rule
 
 def lint(program: Program) -> list[Diagnostic]:
     """All errors and warnings, sorted."""
-    found = [*_unused(program), *_unanchored(program), *_starts(program), *_parted(program)]
+    found = [*_unused(program), *_unanchored(program), *_starts(program), *_parted(program), *_orders(program)]
     for transform in program.spec.transform:
         found += _sizes(transform)
     return sorted(set(found))
@@ -122,6 +122,19 @@ def _parted(program: Program) -> Iterator[Diagnostic]:
                     hint = f"here it is {listed(value)}; in the rule at line {other.span.line} it is {listed(modules)}"
                     yield _warn(rule.span, message, "parted-module", hint)
             first[key].append((rule, value, leaves))
+
+
+def _orders(program: Program) -> Iterator[Diagnostic]:
+    """Warns where two rules split into the same tensors, or join the same tensors, in different orders."""
+    first: dict[tuple[str, frozenset[str]], tuple[Rule, list[str]]] = {}
+    for rule in program.rules:
+        for side, patterns in (("to", rule.targets), ("from", rule.sources)):
+            names = [pattern.text for pattern in patterns]
+            other, order = first.setdefault((side, frozenset(names)), (rule, names))
+            if names != order:
+                message = f"{rule.name}: the names under {side!r} are those of {other.name} in another order"
+                hint = f"the rule at line {other.span.line} has {listed(order)}"
+                yield _warn(rule.span, message, "other-order", hint)
 
 
 def _modules(patterns: tuple[Pattern, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

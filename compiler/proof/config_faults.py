@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Fields = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
+# Fields that `config_dialects.config_json` and the model folder write.
+RESERVED = frozenset(["architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"])
+# What generation reads; their defaults belong to the first model of a family.
+_TOKENS = ("bos_token_id", "eos_token_id")
 _NUMERIC = re.compile(r"[-+]?[\d.,_]+([eE][-+]?\d+)?")
 _FIELD = re.compile(r"[Ff]ield '(\w+)'")
 
@@ -88,16 +92,18 @@ def unfilled_fields(program: Program, schema: ConfigSchema) -> Iterator[Diagnost
     considered = spec.arguments.keys() | {
         name for name, field in spec.fixed.items() if field.allows(defaults.get(name))
     }
-    fields = [name for name in _unset(schema, {field.name for field in spec.config}) if name not in considered]
+    written = {field.name for field in spec.config}
+    fields = [name for name in _unset(schema, written) if name not in considered]
     left = {
         name: defaults[name]
         for name in fields
         if name not in BAGGAGE and defaults.get(name) is not None and not config_meaning.has_no_effect(name, defaults)
     }
+    left |= {name: defaults[name] for name in _TOKENS if name not in written and defaults.get(name) is not None}
     if left and spec.config:
         values = listed(f"{name} ({value!r})" for name, value in left.items())
-        message = f"config does not set fields that change what {spec.target.class_name} computes: {values}"
-        hint = "in brackets is the class's default, which would be used; set them, even where it is right"
+        message = f"config does not set fields of {spec.target.class_name} that only its defaults would fill: {values}"
+        hint = "set them, even where the default is right"
         yield Diagnostic(spec.config[0].span, message, "unfilled-field", hint, warning=True)
 
 
@@ -113,13 +119,21 @@ def undeclared_fields(program: Program, known: Collection[str]) -> Iterator[Diag
             yield Diagnostic(field.span, message, "unknown-field", nearest(field.name, known))
 
 
+def reserved_fields(program: Program) -> Iterator[Diagnostic]:
+    """The config fields of the spec that every conversion writes by itself."""
+    for field in program.spec.config:
+        if field.name in RESERVED:
+            message = f"{field.name} is written by every conversion, so a spec cannot set it"
+            yield Diagnostic(field.span, message, "unknown-field", "leave it out")
+
+
 def field_faults(program: Program, schema: ConfigSchema, configs: Iterable[Fields]) -> list[Diagnostic]:
     """The fields of `configs`, the configs of the examples, that the target's config classes lack, and those of a
     nested config that only a default would fill.
 
     A nested config is given as a whole: what it leaves out takes a default that belongs to some other model.
     """
-    found = {*undeclared_fields(program, {*schema.declared, *schema.looked_for})}
+    found = {*undeclared_fields(program, {*schema.declared, *schema.looked_for}), *reserved_fields(program)}
     for config in configs:
         nested = [name for name in schema.nested if isinstance(config.get(name), Mapping)]
         for name in nested:

@@ -1,8 +1,7 @@
 """Checks the RoPE scaling that a spec writes as a dictionary: keys that the kind of scaling lacks or needs.
 
 Transformers reads these keys by name, ignores others, and takes a default for most that are absent. The dictionaries of
-all branches are checked, also of those that no example takes. Source: `modeling_rope_utils.py` of transformers 4.57.6 and
-5.24.0.
+all branches are checked, also of those that no example takes.
 """
 
 from __future__ import annotations
@@ -15,24 +14,17 @@ from compiler.diagnostics import Diagnostic, Span, listed, nearest
 from compiler.language.expression import Expr
 from compiler.program.program import Program
 from compiler.target.config_dialects import FULL, ORIGINAL, SHARE, SLIDING, THETA
+from compiler.target.rope_keys import rope_keys
 
 FIELDS = ("rope_scaling", "rope_parameters")
 _KINDS = ("rope_type", "type")
-_YARN = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
-# Kind -> the keys that a spec must write, and those that it may.
-KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "default": ((), ("mrope_section",)),
-    "linear": (("factor",), ()),
-    "dynamic": (("factor",), (ORIGINAL,)),
-    "yarn": (("factor", ORIGINAL), _YARN),
-    "longrope": (("short_factor", "long_factor"), ("attention_factor", "factor", ORIGINAL)),
-    "llama3": (("factor", ORIGINAL, "low_freq_factor", "high_freq_factor"), ()),
-}
-_ANYWHERE = (*_KINDS, THETA[0], SHARE[0])
+_ELSEWHERE = (*_KINDS, THETA[0])  # checked or given on their own
+# Keys that any kind may have.
+_ANYWHERE = (*_ELSEWHERE, ORIGINAL, SHARE[0], "mrope_section")
 
 
 def scaling_faults(program: Program) -> Iterator[Diagnostic]:
-    """Errors: `unknown-field`, `unfilled-field`, `wrong-type`. Kinds that are not in `KEYS` may have any keys."""
+    """Errors: `unknown-field`, `unfilled-field`, `wrong-type`, `wrong-value`. An unknown kind may have any keys."""
     for field in program.spec.config:
         if field.name not in FIELDS:
             continue
@@ -41,15 +33,14 @@ def scaling_faults(program: Program) -> Iterator[Diagnostic]:
                 yield from _faults(field.name, field.constant, {}, field.span)
             continue
         for expr, node in _dictionaries(program, field.expr, field.expr.tree, frozenset()):
-            keys = [(key, value) for key, value in zip(node.keys, node.values, strict=True) if _is_text(key)]
-            if len(keys) == len(node.keys):
-                texts = [(ast.literal_eval(key), key, value) for key, value in keys if key is not None]
-                known = {text: v.value if isinstance(v, ast.Constant) else v for text, _, v in texts}
-                yield from _faults(field.name, known, {text: expr.at(key) for text, key, _ in texts}, expr.at(node))
-
-
-def _is_text(key: ast.expr | None) -> bool:
-    return isinstance(key, ast.Constant) and isinstance(key.value, str)
+            known: dict[str, Any] = {}
+            places: dict[str, Span] = {}
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    known[key.value] = value.value if isinstance(value, ast.Constant) else value
+                    places[key.value] = expr.at(key)
+            if len(known) == len(node.keys):
+                yield from _faults(field.name, known, places, expr.at(node))
 
 
 def _dictionaries(
@@ -78,10 +69,12 @@ def _dictionaries(
 def _faults(field: str, known: Mapping[str, Any], places: Mapping[str, Span], whole: Span) -> Iterator[Diagnostic]:
     """The faults of one dictionary; `known` has an expression where a value is not written out."""
     kind = next((known[word] for word in _KINDS if word in known), None)
-    every = {key for needed, others in KEYS.values() for key in (*needed, *others)}
-    needed, others = KEYS.get(kind, ((), tuple(every))) if isinstance(kind, str) else ((), tuple(every))
-    if isinstance(kind, str) and kind not in KEYS:
+    kinds = rope_keys()
+    if not kinds or (isinstance(kind, str) and kind not in kinds):
         return
+    every = {key for needed, others in kinds.values() for key in (*needed, *others)}
+    needed, others = kinds[kind] if isinstance(kind, str) else ((), tuple(every))
+    needed = tuple(key for key in needed if key not in _ELSEWHERE)
     for key in known:
         if key not in (*_ANYWHERE, *needed, *others):
             message = f"{field}: {kind if isinstance(kind, str) else 'no kind of'} scaling has no key {key!r}"
@@ -92,7 +85,15 @@ def _faults(field: str, known: Mapping[str, Any], places: Mapping[str, Span], wh
     if kind is None:
         yield Diagnostic(whole, f"{field} has no rope_type, so it would be ignored", "unfilled-field", "name its kind")
     elif not isinstance(kind, str | ast.expr):
-        yield Diagnostic(whole, f"{field}: rope_type is {kind!r}, not a text", "wrong-type", f"one of {listed(KEYS)}")
+        yield Diagnostic(whole, f"{field}: rope_type is {kind!r}, not a text", "wrong-type", f"one of {listed(kinds)}")
+    for least, most in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
+        one, other = known.get(least), known.get(most)
+        if (least in known) != (most in known) and {least, most} <= {*needed, *others}:
+            message = f"{field} sets only one of {least} and {most}"
+            yield Diagnostic(whole, message, "unfilled-field", "set both, even where the default is right")
+        if isinstance(one, int | float) and isinstance(other, int | float) and one >= other:
+            message = f"{field}: {least} is {one}, which is not below {most} = {other}"
+            yield Diagnostic(places.get(least, whole), message, "wrong-value", "are they exchanged?")
     if missing := [key for key in needed if key not in known]:
         message = f"{field}: {kind} scaling needs {listed(missing)}"
         yield Diagnostic(whole, message, "unfilled-field", "set them, even where the default is right")

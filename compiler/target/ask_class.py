@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from compiler import packages
 from compiler.diagnostics import Diagnostic, Refusal, Span
 from compiler.resources import package_root
 from compiler.target import signature_cache
@@ -29,6 +30,8 @@ class PendingAnswer:
         self.question = question
         self._process: subprocess.Popen[str] | None = None
         self._answer: ClassSignature | None = signature_cache.cached(question)
+        if self._answer is None:
+            packages.need("a target class")
         if self._answer is None and "transformers" in sys.modules:
             return  # asking here is faster than a process that imports it again
         if self._answer is None:

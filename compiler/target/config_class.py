@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from compiler.target import model_class
+from compiler.target import class_registry, model_class
 from compiler.target.config_dialects import SHARE, THETA
 
 # The base class's own default, which a config class replaces by a `default_theta` of its own.
@@ -23,7 +23,9 @@ _REGISTRY = "CONFIG_MAPPING_NAMES"
 
 @cache
 def known_model_types() -> Mapping[str, str]:
-    """Every `model_type` of the installed Transformers with the name of its config class. Raises Refusal."""
+    """Every `model_type` of the installed Transformers with the name of its config class; recorded ones without it."""
+    if recorded := class_registry.record():
+        return dict(recorded["configs"])
     found: dict[str, str] = {}
     for file in _REGISTRIES:
         path = model_class.package_folder() / "models/auto" / file
@@ -41,6 +43,8 @@ def config_defaults(model_type: str) -> Mapping[str, Any]:
     A field whose default is no literal is left out. Where the class takes rotary parameters, `rope_theta` and
     `rope_scaling` are in it under these names in either generation.
     """
+    if recorded := class_registry.record():
+        return dict(recorded["defaults"].get(model_type, {}))
     name = known_model_types().get(model_type, "")
     folders = [model_class.package_folder() / "models" / model_type.replace("-", "_")]
     folders += sorted((model_class.package_folder() / "models").glob("*")) if not folders[0].is_dir() else []

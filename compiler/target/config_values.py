@@ -2,7 +2,7 @@
 
 A field's name determines its meaning across model classes: a `..._theta` is a positive number, a `hidden_act` names an
 activation. Config classes accept nearly any value and fail, or compute something else, only when the model runs. The
-names of activations and of rotary scalings are read from the source text of the installed transformers.
+names of activations and of rotary scalings are read from the source text of the installed transformers, or from `class_registry`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.diagnostics import Refusal, nearest
+from compiler.target import class_registry
 from compiler.target.model_class import package_folder
 
 
@@ -123,18 +124,24 @@ def _items(value: Any) -> list[Any]:
 
 
 def _activations() -> frozenset[str]:
-    return _keys("activations.py", "ACT2CLS")
+    return table_keys("ACT2CLS")
 
 
 def _rope_types() -> frozenset[str]:
-    found = _keys("modeling_rope_utils.py", "ROPE_INIT_FUNCTIONS")
+    found = table_keys("ROPE_INIT_FUNCTIONS")
     return found | {"default", "su", "mrope"} if found else found
 
 
-def _keys(file: str, table: str) -> frozenset[str]:
-    """The keys of a table at the top of a module; nothing if there is no transformers, or no such table."""
+# Table of names -> the file that has it.
+TABLES = {"ACT2CLS": "activations.py", "ROPE_INIT_FUNCTIONS": "modeling_rope_utils.py"}
+
+
+def table_keys(table: str) -> frozenset[str]:
+    """The keys of a table of Transformers; nothing where the release has no such table."""
+    if recorded := class_registry.record():
+        return frozenset(recorded["tables"][table])
     try:
-        return _table_keys(package_folder() / file, table)
+        return _table_keys(package_folder() / TABLES[table], table)
     except (Refusal, OSError, SyntaxError):
         return frozenset()
 

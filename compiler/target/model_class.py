@@ -28,7 +28,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from compiler import packages
 from compiler.diagnostics import nearest, refuse
+from compiler.target import class_registry
 from compiler.target.class_signature import ClassSignature, ConfigSchema
 from compiler.target.config_dialects import EXPERTS, SHARE, THETA, json_text, read_config
 from compiler.target.memory_layout import memory_tensors
@@ -46,6 +48,8 @@ _LOOKED_FOR = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
 _UNNEEDED = re.compile(
     r"initial|_std$|_range$|dropout|drop_path|drop_rate|layerdrop|pdrop|^init_|_token(_id)?$|^use_cache$|loss|^tie_|pretraining"
 )
+_COUNT = re.compile(r"(^|_)(layers?|blocks?|experts|depths?)$|^n_layers?$")
+MOST_MODULES = 10_000
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -55,16 +59,22 @@ _UNNEEDED = re.compile(
 def model_type(model_class: str) -> str:
     """The `model_type` of the config that the class `model_class` takes.
 
-    Read from the source of the installed transformers; only a class that the text leaves open is imported.
+    Read from the source of the installed transformers, or from `class_registry`; a class that the text leaves open is imported.
     Raises Refusal: `missing-package`, `unknown-class`.
     """
     found = model_types_by_class().get(model_class, ())
-    if len(found) > 1:
+    recorded = class_registry.record()
+    if len(found) > 1 and recorded:
+        found = (recorded["types"].get(model_class) or found[0],)
+    elif len(found) > 1:
         # Other families borrow a class: the type meant is the one whose own folder defines it.
         homes = tuple(name for name in found if _defines(name.replace("-", "_"), model_class))
         found = () if any(other.startswith(f"{home}_") for home in homes for other in found) else homes
     if len(found) == 1:
         return found[0]
+    if not found and recorded:
+        text = f"transformers {recorded['release']} has no model class of this name that its auto classes list"
+        refuse(model_class, text, "unknown-class", nearest(model_class, model_types_by_class()) or packages.INSTALL)
     declared: str = class_of(model_class).config_class.model_type
     return declared
 
@@ -75,13 +85,15 @@ def package_folder() -> Path:
     # find_spec finds a top-level package without running it.
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
-        refuse("transformers", "the package is not installed", "missing-package", "pip install transformers")
+        raise packages.absence("a target class", ["transformers"])
     return Path(spec.origin).parent
 
 
 @cache
 def model_types_by_class() -> Mapping[str, tuple[str, ...]]:
-    """Class name -> the model types that the auto classes map to it."""
+    """Class name -> the model types that the auto classes map to it; recorded ones without Transformers."""
+    if recorded := class_registry.record():
+        return {name: tuple(kinds) for name, kinds in recorded["classes"].items()}
     found: defaultdict[str, list[str]] = defaultdict(list)
     tree = ast.parse((package_folder() / "models/auto/modeling_auto.py").read_text(encoding="utf-8"))
     for node in tree.body:
@@ -208,7 +220,7 @@ def _holds(value: Any, wanted: Any) -> bool:
 
 
 def class_of(model_class: str) -> Any:
-    package_folder()
+    packages.need("a target class")
     import transformers
 
     found = getattr(transformers, model_class, None)
@@ -235,6 +247,10 @@ def build(found: Any, config: Mapping[str, Any]) -> Any:
     import torch
 
     held = _configure(found, config)
+    for name, value in _counts(held.to_dict()):
+        if value > MOST_MODULES:
+            refuse(found.__name__, f"{name} is {value:,}; a class is built with at most {MOST_MODULES:,} layers or experts",
+                   "unbuildable-target", "compare it with the checkpoint")  # fmt: skip
     try:
         with torch.device("meta"):
             model = found(held)
@@ -243,6 +259,15 @@ def build(found: Any, config: Mapping[str, Any]) -> Any:
         return model
     except Exception as error:
         _unbuildable(found.__name__, error)
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The numbers of layers and experts in a config, also in its nested configs: each is so many modules to build."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _counts(value)
+        elif isinstance(value, int) and _COUNT.search(name):
+            yield name, value
 
 
 def _signature(model: Any) -> ClassSignature:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compiler import process
+from compiler import packages, process
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.diagnostics import listed, refuse
@@ -112,6 +112,7 @@ def verify(
     program: Program, request: Request, out: Path, model: SourceModel, progress: Progress | None = None
 ) -> Verdict:
     """Compare the folder `out`, converted from the source of `request`, with the source model. Raises Refusal."""
+    packages.need("the comparison of two models")
     prepared = prepare(program, recorded(program, request, out))
     plan, checkpoint = prepared.plan, prepared.checkpoint
     return compare(plan, checkpoint, request, out, model, progress=progress)

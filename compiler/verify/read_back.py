@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compiler import packages
 from compiler.diagnostics import refuse
 from compiler.resources import package_root
 from compiler.target.model_class import different
@@ -23,6 +24,7 @@ from compiler.target.model_class import different
 
 def misread(folder: Path) -> list[str]:
     """The values that Transformers reads differently from the files, one line each. Raises Refusal."""
+    packages.need("--readback", "transformers")
     with tempfile.TemporaryDirectory(prefix="mapspec_") as modules:
         env = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (str(package_root()), os.environ.get("PYTHONPATH")))),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compiler import packages
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.executor.apply_rule import applied, loaded
 from compiler.jobs.prepare import prepare
@@ -43,6 +44,7 @@ class RoundTrip:
 
 def round_trip(program: Program, request: Request, out: Path, progress: Progress | None = None) -> RoundTrip:
     """Convert the folder `out` back and compare every tensor with the source. Raises Refusal."""
+    packages.need("the comparison of tensors", "torch")
     prepared = prepare(program, recorded(program, request, out))
     plan, checkpoint = prepared.plan, prepared.checkpoint
     # What config.json does not carry, such as the version of the source's layout, is that of the source.

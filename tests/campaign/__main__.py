@@ -43,21 +43,21 @@ def record(specs: list[Path]) -> dict[str, list[dict[str, Any]]]:
     from campaign.judge import Judge, private_cache
     from campaign.mistakes import chosen
 
-    controls: dict[str, list[dict[str, Any]]] = {}
+    controls: dict[str, list[dict[str, Any]]] = json.loads((ROOT / "tests/data/controls.json").read_text())
     with tempfile.TemporaryDirectory() as name:
         private_cache(Path(name))
         for spec in specs:
             place = Path(name) / spec.stem
             place.mkdir()
-            judge = Judge(spec, place)
+            judge, found_here = Judge(spec, place), []
             for mistake in chosen(str(spec), judge.known, random.Random(0), 0):
                 if mistake.kind in ("fixed field dropped", "requirement dropped"):
                     found = judge.counterexample(mistake)
                     if found and not found.also:
-                        controls.setdefault(spec.stem, []).append(dict(found.control))
-            controls.get(spec.stem, []).sort(key=json.dumps)
-            print(spec.stem, len(controls.get(spec.stem, [])), flush=True)
-    return controls
+                        found_here.append(dict(found.control))
+            controls |= {spec.stem: sorted(found_here, key=json.dumps)} if found_here else {}
+            print(spec.stem, len(found_here), flush=True)
+    return dict(sorted(controls.items()))
 
 
 def table(rows: list[dict[str, Any]], of: str) -> str:

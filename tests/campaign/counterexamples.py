@@ -10,6 +10,7 @@ import ast
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,8 @@ def _changes(program: Program, made: Synthetic, expr: Expr) -> Iterator[Change]:
             for other in [*_other_values(value), *constants, None]:
                 if other != value or type(other) is not type(value):
                     yield Change({name: other}, {})
+    yield from _together(program, made, names)
+    constants = [n.value for n in ast.walk(expr.tree) if isinstance(n, ast.Constant) and type(n.value) is int]
     for function, text in asked:
         pattern = parse_pattern(text, Span(""))
         present = [name for name in made.tensors if pattern.match(name) is not None]
@@ -119,11 +122,22 @@ def _changes(program: Program, made: Synthetic, expr: Expr) -> Iterator[Change]:
             for name in present[:1]:
                 shape = tuple(made.tensors[name].shape)
                 for axis, length in enumerate(shape):
-                    for other in (length + 1, length * 2, length // 2, length + 2, 1):
+                    for other in (length + 1, length * 2, length // 2, length + 2, 1, *constants):
                         yield Change({}, {name: (*shape[:axis], other, *shape[axis + 1 :])})
         elif function == "exists":
             words = {hole: (options(part) or ["0"])[0] for hole, part in pattern.holes.items()}
             yield Change({}, {pattern.fill(words): (2,)})
+
+
+def _together(program: Program, made: Synthetic, names: set[str]) -> Iterator[Change]:
+    """Two arguments that are off, turned on together."""
+    off = {
+        n: a.default for n, a in program.spec.arguments.items() if n in names and not made.arguments.get(n, a.default)
+    }
+    for one, other in combinations(off, 2):
+        for a in _other_values(off[one]):
+            for b in _other_values(off[other]):
+                yield Change({one: a, other: b}, {})
 
 
 def _reached(program: Program, expr: Expr) -> tuple[set[str], list[tuple[str, str]]]:
@@ -152,6 +166,8 @@ def _other_values(value: Any) -> list[Any]:
             return [value * 2, 0.5, 0.0, -1.0]
         case str():
             return ["other", "gelu", "relu"]
+        case dict():
+            return [value | {key: other} for key, inner in value.items() for other in _other_values(inner)]
         case list():
             return [value[::-1], value + value, [1], []]
         case None:

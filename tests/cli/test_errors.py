@@ -87,6 +87,12 @@ def test_every_kind_is_explained_and_none_is_dead() -> None:
     assert raised(ast.parse('refuse(span, "text", "new-kind")')) == {"new-kind"}
 
 
+def test_every_kind_says_how_to_fix_it() -> None:
+    fixes = make_errors.fixes()
+    assert fixes.keys() == TEXTS, "docs/fixes.yaml"
+    assert [kind for kind, text in fixes.items() if not text.endswith(".") or len(text) < 12] == []
+
+
 def test_every_kind_has_an_example_or_a_reason() -> None:
     shown = make_errors.examples().keys()
     assert not TEXTS - shown - make_errors.UNRECORDED.keys()

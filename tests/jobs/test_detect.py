@@ -95,7 +95,10 @@ def test_two_that_fit_are_refused() -> None:
     one = Fit("a", "", "", "fits", 1.0, True, (), ())
     other = Fit("b", "", "", "fits", 1.0, True, (), ())
     near = Fit("c", "", "", "near", 0.9, True, (), ("it lacks x",))
+    own_code = Fit("0", "", "", "fits", 1.0, True, (), (), standard=False)
     assert unique([one, near], Path("x")) is one
+    assert unique([own_code, one, near], Path("x")) is one
+    assert unique([own_code, near], Path("x")) is own_code
     with pytest.raises(Refusal, match="2 specs fit: a, b"):
         unique([one, other, near], Path("x"))
     with pytest.raises(Refusal, match="the closest is c: it lacks x"):

@@ -34,6 +34,8 @@ def test_shipped_specs_have_no_fault(tmp_path: Path, spec: str) -> None:
         ("litgpt_gemma3", '"factor": rope_adjustments["factor"]', '"factor": "linear"', "wrong-type"),
         ("litgpt_gemma3", '"rope_type": "linear"', '"rope_type": 8.0', "wrong-type"),
         ("gguf_llama", '"rope_type": "linear", "factor"', '"rope_type": "linear", "scale"', "unfilled-field"),
+        ("qwen3", '"beta_fast": 32.0, ', "", "unfilled-field"),
+        ("qwen3", '"beta_fast": 32.0, "beta_slow": 1.0', '"beta_fast": 1.0, "beta_slow": 32.0', "wrong-value"),
         ("llama", '"rope_type": "yarn"', '"rope_type": "llama3"', "unknown-field"),
     ],
 )

@@ -8,7 +8,6 @@ The default of an argument is that of the trainer's config class, or differs for
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from support.config_fields import (
@@ -50,10 +49,7 @@ def test_an_unheard_field_is_found() -> None:
     assert unheard(program, ["n_head", "new_field", "padding_multiple"]) == ["new_field"]
 
 
-SHIPPED = sorted(path.stem for path in (Path(__file__).parent.parent.parent / "specs").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("spec", SHIPPED)
+@pytest.mark.parametrize("spec", OTHER_DEFAULTS)
 def test_a_default_is_the_recorded_one_or_has_a_reason(spec: str) -> None:
     assert wrong_defaults(load_program(spec)) == []
 

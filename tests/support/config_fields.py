@@ -79,7 +79,7 @@ def has_default(argument: Argument) -> bool:
     return not argument.required and argument.derive is None
 
 
-# Specs -> argument -> the default that differs from the recorded one, and why.
+# Spec -> argument -> the default that differs from the recorded one, and why. A spec that is not in it is not compared.
 OTHER_DEFAULTS: dict[str, dict[str, tuple[Any, str]]] = json.loads(
     (ROOT / "tests/data/other_defaults.json").read_text()
 )

@@ -29,7 +29,6 @@ from compiler.cli.main import main
 from compiler.executor import execute
 from compiler.jobs import convert
 from compiler.output.atomic_output import AtomicOutput
-from compiler.target import model_class
 from compiler.verify import run_model
 from compiler.verify.job import Job, Results
 
@@ -125,12 +124,11 @@ def broken_off() -> None:
 
 def ambiguous_spec() -> str:
     Path("config.json").unlink()
-    shapes = {"model.norm.weight": [64], "model.embed_tokens.weight": [128, 64]}
+    shapes = {"model.norm.weight": [64], "model.embed_tokens.weight": [128, 64], "lm_head.weight": [128, 64]}
     for i in (0, 1):
         at = f"model.layers.{i}."
         shapes |= {f"{at}{n}_layernorm.weight": [64] for n in ("input", "post_attention")}
-        shapes |= {f"{at}self_attn.{p}_proj.weight": [n, 64] for p, n in zip("qkvo", (64, 32, 32, 64), strict=True)}
-        shapes |= {f"{at}self_attn.{p}_norm.weight": [8] for p in "qk"}
+        shapes |= {f"{at}self_attn.W_pack.weight": [192, 64], f"{at}self_attn.o_proj.weight": [64, 64]}
         shapes |= {f"{at}mlp.{p}_proj.weight": [96, 64] for p in ("gate", "up")}
         shapes |= {f"{at}mlp.down_proj.weight": [64, 96]}
     weights("model.safetensors", shapes)
@@ -521,10 +519,8 @@ def misread_field() -> str:
 
 
 def missing_package() -> str:
-    for known in (model_class.package_folder, model_class.model_types_by_class):
-        known.cache_clear()
     held("importlib.util.find_spec", lambda name: None)
-    return RUN
+    return "small.yaml"
 
 
 def config_value() -> str:

@@ -150,20 +150,24 @@ def test_an_unknown_class_is_refused(name: str) -> None:
         assert diagnostic.hint == "did you mean 'LlamaForCausalLM'?"
 
 
-def test_without_transformers_the_package_is_asked_for() -> None:
+def test_without_transformers_its_record_is_read_and_a_class_cannot_be_asked() -> None:
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from compiler.diagnostics import Refusal
-from compiler.target.model_class import model_type
-try:
-    model_type("LlamaForCausalLM")
-except Refusal as refusal:
-    print(refusal.diagnostics[0].kind)
+from compiler.target.model_class import class_of, model_type
+for call in (model_type, class_of):
+    for name in ("LlamaForCausalLM", "LlamaForCausalML"):
+        try:
+            print(call(name))
+        except Refusal as refusal:
+            print(refusal.diagnostics[0].kind)
 """
     # -I and -S leave the interpreter its standard library alone.
     command = [sys.executable, "-I", "-S", "-c", code, str(ROOT)]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "missing-package\n"
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == (
+        "llama\nunknown-class\nmissing-package\nmissing-package\n"
+    )
 
 
 def test_the_fields_of_a_config_are_known_with_their_defaults() -> None:
