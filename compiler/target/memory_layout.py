@@ -9,7 +9,8 @@ unstacked or transposed. The real names come from the same functions at the real
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
 from math import prod
 from typing import Any
@@ -115,3 +116,30 @@ def _fits(shape: tuple[int, ...], found: tuple[tuple[str, ...], tuple[Step, ...]
     targets, _ = found
     names = [_filled(p, k) for p in targets for k in range(shape[0] if f"{{{INDEX}}}" in p else 1)]
     return names == list(real) and sum(prod(t.shape) for t in real.values()) == prod(shape)
+
+
+def unsaved_names(model: Any) -> Iterator[str]:
+    """Regular expressions of the names that a folder of the class does not have: those that the class says it ignores,
+    and buffers that it computes."""
+    yield from model._keys_to_ignore_on_save or ()
+    yield from model._keys_to_ignore_on_load_unexpected or ()
+    saved = model.state_dict().keys()
+    computed = [name for name, _ in model.named_buffers() if name not in saved]
+    yield from (f"^{re.escape(name)}$" for name in computed)
+    if any(name.endswith("rotary_emb.inv_freq") for name in computed):
+        yield r"rotary_emb\.inv_freq$"  # one for each layer in old checkpoints, which loading ignores
+
+
+def shared_names(model: Any, state: Mapping[str, Any], tied: Iterable[str]) -> dict[str, str]:
+    """Alias -> owner among the names of `state` that share a tensor; the owner is the name that saving writes.
+    `tied`: patterns of the names that the class declares as aliases."""
+    groups: defaultdict[int, list[str]] = defaultdict(list)
+    for name in state:
+        groups[id(model.get_parameter_or_buffer(name))].append(name)
+    patterns = list(tied)
+    ties: dict[str, str] = {}
+    for names in groups.values():
+        bound = [name for name in sorted(names) if any(re.search(pattern, name) for pattern in patterns)]
+        owner = next((name for name in names if name not in bound), bound[-1] if bound else names[0])
+        ties |= {name: owner for name in names if name != owner}
+    return ties
