@@ -257,6 +257,7 @@ ORDINARY = frozenset(
         "decision",
         "depth",
         "detr",
+        "dinat",
         "dots",
         "edge",
         "embedding",

@@ -17,12 +17,16 @@ from types import MappingProxyType
 from compiler.checkpoints.file_format import sniff
 from compiler.checkpoints.folder import COMMON, METADATA, find, read_index
 from compiler.checkpoints.formats.gguf_header import open_gguf
+from compiler.checkpoints.formats.numpy_archive import open_npz
 from compiler.checkpoints.formats.pickle_plain import shown
 from compiler.checkpoints.formats.safetensors_header import open_safetensors
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.checkpoints.formats.torch_distributed import Distributed
 from compiler.checkpoints.formats.torch_save import open_legacy, open_zip
+from compiler.checkpoints.opened import Opened, Replica
+from compiler.checkpoints.rank_files import open_ranks
 from compiler.checkpoints.state_dict_search import Contents, unwrapped
+from compiler.checkpoints.zero_partitions import open_zero
 from compiler.diagnostics import Refusal, Report, Span, listed, refuse
 from compiler.process import uncollected
 
@@ -33,7 +37,8 @@ _CHUNK = 1 << 20
 @dataclass(frozen=True)
 class Checkpoint:
     """The content of a checkpoint. `files` hold its tensors, `indexes` (also `.metadata`) say which file holds which.
-    `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them."""
+    `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them. `replicas`: pairs of tensors that
+    two ranks hold and that must be equal."""
 
     path: Path
     tensors: Mapping[str, Tensor | Joined]
@@ -42,26 +47,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     checksums: Mapping[tuple[Path, int, int], int] = field(default_factory=dict, repr=False)
     indexes: tuple[Path, ...] = ()
-
-
-@dataclass
-class _Opened:
-    """The contents of one or more files before wrappers' prefixes are taken off."""
-
-    tensors: dict[str, Tensor | Joined] = field(default_factory=dict)
-    objects: dict[str, object] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    checksums: dict[tuple[Path, int, int], int] = field(default_factory=dict)
-    indexes: list[Path] = field(default_factory=list)
-
-    def absorb(self, other: _Opened) -> None:
-        self.tensors |= other.tensors
-        self.objects = other.objects | self.objects
-        self.notes += [note for note in other.notes if note not in self.notes]
-        self.files += other.files
-        self.checksums |= other.checksums
-        self.indexes += other.indexes
+    replicas: tuple[Replica, ...] = ()
 
 
 @uncollected()
@@ -76,7 +62,7 @@ def open_checkpoint(path: Path | Sequence[Path], root: str | None = None, nested
         refuse("", "no checkpoint was given", "missing-weights")
     opened = [_open(p, root, nested) for p in paths]
     _refuse_shared_names(opened, str(paths[0]))
-    united = _Opened()
+    united = Opened()
     for part in opened:
         united.absorb(part)
     return _unwrap(paths[0], united)
@@ -121,10 +107,14 @@ def verify(checkpoint: Checkpoint) -> int:
     return total
 
 
-def _open(path: Path, root: str | None, nested: bool) -> _Opened:
+def _open(path: Path, root: str | None, nested: bool) -> Opened:
     try:
         file = find(path)
-        if file.path.name == METADATA:
+        if file.kind == "ranks":
+            opened = open_ranks(file.path, root, nested)
+        elif file.kind == "zero":
+            opened = open_zero(file.path)
+        elif file.path.name == METADATA:
             opened = _open_distributed(file.path, root, nested)
         else:
             kind = sniff(file.path)
@@ -135,17 +125,20 @@ def _open(path: Path, root: str | None, nested: bool) -> _Opened:
         refuse(str(path), f"cannot be read: {error.strerror or error}", "unreadable-file")
 
 
-def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = False) -> _Opened:
+def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = False) -> Opened:
     if kind == "safetensors":
         header, _ = open_safetensors(path)
         if not header:
             refuse(str(path), "a safetensors file without tensors", "missing-weights")
-        return _Opened(dict(header), files=[path])
+        return Opened(dict(header), files=[path])
     if kind == "gguf":
         stored, values = open_gguf(path)
         if not stored:
             refuse(str(path), "a GGUF file without tensors", "missing-weights", "it may be a vocabulary-only file")
-        return _Opened(dict(stored), {"config": values}, files=[path])
+        return Opened(dict(stored), {"config": values}, files=[path])
+    if kind == "npz":
+        arrays, checksums = open_npz(path)
+        return Opened(dict(arrays), files=[path], checksums=checksums)
     searched: list[Contents] = []
 
     def contents(tree: object) -> Iterable[object]:
@@ -159,22 +152,22 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
         contents(tree)
     inside = searched[0]
     tensors: dict[str, Tensor | Joined] = {n: places.locate(n, view) for n, view in inside.named.items()}
-    return _Opened(tensors, inside.objects, inside.notes, [path], places.checksums)
+    return Opened(tensors, inside.objects, inside.notes, [path], places.checksums)
 
 
-def _open_distributed(path: Path, root: str | None, nested: bool) -> _Opened:
+def _open_distributed(path: Path, root: str | None, nested: bool) -> Opened:
     source, common = Distributed(path), path.with_name(COMMON)
     shared = open_zip(common, lambda tree: ())[0] if common.is_file() and sniff(common) == "zip" else None
     tree = (shared if isinstance(shared, dict) else {}) | source.tree
     inside = Contents(tree, str(path), root, nested)
     tensors = {name: source.locate(name, view) for name, view in inside.named.items()}
     indexes = [path, common] if shared is not None else [path]
-    return _Opened(tensors, inside.objects, inside.notes, source.files, source.checksums, indexes)
+    return Opened(tensors, inside.objects, inside.notes, source.files, source.checksums, indexes)
 
 
-def _open_index(path: Path) -> _Opened:
+def _open_index(path: Path) -> Opened:
     """Open every shard that an index names. All problems with names are reported at once."""
-    united, report, span = _Opened(), Report(), Span(str(path))
+    united, report, span = Opened(), Report(), Span(str(path))
     claimed = read_index(path)
     shards: dict[Path, set[str]] = {}
     for name, shard in claimed.items():
@@ -197,7 +190,7 @@ def _open_index(path: Path) -> _Opened:
     return united
 
 
-def _refuse_shared_names(parts: Sequence[_Opened], path: str) -> None:
+def _refuse_shared_names(parts: Sequence[Opened], path: str) -> None:
     seen: set[str] = set()
     for part in parts:
         if twice := sorted(part.tensors.keys() & seen):
@@ -207,7 +200,7 @@ def _refuse_shared_names(parts: Sequence[_Opened], path: str) -> None:
         seen |= part.tensors.keys()
 
 
-def _unwrap(path: Path, united: _Opened) -> Checkpoint:
+def _unwrap(path: Path, united: Opened) -> Checkpoint:
     """Remove wrappers' prefixes. Two names may become one only if they are the same bytes of a file."""
     if odd := [name for name in united.tensors if not name or not name.isprintable()]:
         message = f"tensors with empty or unprintable names: {listed(map(ascii, odd))}"
@@ -238,4 +231,5 @@ def _unwrap(path: Path, united: _Opened) -> Checkpoint:
         tuple(united.files),
         MappingProxyType(united.checksums),
         tuple(united.indexes),
+        tuple(united.replicas),
     )

@@ -1,6 +1,6 @@
 """Determine the format of a file from its bytes, never from its name.
 
-Takes a path; returns `zip`, `legacy`, `safetensors`, `gguf` or `index`. Refuses every other file and names what it is:
+Takes a path; returns `zip`, `npz`, `legacy`, `safetensors`, `gguf` or `index`. Refuses every other file and names what it is:
 an empty file, an error page, a Git LFS pointer, another framework's format.
 """
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from compiler.checkpoints.formats.gguf_header import MAGIC as GGUF_MAGIC
+from compiler.checkpoints.formats.numpy_archive import SUFFIX as NPY
 from compiler.checkpoints.formats.safetensors_header import MAX_HEADER
 from compiler.checkpoints.formats.torch_save import LEGACY_MAGIC
 from compiler.diagnostics import refuse
 
-Format = Literal["zip", "legacy", "safetensors", "gguf", "index"]
+Format = Literal["zip", "npz", "legacy", "safetensors", "gguf", "index"]
 _HEAD = 4096
 _MAGIC: dict[bytes, tuple[str, str]] = {
     b"\x89HDF": ("an HDF5 file (Keras or h5py)", "export the weights with torch.save or safetensors"),
@@ -45,7 +46,8 @@ def sniff(path: Path) -> Format:
         if path.suffix == ".safetensors":
             hint = "a pickle can run programs where it is loaded; rename it to .pth if you trust its origin"
             refuse(str(path), "called .safetensors, but it is a zip file as torch.save writes", "wrong-extension", hint)
-        return "zip"
+        first = head[30 : 30 + int.from_bytes(head[26:28], "little")]  # the name of the first record
+        return "npz" if first.endswith(NPY.encode()) else "zip"
     if head.startswith(GGUF_MAGIC):
         return "gguf"
     for magic, (what, hint) in _MAGIC.items():
@@ -101,7 +103,7 @@ def _unknown(path: Path, head: bytes, size: int) -> NoReturn:
     _refuse(
         path,
         f"of an unknown format; it begins with {head[:8].hex(' ')}",
-        "supported are torch.save, safetensors and GGUF files",
+        "supported are torch.save, safetensors, GGUF and npz files",
     )
 
 

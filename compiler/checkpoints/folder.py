@@ -7,6 +7,7 @@ checkpoints, and an index that is malformed or that points out of its folder.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from compiler.checkpoints.formats.pickle_plain import shown
 from compiler.checkpoints.formats.shard_path import shard_fault
 from compiler.diagnostics import Report, Span, listed, refuse
 
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf")
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf", ".npz")
 _PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -27,6 +28,10 @@ _NO_WEIGHTS = re.compile(
 )
 _LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
 _ITERATION = "latest_checkpointed_iteration.txt"  # NVIDIA: the number of the last step, in the subfolder iter_0000010
+# Folders of shards inside the folder of a step: accelerate's and Trainer's, DeepSpeed's.
+RANK_FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")  # FSDP: verl
+OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d{1,6})_mp_rank_(\d{1,6})_optim_states\.pt")  # ZeRO
+_SHARDS = re.compile(r"pytorch_model_fsdp_\d+|global_step\d+|dist_cp|actor|critic")
 METADATA = ".metadata"  # the index of a distributed checkpoint
 COMMON = "common.pt"  # in the same folder, what all ranks share (NVIDIA: core/dist_checkpointing/strategies/common.py)
 _MOST_INDEX_BYTES = 200_000_000
@@ -35,10 +40,11 @@ _MOST_APART = 8  # shards with the same problem that get a message each
 
 @dataclass
 class Found:
-    """The file to open, and notes about files that were ignored."""
+    """The file or folder to open, and notes about files that were ignored."""
 
     path: Path
     notes: list[str]
+    kind: str = ""  # `ranks` or `zero` for a folder whose files are one checkpoint together
 
 
 def find(path: Path) -> Found:
@@ -46,6 +52,11 @@ def find(path: Path) -> Found:
     if path.is_file() and path.suffix == ".distcp":
         hint = f"give the folder: {path.parent}"
         refuse(str(path), "one file of a distributed checkpoint", "missing-part", hint)
+    if path.is_file() and (match := RANK_FILE.fullmatch(path.name)) and match[1] == "1":
+        return Found(path.parent, [], "ranks")
+    if path.is_file() and _is_of_ranks([path.name]):
+        hint = f"give the folder: {path.parent}"
+        refuse(str(path), "the file of one rank, which has a part of each tensor", "missing-part", hint)
     if path.is_file():
         return Found(path, [])
     if not path.exists():
@@ -55,6 +66,8 @@ def find(path: Path) -> Found:
     if not path.is_dir():
         refuse(str(path), "neither a file nor a folder", "unreadable-file")
     names = sorted(p.name for p in path.iterdir() if p.is_file())
+    if (kind := _is_of_ranks(names)) and not any(n in names for n in _PREFERRED):
+        return Found(path, [], kind)
     indexes = [n for n in names if n.endswith(".index.json")]
     weights = [n for n in names if n.endswith(_SUFFIXES) and not _NO_WEIGHTS.fullmatch(n)]
     weights = [n for n in weights if n != COMMON or METADATA not in names]
@@ -62,8 +75,11 @@ def find(path: Path) -> Found:
     if not choices and METADATA in names:
         return Found(path / METADATA, [])
     if not choices and (step := last_step(path)) is not None:
-        inner = find(step)
-        return Found(inner.path, [f"the last step is in the folder {step.name}", *inner.notes])
+        found = find(step)
+        return Found(found.path, [f"the last step is in the folder {step.name}", *found.notes], found.kind)
+    if not choices and (inner := _inner(path)) is not None:
+        found = find(inner)
+        return Found(found.path, [f"the shards are in the folder {inner.name}", *found.notes], found.kind)
     if not choices:
         inside = names or sorted(f"{p.name}/" for p in path.iterdir())
         hint = f"it holds {listed(inside)}" if inside else "it is empty"
@@ -76,6 +92,34 @@ def find(path: Path) -> Found:
     rest = choices[1:] if choices[0].endswith(".index.json") else [n for n in (*indexes, *weights) if n != choices[0]]
     note = f"took {choices[0]} of this folder" + (f" (beside: {listed(rest)})" if rest else "")
     return Found(path / choices[0], [note])
+
+
+def _is_of_ranks(names: Iterable[str]) -> str:
+    """Whether files of ranks are among the names: `ranks`, `zero` or empty."""
+    if any(RANK_FILE.fullmatch(name) for name in names):
+        return "ranks"
+    return "zero" if any(OPTIMIZER_FILE.fullmatch(name) for name in names) else ""
+
+
+def _inner(path: Path) -> Path | None:
+    """The one folder of shards inside the folder of a step. Raises Refusal where there are several."""
+    inside = sorted(p for p in path.iterdir() if p.is_dir() and _SHARDS.fullmatch(p.name))
+    inside = [p for p in inside if p.name != "critic"] or inside  # of a policy and its critic, the policy
+    if len(inside) > 1:
+        hint = "give one of them; the file `latest` would name the last step"
+        refuse(str(path), f"several folders of shards: {listed(p.name for p in inside)}", "ambiguous-container", hint)
+    return inside[0] if inside else None
+
+
+def companions(source: Path) -> list[Path]:
+    """The folders that may hold the config and the tokenizer of a checkpoint, the nearest first: its own, the one that
+    verl makes inside of it, those of the shards inside of it, and those around it where it is a folder of shards."""
+    folder = source if source.is_dir() else source.parent
+    inside = (
+        [p for p in sorted(folder.iterdir()) if p.is_dir() and _SHARDS.fullmatch(p.name)] if folder.is_dir() else []
+    )
+    around = [folder.parent, folder.parent.parent] if _SHARDS.fullmatch(folder.absolute().name) else []
+    return [place for near in (folder, *inside) for place in (near, near / "huggingface")] + around
 
 
 def last_step(path: Path) -> Path | None:

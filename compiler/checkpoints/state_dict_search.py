@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from compiler.checkpoints.formats.pickle_globals import Global, Inert, Unreadable, View
+from compiler.checkpoints.formats.pickle_globals import Global, Inert, Sharded, Unreadable, View
 from compiler.checkpoints.formats.pickle_plain import LeftOut, Plain, shown
 from compiler.diagnostics import listed, nearest, refuse
 
@@ -28,11 +28,15 @@ _TENSORS, _HOLDERS = (View, Unreadable), (dict, list, tuple, Inert)
 class Contents:
     """The weights in one object: `named` (name to View), the other `objects`, `notes`.
 
-    `nested`: the weights are dictionaries in dictionaries, whose keys are joined by dots.
+    `nested`: the weights are dictionaries in dictionaries, whose keys are joined by dots. `sharded`: one rank's parts of
+    tensors are named as well.
     """
 
-    def __init__(self, tree: Any, path: str, root: str | None = None, nested: bool = False) -> None:
+    def __init__(
+        self, tree: Any, path: str, root: str | None = None, nested: bool = False, sharded: bool = False
+    ) -> None:
         self.path = path
+        self.sharded = sharded
         self.objects: dict[str, object] = {}
         self.notes: list[str] = []
         self.trail: list[str] = []
@@ -41,7 +45,7 @@ class Contents:
         self.root = root
         choice = self._known if nested else self._choice
         node = self._search(self._descend(tree, root) if root else tree, choice)
-        self.named = self._names(dict(self._flat(node)) if nested else node)
+        self.named: dict[str, Any] = self._names(dict(self._flat(node)) if nested else node)
 
     def _descend(self, tree: Any, root: str) -> dict[Any, Any]:
         """Follow a dotted path; a key may itself hold dots."""
@@ -136,12 +140,17 @@ class Contents:
             return f"{shown(key)} ({reason})"
         return ""
 
-    def _names(self, node: dict[Any, Any]) -> dict[str, View]:
-        named: dict[str, View] = {}
+    def _names(self, node: dict[Any, Any]) -> dict[str, View | Sharded]:
+        named: dict[str, View | Sharded] = {}
         skipped: list[str] = []
         for name, value in node.items():
-            if isinstance(value, View) and type(name) is str:
+            if (isinstance(value, View) and type(name) is str) or (
+                isinstance(value, Sharded) and self.sharded and type(name) is str
+            ):
                 named[name] = value
+            elif isinstance(value, Sharded):
+                hint = "give the folder with the files of all ranks, named model_world_size_N_rank_R.pt"
+                self._refuse(f"{name!r} is {value.what}: one rank's part of it", "missing-part", hint)
             elif isinstance(value, Unreadable):
                 hint = "convert it to a dense tensor where it was made and save again"
                 self._refuse(f"{name!r} is {value.what}", "unsupported-tensor", hint)
@@ -158,7 +167,9 @@ class Contents:
         if not named:
             self._refuse("there are no named tensors in it", "missing-weights")
         if "ds_version" in self.objects and all(0 in view.shape for view in named.values()):
-            hint = "the weights are sharded over other files; DeepSpeed's zero_to_fp32.py in that folder gathers them"
+            hint = (
+                "the weights are in the optimizer files of all ranks (zero_pp_rank_*_optim_states.pt); give the folder"
+            )
             self._refuse("every tensor in it is empty", "missing-weights", hint)
         if "__metadata__" in named:
             self.notes.append("a tensor is called '__metadata__', a name that safetensors files reserve")

@@ -74,6 +74,9 @@ def detect(options: argparse.Namespace) -> int:
             print("    the spec expects another file name")
     if not options.json and not good:
         print("no spec fits; next: " + paint("command", f"mapspec draft {source} --target CLASS -o specs/NAME.yaml"))
+        if not any(fit.spec == "hf" for fit in fits):
+            command = f"mapspec run hf {source} OUT --config CONFIG_JSON"
+            print("for the names of a Transformers class: " + paint("command", command))
     elif not options.json and not options.quiet:
         given = [word for one in options.set for word in ("--set", one)]
         given = ["--config", str(options.config), *given] if options.config else given

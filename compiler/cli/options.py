@@ -21,7 +21,7 @@ from compiler.jobs.request import DEFAULTS, Request
 from compiler.plan.notes import GuessedArgument, Note
 
 SPEC_HELP = "a spec: a YAML file, or the name of a shipped one"
-AUTO_HELP = SPEC_HELP + "; auto picks the one that fits SOURCE"
+AUTO_HELP = SPEC_HELP + "; auto picks the one that fits SOURCE, hf takes names of the class in config.json"
 PROGRAM = "mapspec"
 
 __all__ = ["Meter", "Notes", "Parser", "notes_for", "person", "print_json", "report", "request"]

@@ -12,7 +12,7 @@ from operator import eq
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
-from compiler.diagnostics import Report, listed, refuse
+from compiler.diagnostics import Report, Span, listed, refuse
 from compiler.executor.apply_rule import loaded, transformed
 from compiler.ops.structural import Cast, Copy
 from compiler.plan.plan import Group, Plan
@@ -94,6 +94,16 @@ def _blocks(tensor: Tensor | Joined) -> Iterator[bytearray]:
     rows = max(1, BLOCK * height // max(1, tensor.nbytes))
     for start in range(0, height, rows):
         yield read_bytes(tensor.narrow(0, start, min(rows, height - start)))
+
+
+def check_replicas(checkpoint: Checkpoint) -> None:
+    """Compare what several ranks hold alike, some rows at a time. Raises Refusal with every tensor that differs."""
+    report = Report()
+    for one, other in checkpoint.replicas:
+        if any(a != b for a, b in zip(_blocks(one), _blocks(other), strict=True)):
+            message = f"{one.name} should be the same in {one.path.name} and {other.path.name}, but differs"
+            report.add(Span(str(other.path)), message, "unfit-parts", "copy all files of one step again")
+    report.settle()
 
 
 def check_ties(plan: Plan, checkpoint: Checkpoint) -> None:

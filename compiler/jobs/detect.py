@@ -20,6 +20,7 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
+from compiler.jobs import identity
 from compiler.jobs.model_evidence import Comparison, compare_evidence, read_evidence
 from compiler.jobs.prepare import bind_source
 from compiler.jobs.request import Request
@@ -34,6 +35,7 @@ ORDER = ("fits", "asks", "near", "no")
 NEAR = 0.6  # of the names and patterns
 _MOST_FILES = 10_000  # of a folder whose names are read
 _MOST_NAMES = 2000  # that are matched; two layers of a model have some hundred
+_CERTAIN = (9, 0, 0)  # the evidence of a config that names the class; other specs have at most one for their config
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -100,7 +102,24 @@ def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
         )
     if opened and all(isinstance(one, Refusal) for one in opened.values()):
         raise next(one for one in opened.values() if isinstance(one, Refusal))
+    if not request.reverse and (named := identity.named_class(request)):
+        fits.append(_identity_fit(request, named))
     return sorted(fits, key=_order)
+
+
+def _identity_fit(request: Request, named: identity.NamedClass) -> Fit:
+    """How the names fit the class that the config with the source names. Before all specs where they do: the config says
+    which model it is, and nothing has to be guessed."""
+    summary = f"{identity.SUMMARY}, {named.name}"
+    fit = Fit(identity.NAME, summary, identity.NAME, "fits", 1.0, True, (), (), _CERTAIN)
+    request = replace(request, assigned={})
+    try:
+        program = identity.identity_program(request, named)
+        bind_source(program, request, open_source(program, request.source, request.weights))
+    except Refusal as refusal:
+        reasons = tuple(d.message for d in refusal.diagnostics)
+        return replace(fit, status="near", share=0.0, reasons=reasons, evidence=(0, 0, 0))
+    return fit
 
 
 def _order(fit: Fit) -> tuple[object, ...]:
@@ -170,6 +189,8 @@ def named_program(
     spec: str, request: Request, on_note: Listener = ignore_note, ask: Callable[[str], str] | None = None
 ) -> Program:
     """The program of a spec by path or name; for `auto` that of the shipped spec that fits the source. Raises Refusal."""
+    if spec == identity.NAME:
+        return identity.identity_program(request)
     if spec != "auto":
         return load_program(spec)
     if request.reverse:
@@ -182,6 +203,8 @@ def named_program(
     programs = known_specs()
     fit = unique(detect(request, programs), request.source[0], ask)
     on_note(ChosenSpec(fit.spec, fit.summary))
+    if fit.spec == identity.NAME:
+        return identity.identity_program(request)
     return next(program for program in programs if program.spec.path == fit.path)
 
 

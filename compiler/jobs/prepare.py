@@ -89,6 +89,7 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
         checkpoint = replace(checkpoint, checksums={})
     try:
         if request.compare:
+            preconditions.check_replicas(checkpoint)
             preconditions.check_ties(plan, checkpoint)
             preconditions.check_copies(plan, checkpoint)
             preconditions.check_constants(plan, checkpoint)

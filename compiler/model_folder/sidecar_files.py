@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.checkpoints.folder import companions
 from compiler.model_folder import card
 from compiler.model_folder.processor_files import PREPROCESSOR, processor_files, spec_text
 from compiler.output import safetensors_layout
@@ -22,8 +23,9 @@ from compiler.output.earlier_run import INDEX, MANIFEST
 from compiler.plan.plan import Plan
 from compiler.target import config_dialects
 from compiler.tokenizer import assemble
-from compiler.tokenizer.find import tokenizer_files
+from compiler.tokenizer.find import check_file, folder_with_tokenizer, tokenizer_files
 
+GENERATION = "generation_config.json"
 Say = Callable[[str], None]
 
 
@@ -59,7 +61,7 @@ def collect(
     """Everything but the weights of `parts` for the folder `out`. The tokenizer is the `given` one, or the one next to the
     `source`; so is the `processor`, which may also be in the tokenizer's folder. `checked`: the target class is asked before the output is
     finished. Raises Refusal, OSError."""
-    beside = source if source.is_dir() else source.parent
+    beside = folder_with_tokenizer(companions(source))
     processors: Mapping[str, Path] = {}
     if processor:
         processors = processor_files(processor, say, named=True)
@@ -71,19 +73,32 @@ def collect(
     tokenizer = assemble.complete_tokenizer(files, plan.config, spec.tokenizer, plan.places, say, named=named)
     for line in assemble.lint(tokenizer, plan.config):
         say(line)
-    copies = {**tokenizer.copies, **processors}
+    copies = {**tokenizer.copies, **processors, **_generation_config(plan, source)}
     written = {**texts(plan, assemble.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
+    written = {name: text for name, text in written.items() if name not in copies}
     if len(parts) > 1:
         written[INDEX] = safetensors_layout.index_json(parts, plan.targets)
     if plan.processor and not processors:
         written[PREPROCESSOR] = spec_text(plan)
     if not card.has_own_readme(out):
         written[card.CARD] = card.card(plan, checkpoint, [*written, MANIFEST, *copies], checked=checked)
-    sidecars = SidecarFiles(written, copies, (*files.values(), *processors.values()))
+    sidecars = SidecarFiles(written, copies, (*files.values(), *copies.values()))
     sizes = {part.name: part.size for part in parts} | sidecars.sizes()
     return SidecarFiles(
         {**written, MANIFEST: card.manifest(plan, checkpoint, sizes, checked=checked)}, copies, sidecars.reads
     )
+
+
+def _generation_config(plan: Plan, source: Path) -> dict[str, Path]:
+    """The generation_config.json beside the source, where its names are those of the target class already: it is the
+    model's own."""
+    if not plan.program.keep_all or plan.program.spec.target.model is None:
+        return {}
+    for folder in companions(source):
+        if (file := folder / GENERATION).is_file():
+            check_file(file, folder)
+            return {GENERATION: file}
+    return {}
 
 
 def write(sidecars: SidecarFiles, parts: Sequence[safetensors_layout.OutFile], output: AtomicOutput, say: Say) -> None:
@@ -120,5 +135,5 @@ def texts(plan: Plan, generation: Mapping[str, Any] = MappingProxyType({})) -> d
         config["auto_map"] = dict(remote.auto_map)
     written = {"config.json": config_dialects.json_text(config), **(remote.files if remote else {})}
     if fields := config_dialects.generation_json({**plan.config, **generation}):
-        written["generation_config.json"] = config_dialects.json_text(fields)
+        written[GENERATION] = config_dialects.json_text(fields)
     return written

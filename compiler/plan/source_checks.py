@@ -54,13 +54,13 @@ def uneven_shapes(plan: Plan) -> Iterator[Note]:
 
     Few architectures intend that.
     """
-    targets_by_pattern: dict[tuple[int, int, tuple[str, ...]], list[tuple[str, tuple[int, ...]]]] = {}
+    targets_by_pattern: dict[tuple[int, str, int, tuple[str, ...]], list[tuple[str, tuple[int, ...]]]] = {}
     for group in plan.groups:
         for place, (pattern, slot) in enumerate(zip(group.rule.targets, group.targets.slots, strict=False)):
             for target in slot.values():
                 captures = pattern.match(target.name) or {}
                 words = tuple(text for hole, text in captures.items() if not pattern.holes[hole].is_index)
-                key = (group.rule.span.line, place, words)
+                key = (group.rule.span.line, group.rule.name, place, words)
                 targets_by_pattern.setdefault(key, []).append((target.name, target.shape))
     for targets in targets_by_pattern.values():
         shapes = Counter(shape for _, shape in targets)

@@ -81,7 +81,8 @@ def _facts(line: Line) -> list[str]:
     if line.moves > 0 and not line.run:
         moved = "cast"
     times = [f"x {line.count}"] if line.count > 1 else []
-    return [f"{line.file}:{line.line}", *times, size(line.nbytes), moved, *line.ops]
+    place = f"{line.file}:{line.line}" if line.line else line.file
+    return [place, *times, size(line.nbytes), moved, *line.ops]
 
 
 def _fitted(first: str, words: list[str], width: int) -> str:

@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+Step = tuple[tuple[str, str | int], ...]  # a step of a spec, as its keys and values
+
+
+@dataclass(frozen=True)
+class MemoryTensor:
+    """A tensor of the model in memory that a folder has in another form: under the names of `targets`, patterns with the
+    index `e` where an axis is taken apart, by `steps` of the spec language; a rename has none."""
+
+    name: str
+    targets: tuple[str, ...]
+    steps: tuple[Step, ...]
+
 
 @dataclass(frozen=True)
 class ClassSignature:
     """The tensors of a folder of the class. `shapes`: every tensor of the weights file, parameters and persistent buffers;
-    `ties`: alias -> owner, for parameters that share the owner's tensor and are not written."""
+    `ties`: alias -> owner, for parameters that share the owner's tensor and are not written; `memory`: the tensors that
+    the model in memory has in another form; `unsaved`: regular expressions of names that are not written, such as buffers
+    that the class computes."""
 
     shapes: Mapping[str, tuple[int, ...]]
     ties: Mapping[str, str]
+    memory: tuple[MemoryTensor, ...] = ()
+    unsaved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from compiler.diagnostics import nearest, refuse
 from compiler.target import class_registry
 from compiler.target.class_signature import ClassSignature, ConfigSchema
 from compiler.target.config_dialects import EXPERTS, SHARE, THETA, json_text, read_config
+from compiler.target.memory_layout import memory_tensors, shared_names, unsaved_names
 
 # Fields that any config may hold although newer base classes leave them to the model's own.
 COMMON_FIELDS = {
@@ -272,7 +273,7 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 def _signature(model: Any) -> ClassSignature:
     unsaved = model._keys_to_ignore_on_save or ()
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in unsaved}
-    ties = _shared(model, state)
+    ties = shared_names(model, state, _tied_patterns(model))
     kept = {name: tensor for name, tensor in state.items() if name not in ties}
     written = _on_disk(model, kept)
     # An alias has no tensor to convert; its name is converted on its own.
@@ -280,21 +281,9 @@ def _signature(model: Any) -> ClassSignature:
     return ClassSignature(
         shapes={name: tuple(tensor.shape) for name, tensor in sorted(written.items())},
         ties={names[alias]: names[owner] for alias, owner in sorted(ties.items())},
+        memory=tuple(memory_tensors(state, written, lambda tensors: _on_disk(model, tensors))),
+        unsaved=tuple(unsaved_names(model)),
     )
-
-
-def _shared(model: Any, state: Mapping[str, Any]) -> dict[str, str]:
-    """Alias -> owner among the names of `state` that share a tensor; the owner is the name that saving writes."""
-    groups: defaultdict[int, list[str]] = defaultdict(list)
-    for name in state:
-        groups[id(model.get_parameter_or_buffer(name))].append(name)
-    patterns = list(_tied_patterns(model))
-    ties: dict[str, str] = {}
-    for names in groups.values():
-        bound = [name for name in sorted(names) if any(re.search(pattern, name) for pattern in patterns)]
-        owner = next((name for name in names if name not in bound), bound[-1] if bound else names[0])
-        ties |= {name: owner for name in names if name != owner}
-    return ties
 
 
 def _unbuildable(model_class: str, error: Exception) -> NoReturn:

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from compiler.target.class_signature import ClassSignature, CodeClasses, ConfigSchema
+from compiler.target.class_signature import ClassSignature, CodeClasses, ConfigSchema, MemoryTensor
 
 Json = Any
 # Fields of a config.json that change neither the names nor the shapes of its tensors.
@@ -105,12 +105,22 @@ def cached(question: ClassQuestion) -> ClassSignature | None:
 
 def as_json(signature: ClassSignature) -> dict[str, Json]:
     """A signature as plain data."""
-    return {"shapes": {name: list(shape) for name, shape in signature.shapes.items()}, "ties": dict(signature.ties)}
+    return {
+        "shapes": {name: list(shape) for name, shape in signature.shapes.items()},
+        "ties": dict(signature.ties),
+        "memory": [asdict(tensor) for tensor in signature.memory],
+        "unsaved": list(signature.unsaved),
+    }
 
 
 def from_json(answer: Mapping[str, Json]) -> ClassSignature:
     """The inverse of `as_json`."""
-    return ClassSignature({name: tuple(shape) for name, shape in answer["shapes"].items()}, answer["ties"])
+    memory = [
+        MemoryTensor(t["name"], tuple(t["targets"]), tuple(tuple((k, v) for k, v in step) for step in t["steps"]))
+        for t in answer["memory"]
+    ]
+    shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
+    return ClassSignature(shapes, answer["ties"], tuple(memory), tuple(answer["unsaved"]))
 
 
 def _recall(question: list[Json], ask: Callable[[], Json]) -> Json:
@@ -175,6 +185,12 @@ def _releases() -> tuple[str, ...]:
 def _source() -> str:
     """A digest of the modules that compute signatures."""
     found = hashlib.sha256()
-    for name in ("model_class.py", "class_signature.py", "config_dialects.py", "signature_cache.py"):
+    for name in (
+        "model_class.py",
+        "class_signature.py",
+        "memory_layout.py",
+        "config_dialects.py",
+        "signature_cache.py",
+    ):
         found.update((Path(__file__).parent / name).read_bytes())
     return found.hexdigest()

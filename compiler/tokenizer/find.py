@@ -8,7 +8,7 @@ another repository: whoever loads the new folder with `trust_remote_code` would 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ MODELS = (SENTENCEPIECE, "spiece.model", f"{SENTENCEPIECE}.v*", "*.tiktoken", PI
 
 
 MOST_BYTES = 128 << 20  # the largest known have 40 million
+
+
+def folder_with_tokenizer(folders: Sequence[Path]) -> Path:
+    """The first of the folders that has a file of a tokenizer; the first of all if none has."""
+    return next((f for f in folders if _model(f) or any((f / name).is_file() for name in FILES)), folders[0])
 
 
 def tokenizer_files(place: Path, say: Callable[[str], None], *, named: bool) -> dict[str, Path]:

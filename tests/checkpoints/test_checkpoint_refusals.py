@@ -75,7 +75,7 @@ ACCIDENTS = {
     "noise": (b"\xde\xad\xbe\xef" * 9, "begins with de ad be ef"),
     "pickle": (pickle.dumps({"a": 1}), "a plain pickle"),
     "joblib": (pickle.dumps({"joblib": 1}), "joblib"),
-    "npz": (zipped({"a.npy": b""}), "a numpy .npz archive"),
+    "npz": (zipped({"a.npy": b""}), "a: it does not begin like an array of numpy"),
     "other zip": (zipped({"model/weights.pth": b""}), "not one of torch.save; it holds model/weights.pth"),
     "empty zip": (zipped({}), "an empty zip file"),
     "deflated": (zipped(good(), compression=zipfile.ZIP_DEFLATED), "is compressed"),

@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from compiler.diagnostics import refuse
 from compiler.dtypes import ITEM_SIZES
@@ -53,6 +53,7 @@ _OLD_STORAGES = {
 }
 STORAGE_TYPES = {name + "Storage": dtype for name, dtype in _OLD_STORAGES.items()}
 STORED_SIZES = ITEM_SIZES | {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
+_OWNERS = frozenset(["torch.distributed._shard.sharded_tensor.api.ShardedTensor"])
 _SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "b1": "?"}
 _SCALARS |= {"u8": "Q", "u4": "I", "u2": "H", "u1": "B"}
 
@@ -83,6 +84,16 @@ class Unreadable:
     """A tensor of a kind that has no strided bytes; an error only if somebody wants it."""
 
     what: str
+
+
+@dataclass(slots=True, eq=False)
+class Sharded(Unreadable):
+    """One rank's part of a tensor of torch.distributed, of this global shape; `state` is what its class pickles.
+    `sharded_tensor` reads it. Unchecked."""
+
+    shape: Any
+    dtype: str
+    state: Any
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -121,20 +132,33 @@ def named(module: str, name: str, file: str) -> Global:
     """The stand-in for `module.name`. Refused where that name runs programs."""
     module = _OLD_MODULES.get(module, module)
     path = f"{module}.{name}"
+    if path == "builtins.getattr":
+        return Global(module, name, lambda *args: _attribute(file, *args))
     if not path.isprintable():
         raise Unfit("a malformed name")
     parts = path.split(".")
     acts = _MODULES_THAT_ACT.fullmatch(parts[0]) or _NAMES_THAT_ACT.fullmatch(path)
     # Protocol 4 walks dots inside a name, so `torch` + `os.system` reaches the same function.
     if acts or any(_MODULES_THAT_ACT_ANYWHERE.fullmatch(part) for part in parts[1:-1]):
-        message = f"it would run {path} when loaded; this file is an attack or damaged"
-        refuse(file, message, "hostile-pickle", "nothing was run; do not load this file with torch.load or pickle")
+        _refuse_hostile(file, path)
     build = _BUILDERS.get(path)
     if build is None and parts[0] == "torch" and parts[-1].startswith("_rebuild"):
         build = _unreadable(parts[-1].removeprefix("_rebuild_").replace("_", " "))
     elif build is None and parts[0] == "pathlib":
         build = _path
     return Global(module, name, build, copies=build is not None and build not in _IN_PLACE)
+
+
+def _refuse_hostile(file: str, path: str) -> NoReturn:
+    message = f"it would run {path} when loaded; this file is an attack or damaged"
+    refuse(file, message, "hostile-pickle", "nothing was run; do not load this file with torch.load or pickle")
+
+
+def _attribute(file: str, owner: Any = None, name: Any = None, *rest: Any) -> Global:
+    """How a class inside of another one is named: ShardedTensor's ProcessGroupState. Any other use of getattr is refused."""
+    if type(owner) is Global and owner.path in _OWNERS and name == "ProcessGroupState" and not rest:
+        return Global(owner.module, f"{owner.name}.{name}")
+    _refuse_hostile(file, "builtins.getattr")
 
 
 def hashable(key: Any) -> Any:
@@ -250,8 +274,14 @@ def _same(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
-def _typed(function: Any, cls: Any, args: Any, *_: Any) -> Any:
-    """A tensor with attributes (left out), or of a subclass, whose bytes may mean anything."""
+def _typed(function: Any, cls: Any, args: Any, *rest: Any) -> Any:
+    """A tensor with attributes (left out), or of a subclass, whose bytes may mean anything. `rest`: its state."""
+    wrapper = isinstance(function, Global) and function.name == "_rebuild_wrapper_subclass"
+    if wrapper and _class(cls).module.startswith("torch.distributed.") and cls.name in ("DTensor", "ShardedTensor"):
+        _, dtype, shape, *_ = _sequence(args)
+        if not isinstance(dtype, Global) or not rest:
+            raise Unfit("a sharded tensor without a type or a state")
+        return Sharded(f"a tensor of the class {cls.path}", shape, dtype.name, rest[0])
     plain = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
     if _class(cls).path not in plain or _class(function).build not in (_view, _view_as, _same):
         return Unreadable(f"a tensor of the class {_class(cls).path}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
+from compiler.checkpoints.formats.boxes import Box, Untiled, tiled
 from compiler.checkpoints.formats.pickle_globals import Global, Inert, Storage, Unreadable, View
 from compiler.checkpoints.formats.pickle_machine import MAX_BYTES, load
 from compiler.checkpoints.formats.pickle_plain import shown
@@ -108,8 +109,11 @@ class Distributed:
         if not chunks and 0 in shape:
             chunks = self.chunks[key][:1]
             shape = chunks[0][1] if chunks else shape
-        parts = [(offsets, sizes, self.chunk(name, key, view.dtype, offsets, sizes)) for offsets, sizes in chunks]
-        return self.joined(name, parts, (0,) * len(shape), shape)
+        parts = [Box(offsets, sizes, self.chunk(name, key, view.dtype, offsets, sizes)) for offsets, sizes in chunks]
+        try:
+            return tiled(name, parts, shape)
+        except Untiled as problem:
+            self.refuse(f"the chunks of {shown(name)} {problem}")
 
     def chunk(self, name: str, key: str, dtype: str, offsets: Sizes, sizes: Sizes) -> Tensor:
         path, start, length = place = self.place(key, offsets)
@@ -122,29 +126,6 @@ class Distributed:
             )
         self.checksums |= places.checksums
         return Places(path, places.extents).locate(name, tree)
-
-    def joined(
-        self, name: str, parts: list[tuple[Sizes, Sizes, Tensor]], start: Sizes, shape: Sizes, axis: int = 0
-    ) -> Tensor | Joined:
-        """The chunks that fill the box at `start`, joined along `axis` and those behind it."""
-        if len(parts) == 1 and parts[0][:2] == (start, shape):
-            return parts[0][2]
-        if axis == len(shape) or not parts:
-            self.refuse(f"the chunks of {shown(name)} do not tile it")
-        bands: dict[int, list[tuple[Sizes, Sizes, Tensor]]] = {}
-        for part in parts:
-            bands.setdefault(part[0][axis], []).append(part)
-        members, place = [], start[axis]
-        for first, band in sorted(bands.items()):
-            length = band[0][1][axis]
-            if first != place or any(sizes[axis] != length for _, sizes, _ in band):
-                self.refuse(f"the chunks of {shown(name)} overlap or leave a hole along axis {axis}")
-            corner = (*start[:axis], first, *start[axis + 1 :])
-            members.append(self.joined(name, band, corner, (*shape[:axis], length, *shape[axis + 1 :]), axis + 1))
-            place = first + length
-        if place != start[axis] + shape[axis]:
-            self.refuse(f"the chunks of {shown(name)} end before it does along axis {axis}")
-        return members[0] if len(members) == 1 else Joined(name, members[0].dtype, shape, axis, tuple(members))
 
     def place(self, name: str, offsets: Sizes | None) -> tuple[Path, int, int]:
         """(file, first byte, bytes) of an item."""

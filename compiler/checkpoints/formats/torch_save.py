@@ -157,9 +157,6 @@ def _root(archive: Archive) -> str:
     if any(n.endswith("serialized_exported_program.json") or n.endswith("/archive_format") for n in names):
         hint = "save the state_dict() of the model instead"
         refuse(archive.path, "a package of torch.export: a program, not a checkpoint", "unknown-format", hint)
-    if names and all(n.endswith(".npy") for n in names):
-        hint = "load it with numpy.load and save a state dict with torch.save or safetensors"
-        refuse(archive.path, "a numpy .npz archive", "unknown-format", hint)
     if len(roots) != 1:
         hint = "if it packs checkpoints, unpack it first"
         message = f"a zip file, but not one of torch.save; it holds {listed(names, 4) or 'nothing'}"

@@ -1,0 +1,206 @@
+"""The identity target `hf`: a checkpoint whose tensors have the names of a class of Transformers already.
+
+The class and its config are those of the config.json with the checkpoint; the names, shapes and ties are what the class
+says of itself. What differs between a trainer's state dict and a folder becomes a spec like any other, written here:
+tensors that Transformers fuses in memory are taken apart, tied and computed tensors are dropped, all others keep their
+names. Everything else is the work of a run with any spec.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compiler.checkpoints import config_file
+from compiler.checkpoints.checkpoint import open_checkpoint
+from compiler.checkpoints.folder import companions
+from compiler.diagnostics import Span, nearest, refuse
+from compiler.jobs.request import Request
+from compiler.language.document import Mapping, Node, Scalar, Sequence, read_document
+from compiler.language.parser import read_spec
+from compiler.plan.source_files import DEPTH
+from compiler.program.loading import compile_spec
+from compiler.program.program import Program
+from compiler.target import model_class
+from compiler.target.ask_class import PendingAnswer
+from compiler.target.class_signature import ClassSignature
+from compiler.target.signature_cache import ClassQuestion
+
+NAME = "hf"
+SUMMARY = "The checkpoint's tensors have the names of its Transformers class"
+# Fields of a config.json that every run writes itself, or that describe a folder rather than a model.
+_NOT_COPIED = frozenset(
+    ["_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"]
+)
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+@dataclass(frozen=True)
+class NamedClass:
+    """The class of Transformers that a config.json names."""
+
+    name: str
+    config: dict[str, Any]
+    path: Path
+
+
+def identity_program(request: Request, named: NamedClass | None = None) -> Program:
+    """The program that keeps a source's tensors under the names of the class that its config.json names.
+
+    Reads the headers of the source; the class is asked, which imports Transformers if the answer is not cached. Raises
+    Refusal: `missing-config`, `unknown-class`, `quantized-weights`, and what opening the source raises.
+    """
+    named = named or required_class(request)
+    if "quantization_config" in named.config:
+        hint = "use a spec that dequantizes, or remove the field if the weights are not quantized"
+        refuse(str(named.path), "the config says that the weights are quantized", "quantized-weights", hint)
+    paths = [Path(path) for path in request.source]
+    checkpoint = open_checkpoint(paths[0] if len(paths) == 1 else paths, request.weights)
+    config = {n: v for n, v in named.config.items() if n not in _NOT_COPIED}
+    signature = PendingAnswer(ClassQuestion(named.name, config | _type(named.config))).result()
+    text = _text(named, config, list(checkpoint.tensors), signature)
+    return compile_spec(read_spec(_without_lines(read_document(str(named.path), text))))
+
+
+def named_class(request: Request) -> NamedClass | None:
+    """The class that the config with a source names, if Transformers has it. Raises Refusal for a config that cannot be
+    read."""
+    found = _config(request)
+    if found is None:
+        return None
+    path, config = found
+    classes = config.get("architectures")
+    known = model_class.model_types_by_class()
+    name = next((c for c in classes if isinstance(c, str)), None) if isinstance(classes, list) else None
+    if name is None or name not in known or config.get("auto_map"):
+        return None
+    return NamedClass(name, config, path)
+
+
+def required_class(request: Request) -> NamedClass:
+    """The class that the config with a source names. Raises Refusal: `missing-config`, `unknown-class`."""
+    if request.reverse:
+        hint = "torch.save(load_file('model.safetensors'), 'model.pth') makes a state dict of a folder"
+        refuse(NAME, "hf converts into a folder, and has no reverse", "wrong-usage", hint)
+    found, source = _config(request), str(request.source[0])
+    if found is None:
+        hint = "pass the model's config.json with --config; the trainer started from one"
+        refuse(source, "there is no config.json with it, which names the class", "missing-config", hint)
+    path, config = found
+    if (named := named_class(request)) is None:
+        classes = config.get("architectures")
+        if config.get("auto_map"):
+            hint = "its auto_map names code of its own; hf is for classes of Transformers"
+        elif not classes:
+            hint = 'add the class, such as "architectures": ["SomethingForCausalLM"]'
+        else:
+            hint = nearest(
+                str(classes[0] if isinstance(classes, list) else classes), model_class.model_types_by_class()
+            )
+        refuse(str(path), f"its architectures, {classes!r}, name no class of Transformers", "unknown-class", hint)
+    return named
+
+
+def _config(request: Request) -> tuple[Path, dict[str, Any]] | None:
+    if request.config is not None:
+        path = request.config / "config.json" if request.config.is_dir() else request.config
+        return path, config_file.read_config_file(path)
+    for folder in companions(Path(request.source[0])):
+        if (path := folder / "config.json").is_file():
+            return path, config_file.read_config_file(path)
+    return None
+
+
+def _type(config: dict[str, Any]) -> dict[str, Any]:
+    return {"model_type": config["model_type"]} if "model_type" in config else {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The spec
+
+
+def _text(named: NamedClass, config: dict[str, Any], names: list[str], signature: ClassSignature) -> str:
+    """The spec as JSON, which is YAML."""
+    bare = _without_prefix(names, signature)
+    moved = {tensor.name: tensor for tensor in signature.memory if tensor.name in bare}
+    forms = [(t.name, t.targets, t.steps) for t in moved.values() if t.name not in signature.shapes or t.steps]
+    rename = {source: targets[0] for source, targets in _merged((s, t) for s, t, steps in forms if not steps)}
+    kinds = dict.fromkeys(steps for *_, steps in forms if steps)
+    fused = [(s, t, steps) for steps in kinds for s, t in _merged((s, t) for s, t, other in forms if other == steps)]
+    transform = [
+        {"name": f"fused_{n}", "from": source, "to": list(targets), "steps": [dict(step) for step in steps]}
+        for n, (source, targets, steps) in enumerate(fused)
+    ]
+    aliases = {alias: owner for alias, owner in signature.ties.items() if alias in bare}
+    rename |= {alias: owner for alias, owner in aliases.items() if owner not in bare}
+    unsaved = [re.compile(text) for text in signature.unsaved]
+    held = signature.shapes.keys() | moved.keys() | signature.ties.keys()
+    dropped = [name for name in bare if name not in held and any(p.search(name) for p in unsaved)]
+    spec = {
+        "spec": 1,
+        "name": NAME,
+        "summary": f"{SUMMARY}, {named.name}",
+        "source": {"weights": "*"},
+        "target": {"model": named.name},
+        "facts": _probe(bare, signature),
+        "config": {"set": dict(config)},
+        "keep": "all",
+        "rename": rename,
+        "transform": transform,
+        "tie": {alias: owner for alias, owner in aliases.items() if owner in bare},
+        "ignore": dict.fromkeys(dropped, "the class computes it and does not save it"),
+    }
+    return json.dumps({key: value for key, value in spec.items() if value not in ({}, [])}, indent=1)
+
+
+def _without_lines(node: Node) -> Node:
+    """The document without the lines of a text that nobody can look at; messages name the config.json it is made from."""
+    span = Span(node.span.path)
+    match node:
+        case Scalar():
+            return replace(node, span=span)
+        case Sequence():
+            return Sequence(tuple(map(_without_lines, node.items)), span)
+        case Mapping():
+            entries = ((replace(key, span=span), _without_lines(value)) for key, value in node.entries)
+            return Mapping(tuple(entries), span)
+
+
+def _probe(names: frozenset[str], signature: ClassSignature) -> dict[str, str]:
+    """A fact that measures a tensor of the source, so that opening the source removes a prefix before this name."""
+    name = next((name for name, shape in signature.shapes.items() if shape and name in names), None)
+    return {} if name is None else {"a_size": f'dim("{name}", 0)'}
+
+
+def _without_prefix(names: list[str], signature: ClassSignature) -> frozenset[str]:
+    """The names without the prefix that opening the source removes, as it will see that facts ask for the rest."""
+    known = signature.shapes.keys() | {tensor.name for tensor in signature.memory}
+    for _ in range(DEPTH + 1):
+        if any(name in known for name in names):
+            break
+        first = names[0].partition(".")[0] + "."
+        if not all(name.startswith(first) for name in names):
+            break
+        names = [name.removeprefix(first) for name in names]
+    return frozenset(names)
+
+
+def _merged(forms: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Names that differ in their numbers only as one pattern that lists them: `layers.{a:0|1}.up` for two layers."""
+    groups: dict[tuple[str, tuple[str, ...]], list[tuple[str, ...]]] = {}
+    single: list[tuple[str, tuple[str, ...]]] = []
+    for source, targets in forms:
+        numbers = tuple(_NUMBER.findall(source))
+        if len(numbers) != 1 or any(_NUMBER.findall(target) != list(numbers) for target in targets):
+            single.append((source, targets))
+            continue
+        key = _NUMBER.sub("{}", source), tuple(_NUMBER.sub("{}", target) for target in targets)
+        groups.setdefault(key, []).append(numbers)
+    yield from single
+    for (source, targets), found in groups.items():
+        hole = "{a:" + "|".join(numbers[0] for numbers in found) + "}"
+        yield source.replace("{}", hole), tuple(target.replace("{}", "{a}") for target in targets)

@@ -1,0 +1,286 @@
+"""The files of ranks, as one checkpoint: equal bit for bit to the unsharded tensors, and refused where ranks do not fit.
+
+`tests/data/trainers` was written by the trainers themselves (`tests/recorders/record_trainers.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
+from compiler.checkpoints.formats import torch_save
+from compiler.checkpoints.formats.boxes import Untiled, flat_boxes, flat_range, tiled
+from compiler.checkpoints.formats.pickle_globals import Global, Inert, Sharded, View
+from compiler.checkpoints.formats.stored_tensor import Tensor, read_bytes
+from compiler.diagnostics import Refusal
+from compiler.dtypes import ITEM_SIZES
+from compiler.executor.preconditions import check_replicas
+
+TRAINERS = Path(__file__).parent.parent / "data" / "trainers"
+PLACES = {
+    "fsdp2": "actor", "fsdp1": ".", "mesh": ".", "accelerate": "checkpoint-2",
+    "zero1": "run", "zero2": "run", "zero3": "run",
+}  # fmt: skip
+FROZEN = {"model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"}
+
+
+def expected(case: str) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """Name -> shape and bytes."""
+    with safe_open(TRAINERS / case / "expected.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+    return {n: (tuple(t.shape), t.reshape(-1).view(torch.uint8).numpy().tobytes()) for n, t in tensors.items()}
+
+
+def contents(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    return {name: (tuple(t.shape), bytes(read_bytes(t))) for name, t in checkpoint.tensors.items()}
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TRAINERS / request.param / PLACES[request.param], tmp_path / "source"))
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_the_unsharded_tensors(case: str) -> None:
+    checkpoint = open_checkpoint(TRAINERS / case / PLACES[case])
+    found, wanted = contents(checkpoint), expected(case)
+    lost = FROZEN if case == "zero1" else set()  # by DeepSpeed's own program
+    assert found.keys() == wanted.keys() | lost
+    assert {name: found[name] for name in wanted} == wanted
+    check_replicas(checkpoint)
+    assert verify(checkpoint) > 0
+    if case.startswith("zero"):
+        assert {checkpoint.tensors[name].dtype for name in FROZEN} == {"bfloat16"}
+        assert checkpoint.tensors["model.norm.weight"].dtype == "float32"
+
+
+def test_replicas_are_compared() -> None:
+    checkpoint = open_checkpoint(TRAINERS / "mesh")
+    names = {one.name for one, _ in checkpoint.replicas}
+    assert {"all.all.weight", "all.rows.weight", "rows.all.weight", "scalar", "plain"} <= names
+    assert "rows.columns.weight" not in names
+    assert "strided.weight" not in names
+
+
+@pytest.mark.parametrize("folder", ["mesh"], indirect=True)
+def test_a_replica_that_differs(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    _, other = next(pair for pair in checkpoint.replicas if pair[0].name == "all.all.weight")
+    data = bytearray(other.path.read_bytes())
+    data[other.offset] ^= 1
+    other.path.write_bytes(data)
+    with pytest.raises(Refusal, match=r"all\.all\.weight should be the same in .*rank_0\.pt and .*but differs"):
+        check_replicas(checkpoint)
+
+
+def swap(one: Path, other: Path) -> None:
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.rglob(pattern))
+
+
+def remove_last(folder: Path) -> None:
+    (files(folder, "*optim_states.pt") or files(folder, "*world_size*.pt"))[-1].unlink()
+
+
+def swap_ranks(folder: Path) -> None:
+    swap(*files(folder, "*world_size*rank*.pt")[:2])
+
+
+def swap_partitions(folder: Path) -> None:
+    swap(*files(folder, "*optim_states.pt")[:2])
+
+
+def truncate(folder: Path) -> None:
+    file = files(folder, "*rank_1*.pt")[0]
+    file.write_bytes(file.read_bytes()[:-700])
+
+
+def foreign(case: str) -> Callable[[Path], None]:
+    def put(folder: Path) -> None:
+        mine, other = files(folder, "*rank_1*.pt")[0], files(TRAINERS / case, "*rank_1*.pt")[0]
+        shutil.copy(other, mine)
+
+    return put
+
+
+def two_runs(folder: Path) -> None:
+    for number, file in enumerate(files(folder, "*world_size*rank*.pt")):
+        shutil.copy(file, file.with_name(f"model_world_size_3_rank_{number}.pt"))
+
+
+def two_steps(folder: Path) -> None:
+    shutil.copytree(folder / "global_step2", folder / "global_step4")
+    (folder / "latest").unlink()
+
+
+def other_step(folder: Path) -> None:
+    """Rank 1 is of a step later: its optimizer counts three steps."""
+    from compiler.checkpoints.zero_partitions import _Optimizer
+
+    path = files(folder, "*rank_1_mp_rank_00_optim_states.pt")[0]
+    rank = _Optimizer(path, 1)
+    data = bytearray(path.read_bytes())
+    for view in rank.steps():
+        offset = rank.places.locate("step", view).offset
+        data[offset : offset + 4] = b"\0\0\x40\x40"
+    path.write_bytes(data)
+
+
+def fewer_stated(folder: Path) -> None:
+    (folder / "fsdp_config.json").write_text(json.dumps({"world_size": 8}))
+
+
+def no_model_states(folder: Path) -> None:
+    files(folder, "*_model_states.pt")[-1].unlink()
+
+
+@pytest.mark.parametrize(
+    ("folder", "spoil", "says", "kind"),
+    [
+        ("fsdp2", remove_last, "the file of rank 1 is missing; there are 1 of 2", "missing-part"),
+        ("fsdp2", swap_ranks, "rank 1 saved it, and the file is named as that of rank 0", "unfit-parts"),
+        ("fsdp1", swap_ranks, "rank 1 saved it, and the file is named as that of rank 0", "unfit-parts"),
+        ("mesh", swap_ranks, "rank 1 saved it, and the file is named as that of rank 0", "unfit-parts"),
+        ("fsdp2", truncate, "cut short", "damaged-file"),
+        ("fsdp2", foreign("mesh"), "it and model_world_size_2_rank_0.pt has", "unfit-parts"),
+        ("fsdp2", two_runs, "files of runs with 2, 3 ranks are in one folder", "ambiguous-container"),
+        ("fsdp2", fewer_stated, "it states 8 ranks, and the files are of 2", "unfit-parts"),
+        ("zero2", remove_last, "1 of the 2 optimizer files are here", "missing-part"),
+        ("zero3", remove_last, "1 of the 2 optimizer files are here", "missing-part"),
+        ("zero1", swap_partitions, "is it another rank's file?", "unfit-parts"),
+        ("zero2", swap_partitions, "is it another rank's file?", "unfit-parts"),
+        ("zero2", foreign("zero3"), "another stage, number of ranks or size", "unfit-parts"),
+        ("zero3", truncate, "cut short", "damaged-file"),
+        ("zero2", two_steps, "several folders of shards: global_step2, global_step4", "ambiguous-container"),
+        ("zero3", other_step, "has done another number of steps", "unfit-parts"),
+        ("zero2", no_model_states, "mp_rank_00_model_states.pt is missing", "missing-part"),
+        ("zero3", no_model_states, "zero_pp_rank_1_mp_rank_00_model_states.pt is missing", "missing-part"),
+    ],
+    indirect=["folder"],
+)  # fmt: skip
+def test_ranks_that_do_not_fit(folder: Path, spoil: Callable[[Path], None], says: str, kind: str) -> None:
+    open_checkpoint(folder)
+    spoil(folder)
+    with pytest.raises(Refusal) as refused:
+        open_checkpoint(folder)
+    assert refused.value.diagnostics[0].kind == kind, refused.value
+    assert says in str(refused.value), refused.value
+
+
+@pytest.mark.parametrize(("case", "pattern"), [("fsdp2", "*rank_0.pt"), ("zero2", "*rank_0_*optim_states.pt")])
+def test_one_rank_alone(case: str, pattern: str) -> None:
+    with pytest.raises(Refusal, match="the file of one rank") as refused:
+        open_checkpoint(files(TRAINERS / case, pattern)[0])
+    assert refused.value.diagnostics[0].hint.startswith("give the folder")
+
+
+def test_a_file_of_one_rank_under_another_name(tmp_path: Path) -> None:
+    shutil.copy(files(TRAINERS / "fsdp2", "*rank_1.pt")[0], tmp_path / "model.pt")
+    with pytest.raises(Refusal, match="one rank's part of it"):
+        open_checkpoint(tmp_path / "model.pt")
+
+
+# Values that a pickle may put anywhere, where a reader expects sizes, tensors or mappings.
+JUNK: list[Any] = [
+    None, -1, 0, 1, 2**70, "x", (), [], {}, [1], (1, 2), (-1,), {"a": 1}, 3.5, True, b"x", (2**40, 2**40),
+    Inert(Global("a", "b")), Global("torch", "float32"),
+]  # fmt: skip
+
+
+def slots(value: Any, found: list[tuple[Any, Any]], seen: set[int]) -> None:
+    """Every (holder, key or attribute) of an object that can be replaced."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    fields = {Inert: ("args", "state"), Sharded: ("shape", "state"), View: ("shape", "strides", "offset")}
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            found.append((value, key))
+            slots(value[key], found, seen)
+    elif isinstance(value, tuple):
+        for part in value:
+            slots(part, found, seen)
+    for name in fields.get(type(value), ()):
+        found.append((value, name))
+        slots(getattr(value, name), found, seen)
+
+
+@pytest.mark.parametrize("case", [case for case in PLACES if case != "accelerate"])
+def test_any_content_is_read_or_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of wrong types and sizes, anywhere in the objects of the files: never another exception than a Refusal."""
+    numbers, load = random.Random(case), torch_save.load
+
+    def spoiled(*args: Any, **named: Any) -> Any:
+        tree, place = load(*args, **named)
+        found: list[tuple[Any, Any]] = []
+        slots(tree, found, set())
+        for _ in range(numbers.randint(0, 2)):
+            holder, key = numbers.choice(found)
+            if isinstance(holder, dict | list):
+                holder[key] = numbers.choice(JUNK)
+            else:
+                setattr(holder, key, numbers.choice(JUNK))
+        return tree, place
+
+    monkeypatch.setattr(torch_save, "load", spoiled)
+    outcomes = set()
+    for _ in range(80):
+        try:
+            open_checkpoint(TRAINERS / case / PLACES[case])
+            outcomes.add("read")
+        except Refusal as refusal:
+            outcomes.add(refusal.diagnostics[0].kind)
+    assert {"read", "unfit-parts" if case in ("fsdp1", "fsdp2", "mesh") else "damaged-file"} <= outcomes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Boxes
+
+
+def flat(size: int, start: int = 0) -> Tensor:
+    item = ITEM_SIZES["float32"]
+    return Tensor("t", "float32", (size,), (1,), Path("file"), start * item, (0, 1 << 20))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 3), (4, 1, 3), (2, 3, 4, 5), (1, 1, 6)])
+def test_flat_ranges_tile_their_tensor(shape: tuple[int, ...]) -> None:
+    """Cut anywhere, the parts come out in order: the element at flat position n is read from place n."""
+    numbers, size = random.Random(len(shape)), prod(shape)
+    for _ in range(30):
+        cuts = sorted({0, size, *(numbers.randint(0, size) for _ in range(numbers.randint(0, 4)))})
+        pieces = [flat(b - a, a) for a, b in itertools.pairwise(cuts)]
+        boxes = [box for first, piece in flat_range(pieces, 0, size) for box in flat_boxes(piece, first, shape)]
+        assert len(boxes) <= len(pieces) * max(1, 2 * len(shape))
+        tensor = tiled("t", boxes, shape)
+        assert tuple(tensor.shape) == shape
+        assert places(tensor) == list(range(size))
+        if len(boxes) > 1:
+            with pytest.raises(Untiled):
+                tiled("t", boxes[1:], shape)
+
+
+def places(tensor: Any) -> list[int]:
+    """The place of each element in the file, in C order."""
+    if isinstance(tensor, Tensor):
+        item = ITEM_SIZES[tensor.dtype]
+        steps = itertools.product(*(range(0, n * s, s) for n, s in zip(tensor.shape, tensor.strides, strict=True)))
+        return [tensor.offset // item + sum(step) for step in steps]
+    rows = prod(tensor.shape[: tensor.axis])
+    parts = [places(member) for member in tensor.members]
+    return [n for row in range(rows) for p in parts for n in p[row * len(p) // rows : (row + 1) * len(p) // rows]]
