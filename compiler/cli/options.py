@@ -78,7 +78,10 @@ class Parser(argparse.ArgumentParser):
         """Add the options that `run` and `plan` share."""
         self.add_settings()
         self.add_field("dtype", "cast every floating tensor to this type", choices=["float32", "float16", "bfloat16"])
-        self.add_field("reverse", "convert back: SOURCE is a Transformers folder, OUT a .pth file")
+        self.add_field(
+            "reverse",
+            "convert back: SOURCE is a Transformers folder; OUT becomes the source's own folder, or one file if it ends in .pth or .safetensors",
+        )
         self.add_json()
 
 

@@ -14,7 +14,9 @@ def run_parser() -> Parser:
     parser = Parser("run", "Convert a checkpoint into a folder that Transformers loads.")
     parser.add_spec()
     parser.add_source()
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write (with --reverse: the file)")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="the folder to write (with --reverse also a file: model.pth)"
+    )
     parser.add_conversion()
     parser.add_field(
         "tokenizer", "the tokenizer to include: a folder, or a file such as tokenizer.json", type=Path, metavar="PLACE"

@@ -22,6 +22,8 @@ from compiler.layout import array as layout
 from compiler.layout.computed import Formulas
 from compiler.layout.moves import Move, lower
 from compiler.ops.algebra import Bundle, OpError
+from compiler.output import pth_layout
+from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import Group, Plan, TargetTensor
 from compiler.process import uncollected
@@ -61,22 +63,21 @@ def _uncut(name: str, array: layout.Array) -> layout.Array:
 
 @dataclass(frozen=True)
 class StateDict:
-    """A `.pth` file to write: its tensors, and which part of the plan's target each of them is."""
+    """A `.pth` file to write: its tensors, which part of the plan's target each of them is, and what surrounds them."""
 
     path: Path
     targets: Sequence[TargetTensor]
     cut: Cut = _uncut
+    wrapping: Wrapping = Wrapping()
 
 
 def write_state_dicts(
     plan: Plan, checkpoint: Checkpoint, parts: Sequence[StateDict], device: str, progress: Progress, jobs: int = 2
 ) -> None:
-    """Write one `.pth` file or several parts, each a flat state dict as torch.save writes it. Raises as `write_folder`."""
-    from compiler.output import pth_layout
-
+    """Write one `.pth` file or several parts, each a state dict as torch.save writes it. Raises as `write_folder`."""
     for part in parts:
         part.path.parent.mkdir(parents=True, exist_ok=True)
-    files = [pth_layout.lay_out(part.path.name, part.targets) for part in parts]
+    files = [pth_layout.lay_out(part.path.name, part.targets, part.wrapping) for part in parts]
     layouts = [_FileLayout(p.path, f.size, b"", f.offsets, f.gaps, p.cut) for p, f in zip(parts, files, strict=True)]
     # A group that a GPU computes is written to one file only.
     _write(plan, checkpoint, layouts, device if len(parts) == 1 else "cpu", jobs, progress, None)

@@ -1,4 +1,4 @@
-"""The main job: convert a checkpoint into a folder that Transformers loads; reversed, into a `.pth` file.
+"""The main job: convert a checkpoint into a folder that Transformers loads; reversed, into the source's own folder or file.
 
 Plans and checks everything from metadata, then writes.
 """
@@ -18,7 +18,8 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
 from compiler.executor import execute
-from compiler.executor.tensor_parallel_parts import check_parts, state_dicts
+from compiler.executor.tensor_parallel_parts import check_parts
+from compiler.jobs.destination import Destination, is_folder
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.language import document
@@ -42,7 +43,7 @@ def convert(
     on_note: Listener = ignore_note,
     progress: execute.Progress = lambda size: None,
 ) -> Plan:
-    """Prepare and write a conversion. `out` is a folder; with `reverse` a file, or a folder of several `parts`.
+    """Prepare and write a conversion. `out` is a folder; with `reverse` also a file, if it is called like one.
 
     Raises Refusal, after removing what was written; Interrupted, whose text says whether the run can be resumed.
     """
@@ -82,11 +83,8 @@ def write(
     from compiler.executor import nonfinite_values
 
     crew = crew or ranks.Crew(0, 1, out)
-    files = (
-        []
-        if plan.reverse
-        else safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
-    )
+    destination = Destination.of(plan, request, out)
+    files = destination.files
     output = _output(out, request, plan.program, fingerprint(plan, checkpoint, files, request.parts))
 
     def remark(text: str) -> None:
@@ -109,20 +107,8 @@ def write(
             with stoppable():
                 crew.follow(output.fingerprint, weights)
             return
-        sidecars = None
-        if not plan.reverse:
-            sidecars = sidecar_files.collect(
-                plan,
-                checkpoint,
-                request.tokenizer,
-                request.processor,
-                request.source[0],
-                files,
-                output.path,
-                remark,
-                request.check,
-            )
-        names = [file.name for file in files] + (sidecars.names if sidecars else _part_names(plan, request))
+        sidecars = destination.sidecars(checkpoint, output.path, remark)
+        names = [*destination.names, *(sidecars.names if sidecars else ())]
         reads = [*checkpoint.files, *checkpoint.indexes, *(sidecars.reads if sidecars else ())]
         output.protect([*_named_files(plan.program, request), *reads], names)
         with stoppable(), output, ExitStack() as stack:
@@ -132,17 +118,23 @@ def write(
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
             check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if request.check else None
-            if sidecars is None:
-                files_of = state_dicts(plan, output.place, request.parts)
-                execute.write_state_dicts(plan, checkpoint, files_of, request.device, progress)
-            else:
+            if sidecars is not None:
                 sidecar_files.write(sidecars, files, output, remark)
+            if files and destination.folder:
                 with output.journal as journal, crew.leading(journal, output.fingerprint):
                     weights(output.place, journal)
-                if request.digests:
-                    sizes = {p.name: p.stat().st_size for p in output.place.iterdir() if p.name != MANIFEST}
-                    text = card.manifest(plan, checkpoint, sizes, output.place, checked=request.check)
-                    (output.place / MANIFEST).write_text(text, encoding="utf-8")
+            elif files:
+                place, jobs = output.place.parent, request.jobs
+                execute.write_folder(
+                    plan, checkpoint, files, place, device=request.device, jobs=jobs, progress=progress
+                )
+            else:
+                state_dicts = destination.state_dicts(output.place)
+                execute.write_state_dicts(plan, checkpoint, state_dicts, request.device, progress)
+            if request.digests and not plan.reverse:
+                sizes = {p.name: p.stat().st_size for p in output.place.iterdir() if p.name != MANIFEST}
+                text = card.manifest(plan, checkpoint, sizes, output.place, checked=request.check)
+                (output.place / MANIFEST).write_text(text, encoding="utf-8")
             for line in nonfinite_values.after_casts(checkpoint, plan, output.place):
                 remark(line)
             sources.check()
@@ -164,7 +156,7 @@ def write(
 
 
 def _output(out: Path, request: Request, program: Program, fingerprint: str = "") -> AtomicOutput:
-    folder = not request.reverse or request.parts > 1
+    folder = is_folder(request, out)
     parts = program.spec.weights if request.reverse and folder else ""
     return AtomicOutput(out, request.force, request.resume, fingerprint, folder, parts)
 
@@ -177,11 +169,6 @@ def _named_files(program: Program, request: Request) -> list[Path]:
     )
     optional = [path for path in (config, config and config / "config.json") if path is not None]
     return [*request.source, Path(program.spec.path), *optional]
-
-
-def _part_names(plan: Plan, request: Request) -> list[str]:
-    """The first component of the name of each part of a state dict."""
-    return [Path(plan.program.spec.weights.replace("*", f"{n:02d}")).parts[0] for n in range(request.parts)]
 
 
 def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layout.OutFile], parts: int = 1) -> str:

@@ -108,7 +108,8 @@ def bind_source(
     if stated := unread_statements(program, checkpoint.objects, str(checkpoint.path)):
         note(Remark(f"fields of the checkpoint that the spec does not read: {listed(stated, 40)}"))
     shapes = NamedShapes(checkpoint.tensors, partial(preconditions.equal_tensors, checkpoint))
-    given, released = released_models.with_released(program, shapes, settings.given, request.model)
+    recorded = _recorded(program, request.source[0])
+    given, released = released_models.with_released(program, shapes, recorded | settings.given, request.model)
     env = Environment(program, shapes, given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)
@@ -144,8 +145,9 @@ def _bind_reversed(
     if wrong := config_guard.irreversible_fields(program, fields, _written(program, env), str(config)):
         raise Refusal(wrong)
     env = Environment(program, shapes, given, trusted=True)  # without the values that only the comparison needed
-    for name in given.keys() & program.spec.arguments.keys():
-        env[name]  # so that it is listed even if the plan does not use it
+    for name, value in given.items():
+        if name in program.spec.arguments or (name in program.spec.facts and value.value is not None):
+            env[name]  # so that it is listed even if the plan does not use it
     plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
     plan = _with_assumptions(plan, env, None, request.strict, note)
     # The result must be a source that the spec accepts, with the sizes of the config.
@@ -156,6 +158,12 @@ def _bind_reversed(
         if others := [d for d in refusal.diagnostics if d.kind != "missing-argument"]:
             raise Refusal(others) from None
     return plan, env
+
+
+def _recorded(program: Program, source: Path) -> dict[str, Given]:
+    """The arguments that the manifest of a reverse conversion beside the source has; guesses are not among them."""
+    recorded = recorded_settings(source if source.is_dir() else source.parent, program, reverse=True)
+    return {n: Given(v, MANIFEST, Origin.CONFIG_FILE) for n, v in recorded.items() if n in program.spec.arguments}
 
 
 def _config_of_folder(request: Request) -> Path:

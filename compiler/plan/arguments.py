@@ -160,7 +160,8 @@ def gather(
             solved = config_inverse.arguments_of(program, {n: value.value for n, value in stated.items()}, values)
             given |= {n: from_file(v) for n, v in solved.items() if n in program.spec.arguments}
         read = known | BAGGAGE | stated.keys() | {*renamed.values(), "rope_parameters"}
-        read |= set(config_dialects.EXPERTS) if known & set(config_dialects.EXPERTS) else set()
+        if (known | stated.keys()) & set(config_dialects.EXPERTS):
+            read |= set(config_dialects.EXPERTS)
         faults, ignored = config_guard.unconverted_fields(
             program, _part(fields, model_fields), read, str(path), of_target
         )
