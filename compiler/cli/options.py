@@ -74,6 +74,11 @@ class Parser(argparse.ArgumentParser):
         self.add_field("strict", "reject arguments that would be guessed")
         self.add_field("any_model_type", "accept a config that names another architecture", flag="--ignore-model-type")
 
+    def add_to(self) -> None:
+        self.add_field(
+            "to", "write the layout of this spec or family, such as litgpt or gguf, in one pass", metavar="SPEC"
+        )
+
     def add_conversion(self) -> None:
         """Add the options that `run` and `plan` share."""
         self.add_settings()

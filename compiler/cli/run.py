@@ -29,6 +29,7 @@ def run_parser() -> Parser:
     parser.add_field("check", "do not compare the result with the target class", flag="--no-check")
     parser.add_field("jobs", "number of threads that copy (default: %(default)s)", metavar="N")
     parser.add_field("max_shard_size", "maximum size of a weights file (default: %(default)s)", metavar="SIZE")
+    parser.add_to()
     parser.add_field("parts", "with --reverse: write a folder of N tensor-parallel parts", metavar="N")
     parser.add_field("force", "write into a folder that is not empty")
     parser.add_field("resume", "continue a run that was killed or interrupted")
@@ -52,21 +53,22 @@ def run(options: argparse.Namespace) -> int:
     from compiler.output.ranks import from_environment
 
     notes = Notes(silent=options.json)
-    if options.reverse and options.verify:
+    if (options.reverse or options.to) and options.verify:
+        option = "--reverse" if options.reverse else "--to"
         refuse(
             "compile run",
-            "--verify compares a converted folder with its source; --reverse writes no such folder",
+            f"--verify compares a converted folder with its source; {option} writes no such folder",
             "wrong-usage",
         )
-    if options.parts != 1 and not options.reverse:
-        refuse("compile run", "--parts is an option of --reverse", "wrong-usage", "add --reverse")
+    if options.parts != 1 and not (options.reverse or options.to):
+        refuse("compile run", "--parts is an option of --reverse and --to", "wrong-usage", "add --reverse")
     asked = request(options)
     program = named_program(options.spec, asked, notes, person(options))
     with Meter() as meter:
         plan = convert(program, asked, options.out, notes, meter)
     if not from_environment(options.out).leads:  # the leading process does the rest
         return 0
-    if options.readback and not options.reverse:
+    if options.readback and not (options.reverse or options.to):
         read_back(options.out)
     proof = verified(options, program, asked, options.out) if options.verify else None
     if proof:

@@ -20,8 +20,6 @@ def applied(group: Group, load: Callable[[str], Any]) -> dict[str, Any]:
     """Target name -> tensor, from the tensors that `load` returns for the source names."""
     from compiler.ops.kernels import TorchAlgebra
 
-    bundle: Any = group.sources.map(load)
-    for op in group.ops:
-        bundle = op.apply(bundle, TorchAlgebra())
+    bundle = group.apply(load, TorchAlgebra())
     slots = zip(bundle.slots, group.targets.slots, strict=True)
     return {target.name: slot[key].contiguous() for slot, targets in slots for key, target in targets.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ class StateDict:
     path: Path
     targets: Sequence[TargetTensor]
     cut: Cut = _uncut
-    wrapping: Wrapping = Wrapping()
+    wrapping: Wrapping = field(default_factory=Wrapping)
 
 
 def write_state_dicts(
@@ -159,7 +159,7 @@ def _tasks(
 def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tuple[TargetTensor, layout.Array]]]:
     """The targets of a group as arrangements of stored and computed bytes. Raises Refusal."""
     formulas = Formulas()
-    arrays = _apply(group, _sources(group, checkpoint), formulas)
+    arrays = group.apply(lambda name: _array(checkpoint.tensors[name]), formulas)
     arrays_by_target = list(zip(group.target_list, _in_order(group, arrays), strict=True))
     for target, array in arrays_by_target:
         if (array.shape, array.dtype) != (target.shape, target.dtype):
@@ -172,23 +172,17 @@ def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tup
 
 def arrange_group(group: Group, checkpoint: Checkpoint) -> Bundle[layout.Array]:
     """The targets of a group as arrangements of source bytes. Raises NotImplementedError if an op computes."""
-    return _apply(group, _sources(group, checkpoint), layout.LayoutAlgebra())
+    return group.apply(lambda name: _array(checkpoint.tensors[name]), layout.LayoutAlgebra())
 
 
-def _sources(group: Group, checkpoint: Checkpoint) -> Bundle[Any]:
-    return group.sources.map(lambda name: _array(checkpoint.tensors[name]))  # type: ignore[arg-type,return-value]
+def _sources(group: Group, checkpoint: Checkpoint) -> list[layout.Array]:
+    return [_array(checkpoint.tensors[name]) for name in group.source_names]
 
 
 def _array(tensor: Tensor | Joined) -> layout.Array:
     if isinstance(tensor, Joined):
         return layout.concat([_array(member) for member in tensor.members], tensor.axis)
     return layout.source(str(tensor.path), tensor.dtype, tensor.shape, tensor.offset, tensor.strides)
-
-
-def _apply(group: Group, bundle: Bundle[Any], algebra: Any) -> Bundle[Any]:
-    for op in group.ops:
-        bundle = op.apply(bundle, algebra)
-    return bundle
 
 
 def _failure(group: Group, checkpoint: Checkpoint, message: str) -> Diagnostic:
@@ -212,9 +206,9 @@ def _tensors(plan: Plan, checkpoint: Checkpoint, host: Sender, there: Sender) ->
         worker = Worker({str(path): stack.enter_context(opened(path)) for path in checkpoint.files})
         for group in plan.groups:
             sources = _sources(group, checkpoint)
-            sender = host if any(op.host_only for op in group.ops) else there
+            sender = host if any(op.host_only for op in group.all_ops) else there
             with _failing(group, checkpoint):
-                made, _ = sender.compute(partial(_call, group), _listed(sources), worker.fill)
+                made, _ = sender.compute(partial(_call, group), sources, worker.fill)
                 sender.engine.hand_over(made)
                 results = [tensor.to(there.engine.device) for tensor in made]
             yield from zip((target.name for target in group.target_list), results, strict=True)
@@ -235,7 +229,7 @@ def _on_device(
     """The task that computes a group on the device and writes its targets. A target whose place is None is skipped."""
 
     def run(worker: Worker, targets: Targets) -> Iterator[int]:
-        arrays = _listed(_sources(group, checkpoint))
+        arrays = _sources(group, checkpoint)
         with _failing(group, checkpoint):
             for number, start, data in pipeline.run(partial(_call, group), arrays, worker.fill):
                 if (place := places[number]) is not None:
@@ -260,23 +254,16 @@ def _in_order(group: Group, bundle: Bundle[Any]) -> list[Any]:
     return [slot[key] for slot, targets in zip(bundle.slots, group.targets.slots, strict=True) for key in targets]
 
 
-def _listed(bundle: Bundle[Any]) -> list[Any]:
-    return [value for slot in bundle.slots for value in slot.values()]
-
-
 def _call(group: Group, tensors: list[Any]) -> list[Any]:
-    """The targets of a group in their order, from its sources in the order of `_listed`; in one pass if no op computes."""
+    """The targets of a group in their order, from its sources in the order of their names; in one pass if no op computes."""
     from compiler.executor.torch_layout import MOST_PIECES, arranged, stored
     from compiler.ops.kernels import TorchAlgebra
 
-    numbers: Iterator[Any] = iter(range(len(tensors)))
-    bundle: Bundle[Any] = group.sources.map(lambda _: next(numbers))
+    named = dict(zip(group.source_names, tensors, strict=True))
     try:
-        sources = bundle.map(lambda n: stored(str(n), tensors[n]))
-        arrays = _in_order(group, _apply(group, sources, layout.LayoutAlgebra()))
+        arrays = _in_order(group, group.apply(lambda name: stored(name, named[name]), layout.LayoutAlgebra()))
         if sum(len(array.pieces) for array in arrays) <= MOST_PIECES:
-            named = {str(n): tensor for n, tensor in enumerate(tensors)}
             return [arranged(array, named, tensors[0].device) for array in arrays]
     except NotImplementedError:  # an op computes
         pass
-    return _in_order(group, _apply(group, bundle.map(lambda n: tensors[n]), TorchAlgebra()))
+    return _in_order(group, group.apply(named.__getitem__, TorchAlgebra()))

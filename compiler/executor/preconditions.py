@@ -5,6 +5,8 @@ Compares the stored bytes of a Plan's sources. Raises Refusal.
 
 from __future__ import annotations
 
+from typing import Any
+
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.diagnostics import Report, refuse
@@ -15,8 +17,7 @@ def check_constants(plan: Plan, checkpoint: Checkpoint) -> None:
     """Compare each tensor that the reverse drops with its constant. Raises Refusal with every one that differs."""
     report = Report()
     for name, fill in plan.made:
-        tensor = checkpoint.tensors[name]
-        if not _is_constant(tensor.dtype, tensor.shape, read_bytes(tensor), fill):
+        if not _is_constant(plan, checkpoint, name, fill):
             rule = next(r for r in plan.program.created if r.targets[0].match(name) is not None)
             report.add(
                 rule.span,
@@ -27,11 +28,16 @@ def check_constants(plan: Plan, checkpoint: Checkpoint) -> None:
     report.settle()
 
 
-def _is_constant(dtype: str, shape: tuple[int, ...], data: bytearray, fill: float) -> bool:
-    from compiler.ops import kernels
+def _is_constant(plan: Plan, checkpoint: Checkpoint, name: str, fill: float) -> bool:
+    from compiler.executor.apply_rule import applied, loaded
 
-    tensor = kernels.tensor_of(data, dtype, shape)
-    return bool((tensor == fill).all())
+    def load(source: str) -> Any:
+        return loaded(checkpoint.tensors[source])
+
+    if plan.first is None:
+        return bool((load(name) == fill).all())
+    group = next(group for group in plan.first.groups if any(t.name == name for t in group.target_list))
+    return bool((applied(group, load)[name] == fill).all())
 
 
 def equal_tensors(checkpoint: Checkpoint, one: str, other: str) -> bool:

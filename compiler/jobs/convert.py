@@ -19,6 +19,7 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
 from compiler.executor import execute
 from compiler.executor.tensor_parallel_parts import check_parts
+from compiler.jobs.compose import prepare_both, second_program
 from compiler.jobs.destination import Destination, is_folder
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
@@ -32,6 +33,7 @@ from compiler.plan.plan import Plan
 from compiler.process import Interrupted, stoppable
 from compiler.program.program import Program
 from compiler.proof.class_check import ClassCheck
+from compiler.resources import find_spec
 from compiler.transfer.engine import Ledger
 from compiler.transfer.files import Unchanged
 
@@ -50,14 +52,15 @@ def convert(
     from compiler.executor import nonfinite_values
 
     safetensors_layout.parse_size(request.max_shard_size)
-    check_parts(program, request.parts)
-    output = _output(out, request, program)
+    second = second_program(program, request.to) if request.to else None
+    check_parts(second or program, request.parts)
+    output = _output(out, request, second or program)
     output.check()
     output.protect(_named_files(program, request), [])
     with ranks.from_environment(out) as crew:
         if not crew.leads:  # the leading process prints notes and looks at values
             on_note = ignore_note
-        prepared = prepare(program, request, on_note)
+        prepared = prepare_both(program, second, request, on_note) if second else prepare(program, request, on_note)
         plan, checkpoint = prepared.plan, prepared.checkpoint
         output.check_room(sum(target.nbytes for target in plan.targets))
         for line in nonfinite_values.in_source(checkpoint, plan, request.check_values) if crew.leads else ():
@@ -110,14 +113,19 @@ def write(
         sidecars = destination.sidecars(checkpoint, output.path, remark)
         names = [*destination.names, *(sidecars.names if sidecars else ())]
         reads = [*checkpoint.files, *checkpoint.indexes, *(sidecars.reads if sidecars else ())]
-        output.protect([*_named_files(plan.program, request), *reads], names)
+        named = _named_files(plan.first.program if plan.first else plan.program, request)
+        output.protect([*named, *reads], names)
         with stoppable(), output, ExitStack() as stack:
             if output.done:
                 remark("everything was written by an earlier run; moved it to its final name")
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
-            check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if request.check else None
+            check = (
+                stack.enter_context(ClassCheck(plan.first or plan, checkpoint, folder_config))
+                if request.check
+                else None
+            )
             if sidecars is not None:
                 sidecar_files.write(sidecars, files, output, remark)
             if files and destination.folder:
@@ -157,7 +165,7 @@ def write(
 
 def _output(out: Path, request: Request, program: Program, fingerprint: str = "") -> AtomicOutput:
     folder = is_folder(request, out)
-    parts = program.spec.weights if request.reverse and folder else ""
+    parts = program.spec.weights if (request.reverse or request.to) and folder else ""
     return AtomicOutput(out, request.force, request.resume, fingerprint, folder, parts)
 
 
@@ -168,7 +176,8 @@ def _named_files(program: Program, request: Request) -> list[Path]:
         source, "config.json" if request.reverse else program.spec.source_config
     )
     optional = [path for path in (config, config and config / "config.json") if path is not None]
-    return [*request.source, Path(program.spec.path), *optional]
+    second = [find_spec(request.to)] if request.to else []
+    return [*request.source, Path(program.spec.path), *second, *optional]
 
 
 def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layout.OutFile], parts: int = 1) -> str:
@@ -178,4 +187,6 @@ def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layo
     regions = hashlib.sha256(str([tensor.region for tensor in checkpoint.tensors.values()]).encode()).hexdigest()
     places = [(file.name, file.size, hashlib.sha256(file.header).hexdigest()) for file in files]
     identity = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, parts]
+    if plan.first:
+        identity += [document.plain(plan.first.program.spec.root), plan.first.values, plan.first.dtype]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()

@@ -20,6 +20,8 @@ from compiler.output import pth_layout, safetensors_layout
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import Plan
+from compiler.tokenizer.find import FILES as TOKENIZER_FILES
+from compiler.tokenizer.find import tokenizer_files
 
 # Endings of files of weights; an OUT of another name is a folder.
 TORCH, SAFETENSORS = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors"
@@ -27,7 +29,7 @@ TORCH, SAFETENSORS = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors"
 
 def is_folder(request: Request, out: Path) -> bool:
     """Whether OUT is a folder."""
-    return not request.reverse or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS)
+    return not (request.reverse or request.to) or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS)
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,32 @@ class Destination:
                 say,
                 request.check,
             )
-        return source_folder.collect(
-            plan, checkpoint, self._folder_configs(), self._tokenizer(), self.files, self._sizes(), say, request.check
+        beside = self._of_first(checkpoint, out, say) if plan.first else self._of_folder()
+        return source_folder.collect(plan, checkpoint, beside, self.files, self._sizes(), request.check)
+
+    def _of_first(self, checkpoint: Checkpoint, out: Path, say: Callable[[str], None]) -> sidecar_files.SidecarFiles:
+        """The configs and the tokenizer that the first of two conversions would write."""
+        plan, request = self.plan.first, self.request
+        assert plan is not None
+        made = sidecar_files.collect(
+            plan, checkpoint, request.tokenizer, request.processor, request.source[0], [], out, say, request.check
         )
+        kept = {*source_folder.CONFIGS, *TOKENIZER_FILES}
+        return sidecar_files.SidecarFiles(
+            {name: text for name, text in made.texts.items() if name in kept},
+            {name: path for name, path in made.copies.items() if name in kept},
+            made.reads,
+        )
+
+    def _of_folder(self) -> sidecar_files.SidecarFiles:
+        """The configs and the tokenizer of the Transformers folder that is converted back."""
+        source = self.request.source[0]
+        config = self.request.config or config_file.beside(source, source_folder.HUB)
+        paths = [config.parent / name for name in source_folder.CONFIGS] if config else []
+        texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+        place = self.request.tokenizer or (source if source.is_dir() else source.parent)
+        files = tokenizer_files(place, lambda _: None, named=self.request.tokenizer is not None).values()
+        return sidecar_files.SidecarFiles(texts, {path.name: path for path in files}, tuple(files))
 
     def _sizes(self) -> dict[str, int]:
         """The size of each file of weights in bytes, by name."""
@@ -98,13 +123,3 @@ class Destination:
             return {file.name: file.size for file in self.files}
         parts = self.state_dicts(Path())
         return {str(p.path): pth_layout.lay_out(p.path.name, p.targets, p.wrapping).size for p in parts}
-
-    def _folder_configs(self) -> dict[str, str]:
-        """Name -> text of the configs of the Transformers folder that is converted back."""
-        config = self.request.config or config_file.beside(self.request.source[0], "config.json")
-        paths = [config.parent / name for name in source_folder.CONFIGS] if config else []
-        return {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
-
-    def _tokenizer(self) -> Path:
-        source = self.request.source[0]
-        return self.request.tokenizer or (source if source.is_dir() else source.parent)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import Refusal, Report, listed
 from compiler.language import document
 from compiler.model_folder import card
-from compiler.model_folder.sidecar_files import Say, SidecarFiles
+from compiler.model_folder.sidecar_files import SidecarFiles
 from compiler.output import safetensors_layout
 from compiler.output.earlier_run import INDEX, MANIFEST
 from compiler.output.pth_layout import Wrapping
@@ -26,7 +25,6 @@ from compiler.output.safetensors_layout import OutFile
 from compiler.plan import config_inverse
 from compiler.plan.plan import Plan
 from compiler.program.environment import Environment, Given, NamedShapes, Origin, reads_data
-from compiler.tokenizer.find import tokenizer_files
 
 # Of a folder of Transformers: many trainers keep them beside weights of their own, and a conversion reads them.
 HUB = "config.json"
@@ -132,23 +130,18 @@ def config_text(plan: Plan) -> dict[str, str]:
 def collect(
     plan: Plan,
     checkpoint: Checkpoint,
-    configs: Mapping[str, str],
-    tokenizer: Path | None,
+    beside: SidecarFiles,
     files: Sequence[OutFile],
     weights: Mapping[str, int],
-    say: Say,
     checked: bool,
 ) -> SidecarFiles:
-    """Everything but the weights of a source folder. `configs`: name -> text of the Transformers folder's own configs;
-    `tokenizer`: the folder of its tokenizer; `files`: safetensors files; `weights`: the size of each weights file, by
-    name. Raises Refusal, OSError."""
+    """Everything but the weights of a source folder. `beside`: the configs and the tokenizer of the Transformers folder;
+    `files`: safetensors files; `weights`: the size of each weights file, by name. Raises Refusal, OSError."""
     env = environment(plan)  # every argument has a value, also where no config file has a place for it
     plan = replace(plan, values={**plan.values, **{name: env[name] for name in plan.program.spec.arguments}})
-    texts = {**configs, **config_text(plan)}
+    texts = {**beside.texts, **config_text(plan)}
     if len(files) > 1:
         texts[INDEX] = safetensors_layout.index_json(files, plan.targets)
-    found = tokenizer_files(tokenizer, say, named=False) if tokenizer else {}
-    copies = {path.name: path for path in found.values()}
-    sidecars = SidecarFiles(texts, copies, tuple(found.values()))
+    sidecars = SidecarFiles(texts, beside.copies, beside.reads)
     manifest = card.manifest(plan, checkpoint, {**weights, **sidecars.sizes()}, checked=checked)
-    return SidecarFiles({**texts, MANIFEST: manifest}, copies, sidecars.reads)
+    return SidecarFiles({**texts, MANIFEST: manifest}, beside.copies, beside.reads)

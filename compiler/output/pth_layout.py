@@ -97,7 +97,7 @@ class PthFile:
             _put(file, start, bytes(table) + _end(start, len(table), len(self.records)))
 
 
-def lay_out(name: str, targets: Sequence[TargetTensor], wrapping: Wrapping = Wrapping()) -> PthFile:  # noqa: B008 - frozen
+def lay_out(name: str, targets: Sequence[TargetTensor], wrapping: Wrapping = Wrapping()) -> PthFile:
     """The file of that name for these tensors, in their order."""
     root = name.strip(".").split(".")[0] or "archive"
     records: list[PthRecord] = []

@@ -226,28 +226,28 @@ def model_part(whole: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
 
 
 def gather_reversed(
-    program: Program, config: Path, assigned: Mapping[str, Any], any_model_type: bool
+    program: Program, whole: dict[str, Any], path: Path, assigned: Mapping[str, Any], any_model_type: bool
 ) -> tuple[dict[str, Any], dict[str, Given]]:
-    """The flat fields of a folder's config, and the arguments and facts that they give.
+    """The flat fields of a folder's config, `whole` as its file at `path` has it, and the arguments and facts that they
+    give.
 
     Raises Refusal for a config of another architecture, or with a field that changes the function and that the spec
     does not write.
     """
-    whole = read_config_file(config)
     fields = config_dialects.read_config(whole)
     if fields.get("use_sliding_window") is False:
         fields["sliding_window"] = None
-    wrong = [] if any_model_type else config_guard.other_architecture(program, whole, str(config), reverse=True)
+    wrong = [] if any_model_type else config_guard.other_architecture(program, whole, str(path), reverse=True)
     read = BAGGAGE | {"rope_parameters"}
     if {field.name for field in program.spec.config} & set(config_dialects.EXPERTS):
         read |= set(config_dialects.EXPERTS)
-    faults, _ = config_guard.unconverted_fields(program, _part(fields, whole), {*read}, str(config), True, reverse=True)
+    faults, _ = config_guard.unconverted_fields(program, _part(fields, whole), {*read}, str(path), True, reverse=True)
     wrong += faults
     if wrong:
         raise Refusal(wrong)
-    given = _class_defaults(program, fields, config.name)
+    given = _class_defaults(program, fields, path.name)
     carried = {f.carried: fields[f.name] for f in program.spec.config if f.carried and f.name in fields}
-    given |= {n: Given(v, config.name, Origin.CONFIG_FILE) for n, v in carried.items() if n}
+    given |= {n: Given(v, path.name, Origin.CONFIG_FILE) for n, v in carried.items() if n}
     return fields, given | _assigned(assigned)
 
 
