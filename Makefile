@@ -14,7 +14,7 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo test coverage mutants test-ecosystem test-oracles originals check regen fuzz bench clean
+.PHONY: env env-4 demo test test-routes coverage mutants test-ecosystem test-oracles originals check regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -40,6 +40,10 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -n 2
+
+# Every pair of shipped specs that meet at a class: one pass with --to against two.
+test-routes: env
+	MAPSPEC_ALL_PAIRS=1 $(BIN)/python -m pytest -n 2 tests/specs/test_composition.py
 
 # Line and branch coverage of compiler/ by the default tests, child processes included.
 coverage: env

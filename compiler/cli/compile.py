@@ -19,6 +19,7 @@ compile plan SPEC SOURCE               show what a conversion would do, from fil
 compile verify SPEC SOURCE OUT         compare a converted folder with its source
 compile adapter SPEC BASE ADAPTER OUT  convert a LoRA of the source to a PEFT adapter, or back
 compile detect SOURCE                  list the specs that fit a checkpoint
+compile routes [FROM [TO]]             list which layouts `run --to` converts into which
 compile draft SOURCE --target CLASS    write a first version of a spec for an unknown checkpoint
 compile new NAME --target CLASS        write an empty spec to start from
 compile explain KIND                   explain a kind of problem

@@ -24,6 +24,7 @@ COMMANDS = {
     "adapter": "adapter",
     "detect": "detect",
     "draft": "draft",
+    "routes": "routes",
     "schema": "explain",
     "explain": "explain",
     "new": "new",
