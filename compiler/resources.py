@@ -22,6 +22,11 @@ def axis_labels_path() -> Path:
     return _PACKAGE / "axis_labels.json"
 
 
+def gguf_tokenizers_path() -> Path:
+    """How a GGUF file names tokenizers."""
+    return _PACKAGE / "gguf_tokenizers.json"
+
+
 def folder(name: str) -> Path:
     """A shipped folder: `specs`, `templates` or `docs`."""
     inside = _PACKAGE / name

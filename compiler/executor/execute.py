@@ -53,7 +53,7 @@ def write_folder(
 
     With a `ledger`, bytes that it lists are not written again, and an error leaves what is written.
     """
-    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets) for file in files]
+    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets, file.gaps) for file in files]
     _write(plan, checkpoint, layouts, device, jobs, progress, ledger)
 
 
@@ -115,7 +115,7 @@ def outputs(
     plan: Plan, checkpoint: Checkpoint, files: Sequence[OutFile], folder: Path
 ) -> tuple[list[TransferFile], list[Task]]:
     """What `write_folder` transfers on the CPU: byte ranges, and tasks that compute the rest."""
-    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets) for file in files]
+    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets, file.gaps) for file in files]
     return _tasks(plan, checkpoint, layouts, None)
 
 

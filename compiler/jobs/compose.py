@@ -6,7 +6,6 @@ tensors and the config.json that the first would write. Nothing is written betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,10 +75,10 @@ def prepare_both(first: Program, second: Program, request: Request, on_note: Lis
         notes.append(one)
         on_note(one)
 
-    mine, theirs = _divided(first, second, request)
+    mine, theirs, common = _divided(first, second, request)
     forward = prepare(first, replace(request, assigned=mine, to=None), note)
     config = config_written(first, forward.plan.config, forward.plan.dtype)
-    settings = forward.plan.values if first.spec.name.value == second.spec.name.value else {}
+    settings = forward.plan.values if first.spec.name.value == second.spec.name.value else common
     tensors = {target.name: target for target in forward.plan.targets}
     converted = Converted(config, Path("config.json"), settings, tensors)
     asked = replace(request, assigned=theirs, dtype=None, reverse=True, config=None, to=None)
@@ -98,20 +97,14 @@ def _hint(hint: str, first: Program) -> str:
     return hint.replace("a --config that contains it", f"an argument of {first.spec.name.value}")
 
 
-def _divided(first: Program, second: Program, request: Request) -> tuple[dict[str, object], dict[str, object]]:
-    """The values of `--set` for each of two programs: those of both have the arguments that both know."""
-    mine: dict[str, object] = {}
-    theirs: dict[str, object] = {}
-    for name, value in request.assigned.items():
-        known = _names(first, first.spec.fixed)
-        if name in known:
-            mine[name] = value
-        if name in second.spec.arguments or (name in second.spec.facts and name not in known):
-            theirs[name] = value
-        if name not in mine and name not in theirs:
-            check_given(first, {name: value})
-    return mine, theirs
-
-
-def _names(program: Program, more: Iterable[str]) -> set[str]:
-    return {*program.spec.arguments, *program.spec.facts, *more}
+def _divided(
+    first: Program, second: Program, request: Request
+) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
+    """The values of `--set` for the first of two programs, for the second, and those of the first whose names the second
+    has too: it takes them if config.json does not have them."""
+    known = {*first.spec.arguments, *first.spec.facts, *first.spec.fixed}
+    mine = {name: value for name, value in request.assigned.items() if name in known}
+    others = {name: value for name, value in request.assigned.items() if name not in known}
+    theirs = {n: value for n, value in others.items() if n in second.spec.arguments or n in second.spec.facts}
+    check_given(first, {name: value for name, value in others.items() if name not in theirs})
+    return mine, theirs, {name: value for name, value in mine.items() if name in second.spec.arguments}

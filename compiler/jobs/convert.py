@@ -86,12 +86,13 @@ def write(
     from compiler.executor import nonfinite_values
 
     crew = crew or ranks.Crew(0, 1, out)
-    destination = Destination.of(plan, request, out)
-    files = destination.files
-    output = _output(out, request, plan.program, fingerprint(plan, checkpoint, files, request.parts))
 
     def remark(text: str) -> None:
         on_note(Remark(text))
+
+    destination = Destination(plan, checkpoint, request, out, is_folder(request, out), remark)
+    files = destination.files
+    output = _output(out, request, plan.program, fingerprint(plan, checkpoint, files, request.parts))
 
     def weights(folder: Path, ledger: Ledger) -> None:
         execute.write_folder(
@@ -110,7 +111,7 @@ def write(
             with stoppable():
                 crew.follow(output.fingerprint, weights)
             return
-        sidecars = destination.sidecars(checkpoint, output.path, remark)
+        sidecars = destination.sidecars
         names = [*destination.names, *(sidecars.names if sidecars else ())]
         reads = [*checkpoint.files, *checkpoint.indexes, *(sidecars.reads if sidecars else ())]
         named = _named_files(plan.first.program if plan.first else plan.program, request)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from compiler.checkpoints import config_file
@@ -15,8 +16,8 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.executor import tensor_parallel_parts
 from compiler.executor.execute import StateDict
 from compiler.jobs.request import Request
-from compiler.model_folder import sidecar_files, source_folder
-from compiler.output import pth_layout, safetensors_layout
+from compiler.model_folder import gguf_values, sidecar_files, source_folder
+from compiler.output import gguf_layout, pth_layout, safetensors_layout
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import Plan
@@ -24,33 +25,41 @@ from compiler.tokenizer.find import FILES as TOKENIZER_FILES
 from compiler.tokenizer.find import tokenizer_files
 
 # Endings of files of weights; an OUT of another name is a folder.
-TORCH, SAFETENSORS = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors"
+TORCH, SAFETENSORS, GGUF = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors", ".gguf"
+ONE_FILE = 10**18  # bytes
 
 
 def is_folder(request: Request, out: Path) -> bool:
     """Whether OUT is a folder."""
-    return not (request.reverse or request.to) or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS)
+    return not (request.reverse or request.to) or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS, GGUF)
 
 
 @dataclass(frozen=True)
 class Destination:
-    """`files`: the safetensors files; empty where torch files are written. `folder`: whether OUT is one."""
+    """What a plan writes to `out`. `folder`: whether that is one; `say` gets remarks about what is left out."""
 
     plan: Plan
+    checkpoint: Checkpoint
     request: Request
+    out: Path
     folder: bool
-    files: list[OutFile]
+    say: Callable[[str], None]
 
-    @classmethod
-    def of(cls, plan: Plan, request: Request, out: Path) -> Destination:
-        """What is written for a plan to OUT. Raises Refusal."""
-        folder = is_folder(request, out)
-        first = source_folder.weights_name(plan) if folder else out.name
-        if plan.reverse and not first.endswith(SAFETENSORS):
-            return cls(plan, request, folder, [])
-        largest = safetensors_layout.parse_size(request.max_shard_size) if folder else 10**18
-        files = safetensors_layout.lay_out(plan.targets, largest)
-        return cls(plan, request, folder, files if folder else [replace(file, name=out.name) for file in files])
+    @cached_property
+    def files(self) -> list[OutFile]:
+        """The files that are written range by range: safetensors or GGUF; none where torch files are written. Raises
+        Refusal."""
+        plan, request = self.plan, self.request
+        if not plan.reverse:
+            return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
+        name = source_folder.weights_name(plan) if self.folder else self.out.name
+        if name.endswith(GGUF):
+            return [self._gguf(name)]
+        if not name.endswith(SAFETENSORS):
+            return []
+        if self.folder:
+            return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
+        return [replace(file, name=name) for file in safetensors_layout.lay_out(plan.targets, ONE_FILE)]
 
     @property
     def names(self) -> list[str]:
@@ -71,40 +80,49 @@ class Destination:
             place = place / source_folder.weights_name(self.plan)
         return tensor_parallel_parts.state_dicts(self.plan, place, self.request.parts, wrapping)
 
-    def sidecars(
-        self, checkpoint: Checkpoint, out: Path, say: Callable[[str], None]
-    ) -> sidecar_files.SidecarFiles | None:
+    def _gguf(self, name: str) -> OutFile:
+        plan, beside = self.plan, self.beside
+        fields = source_folder.fields(plan)
+        values = gguf_values.model_values(fields, self.out.stem, plan.dtype)
+        rows = int(fields["vocab_size"])
+        values |= gguf_values.tokenizer_values(beside.texts, beside.copies, rows, self.say)
+        return gguf_layout.lay_out(name, plan.targets, values, source_folder.constants(plan))
+
+    @cached_property
+    def sidecars(self) -> sidecar_files.SidecarFiles | None:
         """The files beside the weights; None for an OUT that is one file. Raises Refusal, OSError."""
         request, plan = self.request, self.plan
         if not self.folder:
             return None
         if not plan.reverse:
-            return sidecar_files.collect(
-                plan,
-                checkpoint,
-                request.tokenizer,
-                request.processor,
-                request.source[0],
-                self.files,
-                out,
-                say,
-                request.check,
-            )
-        beside = self._of_first(checkpoint, out, say) if plan.first else self._of_folder()
-        return source_folder.collect(plan, checkpoint, beside, self.files, self._sizes(), request.check)
+            return self._of_transformers(plan, self.files)
+        return source_folder.collect(plan, self.checkpoint, self.beside, self.files, self._sizes(), request.check)
 
-    def _of_first(self, checkpoint: Checkpoint, out: Path, say: Callable[[str], None]) -> sidecar_files.SidecarFiles:
-        """The configs and the tokenizer that the first of two conversions would write."""
-        plan, request = self.plan.first, self.request
-        assert plan is not None
-        made = sidecar_files.collect(
-            plan, checkpoint, request.tokenizer, request.processor, request.source[0], [], out, say, request.check
-        )
+    @cached_property
+    def beside(self) -> sidecar_files.SidecarFiles:
+        """The configs and the tokenizer of the Transformers folder that a plan starts from or goes through."""
+        if self.plan.first is None:
+            return self._of_folder()
+        made = self._of_transformers(self.plan.first, [])
         kept = {*source_folder.CONFIGS, *TOKENIZER_FILES}
         return sidecar_files.SidecarFiles(
             {name: text for name, text in made.texts.items() if name in kept},
             {name: path for name, path in made.copies.items() if name in kept},
             made.reads,
+        )
+
+    def _of_transformers(self, plan: Plan, files: list[OutFile]) -> sidecar_files.SidecarFiles:
+        request = self.request
+        return sidecar_files.collect(
+            plan,
+            self.checkpoint,
+            request.tokenizer,
+            request.processor,
+            request.source[0],
+            files,
+            self.out,
+            self.say,
+            request.check,
         )
 
     def _of_folder(self) -> sidecar_files.SidecarFiles:

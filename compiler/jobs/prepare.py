@@ -20,7 +20,7 @@ from compiler.jobs.request import Request
 from compiler.model_folder.card import recorded_settings
 from compiler.output.earlier_run import MANIFEST
 from compiler.plan import arguments, config_guard, config_inverse, released_models
-from compiler.plan.bind import bind
+from compiler.plan.bind import bind, with_float32_vectors
 from compiler.plan.checkpoint_statements import unread_statements
 from compiler.plan.notes import (
     DefaultArguments,
@@ -177,6 +177,8 @@ def bind_reversed(
         if name in program.spec.arguments or (name in program.spec.facts and value.value is not None):
             env[name]  # so that it is listed even if the plan does not use it
     plan = bind(program, tensors, env, dtype=request.dtype, reverse=True)
+    if program.spec.weights.endswith(".gguf"):
+        plan = with_float32_vectors(plan)
     plan = _with_assumptions(plan, env, None, request.strict, note)
     # The result must be a source that the spec accepts, with the sizes of the config.
     made = NamedShapes({target.name: target for target in plan.targets})

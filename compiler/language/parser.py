@@ -180,6 +180,7 @@ def _layout(source: Node | None) -> SourceLayout:
         omit=tuple(Text(i.text, i.span) for i in _items(node, "omit") if isinstance(i, Scalar)),
         omit_all=isinstance(omit, Scalar),
         fields=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "fields")),
+        constants=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "constants")),
     )
 
 

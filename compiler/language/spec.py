@@ -163,6 +163,7 @@ class SourceLayout:
     omit: tuple[Text, ...] = ()
     omit_all: bool = False
     fields: tuple[Field, ...] = ()
+    constants: tuple[Field, ...] = ()
 
 
 @dataclass(frozen=True)

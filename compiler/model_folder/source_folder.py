@@ -105,6 +105,13 @@ def fields(plan: Plan) -> dict[str, Any]:
     return found
 
 
+def constants(plan: Plan) -> dict[str, list[float]]:
+    """Name -> numbers of each vector that the file has besides the tensors. Raises Refusal."""
+    env = environment(plan)
+    values = {field.name: env.evaluate(field.expr) for field in plan.program.spec.layout.constants if field.expr}
+    return {name: [float(number) for number in value] for name, value in values.items() if value is not None}
+
+
 def wrapping(plan: Plan) -> Wrapping:
     """What surrounds the tensors in a torch file of the source. Raises Refusal."""
     layout = plan.program.spec.layout

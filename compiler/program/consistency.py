@@ -263,7 +263,7 @@ def expressions(program: Program) -> list[Expr]:
     ]
     found += spec.tokenizer.named.values() if spec.tokenizer else []
     found += [f.expr for f in spec.processor.fields if f.expr] if spec.processor else []
-    found += [f.expr for f in spec.layout.fields if f.expr]
+    found += [f.expr for f in (*spec.layout.fields, *spec.layout.constants) if f.expr]
     rules = (*program.rules, *program.created)
     found += [r.when for r in rules if r.when] + [t.when for t in program.ties if t.when]
     found += [size for r in rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]
