@@ -82,19 +82,12 @@ def prepare_both(first: Program, second: Program, request: Request, on_note: Lis
     tensors = {target.name: target for target in forward.plan.targets}
     converted = Converted(config, Path("config.json"), settings, tensors)
     asked = replace(request, assigned=theirs, dtype=None, reverse=True, config=None, to=None)
-    try:
-        backward, env = bind_reversed(second, asked, converted, note)
-    except Refusal as refusal:
-        raise Refusal(replace(d, hint=_hint(d.hint, first)) for d in refusal.diagnostics) from None
+    backward, env = bind_reversed(second, asked, converted, note)
     plan = compose(forward.plan, backward)
     if request.compare:
         preconditions.check_constants(plan, forward.checkpoint)
     own = {name: given for name, given in env.arguments.items() if given.origin is not Origin.CONFIG_FILE}
     return Prepared(plan, forward.checkpoint, None, {**forward.arguments, **own}, tuple(notes))
-
-
-def _hint(hint: str, first: Program) -> str:
-    return hint.replace("a --config that contains it", f"an argument of {first.spec.name.value}")
 
 
 def _divided(

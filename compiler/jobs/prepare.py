@@ -124,7 +124,7 @@ def bind_source(
         note(Remark(f"fields of the checkpoint that the spec does not read: {listed(stated, 40)}"))
     shapes = NamedShapes(checkpoint.tensors, partial(preconditions.equal_tensors, checkpoint))
     recorded = _recorded(program, request.source[0])
-    given, released = released_models.with_released(program, shapes, recorded | settings.given, request.model)
+    given, released = released_models.with_released(program, shapes, {**recorded, **settings.given}, request.model)
     env = Environment(program, shapes, given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)

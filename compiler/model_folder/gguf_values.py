@@ -167,7 +167,7 @@ def _begins(node: Mapping[str, Any]) -> bool:
     if node.get("type") == "Sequence":
         return any(_begins(part) for part in node.get("processors") or ())
     single = node.get("single") if node.get("type") == "TemplateProcessing" else None
-    return bool(single) and "SpecialToken" in single[0]
+    return bool(single and "SpecialToken" in single[0])
 
 
 def _add(tokens: dict[int, str], kinds: dict[int, int], content: Mapping[str, Any]) -> None:

@@ -75,8 +75,9 @@ def _environment(plan: Plan, arguments: Mapping[str, Any], facts: Mapping[str, A
     for name in plan.program.spec.arguments:
         try:
             env[name]
-        except Refusal as refusal:
-            report.absorb(refusal)
+        except Refusal as refusal:  # neither config.json nor a manifest has it
+            hint = f"give it with --set {name}=VALUE"
+            report.absorb(Refusal(replace(d, hint=hint) if d.subject == name else d for d in refusal.diagnostics))
     report.settle()
     return env
 
@@ -92,9 +93,9 @@ def fields(plan: Plan) -> dict[str, Any]:
             value = env[name]
             if value is not None or argument.required or argument.default is not None:
                 found[name] = value
-        for name in dict.fromkeys(field.carried for field in spec.config):
-            if name in spec.facts:
-                found[name] = env[name]
+        for carried in dict.fromkeys(field.carried for field in spec.config):
+            if carried is not None and carried in spec.facts:
+                found[carried] = env[carried]
         found |= {n: field.values[0] for n, field in spec.fixed.items() if None not in field.values}
     found = {name: value for name, value in found.items() if name not in omitted}
     for field in layout.fields:

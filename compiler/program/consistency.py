@@ -198,10 +198,10 @@ class _Checker:
                 self.report.add(pattern.span, message, "duplicate-name", "decide which")
 
         writable = {*read, *spec.fixed}
-        for name in spec.layout.omit:
-            if name.value not in writable:
-                message = f"{name.value!r} is omitted, and it is neither an argument, a fact nor fixed"
-                self.report.add(name.span, message, "unknown-name", nearest(name.value, writable))
+        for omitted in spec.layout.omit:
+            if omitted.value not in writable:
+                message = f"{omitted.value!r} is omitted, and it is neither an argument, a fact nor fixed"
+                self.report.add(omitted.span, message, "unknown-name", nearest(omitted.value, writable))
 
     def check_asked(
         self, function: str, text: str, span: Span, claimed: list[Pattern], keep_all: bool, indices: frozenset[str]

@@ -186,13 +186,18 @@ def test_specs_that_do_not_meet(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_what_the_class_cannot_hold_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """transformer_lens has norms of two kinds, which GPT-2's config does not tell apart, so that is asked; the rest is not."""
-    made = synthetic(PROGRAMS["nanogpt_gpt2"], finite=True)
+    """gpt-fast and torchao have two words for one scaling, and config.json does not tell which: it is asked by its name."""
+    made = synthetic(PROGRAMS["torchtitan_llama"], finite=True)
     source = made.save(tmp_path, "*.pt")
-    words = ("run", "nanogpt_gpt2", source, tmp_path / "out", "--set", "n_head=4", "--set", "dropout=0.0")
-    status, _, err = run(capsys, *words, "--to", "megatron_gpt2")
-    print(err)
-    assert status == 0
+    given = [word for name, value in made.arguments.items() for word in ("--set", f"{name}={value}")]
+    words = ("run", "torchtitan_llama", source, tmp_path / "out", "--to", "gpt_fast_llama", "--no-check", *given)
+    status, _, err = run(capsys, *words)
+    assert (status, err.count("[missing-argument]")) == (1, 1)
+    assert "give it with --set use_scaled_rope=VALUE" in err
+    assert not (tmp_path / "out").exists()
+    assert run(capsys, *words, "--set", "use_scaled_rope=true")[0] == 0
+    status, _, err = run(capsys, *words, "--force", "--set", "use_scaled_rope=true", "--set", "no_such=1")
+    assert (status, "[unknown-argument]" in err) == (1, True)
 
 
 def test_routes(capsys: pytest.CaptureFixture[str]) -> None:
