@@ -14,7 +14,7 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo test test-routes coverage mutants test-ecosystem test-oracles originals check regen fuzz bench clean
+.PHONY: env env-4 demo test test-routes coverage mutants test-ecosystem test-originals test-oracles originals check regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -98,6 +98,11 @@ PROGRAMS := torchao==0.18.0 ctranslate2==4.8.5 gguf==0.19.0 trl==1.16.0 \
 test-ecosystem: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/programs $(PROGRAMS)
 	PYTHONPATH=.venv/programs $(BIN)/python -m pytest tests/ecosystem/programs.py
+
+# What --reverse and --to write, in the programs that own those layouts.
+test-originals: env .venv-oracles/ready
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check timm==1.0.31 xllamacpp==2026.10.11549
+	MAPSPEC_ORIGINALS=$(CURDIR)/.venv-oracles/bin/python $(BIN)/python -m pytest tests/ecosystem/sources.py
 
 check: env
 	$(BIN)/ruff check .

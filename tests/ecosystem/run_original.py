@@ -22,7 +22,9 @@ def litgpt(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 
 
 def torchtune(folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """By its model builder, whose arguments are those that the manifest records, and its own checkpointer."""
+    """By its model builder, whose arguments are those that the manifest records, and its own checkpointer, which needs an
+    older torchao (see the Makefile)."""
+    sys.path.insert(0, str(Path(sys.prefix) / "torchao-0.13"))
     from torchtune.models.llama3_1 import llama3_1
     from torchtune.training import FullModelTorchTuneCheckpointer
 

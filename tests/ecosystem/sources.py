@@ -1,4 +1,4 @@
-"""What `--reverse` and `--to` write, loaded by the programs that own those layouts: `make test-ecosystem`.
+"""What `--reverse` and `--to` write, loaded by the programs that own those layouts: `make test-originals`.
 
 The programs are in a Python of their own, which `MAPSPEC_ORIGINALS` names; `run_original.py` is what it runs. `docs/ecosystem.md`
 has the versions.
