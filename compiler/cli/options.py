@@ -75,9 +75,7 @@ class Parser(argparse.ArgumentParser):
         self.add_field("any_model_type", "accept a config that names another architecture", flag="--ignore-model-type")
 
     def add_to(self) -> None:
-        self.add_field(
-            "to", "write the layout of this spec or family, such as litgpt or gguf, in one pass", metavar="SPEC"
-        )
+        self.add_field("to", "write the layout of this spec or family, such as gguf, in one pass", metavar="SPEC")
 
     def add_conversion(self) -> None:
         """Add the options that `run` and `plan` share."""
@@ -95,6 +93,11 @@ def request(options: argparse.Namespace) -> Request:
     from compiler.checkpoints.config_file import parse_assignments
 
     values = vars(options)
+    if values.get("reverse") and values.get("to"):
+        message = (
+            "--reverse and --to exclude each other: --reverse starts from a Transformers folder, --to from a source"
+        )
+        refuse("compile", message, "wrong-usage", "leave one out")
     given = {field.name: values[field.name] for field in fields(Request) if field.name in values}
     return Request(**given, assigned=parse_assignments(options.set))
 

@@ -30,7 +30,7 @@ def target_of(program: Program) -> str:
 
 
 def second_program(first: Program, name: str) -> Program:
-    """The program of `--to NAME`: a spec by path or name, or the shipped one of the family NAME (`gguf` is `gguf_llama`)
+    """The program of `--to NAME`: a spec by path or name, or the shipped one of the family NAME (`gguf` of `gguf_x`)
     that has the target class of the first. Raises Refusal: `no-route`."""
     if find_spec(name).exists():
         second = load_program(name)

@@ -2,7 +2,7 @@
 
 Takes the fields of `source.reverse` (underscores in place of dots) and the tokenizer files; returns key -> type and value.
 Refuses a tokenizer that the format cannot express. Source: the package gguf 0.19 (constants.py), and of the names of
-pre-tokenizers and kinds of tokens the C++ runtime of such files (llama-vocab.cpp).
+pre-tokenizers and kinds of tokens the C++ runtime of such files (its file of vocabularies).
 """
 
 from __future__ import annotations
