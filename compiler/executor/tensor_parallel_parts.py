@@ -55,8 +55,9 @@ def check_parts(program: Program, count: int) -> None:
         refuse("--parts", f"{program.spec.name.value} has no tensor-parallel parts (no `merge`)", "wrong-usage")
 
 
-def state_dicts(plan: Plan, place: Path, count: int, wrapping: Wrapping) -> list[StateDict]:
+def state_dicts(plan: Plan, place: Path, count: int, wrapping: Wrapping | None = None) -> list[StateDict]:
     """The file at `place`, or in the folder `place` the files of `count` parts, named as `source.weights`. Raises Refusal."""
+    wrapping = wrapping or Wrapping()
     if count == 1:
         return [StateDict(place, plan.targets, wrapping=wrapping)]
     shares = _shares(plan, {target.name: target for target in plan.targets}, count)
