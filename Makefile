@@ -15,8 +15,8 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo docs docs-serve test coverage mutants campaign test-ecosystem test-page test-oracles originals check \
-	regen fuzz bench clean
+.PHONY: env env-4 demo docs docs-serve test test-routes coverage mutants campaign test-ecosystem test-originals test-page \
+	test-oracles originals check regen fuzz bench clean
 
 env: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -55,6 +55,10 @@ docs-serve: .venv-docs/ready
 
 test: env
 	$(BIN)/python -m pytest -n 2
+
+# Every pair of shipped specs that meet at a class: one pass with --to against two.
+test-routes: env
+	MAPSPEC_ALL_PAIRS=1 $(BIN)/python -m pytest -n 2 tests/specs/test_composition.py
 
 # Line and branch coverage of compiler/ by the default tests, child processes included.
 coverage: env
@@ -127,6 +131,11 @@ AXE := build/page/node_modules/axe-core/axe.min.js
 test-page: env
 	test -e $(AXE) || npm install --silent --no-save --prefix build/page axe-core@4.14.1 || true
 	AXE=$$(test ! -e $(AXE) || echo $(AXE)) $(BIN)/python -m pytest -rs tests/plan_report/page_in_browser.py
+
+# What --reverse and --to write, in the programs that own those layouts.
+test-originals: env .venv-oracles/ready
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check timm==1.0.31 xllamacpp==2026.10.11549
+	MAPSPEC_ORIGINALS=$(CURDIR)/.venv-oracles/bin/python $(BIN)/python -m pytest tests/ecosystem/sources.py
 
 check: env
 	$(BIN)/ruff check .

@@ -150,6 +150,7 @@ def convert(
     model: str | None = None,
     any_model_type: bool = False,
     strict: bool = False,
+    to: str | None = None,
     on_note: OnNote | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Plan:
@@ -162,7 +163,8 @@ def convert(
     - `checksums`: compare a .pth with its own checksums
     - `check_values`: count NaN and infinity in every tensor, not in samples
     - `digests`: record the SHA-256 of every source file and tensor in mapspec.json
-    - `reverse`, `parts`: write the source's layout to the file `out`, or to a folder of so many tensor-parallel parts
+    - `reverse`, `parts`: write the source's own layout to `out`, a folder or a file; in so many tensor-parallel parts
+    - `to`: the spec (or family, such as "gguf") whose layout is written instead, in one pass
     - `force`: write into a folder that is not empty
     - `resume`: continue a run that was killed
     - `processor`: a folder with preprocessor_config.json, which is copied
@@ -198,6 +200,7 @@ def convert(
         model=model,
         any_model_type=any_model_type,
         strict=strict,
+        to=to,
     )
     listener = _listener(on_note)
     written = WrittenBytes(progress) if progress else None

@@ -33,6 +33,11 @@ def sample_path() -> Path:
     return _PACKAGE / "sample.json"
 
 
+def gguf_tokenizers_path() -> Path:
+    """How a GGUF file names tokenizers."""
+    return _PACKAGE / "gguf_tokenizers.json"
+
+
 def folder(name: str) -> Path:
     """A shipped folder: `specs`, `templates` or `docs`."""
     inside = _PACKAGE / name

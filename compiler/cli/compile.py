@@ -20,6 +20,7 @@ mapspec plan SPEC SOURCE               show what a conversion would do, from fil
 mapspec verify SPEC SOURCE OUT         compare a converted folder with its source
 mapspec adapter SPEC BASE ADAPTER OUT  convert a LoRA of the source to a PEFT adapter, or back
 mapspec detect SOURCE                  list the specs that fit a checkpoint
+mapspec routes [FROM [TO]]             list which layouts `run --to` converts into which
 mapspec draft SOURCE --target CLASS    write a first version of a spec for an unknown checkpoint
 mapspec new NAME --target CLASS        write an empty spec to start from
 mapspec sample DIR                     write a small checkpoint to try the commands on

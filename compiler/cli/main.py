@@ -26,6 +26,7 @@ COMMANDS = {
     "adapter": "adapter",
     "detect": "detect",
     "draft": "draft",
+    "routes": "routes",
     "schema": "explain",
     "explain": "explain",
     "new": "new",

@@ -90,11 +90,17 @@ class Parser(argparse.ArgumentParser):
         self.add_field("strict", "reject arguments that would be guessed")
         self.add_field("any_model_type", "accept a config that names another architecture", flag="--ignore-model-type")
 
+    def add_to(self) -> None:
+        self.add_field("to", "write the layout of this spec or family, such as gguf, in one pass", metavar="SPEC")
+
     def add_conversion(self) -> None:
         """Add the options that `run` and `plan` share."""
         self.add_settings()
         self.add_field("dtype", "cast every floating tensor to this type", choices=["float32", "float16", "bfloat16"])
-        self.add_field("reverse", "convert back: SOURCE is a Transformers folder, OUT a .pth file")
+        self.add_field(
+            "reverse",
+            "convert back: SOURCE is a Transformers folder; OUT becomes the source's own folder, or one file if it ends in .pth or .safetensors",
+        )
         self.add_json()
 
 
@@ -103,6 +109,11 @@ def request(options: argparse.Namespace) -> Request:
     from compiler.checkpoints.config_file import parse_assignments
 
     values = vars(options)
+    if values.get("reverse") and values.get("to"):
+        message = (
+            "--reverse and --to exclude each other: --reverse starts from a Transformers folder, --to from a source"
+        )
+        refuse("compile", message, "wrong-usage", "leave one out")
     given = {field.name: values[field.name] for field in fields(Request) if field.name in values}
     return Request(**given, assigned=parse_assignments(options.set))
 

@@ -19,6 +19,7 @@ def plan_parser() -> Parser:
     parser.add_spec()
     parser.add_source()
     parser.add_conversion()
+    parser.add_to()
     parser.add_argument(
         "--full", action="store_true", help="one line for every tensor; by default equal layers share a line"
     )
@@ -40,6 +41,7 @@ def plan_parser() -> Parser:
 
 
 def plan(options: argparse.Namespace) -> int:
+    from compiler.jobs.compose import prepare_both, second_program
     from compiler.jobs.detect import named_program
     from compiler.jobs.prepare import prepare
     from compiler.plan_report.overview import overview
@@ -51,11 +53,14 @@ def plan(options: argparse.Namespace) -> int:
     )
     asked = request(options)
     program = named_program(options.spec, asked, notes, person(options))
-    prepared = prepare(program, asked, notes)
+    if asked.to:
+        prepared = prepare_both(program, second_program(program, asked.to), asked, notes)
+    else:
+        prepared = prepare(program, asked, notes)
     if options.compare_class:
         from compiler.proof.class_check import ClassCheck
 
-        with ClassCheck(prepared.plan, prepared.checkpoint, prepared.folder_config) as check:
+        with ClassCheck(prepared.plan.first or prepared.plan, prepared.checkpoint, prepared.folder_config) as check:
             check.settle()
         notes(ClassAgrees(program.spec.target.class_name))
     # The view has places of its own for defaults and dropped tensors, and notes on stderr are not repeated.

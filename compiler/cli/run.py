@@ -29,7 +29,9 @@ def run_parser() -> Parser:
     parser = Parser("run", "Convert a checkpoint into a folder that Transformers loads.")
     parser.add_spec()
     parser.add_source()
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write (with --reverse: the file)")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="the folder to write (with --reverse also a file: model.pth)"
+    )
     parser.add_conversion()
     parser.add_field(
         "tokenizer", "the tokenizer to include: a folder, or a file such as tokenizer.json", type=Path, metavar="PLACE"
@@ -42,6 +44,7 @@ def run_parser() -> Parser:
     parser.add_field("check", "do not compare the result with the target class", flag="--no-check")
     parser.add_field("jobs", "number of threads that copy (default: %(default)s)", metavar="N")
     parser.add_field("max_shard_size", "maximum size of a weights file (default: %(default)s)", metavar="SIZE")
+    parser.add_to()
     parser.add_field("parts", "with --reverse: write a folder of N tensor-parallel parts", metavar="N")
     parser.add_field("force", "write into a folder that is not empty")
     parser.add_field("resume", "continue a run that was killed or interrupted")
@@ -66,14 +69,15 @@ def run(options: argparse.Namespace) -> int:
     from compiler.output.ranks import from_environment
     from compiler.plan.config_table import config_table
 
-    if options.reverse and options.verify:
+    if (options.reverse or options.to) and options.verify:
+        option = "--reverse" if options.reverse else "--to"
         refuse(
             "mapspec run",
-            "--verify compares a converted folder with its source; --reverse writes no such folder",
+            f"--verify compares a converted folder with its source; {option} writes no such folder",
             "wrong-usage",
         )
-    if options.parts != 1 and not options.reverse:
-        refuse("mapspec run", "--parts is an option of --reverse", "wrong-usage", "add --reverse")
+    if options.parts != 1 and not (options.reverse or options.to):
+        refuse("mapspec run", "--parts is an option of --reverse and --to", "wrong-usage", "add --reverse")
     safetensors_layout.parse_size(options.max_shard_size)
     kinds = {options.tokenizer: "missing-tokenizer", options.processor: "missing-processor"}
     usage.check_places("mapspec run", options.spec, options.source, {options.config: "unreadable-file", **kinds})
@@ -90,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         seconds = time.monotonic() - start
         if not from_environment(options.out).leads:  # the leading process does the rest
             return 0
-        if options.readback and not options.reverse:
+        if options.readback and not (options.reverse or options.to):
             read_back(options.out)
         proof = verified(options, program, asked, options.out, meter) if options.verify else None
     if proof:

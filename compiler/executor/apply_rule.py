@@ -21,10 +21,7 @@ def transformed(group: Group, load: Callable[[str], Any]) -> Bundle[Any]:
     """What the ops of a group make of the tensors that `load` returns for the source names."""
     from compiler.ops.kernels import TorchAlgebra
 
-    bundle: Any = group.sources.map(load)
-    for op in group.ops:
-        bundle = op.apply(bundle, TorchAlgebra())
-    return bundle
+    return group.apply(load, TorchAlgebra())
 
 
 def applied(group: Group, load: Callable[[str], Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from compiler.layout import array as layout
 from compiler.layout.computed import Formulas
 from compiler.layout.moves import Move, lower
 from compiler.ops.algebra import Bundle, OpError
+from compiler.output import pth_layout
+from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import Group, Plan, TargetTensor
 from compiler.process import uncollected
@@ -52,7 +54,7 @@ def write_folder(
 
     With a `ledger`, bytes that it lists are not written again, and an error leaves what is written.
     """
-    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets) for file in files]
+    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets, file.gaps) for file in files]
     _write(plan, checkpoint, layouts, device, jobs, progress, ledger)
 
 
@@ -62,22 +64,21 @@ def _uncut(name: str, array: layout.Array) -> layout.Array:
 
 @dataclass(frozen=True)
 class StateDict:
-    """A `.pth` file to write: its tensors, and which part of the plan's target each of them is."""
+    """A `.pth` file to write: its tensors, which part of the plan's target each of them is, and what surrounds them."""
 
     path: Path
     targets: Sequence[TargetTensor]
     cut: Cut = _uncut
+    wrapping: Wrapping = field(default_factory=Wrapping)
 
 
 def write_state_dicts(
     plan: Plan, checkpoint: Checkpoint, parts: Sequence[StateDict], device: str, progress: Progress, jobs: int = 2
 ) -> None:
-    """Write one `.pth` file or several parts, each a flat state dict as torch.save writes it. Raises as `write_folder`."""
-    from compiler.output import pth_layout
-
+    """Write one `.pth` file or several parts, each a state dict as torch.save writes it. Raises as `write_folder`."""
     for part in parts:
         part.path.parent.mkdir(parents=True, exist_ok=True)
-    files = [pth_layout.lay_out(part.path.name, part.targets) for part in parts]
+    files = [pth_layout.lay_out(part.path.name, part.targets, part.wrapping) for part in parts]
     layouts = [_FileLayout(p.path, f.size, b"", f.offsets, f.gaps, p.cut) for p, f in zip(parts, files, strict=True)]
     # A group that a GPU computes is written to one file only.
     _write(plan, checkpoint, layouts, device if len(parts) == 1 else "cpu", jobs, progress, None)
@@ -115,7 +116,7 @@ def outputs(
     plan: Plan, checkpoint: Checkpoint, files: Sequence[OutFile], folder: Path
 ) -> tuple[list[TransferFile], list[Task]]:
     """What `write_folder` transfers on the CPU: byte ranges, and tasks that compute the rest."""
-    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets) for file in files]
+    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets, file.gaps) for file in files]
     return _tasks(plan, checkpoint, layouts, None)
 
 
@@ -161,7 +162,7 @@ def _tasks(
 def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tuple[TargetTensor, layout.Array]]]:
     """The targets of a group as arrangements of stored and computed bytes. Raises Refusal."""
     formulas = Formulas()
-    arrays = _apply(group, _sources(group, checkpoint), formulas)
+    arrays = group.apply(lambda name: _array(checkpoint.tensors[name]), formulas)
     arrays_by_target = list(zip(group.target_list, _in_order(group, arrays), strict=True))
     for target, array in arrays_by_target:
         if (array.shape, array.dtype) != (target.shape, target.dtype):
@@ -174,23 +175,17 @@ def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tup
 
 def arrange_group(group: Group, checkpoint: Checkpoint) -> Bundle[layout.Array]:
     """The targets of a group as arrangements of source bytes. Raises NotImplementedError if an op computes."""
-    return _apply(group, _sources(group, checkpoint), layout.LayoutAlgebra())
+    return group.apply(lambda name: _array(checkpoint.tensors[name]), layout.LayoutAlgebra())
 
 
-def _sources(group: Group, checkpoint: Checkpoint) -> Bundle[Any]:
-    return group.sources.map(lambda name: _array(checkpoint.tensors[name]))  # type: ignore[arg-type,return-value]
+def _sources(group: Group, checkpoint: Checkpoint) -> list[layout.Array]:
+    return [_array(checkpoint.tensors[name]) for name in group.source_names]
 
 
 def _array(tensor: Tensor | Joined) -> layout.Array:
     if isinstance(tensor, Joined):
         return layout.concat([_array(member) for member in tensor.members], tensor.axis)
     return layout.source(str(tensor.path), tensor.dtype, tensor.shape, tensor.offset, tensor.strides)
-
-
-def _apply(group: Group, bundle: Bundle[Any], algebra: Any) -> Bundle[Any]:
-    for op in group.ops:
-        bundle = op.apply(bundle, algebra)
-    return bundle
 
 
 def _failure(group: Group, checkpoint: Checkpoint, message: str) -> Diagnostic:
@@ -214,9 +209,9 @@ def _tensors(plan: Plan, checkpoint: Checkpoint, host: Sender, there: Sender) ->
         worker = Worker({str(path): stack.enter_context(opened(path)) for path in checkpoint.files})
         for group in plan.groups:
             sources = _sources(group, checkpoint)
-            sender = host if any(op.host_only for op in group.ops) else there
+            sender = host if any(op.host_only for op in group.all_ops) else there
             with _failing(group, checkpoint):
-                made, _ = sender.compute(partial(_call, group), _listed(sources), worker.fill)
+                made, _ = sender.compute(partial(_call, group), sources, worker.fill)
                 sender.engine.hand_over(made)
                 results = [tensor.to(there.engine.device) for tensor in made]
             yield from zip((target.name for target in group.target_list), results, strict=True)
@@ -238,7 +233,7 @@ def _on_device(
     """The task that computes a group on the device and writes its targets. A target whose place is None is skipped."""
 
     def run(worker: Worker, targets: Targets) -> Iterator[int]:
-        arrays = _listed(_sources(group, checkpoint))
+        arrays = _sources(group, checkpoint)
         with _failing(group, checkpoint):
             for number, start, data in pipeline.run(partial(_call, group), arrays, worker.fill):
                 if (place := places[number]) is not None:
@@ -263,23 +258,16 @@ def _in_order(group: Group, bundle: Bundle[Any]) -> list[Any]:
     return [slot[key] for slot, targets in zip(bundle.slots, group.targets.slots, strict=True) for key in targets]
 
 
-def _listed(bundle: Bundle[Any]) -> list[Any]:
-    return [value for slot in bundle.slots for value in slot.values()]
-
-
 def _call(group: Group, tensors: list[Any]) -> list[Any]:
-    """The targets of a group in their order, from its sources in the order of `_listed`; in one pass if no op computes."""
+    """The targets of a group in their order, from its sources in the order of their names; in one pass if no op computes."""
     from compiler.executor.torch_layout import MOST_PIECES, arranged, stored
     from compiler.ops.kernels import TorchAlgebra
 
-    numbers: Iterator[Any] = iter(range(len(tensors)))
-    bundle: Bundle[Any] = group.sources.map(lambda _: next(numbers))
+    named = dict(zip(group.source_names, tensors, strict=True))
     try:
-        sources = bundle.map(lambda n: stored(str(n), tensors[n]))
-        arrays = _in_order(group, _apply(group, sources, layout.LayoutAlgebra()))
+        arrays = _in_order(group, group.apply(lambda name: stored(name, named[name]), layout.LayoutAlgebra()))
         if sum(len(array.pieces) for array in arrays) <= MOST_PIECES:
-            named = {str(n): tensor for n, tensor in enumerate(tensors)}
             return [arranged(array, named, tensors[0].device) for array in arrays]
     except NotImplementedError:  # an op computes
         pass
-    return _in_order(group, _apply(group, bundle.map(lambda n: tensors[n]), TorchAlgebra()))
+    return _in_order(group, group.apply(named.__getitem__, TorchAlgebra()))

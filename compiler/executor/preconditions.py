@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import starmap
 from operator import eq
+from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
 from compiler.diagnostics import Report, Span, listed, refuse
-from compiler.executor.apply_rule import loaded, transformed
+from compiler.executor.apply_rule import applied, loaded, transformed
 from compiler.ops.structural import Cast, Copy
 from compiler.plan.plan import Group, Plan
 
@@ -24,8 +25,7 @@ def check_constants(plan: Plan, checkpoint: Checkpoint) -> None:
     """Compare each tensor that the reverse drops with its constant. Raises Refusal with every one that differs."""
     report = Report()
     for name, fill in plan.made:
-        tensor = checkpoint.tensors[name]
-        if not _is_constant(tensor.dtype, tensor.shape, read_bytes(tensor), fill):
+        if not _is_constant(plan, checkpoint, name, fill):
             rule = next(r for r in plan.program.created if r.targets[0].match(name) is not None)
             report.add(
                 rule.span,
@@ -55,7 +55,7 @@ def check_copies(plan: Plan, checkpoint: Checkpoint) -> None:
 def _unequal_copies(group: Group, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """The names of a first and of another tensor that the ops of a group leave different."""
     names = group.sources.slots
-    if all(isinstance(op, Cast) for op in group.ops):
+    if not group.through and all(isinstance(op, Cast) for op in group.ops):
         pairs = [(names[0][key], name) for slot in names[1:] for key, name in slot.items()]
         yield from ((one, other) for one, other in pairs if not equal_tensors(checkpoint, one, other))
         return
@@ -70,11 +70,14 @@ def _unequal_copies(group: Group, checkpoint: Checkpoint) -> Iterator[tuple[str,
                 yield names[0].get(key, listed(names[0].values())), label.get(key, listed(label.values()))
 
 
-def _is_constant(dtype: str, shape: tuple[int, ...], data: bytearray, fill: float) -> bool:
-    from compiler.ops import kernels
+def _is_constant(plan: Plan, checkpoint: Checkpoint, name: str, fill: float) -> bool:
+    def load(source: str) -> Any:
+        return loaded(checkpoint.tensors[source])
 
-    tensor = kernels.tensor_of(data, dtype, shape)
-    return bool((tensor == fill).all())
+    if plan.first is None:
+        return bool((load(name) == fill).all())
+    group = next(group for group in plan.first.groups if any(t.name == name for t in group.target_list))
+    return bool((applied(group, load)[name] == fill).all())
 
 
 def equal_tensors(checkpoint: Checkpoint, one: str, other: str) -> bool:

@@ -15,6 +15,7 @@ from compiler.diagnostics import Report, Span, refuse
 from compiler.executor.execute import StateDict
 from compiler.layout.array import Array, concat, narrow
 from compiler.ops.algebra import OpError, axis_of, shown
+from compiler.output.pth_layout import Wrapping
 from compiler.plan.plan import Plan, TargetTensor
 from compiler.program.environment import NamedShapes
 from compiler.program.program import Program
@@ -54,10 +55,11 @@ def check_parts(program: Program, count: int) -> None:
         refuse("--parts", f"{program.spec.name.value} has no tensor-parallel parts (no `merge`)", "wrong-usage")
 
 
-def state_dicts(plan: Plan, place: Path, count: int) -> list[StateDict]:
+def state_dicts(plan: Plan, place: Path, count: int, wrapping: Wrapping | None = None) -> list[StateDict]:
     """The file at `place`, or in the folder `place` the files of `count` parts, named as `source.weights`. Raises Refusal."""
+    wrapping = wrapping or Wrapping()
     if count == 1:
-        return [StateDict(place, plan.targets)]
+        return [StateDict(place, plan.targets, wrapping=wrapping)]
     shares = _shares(plan, {target.name: target for target in plan.targets}, count)
     state_dicts_of_parts = []
     for part in range(count):
@@ -67,7 +69,7 @@ def state_dicts(plan: Plan, place: Path, count: int) -> list[StateDict]:
             return shares[name].cut(array, part) if name in shares else array
 
         state_dicts_of_parts.append(
-            StateDict(place / plan.program.spec.weights.replace("*", f"{part:02d}"), tensors, piece)
+            StateDict(place / plan.program.spec.weights.replace("*", f"{part:02d}"), tensors, piece, wrapping)
         )
     return state_dicts_of_parts
 

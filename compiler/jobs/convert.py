@@ -1,4 +1,4 @@
-"""The main job: convert a checkpoint into a folder that Transformers loads; reversed, into a `.pth` file.
+"""The main job: convert a checkpoint into a folder that Transformers loads; reversed, into the source's own folder or file.
 
 Plans and checks everything from metadata, then writes.
 """
@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
 from compiler.executor import execute
-from compiler.executor.tensor_parallel_parts import check_parts, state_dicts
+from compiler.executor.tensor_parallel_parts import check_parts
+from compiler.jobs.compose import prepare_both, second_program
+from compiler.jobs.destination import Destination, is_folder
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.language import document
@@ -32,6 +35,7 @@ from compiler.process import Interrupted, stoppable
 from compiler.program.program import Program
 from compiler.progress import HASHING, WRITING, Progress
 from compiler.proof.class_check import ClassCheck
+from compiler.resources import find_spec
 from compiler.transfer.engine import Ledger
 from compiler.transfer.files import Unchanged
 
@@ -43,21 +47,22 @@ def convert(
     on_note: Listener = ignore_note,
     progress: Progress | None = None,
 ) -> Plan:
-    """Prepare and write a conversion. `out` is a folder; with `reverse` a file, or a folder of several `parts`.
+    """Prepare and write a conversion. `out` is a folder; with `reverse` also a file, if it is called like one.
 
     Raises Refusal, after removing what was written; Interrupted, whose text says whether the run can be resumed.
     """
     from compiler.executor import nonfinite_values
 
     safetensors_layout.parse_size(request.max_shard_size)
-    check_parts(program, request.parts)
-    output = _output(out, request, program)
+    second = second_program(program, request.to) if request.to else None
+    check_parts(second or program, request.parts)
+    output = _output(out, request, second or program)
     output.check()
     output.protect(_named_files(program, request), [])
     with ranks.from_environment(out) as crew:
         if not crew.leads:  # the leading process prints notes and looks at values
             on_note = ignore_note
-        prepared = prepare(program, request, on_note)
+        prepared = prepare_both(program, second, request, on_note) if second else prepare(program, request, on_note)
         plan, checkpoint = prepared.plan, prepared.checkpoint
         output.check_room(sum(target.nbytes for target in plan.targets))
         for line in nonfinite_values.in_source(checkpoint, plan, request.check_values) if crew.leads else ():
@@ -83,15 +88,15 @@ def write(
     from compiler.executor import nonfinite_values
 
     crew, progress = crew or ranks.Crew(0, 1, out), progress or Progress()
-    files = (
-        []
-        if plan.reverse
-        else safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
-    )
-    output = _output(out, request, plan.program, fingerprint(plan, checkpoint, files, request.parts))
+    absent = packages.missing() if request.check else []
+    checked = request.check and not absent
 
     def remark(text: str) -> None:
         on_note(Remark(text))
+
+    destination = Destination(plan, checkpoint, replace(request, check=checked), out, is_folder(request, out), remark)
+    files = destination.files
+    output = _output(out, request, plan.program, fingerprint(plan, checkpoint, files, request.parts))
 
     def weights(folder: Path, ledger: Ledger, done: int = 0) -> None:
         mine = crew.share(files)
@@ -111,47 +116,39 @@ def write(
             with stoppable():
                 crew.follow(output.fingerprint, weights)
             return
-        absent = packages.missing() if request.check else []
         if absent and not (plan.program.keep_all and plan.program.spec.target.code is None):  # `prepare` said it
             remark(packages.unchecked(absent))
-        checked = request.check and not absent
-        sidecars = None
-        if not plan.reverse:
-            sidecars = sidecar_files.collect(
-                plan,
-                checkpoint,
-                request.tokenizer,
-                request.processor,
-                request.source[0],
-                files,
-                output.path,
-                remark,
-                checked,
-            )
-        names = [file.name for file in files] + (sidecars.names if sidecars else _part_names(plan, request))
+        sidecars = destination.sidecars
+        names = [*destination.names, *(sidecars.names if sidecars else ())]
         reads = [*checkpoint.files, *checkpoint.indexes, *(sidecars.reads if sidecars else ())]
-        output.protect([*_named_files(plan.program, request), *reads], names)
+        named = _named_files(plan.first.program if plan.first else plan.program, request)
+        output.protect([*named, *reads], names)
         with stoppable(), output, ExitStack() as stack:
             if output.done:
                 remark("everything was written by an earlier run; moved it to its final name")
                 return
             output.check_room(sum(target.nbytes for target in plan.targets))
             sources = Unchanged(checkpoint.files)
-            check = stack.enter_context(ClassCheck(plan, checkpoint, folder_config)) if checked else None
-            if sidecars is None:
-                files_of = state_dicts(plan, output.place, request.parts)
-                tick = progress.begin(WRITING, sum(target.nbytes for target in plan.targets))
-                execute.write_state_dicts(plan, checkpoint, files_of, request.device, tick)
-            else:
+            check = stack.enter_context(ClassCheck(plan.first or plan, checkpoint, folder_config)) if checked else None
+            total = sum(target.nbytes for target in plan.targets)
+            if sidecars is not None:
                 sidecar_files.write(sidecars, files, output, remark)
+            if files and destination.folder:
                 with output.journal as journal, crew.leading(journal, output.fingerprint):
                     weights(output.place, journal, journal.total)
-                if request.digests:
-                    sizes = {p.name: p.stat().st_size for p in output.place.iterdir() if p.name != MANIFEST}
-                    size = sum(p.stat().st_size for p in checkpoint.files) + sum(t.nbytes for t in plan.targets)
-                    tick = progress.begin(HASHING, size)
-                    text = card.manifest(plan, checkpoint, sizes, output.place, checked=request.check, tick=tick)
-                    (output.place / MANIFEST).write_text(text, encoding="utf-8")
+            elif files:
+                place, jobs, tick = output.place.parent, request.jobs, progress.begin(WRITING, total)
+                execute.write_folder(plan, checkpoint, files, place, device=request.device, jobs=jobs, progress=tick)
+            else:
+                state_dicts = destination.state_dicts(output.place)
+                tick = progress.begin(WRITING, total)
+                execute.write_state_dicts(plan, checkpoint, state_dicts, request.device, tick)
+            if request.digests and not plan.reverse:
+                sizes = {p.name: p.stat().st_size for p in output.place.iterdir() if p.name != MANIFEST}
+                size = sum(p.stat().st_size for p in checkpoint.files) + total
+                tick = progress.begin(HASHING, size)
+                text = card.manifest(plan, checkpoint, sizes, output.place, checked=checked, tick=tick)
+                (output.place / MANIFEST).write_text(text, encoding="utf-8")
             for line in nonfinite_values.after_casts(checkpoint, plan, output.place):
                 remark(line)
             sources.check()
@@ -173,8 +170,8 @@ def write(
 
 
 def _output(out: Path, request: Request, program: Program, fingerprint: str = "") -> AtomicOutput:
-    folder = not request.reverse or request.parts > 1
-    parts = program.spec.weights if request.reverse and folder else ""
+    folder = is_folder(request, out)
+    parts = program.spec.weights if (request.reverse or request.to) and folder else ""
     return AtomicOutput(out, request.force, request.resume, fingerprint, folder, parts)
 
 
@@ -185,12 +182,8 @@ def _named_files(program: Program, request: Request) -> list[Path]:
         source, "config.json" if request.reverse else program.spec.source_config
     )
     optional = [path for path in (config, config and config / "config.json") if path is not None]
-    return [*request.source, Path(program.spec.path), *optional]
-
-
-def _part_names(plan: Plan, request: Request) -> list[str]:
-    """The first component of the name of each part of a state dict."""
-    return [Path(plan.program.spec.weights.replace("*", f"{n:02d}")).parts[0] for n in range(request.parts)]
+    second = [find_spec(request.to)] if request.to else []
+    return [*request.source, Path(program.spec.path), *second, *optional]
 
 
 def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layout.OutFile], parts: int = 1) -> str:
@@ -200,4 +193,6 @@ def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layo
     regions = hashlib.sha256(str([tensor.region for tensor in checkpoint.tensors.values()]).encode()).hexdigest()
     places = [(file.name, file.size, hashlib.sha256(file.header).hexdigest()) for file in files]
     identity = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, parts]
+    if plan.first:
+        identity += [document.plain(plan.first.program.spec.root), plan.first.values, plan.first.dtype]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()

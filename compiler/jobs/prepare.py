@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from compiler import packages
-from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
+from compiler.checkpoints.config_file import beside, read_config_file
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.executor import preconditions
 from compiler.jobs.request import Request
 from compiler.model_folder.card import recorded_settings
 from compiler.output.earlier_run import MANIFEST
 from compiler.plan import arguments, config_guard, config_inverse, released_models
-from compiler.plan.bind import bind
+from compiler.plan.bind import bind, with_float32_vectors
 from compiler.plan.checkpoint_statements import unread_statements
 from compiler.plan.notes import (
     DefaultArguments,
@@ -40,7 +40,15 @@ from compiler.plan.provenance import config_origins
 from compiler.plan.source_checks import check_quantized, integer_tensors, uneven_shapes
 from compiler.plan.source_files import open_source
 from compiler.process import uncollected
-from compiler.program.environment import Environment, Given, NamedShapes, Origin, check_given, unfounded
+from compiler.program.environment import (
+    Environment,
+    Given,
+    NamedShapes,
+    Origin,
+    TensorTable,
+    check_given,
+    unfounded,
+)
 from compiler.program.inverse import SourceShapes
 from compiler.program.program import Program
 from compiler.proof.proof import check_target
@@ -79,7 +87,14 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
         checkpoint = open_source(program, request.source, request.weights)
     for text in checkpoint.notes:
         note(Remark(text))
-    plan, env = (_bind_reversed if request.reverse else bind_source)(program, request, checkpoint, note)
+    if request.reverse:
+        config = _config_of_folder(request)
+        converted = Converted(
+            read_config_file(config), config, recorded_settings(config.parent, program), checkpoint.tensors
+        )
+        plan, env = bind_reversed(program, request, converted, note)
+    else:
+        plan, env = bind_source(program, request, checkpoint, note)
     for finder in (uneven_shapes, integer_tensors):
         for one in finder(plan):
             note(one)
@@ -96,7 +111,7 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
     except Refusal:
         verify(checkpoint)  # a damaged file explains any difference
         raise
-    folder_config = config_file.read_config_file(_config_of_folder(request)) if request.reverse else None
+    folder_config = read_config_file(_config_of_folder(request)) if request.reverse else None
     return Prepared(plan, checkpoint, folder_config, env.arguments, tuple(notes))
 
 
@@ -112,7 +127,8 @@ def bind_source(
     if stated := unread_statements(program, checkpoint.objects, str(checkpoint.path)):
         note(Remark(f"fields of the checkpoint that the spec does not read: {listed(stated, 40)}"))
     shapes = NamedShapes(checkpoint.tensors, partial(preconditions.equal_tensors, checkpoint))
-    given, released = released_models.with_released(program, shapes, settings.given, request.model)
+    recorded = _recorded(program, request.source[0])
+    given, released = released_models.with_released(program, shapes, {**recorded, **settings.given}, request.model)
     env = Environment(program, shapes, given)
     env.check()
     check_quantized(program, env, checkpoint.tensors)
@@ -133,17 +149,30 @@ def bind_source(
     return _with_assumptions(plan, env, released, request.strict, note), env
 
 
-def _bind_reversed(
-    program: Program, request: Request, checkpoint: Checkpoint, note: Listener
+@dataclass(frozen=True)
+class Converted:
+    """What a reverse conversion reads: config.json as it is in the file `path`, the `settings` that a manifest has for
+    what config.json lacks, and the tensors."""
+
+    config: dict[str, Any]
+    path: Path
+    settings: Mapping[str, Any]
+    tensors: TensorTable
+
+
+def bind_reversed(
+    program: Program, request: Request, converted: Converted, note: Listener = ignore_note
 ) -> tuple[Plan, Environment]:
-    config = _config_of_folder(request)
-    fields, given, unread = arguments.gather_reversed(program, config, request.assigned, request.any_model_type)
-    settings = recorded_settings(config.parent, program)  # for what config.json does not have
+    """The reversed plan of a converted folder, and the values of its arguments and facts. Raises Refusal."""
+    config, tensors = converted.path, converted.tensors
+    fields, given, unread = arguments.gather_reversed(
+        program, converted.config, config, request.assigned, request.any_model_type
+    )
     # An argument whose default is null is for sources that the reverse does not write, such as padded vocabularies.
     own = {n for n, a in program.spec.arguments.items() if a.default is not None or a.required or a.derive}
-    recorded = {n: v for n, v in settings.items() if n in own}
+    recorded = {n: v for n, v in converted.settings.items() if n in own}
     given = {n: Given(v, MANIFEST, Origin.CONFIG_FILE) for n, v in recorded.items()} | given
-    shapes = SourceShapes(program, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    shapes = SourceShapes(program, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     env = Environment(program, shapes, given, trusted=True)
     if different := config_guard.differing_fields(program, fields, _written(program, env)):
         solved = config_inverse.arguments_of(program, different, {n: known.value for n, known in given.items()})
@@ -154,9 +183,12 @@ def _bind_reversed(
     if wrong := config_guard.irreversible_fields(program, fields, _written(program, env), str(config)):
         raise Refusal(wrong)
     env = Environment(program, shapes, given, trusted=True)  # without the values that only the comparison needed
-    for name in given.keys() & program.spec.arguments.keys():
-        env[name]  # so that it is listed even if the plan does not use it
-    plan = bind(program, checkpoint.tensors, env, dtype=request.dtype, reverse=True)
+    for name, value in given.items():
+        if name in program.spec.arguments or (name in program.spec.facts and value.value is not None):
+            env[name]  # so that it is listed even if the plan does not use it
+    plan = bind(program, tensors, env, dtype=request.dtype, reverse=True)
+    if program.spec.weights.endswith(".gguf"):
+        plan = with_float32_vectors(plan)
     plan = _with_assumptions(plan, env, None, request.strict, note)
     if unread:
         note(UnreadFields(unread))
@@ -170,9 +202,15 @@ def _bind_reversed(
     return plan, env
 
 
+def _recorded(program: Program, source: Path) -> dict[str, Given]:
+    """The arguments that the manifest of a reverse conversion beside the source has; guesses are not among them."""
+    recorded = recorded_settings(source if source.is_dir() else source.parent, program, reverse=True)
+    return {n: Given(v, MANIFEST, Origin.CONFIG_FILE) for n, v in recorded.items() if n in program.spec.arguments}
+
+
 def _config_of_folder(request: Request) -> Path:
     """The config.json of a folder that is converted back. Raises Refusal: `missing-config`."""
-    config = request.config or config_file.beside(request.source[0], "config.json")
+    config = request.config or beside(request.source[0], "config.json")
     if config is None:
         text = "there is no config.json, which the reverse conversion reads sizes from"
         refuse(str(request.source[0]), text, "missing-config", "pass one with --config")

@@ -17,7 +17,7 @@ class Request:
 
     `assigned`: the values of `--set`. `check`: compare the result with the target class before it gets its name. Without
     `compare` and `checksums` only file headers are read, no tensor. `parts`: how many tensor-parallel parts a reversed
-    conversion writes.
+    conversion writes. `to`: the spec whose layout is written in place of a Transformers folder.
     """
 
     source: Sequence[Path]
@@ -42,6 +42,7 @@ class Request:
     model: str | None = None
     any_model_type: bool = False
     strict: bool = False
+    to: str | None = None
 
 
 # Field -> its default; not of `source` and `assigned`.

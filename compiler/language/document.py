@@ -253,3 +253,8 @@ def plain(node: Node) -> Plain:
     if isinstance(node, Sequence):
         return [plain(item) for item in node.items]
     return {key.text: plain(value) for key, value in node.entries}
+
+
+def as_yaml(value: Plain) -> str:
+    """A plain value as YAML that 1.1 and 1.2 read alike, keys in their order."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)

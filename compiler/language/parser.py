@@ -21,6 +21,7 @@ from compiler.language.spec import (
     Named,
     ProcessorSection,
     ReleasedModel,
+    SourceLayout,
     Spec,
     Step,
     TargetModel,
@@ -63,6 +64,7 @@ def read_spec(root: Node) -> Spec:
             (Text(key.text, key.span), str(document.plain(node)))
             for key, node in _entries(root.get("source"), "unread")
         ),
+        layout=_layout(root.get("source")),
         target=target,
         arguments=arguments,
         models=tuple(_model(key, node) for key, node in _entries(root, "models")),
@@ -162,6 +164,24 @@ def _fixed(key: Scalar, node: Node, report: Report) -> FixedField:
         values = tuple(document.plain(item) for item in several) if several else (one and document.plain(one),)
         return FixedField(key.text, values, _string(node, "reason"), key.span)
     return FixedField(key.text, (document.plain(node),), "", key.span)
+
+
+def _layout(source: Node | None) -> SourceLayout:
+    node = source.get("reverse") if isinstance(source, document.Mapping) else None
+    if not isinstance(node, document.Mapping):
+        return SourceLayout()
+    omit = node.get("omit")
+    return SourceLayout(
+        file=_string(node, "file"),
+        state_dict=tuple(_string(node, "state_dict").split(".")) if node.get("state_dict") else (),
+        arguments=_string(node, "arguments") or _string(node, "namespace"),
+        namespace=node.get("namespace") is not None,
+        holder=_string(node, "holder"),
+        omit=tuple(Text(i.text, i.span) for i in _items(node, "omit") if isinstance(i, Scalar)),
+        omit_all=isinstance(omit, Scalar),
+        fields=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "fields")),
+        constants=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "constants")),
+    )
 
 
 def _target(root: document.Mapping, report: Report) -> TargetModel:

@@ -146,6 +146,27 @@ class Field:
 
 
 @dataclass(frozen=True)
+class SourceLayout:
+    """How `--reverse` writes a source: the name of its weights `file`, which a single file has in place of the glob; the
+    keys of a torch file under which the `state_dict` and the model's `arguments` are (as an argparse.Namespace if
+    `namespace`); the key of the config that is the `holder` of the model's fields.
+
+    The fields are the arguments, the facts that become config fields, and the fixed fields, except those in `omit`
+    (`omit_all`: none of them), and those of `fields`.
+    """
+
+    file: str = ""
+    state_dict: tuple[str, ...] = ()
+    arguments: str = ""
+    namespace: bool = False
+    holder: str = ""
+    omit: tuple[Text, ...] = ()
+    omit_all: bool = False
+    fields: tuple[Field, ...] = ()
+    constants: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True)
 class TargetModel:
     """Path A: `model`. Path B: `remote_code`, the classes and the blocks; or `code`, a file that defines the classes."""
 
@@ -175,6 +196,7 @@ class Spec:
     model_types: tuple[str, ...]
     fixed: Mapping[str, FixedField]
     unread: tuple[tuple[Text, str], ...]
+    layout: SourceLayout
     target: TargetModel
     arguments: Mapping[str, Argument]
     models: tuple[ReleasedModel, ...]

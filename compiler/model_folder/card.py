@@ -67,6 +67,7 @@ def manifest(
     content = {
         "mapspec": __version__,
         "spec": {"name": spec.name.value, "sha256": spec_digest(plan)},
+        "reverse": plan.reverse,
         "settings": dict(plan.values),
         "guesses": dict(plan.guesses),
         "released": list(plan.released),
@@ -81,15 +82,16 @@ def manifest(
     return _json(content)
 
 
-def recorded_settings(place: Path, program: Program) -> dict[str, Any]:
-    """The arguments and facts of the conversion that wrote a folder, by name; empty if its mapspec.json is missing,
-    malformed, or of another spec."""
+def recorded_settings(place: Path, program: Program, reverse: bool = False) -> dict[str, Any]:
+    """The arguments and facts of the conversion (in this direction) that wrote a folder, by name, without its guesses;
+    empty if its mapspec.json is missing, malformed, or of another spec."""
     try:
         content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        settings = content["settings"] if content["spec"]["name"] == program.spec.name.value else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        own = content["spec"]["name"] == program.spec.name.value and content.get("reverse", False) is reverse
+        settings, guesses = content["settings"] if own else {}, content.get("guesses", ())
+        return {name: value for name, value in settings.items() if not reverse or name not in guesses}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    return dict(settings) if isinstance(settings, dict) else {}
 
 
 def record(place: Path, proof: Mapping[str, Any]) -> None:

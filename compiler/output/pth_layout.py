@@ -2,8 +2,8 @@
 
 Format: a zip without compression that holds `data.pkl` (a pickled OrderedDict whose tensors refer to storages by key)
 and one record per storage under `data/`, each aligned to 64 bytes (torch/serialization.py, `_save`). The order of
-the records is free, so that the tensors come first. Takes targets; returns where the bytes of each belong; `finish`
-adds the rest once they are written.
+the records is free, so that the tensors come first. Takes targets, and the plain objects that are stored with them;
+returns where the bytes of each belong; `finish` adds the rest once they are written.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from compiler.checkpoints.formats.pickle_globals import STORAGE_TYPES
 from compiler.checkpoints.formats.stored_tensor import dense_strides
@@ -26,6 +26,16 @@ ALIGNMENT = 64
 _CHUNK = 1 << 20
 _VERSION, _EPOCH = 45, (0, 0x21)  # zip64; midnight of 1 January 1980
 _STORAGES = {dtype: name for name, dtype in STORAGE_TYPES.items() if name != "UntypedStorage"}
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """What surrounds the tensors in a file: the dictionaries under whose `keys` they are, the outermost first, and plain
+    `objects` beside the outermost key, of which the `namespaces` are instances of argparse.Namespace."""
+
+    keys: tuple[str, ...] = ()
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    namespaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,12 +97,12 @@ class PthFile:
             _put(file, start, bytes(table) + _end(start, len(table), len(self.records)))
 
 
-def lay_out(name: str, targets: Sequence[TargetTensor]) -> PthFile:
+def lay_out(name: str, targets: Sequence[TargetTensor], wrapping: Wrapping = Wrapping()) -> PthFile:
     """The file of that name for these tensors, in their order."""
     root = name.strip(".").split(".")[0] or "archive"
     records: list[PthRecord] = []
     end = 0
-    texts = {"data.pkl": _pickled(targets), "byteorder": b"little", "version": b"3\n"}
+    texts = {"data.pkl": _pickled(targets, wrapping), "byteorder": b"little", "version": b"3\n"}
     contents: list[tuple[str, int, bytes | None]] = [(f"data/{n}", t.nbytes, None) for n, t in enumerate(targets)]
     for short, size, content in [*contents, *((short, len(text), text) for short, text in texts.items())]:
         full = f"{root}/{short}".encode()
@@ -131,10 +141,42 @@ def _put(file: BinaryIO, offset: int, data: bytes) -> None:
 # The pickle, in protocol 2 as torch writes it, spelled out because Python's pickler would import what it names
 
 
-def _pickled(targets: Sequence[TargetTensor]) -> bytes:
+def _pickled(targets: Sequence[TargetTensor], wrapping: Wrapping) -> bytes:
     ordered = b"ccollections\nOrderedDict\n)R"
     items = b"".join(_text(t.name) + _tensor(n, t, ordered) for n, t in enumerate(targets))
-    return b"\x80\x02" + ordered + b"(" + items + b"u."
+    held = ordered + b"(" + items + b"u"
+    for depth, key in reversed(list(enumerate(wrapping.keys))):
+        others = wrapping.objects.items() if depth == 0 else ()
+        held = (
+            b"}("
+            + b"".join(_text(n) + _object(v, n in wrapping.namespaces) for n, v in others)
+            + _text(key)
+            + held
+            + b"u"
+        )
+    return b"\x80\x02" + held + b"."
+
+
+def _object(value: Any, namespace: bool = False) -> bytes:
+    """A plain value: null, a bool, a number, a text, or a list or dictionary of those. Raises TypeError."""
+    match value:
+        case None:
+            return b"N"
+        case bool():
+            return b"\x88" if value else b"\x89"
+        case int():
+            size = value.bit_length() // 8 + 1
+            return b"\x8a" + size.to_bytes(1, "little") + value.to_bytes(size, "little", signed=True)
+        case float():
+            return b"G" + struct.pack(">d", value)
+        case str():
+            return _text(value)
+        case list() | tuple():
+            return b"](" + b"".join(map(_object, value)) + b"e"
+        case Mapping():
+            items = b"".join(_object(key) + _object(item) for key, item in value.items())
+            return (b"cargparse\nNamespace\n)\x81" if namespace else b"") + b"}(" + items + b"u" + b"b" * namespace
+    raise TypeError(f"{type(value).__name__} is not plain")
 
 
 def _tensor(key: int, target: TargetTensor, ordered: bytes) -> bytes:

@@ -29,12 +29,14 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class OutFile:
-    """One file: its name, its first bytes, the absolute offset of each target's data, its size."""
+    """One file: its name, its first bytes, the absolute offset of each target's data, its size, and the (start, length) of
+    gaps between them."""
 
     name: str
     header: bytes
     offsets: Mapping[str, int]
     size: int
+    gaps: tuple[tuple[int, int], ...] = ()
 
 
 def parse_size(text: str) -> int:

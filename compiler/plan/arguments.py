@@ -160,7 +160,8 @@ def gather(
             solved = config_inverse.arguments_of(program, {n: value.value for n, value in stated.items()}, values)
             given |= {n: from_file(v) for n, v in solved.items() if n in program.spec.arguments}
         read = known | BAGGAGE | stated.keys() | {*renamed.values(), "rope_parameters"}
-        read |= set(config_dialects.EXPERTS) if known & set(config_dialects.EXPERTS) else set()
+        if (known | stated.keys()) & set(config_dialects.EXPERTS):
+            read |= set(config_dialects.EXPERTS)
         faults, ignored = config_guard.unconverted_fields(
             program, _part(program, fields, model_fields), read, str(path), of_target
         )
@@ -225,29 +226,29 @@ def model_part(whole: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
 
 
 def gather_reversed(
-    program: Program, config: Path, assigned: Mapping[str, Any], any_model_type: bool
+    program: Program, whole: dict[str, Any], path: Path, assigned: Mapping[str, Any], any_model_type: bool
 ) -> tuple[dict[str, Any], dict[str, Given], tuple[str, ...]]:
-    """The flat fields of a folder's config, the arguments and facts that they give, and the fields that nothing reads.
+    """The flat fields of a folder's config, `whole` as its file at `path` has it, the arguments and facts that they give,
+    and the fields that nothing reads.
 
     Raises Refusal for a config of another architecture, or with a field that changes the function and that the spec
     does not write.
     """
-    whole = read_config_file(config)
     fields = config_dialects.read_config(whole)
     if fields.get("use_sliding_window") is False:
         fields["sliding_window"] = None
-    wrong = [] if any_model_type else config_guard.other_architecture(program, whole, str(config), reverse=True)
+    wrong = [] if any_model_type else config_guard.other_architecture(program, whole, str(path), reverse=True)
     read = BAGGAGE | {"rope_parameters"}
     if {field.name for field in program.spec.config} & set(config_dialects.EXPERTS):
         read |= set(config_dialects.EXPERTS)
     part = _part(program, fields, whole)
-    faults, ignored = config_guard.unconverted_fields(program, part, {*read}, str(config), True, reverse=True)
+    faults, ignored = config_guard.unconverted_fields(program, part, {*read}, str(path), True, reverse=True)
     wrong += faults
     if wrong:
         raise Refusal(wrong)
-    given = _class_defaults(program, fields, config.name)
+    given = _class_defaults(program, fields, path.name)
     carried = {f.carried: fields[f.name] for f in program.spec.config if f.carried and f.name in fields}
-    given |= {n: Given(v, config.name, Origin.CONFIG_FILE) for n, v in carried.items() if n}
+    given |= {n: Given(v, path.name, Origin.CONFIG_FILE) for n, v in carried.items() if n}
     unread = tuple(n for n in ignored if fields[n] not in (None, [], {}, ""))
     return fields, given | _assigned(assigned), unread
 

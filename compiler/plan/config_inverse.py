@@ -31,6 +31,15 @@ def arguments_of(program: Program, config: Mapping[str, Any], known: Mapping[str
     return {name: value for name, value in found.items() if name not in known}
 
 
+def arguments_of_facts(program: Program, facts: Mapping[str, Any], known: Mapping[str, Any]) -> Values:
+    """Values of arguments by name under which the expressions of `facts` have their values, as far as those decide them."""
+    solver = _Solver({name: argument.default for name, argument in program.spec.arguments.items()})
+    found: Values = {}
+    for name, value in facts.items():
+        found |= solver.solve(_tree(program.spec.facts[name]), value, {**found, **known}) or {}
+    return {name: value for name, value in found.items() if name in program.spec.arguments and name not in known}
+
+
 def _tree(expr: Expr) -> ast.expr:
     try:
         parse_expr(expr.text, expr.span)

@@ -1,13 +1,17 @@
-"""A Plan: a Program bound to one checkpoint, with concrete names and integer sizes."""
+"""A Plan: a Program bound to one checkpoint, with concrete names and integer sizes.
+
+The plan of two conversions is one Plan too: each of its groups says through which groups of the first conversion its
+sources come (`plan.composition`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.dtypes import FLOATING, ITEM_SIZES
-from compiler.ops.algebra import Bundle, Op
+from compiler.ops.algebra import Algebra, Bundle, Op
 from compiler.plan.provenance import Provenance
 from compiler.program.program import Program, Rule
 
@@ -30,16 +34,45 @@ class TargetTensor:
 
 @dataclass(frozen=True)
 class Group:
-    """One application of one rule: source names, bound ops, and the target tensor for each result."""
+    """One application of one rule: source names, bound ops, and the target tensor for each result.
+
+    `through`: the groups that make the tensors which `sources` names; none where the checkpoint has them.
+    """
 
     rule: Rule
     sources: Bundle[str]
     ops: tuple[Op, ...]
     targets: Bundle[TargetTensor]
+    through: tuple[Group, ...] = ()
+
+    @property
+    def read_names(self) -> list[str]:
+        """The names of what the rule itself reads."""
+        return [name for slot in self.sources.slots for name in slot.values()]
 
     @property
     def source_names(self) -> list[str]:
-        return [name for slot in self.sources.slots for name in slot.values()]
+        """The names of the checkpoint's tensors that it is made of."""
+        if not self.through:
+            return self.read_names
+        return list(dict.fromkeys(name for group in self.through for name in group.source_names))
+
+    @property
+    def all_ops(self) -> tuple[Op, ...]:
+        """Its ops after those of the groups that it goes through."""
+        return (*(op for group in self.through for op in group.all_ops), *self.ops)
+
+    def apply(self, load: Callable[[str], Any], algebra: Algebra[Any]) -> Bundle[Any]:
+        """The results, from the checkpoint's tensors that `load` returns by name. Raises what ops raise."""
+        made: dict[str, Any] = {}
+        for group in self.through:
+            results = group.apply(load, algebra)
+            for slot, targets in zip(results.slots, group.targets.slots, strict=True):
+                made |= {target.name: slot[key] for key, target in targets.items()}
+        bundle: Bundle[Any] = self.sources.map(made.__getitem__ if self.through else load)
+        for op in self.ops:
+            bundle = op.apply(bundle, algebra)
+        return bundle
 
     @property
     def target_list(self) -> list[TargetTensor]:
@@ -63,6 +96,7 @@ class Plan:
     guesses: Mapping[str, Any] = field(default_factory=dict)  # arguments without a given value -> the spec's guess
     released: tuple[str, ...] = ()  # the released models that gave arguments
     origins: Mapping[str, tuple[Provenance, ...]] = field(default_factory=dict)  # of the value of each config field
+    first: Plan | None = None  # of two conversions in one: the first, which makes what this one reads
 
     @property
     def targets(self) -> list[TargetTensor]:

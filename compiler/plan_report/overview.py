@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.diagnostics import listed
 from compiler.executor.execute import arrange_group
 from compiler.language.expression import Expr
 from compiler.layout.moves import lower
@@ -126,7 +127,7 @@ def overview(
         "peak_bytes": _heaviest(plan, checkpoint) if computing or plan.reverse else jobs * (WINDOW + GAP + 2 * BLOCK),
     }
     return Overview(
-        spec.name.value,
+        f"{plan.first.program.spec.name} --to {spec.name}" if plan.first else spec.name.value,
         spec.summary,
         "the source of " + spec.target.class_name if plan.reverse else spec.target.class_name,
         plan.reverse,
@@ -183,11 +184,7 @@ def _alike(plan: Plan, checkpoint: Checkpoint, full: bool) -> Iterable[list[Grou
         )
         made = tuple(dict.fromkeys((_NUMBER.sub("#", t.name), t.shape, t.dtype) for t in group.target_list))
         span = group.rule.span
-        key = (
-            number
-            if full
-            else (group.rule.kind, group.rule.name, span.line, span.column, len(group.source_names), read, made)
-        )
+        key = number if full else (*_rules(group), span.line, span.column, len(group.source_names), read, made)
         found.setdefault(key, []).append(group)
     return found.values()
 
@@ -205,16 +202,33 @@ def _line(groups: list[Group], checkpoint: Checkpoint, symbols: _Symbols) -> Lin
         label(one.ops),
         _near(one.rule.span.path),
         one.rule.span.line,
-        [op_text(op) for op in (*(op for op, _ in one.rule.steps), *one.ops[len(one.rule.steps) :])],
+        [*_through(one), *_steps(one)],
         [symbols.side(folded) for folded in _fold(read)],
         [symbols.side(folded) for folded in _fold(made)],
         len(groups),
         sum(t.nbytes for group in groups for t in group.target_list),
         moves,
         run,
-        list(dict.fromkeys(op.loss for op in one.ops if op.loss)),
+        list(dict.fromkeys(op.loss for op in one.all_ops if op.loss)),
         picture(one, checkpoint) if one.ops and one.source_names and moves >= 0 else None,
     )
+
+
+def _rules(group: Group) -> tuple[str, ...]:
+    """What tells the rules of a group apart, those that it goes through first."""
+    before = tuple(f"{one.rule.kind} {one.rule.name} {one.rule.span.line}" for one in group.through)
+    return (*before, group.rule.kind, group.rule.name)
+
+
+def _steps(group: Group) -> list[str]:
+    return [op_text(op) for op in (*(op for op, _ in group.rule.steps), *group.ops[len(group.rule.steps) :])]
+
+
+def _through(group: Group) -> list[str]:
+    """The steps of the groups that a group goes through, and the target class's names between."""
+    steps = list(dict.fromkeys(step for one in group.through for step in _steps(one)))
+    names = list(dict.fromkeys(_NUMBER.sub("#", name) for name in group.read_names))
+    return [*steps, f"as {listed(names, 3)}"] if group.through else []
 
 
 def _near(path: str) -> str:

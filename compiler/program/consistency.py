@@ -197,6 +197,12 @@ class _Checker:
                 message = f"the field {pattern.text!r} is unread, and it is an argument or a fact"
                 self.report.add(pattern.span, message, "duplicate-name", "decide which")
 
+        writable = {*read, *spec.fixed}
+        for omitted in spec.layout.omit:
+            if omitted.value not in writable:
+                message = f"{omitted.value!r} is omitted, and it is neither an argument, a fact nor fixed"
+                self.report.add(omitted.span, message, "unknown-name", nearest(omitted.value, writable))
+
     def check_asked(
         self, function: str, text: str, span: Span, claimed: list[Pattern], keep_all: bool, indices: frozenset[str]
     ) -> None:
@@ -257,6 +263,7 @@ def expressions(program: Program) -> list[Expr]:
     ]
     found += spec.tokenizer.named.values() if spec.tokenizer else []
     found += [f.expr for f in spec.processor.fields if f.expr] if spec.processor else []
+    found += [f.expr for f in (*spec.layout.fields, *spec.layout.constants) if f.expr]
     rules = (*program.rules, *program.created)
     found += [r.when for r in rules if r.when] + [t.when for t in program.ties if t.when]
     found += [size for r in rules for op, _ in r.steps for size in op.sizes_used() if isinstance(size, Expr)]

@@ -53,7 +53,7 @@ class ClassCheck:
             raise Refusal(found)
 
 
-def config_written(program: Program, fields: Mapping[str, Any]) -> dict[str, Any]:
+def config_written(program: Program, fields: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
     """The config.json that a folder with these fields of the spec's `config` gets. Raises Refusal: `unknown-class`."""
     from compiler.render.remote_code import from_spec
     from compiler.target import config_dialects, model_class
@@ -63,7 +63,7 @@ def config_written(program: Program, fields: Mapping[str, Any]) -> dict[str, Any
         kind = model_class.model_type(target.model.value)
     else:
         kind = from_spec.remote_code(program.spec).model_type
-    written = config_dialects.config_json(fields, model_class=target.class_name, model_type=kind, dtype="float32")
+    written = config_dialects.config_json(fields, model_class=target.class_name, model_type=kind, dtype=dtype)
     config: dict[str, Any] = json.loads(config_dialects.json_text(written))
     return config
 

@@ -39,12 +39,16 @@ def test_every_field_of_a_request_is_an_option_of_run() -> None:
     words += ["--weights", "ema", "--tokenizer", "t", "--set", "a=1", "--set", "b=[x]", "--processor", "p"]
     words += ["--model", "m", "--ignore-model-type", "--strict", "--no-check"]
     made = request(run_parser().parse([*WORDS["run"], *words]))
-    changed = {f.name for f in fields(Request) if getattr(made, f.name) != getattr(Request([]), f.name)}
+    words[words.index("--reverse")] = "--to=s"
+    other = request(run_parser().parse([*WORDS["run"], *words]))
+    changed = {
+        f.name for f in fields(Request) for one in (made, other) if getattr(one, f.name) != getattr(Request([]), f.name)
+    }
     assert changed == {field.name for field in fields(Request)} - {"compare"}
     assert (made.jobs, made.parts, made.assigned) == (3, 2, {"a": 1, "b": ["x"]})
 
 
-@pytest.mark.parametrize("words", [["--to", "x"], ["--tok=x"], ["--forc"], ["--no-checksum"], ["--js"]])
+@pytest.mark.parametrize("words", [["--toke", "x"], ["--tok=x"], ["--forc"], ["--no-checksum"], ["--js"]])
 def test_an_option_is_written_out(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["run", *WORDS["run"], *words])

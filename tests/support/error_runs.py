@@ -540,6 +540,10 @@ def config_value() -> str:
     return RUN + " --set rope_theta=-1"
 
 
+def no_route() -> str:
+    return RUN + " --to litgpt_gemma"
+
+
 def no_device() -> str:
     return RUN + " --device nowhere"
 

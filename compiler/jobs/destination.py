@@ -1,0 +1,143 @@
+"""What a conversion writes: which container, under which names, and the files beside the weights.
+
+Forward it is a folder of Transformers. Reversed, an OUT that is called like a file of weights is that file; any other is
+a folder as the source's trainer keeps it: its container, its config, the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from compiler.checkpoints import config_file
+from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.executor import tensor_parallel_parts
+from compiler.executor.execute import StateDict
+from compiler.jobs.request import Request
+from compiler.model_folder import gguf_values, sidecar_files, source_folder
+from compiler.output import gguf_layout, pth_layout, safetensors_layout
+from compiler.output.pth_layout import Wrapping
+from compiler.output.safetensors_layout import OutFile
+from compiler.plan.plan import Plan
+from compiler.tokenizer.find import FILES as TOKENIZER_FILES
+from compiler.tokenizer.find import tokenizer_files
+
+# Endings of files of weights; an OUT of another name is a folder.
+TORCH, SAFETENSORS, GGUF = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors", ".gguf"
+ONE_FILE = 10**18  # bytes
+
+
+def is_folder(request: Request, out: Path) -> bool:
+    """Whether OUT is a folder."""
+    return not (request.reverse or request.to) or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS, GGUF)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What a plan writes to `out`. `folder`: whether that is one; `say` gets remarks about what is left out."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    request: Request
+    out: Path
+    folder: bool
+    say: Callable[[str], None]
+
+    @cached_property
+    def files(self) -> list[OutFile]:
+        """The files that are written range by range: safetensors or GGUF; none where torch files are written. Raises
+        Refusal."""
+        plan, request = self.plan, self.request
+        if not plan.reverse:
+            return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
+        name = source_folder.weights_name(plan) if self.folder else self.out.name
+        if name.endswith(GGUF):
+            return [self._gguf(name)]
+        if not name.endswith(SAFETENSORS):
+            return []
+        if self.folder:
+            return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
+        return [replace(file, name=name) for file in safetensors_layout.lay_out(plan.targets, ONE_FILE)]
+
+    @property
+    def names(self) -> list[str]:
+        """The first component of the name of each file of weights."""
+        return [file.name for file in self.files] or [Path(name).parts[0] for name in self._torch_names()]
+
+    def _torch_names(self) -> list[str]:
+        if self.request.parts == 1:
+            return [source_folder.weights_name(self.plan)]
+        return [self.plan.program.spec.weights.replace("*", f"{n:02d}") for n in range(self.request.parts)]
+
+    def state_dicts(self, place: Path) -> list[StateDict]:
+        """The torch files to write, at `place`. Raises Refusal."""
+        if not self.folder:
+            return tensor_parallel_parts.state_dicts(self.plan, place, 1, Wrapping())
+        wrapping = source_folder.wrapping(self.plan)
+        if self.request.parts == 1:
+            place = place / source_folder.weights_name(self.plan)
+        return tensor_parallel_parts.state_dicts(self.plan, place, self.request.parts, wrapping)
+
+    def _gguf(self, name: str) -> OutFile:
+        plan, beside = self.plan, self.beside
+        fields = source_folder.fields(plan)
+        values = gguf_values.model_values(fields, self.out.stem, plan.dtype)
+        rows = int(fields["vocab_size"])
+        values |= gguf_values.tokenizer_values(beside.texts, beside.copies, rows, self.say)
+        return gguf_layout.lay_out(name, plan.targets, values, source_folder.constants(plan))
+
+    @cached_property
+    def sidecars(self) -> sidecar_files.SidecarFiles | None:
+        """The files beside the weights; None for an OUT that is one file. Raises Refusal, OSError."""
+        request, plan = self.request, self.plan
+        if not self.folder:
+            return None
+        if not plan.reverse:
+            return self._of_transformers(plan, self.files)
+        return source_folder.collect(plan, self.checkpoint, self.beside, self.files, self._sizes(), request.check)
+
+    @cached_property
+    def beside(self) -> sidecar_files.SidecarFiles:
+        """The configs and the tokenizer of the Transformers folder that a plan starts from or goes through."""
+        if self.plan.first is None:
+            return self._of_folder()
+        made = self._of_transformers(self.plan.first, [])
+        kept = {*source_folder.CONFIGS, *TOKENIZER_FILES}
+        return sidecar_files.SidecarFiles(
+            {name: text for name, text in made.texts.items() if name in kept},
+            {name: path for name, path in made.copies.items() if name in kept},
+            made.reads,
+        )
+
+    def _of_transformers(self, plan: Plan, files: list[OutFile]) -> sidecar_files.SidecarFiles:
+        request = self.request
+        return sidecar_files.collect(
+            plan,
+            self.checkpoint,
+            request.tokenizer,
+            request.processor,
+            request.source[0],
+            files,
+            self.out,
+            self.say,
+            request.check,
+        )
+
+    def _of_folder(self) -> sidecar_files.SidecarFiles:
+        """The configs and the tokenizer of the Transformers folder that is converted back."""
+        source = self.request.source[0]
+        config = self.request.config or config_file.beside(source, source_folder.HUB)
+        paths = [config.parent / name for name in source_folder.CONFIGS] if config else []
+        texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+        place = self.request.tokenizer or (source if source.is_dir() else source.parent)
+        files = tokenizer_files(place, lambda _: None, named=self.request.tokenizer is not None).values()
+        return sidecar_files.SidecarFiles(texts, {path.name: path for path in files}, tuple(files))
+
+    def _sizes(self) -> dict[str, int]:
+        """The size of each file of weights in bytes, by name."""
+        if self.files:
+            return {file.name: file.size for file in self.files}
+        parts = self.state_dicts(Path())
+        return {str(p.path): pth_layout.lay_out(p.path.name, p.targets, p.wrapping).size for p in parts}

@@ -1,0 +1,102 @@
+"""What `--reverse` and `--to` write, loaded by the programs that own those layouts: `make test-originals`.
+
+The programs are in a Python of their own, which `MAPSPEC_ORIGINALS` names; `run_original.py` is what it runs. `docs/ecosystem.md`
+has the versions.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.oracle_cases import Case
+from support.parity import ORACLES
+
+from compiler.jobs.convert import convert
+from compiler.jobs.request import Request
+from compiler.program.loading import load_program
+
+HERE = Path(__file__).parent
+PYTHON = os.environ.get("MAPSPEC_ORIGINALS", "")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="MAPSPEC_ORIGINALS names no Python with the original programs")
+MINIMIND = ORACLES / "minimind" / "dense_trained"
+TOKENIZER = HERE.parent / "data" / "tokenizer"
+
+
+def original(family: str, place: Path, inputs: torch.Tensor, work: Path) -> torch.Tensor:
+    """What the original program computes from a folder or file."""
+    torch.save(inputs, work / "inputs.pt")
+    command = [
+        PYTHON,
+        str(HERE / "run_original.py"),
+        family,
+        str(place),
+        str(work / "inputs.pt"),
+        str(work / "result.pt"),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    result: torch.Tensor = torch.load(work / "result.pt", weights_only=True)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("litgpt", "litgpt/llama31_scaled"),
+        ("litgpt", "litgpt/qwen3"),
+        ("litgpt", "litgpt/gemma2"),
+        ("litgpt", "litgpt/phi2"),
+        ("litgpt", "litgpt/olmo2"),
+        ("litgpt", "litgpt/falcon_7b"),
+        ("litgpt", "litgpt/mixtral"),
+        ("torchtune", "torchtune/llama31_scaled"),
+        ("timm", "timm/vit"),
+    ],
+)
+def test_the_original_loads_a_reverse(tmp_path: Path, family: str, name: str) -> None:
+    """Its logits are the ones recorded from its own checkpoint."""
+    case = Case(ORACLES / name)
+    convert(case.program, case.request, tmp_path / "converted")
+    convert(case.program, Request([tmp_path / "converted"], reverse=True), tmp_path / "back")
+    assert case.golden is not None
+    golden = load_file(case.golden)
+    inputs = next(tensor for key, tensor in golden.items() if key != "logits_fp32")
+    logits = original(family, tmp_path / "back", inputs, tmp_path)
+    wanted = golden["logits_fp32"].float()  # of the last positions
+    logits = logits[:, -wanted.shape[1] :]
+    torch.testing.assert_close(logits, wanted, atol=case.said["tolerance"], rtol=0)
+
+
+def test_litgpt_loads_what_torchtune_wrote(tmp_path: Path) -> None:
+    """From one trainer to the other in one pass; the logits are those of the first."""
+    case = Case(ORACLES / "torchtune" / "llama31_scaled")
+    request = Request(case.request.source, assigned=case.request.assigned, to="litgpt")
+    convert(case.program, request, tmp_path / "lit")
+    assert case.golden is not None
+    golden = load_file(case.golden)
+    wanted = golden["logits_fp32"].float()
+    logits = original("litgpt", tmp_path / "lit", golden["input_ids"], tmp_path)[:, -wanted.shape[1] :]
+    torch.testing.assert_close(logits, wanted, atol=case.said["tolerance"], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_llama_cpp_generates_the_same_tokens(tmp_path: Path, dtype: str) -> None:
+    """MiniMind's own file as GGUF: greedy tokens are Transformers' for the folder of the same dtype."""
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {"config": MINIMIND / "source" / "minimind_config_resolved.json", "tokenizer": TOKENIZER}
+    program, source = load_program("qwen3"), [MINIMIND / "source" / "model.pth"]
+    convert(program, Request(source, dtype=dtype, **settings), tmp_path / "folder")
+    convert(program, Request(source, dtype=dtype, to="gguf", **settings), tmp_path / "model.gguf")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype=torch.float32).eval()
+    prompts = torch.randint(50, 6000, (6, 12), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        wanted = model.generate(prompts, max_new_tokens=16, min_new_tokens=16, do_sample=False)[:, prompts.shape[1] :]
+    assert torch.equal(original("gguf", tmp_path / "model.gguf", prompts, tmp_path), wanted)

@@ -1,0 +1,156 @@
+"""GGUF files that `--to gguf` writes: read by the package gguf and by mapspec's own reader, tensors, key-values and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from support.oracle_cases import Case
+from support.parity import ORACLES
+from support.synthetic import image, synthetic
+
+from compiler.checkpoints.checkpoint import open_checkpoint
+from compiler.diagnostics import Refusal
+from compiler.executor.apply_rule import loaded
+from compiler.jobs.convert import convert
+from compiler.jobs.request import Request
+from compiler.model_folder.gguf_values import tokenizer_values
+from compiler.program.loading import load_program
+
+TESTS = Path(__file__).parent.parent
+CASE = Case(ORACLES / "minimind" / "dense_trained")
+SETTINGS: dict[str, Any] = {"config": CASE.request.config, "tokenizer": TESTS / "data" / "tokenizer", "check": False}
+SPLIT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", 0), ("float16", 1), ("bfloat16", 32)])
+def test_both_readers_read_it(tmp_path: Path, dtype: str, kind: int) -> None:
+    """The tensors are those of the source under llama.cpp's names; vectors are in float32 whatever the dtype."""
+    convert(CASE.program, Request(CASE.request.source, dtype=dtype, to="gguf", **SETTINGS), tmp_path / "m.gguf")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    values = {key: field.contents() for key, field in reader.fields.items()}
+    assert (values["general.architecture"], values["general.file_type"]) == ("qwen3", kind)
+    assert values["qwen3.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+    vocabulary = json.loads((TESTS / "data" / "tokenizer" / "tokenizer.json").read_text())
+    assert values["tokenizer.ggml.tokens"][: len(vocabulary["model"]["vocab"])] == [*vocabulary["model"]["vocab"]]
+    assert len(values["tokenizer.ggml.merges"]) == len(vocabulary["model"]["merges"])
+    assert (values["tokenizer.ggml.model"], values["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
+    assert values["tokenizer.ggml.token_type"][:3] == [3, 3, 3]
+    assert "<|im_start|>" in values["tokenizer.chat_template"]
+    ours = open_checkpoint(tmp_path / "m.gguf")
+    source = open_checkpoint(CASE.request.source[0])
+    for tensor in reader.tensors:
+        mine = loaded(ours.tensors[tensor.name])
+        assert mine.dtype == (torch.float32 if mine.dim() == 1 else getattr(torch, dtype))
+        if dtype != "bfloat16":
+            assert np.array_equal(mine.numpy().reshape(-1), np.asarray(tensor.data).reshape(-1))
+    embedding = loaded(source.tensors["model.embed_tokens.weight"]).to(getattr(torch, dtype))
+    assert torch.equal(loaded(ours.tensors["token_embd.weight"]), embedding)
+    norm = loaded(source.tensors["model.norm.weight"]).to(getattr(torch, dtype)).float()
+    assert torch.equal(loaded(ours.tensors["output_norm.weight"]), norm)
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    """A GGUF file converts by itself back into the first trainer's layout, bit for bit; vectors are cast back from float32."""
+    convert(CASE.program, Request(CASE.request.source, to="gguf_qwen3", **SETTINGS), tmp_path / "m.gguf")
+    request = Request([tmp_path / "m.gguf"], to="qwen3", dtype="float16", check=False)
+    convert(load_program("gguf_qwen3"), request, tmp_path / "back.pth")
+    source = open_checkpoint(CASE.request.source[0])
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert image(back) == image({name: loaded(source.tensors[name]) for name in back})
+    assert source.tensors.keys() - back.keys() == set()
+
+
+def test_the_rotary_divisors_of_llama_3(tmp_path: Path) -> None:
+    """rope_freqs.weight against the formula that Transformers applies to the inverse frequencies."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    program = load_program("torchtitan_llama")
+    made = synthetic(program, finite=True)
+    request = Request([made.save(tmp_path, "*.pt")], assigned=made.arguments, to="gguf", check=False)
+    convert(program, request, tmp_path / "m.gguf")
+    divisors = next(t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors if t.name == "rope_freqs.weight").data
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 8192}  # fmt: skip
+    config = LlamaConfig(hidden_size=64, num_attention_heads=8, head_dim=8, max_position_embeddings=131072,
+                         rope_theta=500000.0, rope_scaling=scaling)  # fmt: skip
+    wanted = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0]
+    plain = 1.0 / 500000.0 ** (torch.arange(0, 8, 2).float() / 8)
+    torch.testing.assert_close(torch.tensor(divisors), plain / wanted, rtol=1e-5, atol=0)
+    assert not math.isclose(float(divisors[-1]), 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokenizers
+
+
+def byte_level(pattern: str | None = None, **rest: Any) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = [{"type": "ByteLevel", "use_regex": pattern is None}]
+    if pattern is not None:
+        steps = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}, *steps]
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    return {"model": model, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, **rest}
+
+
+def values(content: dict[str, Any], rows: int = 4, **texts: str) -> dict[str, Any]:
+    files = {"tokenizer.json": json.dumps(content)} | {name.replace("_json", ".json"): t for name, t in texts.items()}
+    return {key: value for key, (_, value) in tokenizer_values(files, {}, rows, lambda _: None).items()}
+
+
+def test_rows_without_a_token_are_unused() -> None:
+    found = values(byte_level(SPLIT, added_tokens=[{"id": 2, "content": "ab", "special": True}]))
+    assert found["tokenizer.ggml.pre"] == "qwen2"
+    assert found["tokenizer.ggml.tokens"] == ["a", "b", "ab", "[PAD3]"]
+    assert found["tokenizer.ggml.token_type"] == [1, 1, 3, 5]
+    assert found["tokenizer.ggml.merges"] == ["a b"]
+    assert found["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_a_token_that_begins_a_text() -> None:
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}, {"Sequence": {"id": "A"}}]}
+    content = byte_level(post_processor={"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]})
+    assert values(content)["tokenizer.ggml.add_bos_token"] is True
+    settings = json.dumps({"add_bos_token": False, "chat_template": "{{ 1 }}"})
+    found = values(content, tokenizer_config_json=settings)
+    assert (found["tokenizer.ggml.add_bos_token"], found["tokenizer.chat_template"]) == (False, "{{ 1 }}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        byte_level("[a-z]+"),
+        {"model": {"type": "Unigram", "vocab": []}, "pre_tokenizer": {"type": "Metaspace"}},
+        byte_level() | {"pre_tokenizer": {"type": "Digits"}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
+    ],
+)
+def test_a_tokenizer_that_the_format_cannot_hold(content: dict[str, Any]) -> None:
+    with pytest.raises(Refusal, match="unsupported-tokenizer"):
+        values(content)
+
+
+def test_a_tokenizer_of_another_model() -> None:
+    with pytest.raises(Refusal, match="has the id 2, but the embedding has 2 rows"):
+        values(byte_level(), rows=2)
+
+
+def test_a_sentencepiece_model() -> None:
+    """Pieces, scores and kinds are those that the package sentencepiece gives, as the vocabularies' recorder wrote them."""
+    model = TESTS / "data" / "vocabularies" / "bpe.model"
+    found = tokenizer_values({}, {"tokenizer.model": model}, 2000, lambda _: None)
+    assert found["tokenizer.ggml.model"][1] == "llama"
+    assert found["tokenizer.ggml.token_type"][1][:3] == [2, 3, 3]  # unknown, and two control tokens
+    assert len(found["tokenizer.ggml.scores"][1]) == len(found["tokenizer.ggml.tokens"][1]) == 2000
+
+
+def test_without_a_tokenizer() -> None:
+    said: list[str] = []
+    found = tokenizer_values({}, {}, 10, said.append)
+    assert (found["tokenizer.ggml.model"][1], len(said)) == ("no_vocab", 1)
