@@ -38,6 +38,7 @@ FLOORS = (
     "jobs plan_report",
     "executor model_folder proof",
     "render.remote_code output",
+    "settings",
     "render plan",
     "program tokenizer transfer",
     "checkpoints ops console",

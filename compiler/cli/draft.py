@@ -48,8 +48,8 @@ def draft(options: argparse.Namespace) -> int:
     from compiler.draft.proposal import propose
     from compiler.draft.sizes import SETTING_FIELDS, SIZE_FIELDS
     from compiler.language.parser import load_spec
-    from compiler.plan.arguments import gather_without_spec
     from compiler.resources import schema_path
+    from compiler.settings.arguments import gather_without_spec
     from compiler.target import model_class
 
     if options.out is not None and (options.out.exists() or options.out.suffix != ".yaml"):

@@ -16,7 +16,7 @@ from compiler.diagnostics import Refusal
 from compiler.draft.config_fit import Axis, ConfigFit, Path, get, leaves
 from compiler.draft.rules import Draft
 from compiler.draft.tensor_roles import NameFamily, name_families
-from compiler.plan.arguments import BAGGAGE
+from compiler.settings.arguments import BAGGAGE
 from compiler.target import config_dialects, model_class
 
 ASKED = "shapes do not reveal it and no config gives it; {default} is the default of the class: look it up in the source's code"

@@ -16,8 +16,8 @@ from typing import Any
 
 from compiler.checkpoints import config_file
 from compiler.diagnostics import Refusal
-from compiler.plan.arguments import HOLDERS, OBJECTS
 from compiler.program.program import Program
+from compiler.settings.arguments import HOLDERS, OBJECTS
 from compiler.target import model_class
 
 CONFIG_FILES = ("config.json", "params.json", "model_config.yaml", "hparams.yaml")

@@ -20,9 +20,7 @@ from compiler.executor import preconditions
 from compiler.jobs.request import Request
 from compiler.model_folder.card import recorded_settings
 from compiler.output.earlier_run import MANIFEST
-from compiler.plan import arguments, config_guard, config_inverse, released_models
 from compiler.plan.bind import bind, with_float32_vectors
-from compiler.plan.checkpoint_statements import unread_statements
 from compiler.plan.notes import (
     DefaultArguments,
     DerivedArguments,
@@ -52,6 +50,8 @@ from compiler.program.environment import (
 from compiler.program.inverse import SourceShapes
 from compiler.program.program import Program
 from compiler.proof.proof import check_target
+from compiler.settings import arguments, config_guard, config_inverse, released_models
+from compiler.settings.checkpoint_statements import unread_statements
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from compiler.output import safetensors_layout
 from compiler.output.earlier_run import INDEX, MANIFEST
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
-from compiler.plan import config_inverse
 from compiler.plan.plan import Plan
 from compiler.program.environment import Environment, Given, NamedShapes, Origin, reads_data
+from compiler.settings import config_inverse
 
 # Of a folder of Transformers: many trainers keep them beside weights of their own, and a conversion reads them.
 HUB = "config.json"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, nearest
 from compiler.language import document
-from compiler.plan.arguments import BAGGAGE
 from compiler.program.program import Program
+from compiler.settings.arguments import BAGGAGE
 from compiler.target import config_class, config_meaning
 
 if TYPE_CHECKING:

@@ -26,12 +26,12 @@ from compiler.dtypes import FLOATING
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.model_folder.sidecar_files import texts
-from compiler.plan.arguments import OBJECTS
 from compiler.plan.plan import Plan
 from compiler.program.environment import NamedShapes
 from compiler.program.program import Program, Rule
 from compiler.progress import COMPARING, Progress
 from compiler.resources import package_root
+from compiler.settings.arguments import OBJECTS
 from compiler.verify import sequence_length
 from compiler.verify.config_alternatives import FieldChange, alternatives
 from compiler.verify.fault_finding import ModelSide, origins, rules_at_fault, suspects, trace

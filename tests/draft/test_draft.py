@@ -30,8 +30,8 @@ from compiler.jobs.compile import build
 from compiler.jobs.convert import convert
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
-from compiler.plan.arguments import BAGGAGE
 from compiler.program.loading import load_program
+from compiler.settings.arguments import BAGGAGE
 from compiler.target.config_dialects import read_config
 from compiler.verify.compare import SourceModel
 from compiler.verify.job import Job, Results

@@ -17,9 +17,9 @@ from compiler.jobs.detect import detect
 from compiler.jobs.prepare import Prepared, prepare
 from compiler.jobs.request import Request
 from compiler.plan import notes
-from compiler.plan.arguments import gather_without_spec
 from compiler.program.environment import Origin
 from compiler.program.loading import load_program
+from compiler.settings.arguments import gather_without_spec
 
 LLAMA = load_program("llama")
 MADE = synthetic(LLAMA, 0, finite=True)

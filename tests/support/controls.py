@@ -18,9 +18,9 @@ from typing import Any
 from support.synthetic import Synthetic
 
 from compiler.diagnostics import Refusal
-from compiler.plan.config_guard import fixed_fields
 from compiler.program.environment import Environment, Given, NamedShapes
 from compiler.program.program import Program
+from compiler.settings.config_guard import fixed_fields
 
 FILE = Path(__file__).parent.parent / "data" / "controls.json"
 Control = Mapping[str, Any]

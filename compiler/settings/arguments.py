@@ -12,10 +12,10 @@ from typing import Any
 
 from compiler.checkpoints.config_file import beside, read_config_file
 from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
-from compiler.plan import config_guard, config_inverse
 from compiler.plan.notes import ConfigNextToWeights, Note
 from compiler.program.environment import Given, Origin
 from compiler.program.program import Program
+from compiler.settings import config_guard, config_inverse
 from compiler.target import config_class, config_dialects
 from compiler.target.config_meaning import HARMLESS, is_neutral, same_value
 

@@ -18,8 +18,8 @@ from compiler.cli.options import Notes
 from compiler.diagnostics import Refusal
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
-from compiler.plan.checkpoint_statements import unread_statements
 from compiler.program.loading import load_program
+from compiler.settings.checkpoint_statements import unread_statements
 
 GGUF = {"gguf_llama": "llama_grouped", "gguf_qwen3": "qwen3", "gguf_qwen3_moe": "qwen3_moe"}
 

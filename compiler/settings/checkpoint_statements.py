@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Span
-from compiler.plan.arguments import BAGGAGE, OBJECTS
 from compiler.program.program import Program
+from compiler.settings.arguments import BAGGAGE, OBJECTS
 
 # Statement -> the values under which it changes nothing; an absent or empty value never does.
 _GGUF: dict[str, tuple[Any, ...]] = {

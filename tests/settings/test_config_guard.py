@@ -19,10 +19,10 @@ from compiler.diagnostics import Refusal
 from compiler.jobs.detect import detect
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
-from compiler.plan.arguments import gather
 from compiler.plan.plan import Plan
 from compiler.program.loading import load_program
 from compiler.program.program import Program
+from compiler.settings.arguments import gather
 
 HEADS, WIDTH, MLP, LAYERS, ROWS = 4, 32, 48, 2, 64
 SIZES = {

@@ -23,8 +23,8 @@ from compiler.jobs.convert import convert
 from compiler.jobs.detect import detect
 from compiler.jobs.request import Request
 from compiler.language.parser import load_spec
-from compiler.plan import arguments
 from compiler.program.loading import compile_spec, load_program
+from compiler.settings import arguments
 
 LLAMA3 = {
     "rope_type": "llama3",

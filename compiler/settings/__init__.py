@@ -1,0 +1,1 @@
+"""What is given: arguments and facts from config files, the checkpoint, --set and released models, and what they contradict."""
