@@ -35,6 +35,8 @@ _BLOCKS = "target:\n  blocks:\n    "
 # Path -> what a spec says there, where no shipped spec uses the key.
 EXAMPLES = {
     "source.config": "source:\n  weights: model_*.pt\n  config: meta_*.json # a glob: the first file that matches",
+    "source.reverse.constants": "source:\n  weights: model-*.gguf\n  reverse:\n    constants:\n"
+    "      rope_freqs.weight: '[1.0] * (head_dim // 2)' # numbers that the source's file has beside the tensors",
     "config.derive": "config:\n  derive:\n    head_dim: hidden_size // num_attention_heads\n"
     '    text_config: \'{"hidden_size": width, "num_hidden_layers": layers}\' # a nested config',
     "target.blocks.embedding.norm": _BLOCKS + "embedding: {norm: true}",
@@ -51,6 +53,7 @@ EXAMPLES = {
     "transform.[].only": "transform:\n- from: qkv.weight\n  to: [q.weight, k.weight, v.weight]\n  steps:\n"
     "  - {split: 0, parts: 3}\n"
     "  - {rearrange: (head pair two) ... -> (head two pair) ..., sizes: {head: n_heads, two: 2}, only: [0, 1]}",
+    "transform.[].copy": "transform:\n- from: norm.weight\n  to: [input_norm.weight, output_norm.weight]\n  copy: 2",
     "transform.[].cast": _RULE + "cast: float32",
     "transform.[].rope_to_interleaved": _RULE + "rope_to_interleaved: n_heads",
     "transform.[].interleave": _RULE + "interleave: 2",
