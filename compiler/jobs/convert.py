@@ -21,7 +21,7 @@ from compiler.diagnostics import refuse
 from compiler.executor import execute
 from compiler.executor.tensor_parallel_parts import check_parts
 from compiler.jobs.compose import prepare_both, second_program
-from compiler.jobs.destination import Destination, is_folder
+from compiler.jobs.destination import Destination, as_stored, is_folder
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.language import document
@@ -63,7 +63,7 @@ def convert(
         if not crew.leads:  # the leading process prints notes and looks at values
             on_note = ignore_note
         prepared = prepare_both(program, second, request, on_note) if second else prepare(program, request, on_note)
-        plan, checkpoint = prepared.plan, prepared.checkpoint
+        plan, checkpoint = as_stored(prepared.plan, request, out), prepared.checkpoint
         output.check_room(sum(target.nbytes for target in plan.targets))
         for line in nonfinite_values.in_source(checkpoint, plan, request.check_values) if crew.leads else ():
             on_note(Remark(line))

@@ -20,6 +20,7 @@ from compiler.model_folder import gguf_values, sidecar_files, source_folder
 from compiler.output import gguf_layout, pth_layout, safetensors_layout
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
+from compiler.plan.bind import with_float32_vectors
 from compiler.plan.plan import Plan
 from compiler.tokenizer.find import FILES as TOKENIZER_FILES
 from compiler.tokenizer.find import tokenizer_files
@@ -32,6 +33,12 @@ ONE_FILE = 10**18  # bytes
 def is_folder(request: Request, out: Path) -> bool:
     """Whether OUT is a folder."""
     return not (request.reverse or request.to) or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS, GGUF)
+
+
+def as_stored(plan: Plan, request: Request, out: Path) -> Plan:
+    """The plan with the dtypes that the container of OUT needs."""
+    name = source_folder.weights_name(plan) if is_folder(request, out) else out.name
+    return with_float32_vectors(plan) if plan.reverse and name.endswith(GGUF) else plan
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from compiler.executor import preconditions
 from compiler.jobs.request import Request
 from compiler.model_folder.card import recorded_settings
 from compiler.output.earlier_run import MANIFEST
-from compiler.plan.bind import bind, with_float32_vectors
+from compiler.plan.bind import bind
 from compiler.plan.notes import (
     DefaultArguments,
     DerivedArguments,
@@ -187,8 +187,6 @@ def bind_reversed(
         if name in program.spec.arguments or (name in program.spec.facts and value.value is not None):
             env[name]  # so that it is listed even if the plan does not use it
     plan = bind(program, tensors, env, dtype=request.dtype, reverse=True)
-    if program.spec.weights.endswith(".gguf"):
-        plan = with_float32_vectors(plan)
     plan = _with_assumptions(plan, env, None, request.strict, note)
     if unread:
         note(UnreadFields(unread))

@@ -115,7 +115,7 @@ class Trial:
 
     def __init__(self, spec: str, source: Path, folder: Path, options: list[str], over: bool) -> None:
         self.folder = folder
-        self.out = folder / "out"
+        self.out = folder / ("out.pth" if "--reverse" in options else "out")
         self.before = {**USERS, **STALE} if over else {}
         if over and "--reverse" in options:
             self.before = {".": b"old" + len(MARK).to_bytes(2, "little") + MARK}
