@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{paint('good', 'verified')} {options.out}: {proof['text']}")
         if options.verbose:
             print("\n".join(config_lines(config_table(plan), paint)))
-        if not options.quiet and not proof and not options.reverse:
+        if not options.quiet and not proof and not (options.reverse or options.to):
             words = [program.spec.name.value if options.spec == "auto" else options.spec, *options.source, options.out]
             print(paint("command", f"next: mapspec verify {shlex.join(map(str, words))}"))
     return 0

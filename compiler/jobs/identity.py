@@ -101,7 +101,8 @@ def required_class(request: Request) -> NamedClass:
             hint = nearest(
                 str(classes[0] if isinstance(classes, list) else classes), model_class.model_types_by_class()
             )
-        refuse(str(path), f"its architectures, {classes!r}, name no class of Transformers", "unknown-class", hint)
+        message = f"its architectures, {classes!r}, name no class of Transformers" if classes else "it names no class"
+        refuse(str(path), message, "unknown-class", hint)
     return named
 
 

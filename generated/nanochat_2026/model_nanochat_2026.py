@@ -317,6 +317,8 @@ class NanoChat2026Model(NanoChat2026PreTrainedModel):
         )
         self.residual_scales = NanoChat2026Scales(config.num_hidden_layers, 1.0)
         self.embedding_scales = NanoChat2026Scales(config.num_hidden_layers, 0.0)
+        if not 0 <= config.subtracted_layer < config.num_hidden_layers:
+            raise ValueError(f"subtracted_layer is {config.subtracted_layer}, of {config.num_hidden_layers} layers")
         self.subtracted_scale = NanoChat2026Scales(1, 0.0)
         self.layers = nn.ModuleList([NanoChat2026DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = NanoChat2026RMSNorm(config.rms_norm_eps)
