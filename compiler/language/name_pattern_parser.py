@@ -39,7 +39,7 @@ def parse_pattern(text: str, span: Span) -> Pattern:
         refuse(span, f"a name pattern of {len(text)} characters; at most {MAX_TEXT} are read", "name-syntax")
     if len(text) > 1 and text.startswith("/") and text.endswith("/"):
         body = text[1:-1].removeprefix("^")
-        if body.endswith("$") and not body.endswith("\\$"):
+        if body.endswith("$") and not re.search(r"(?<!\\)(?:\\\\)*\\\$$", body):  # a `$` that no backslash escapes
             body = body[:-1]
         parts = _parse_regex(body, span, named=True)
     else:

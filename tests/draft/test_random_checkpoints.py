@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -51,6 +51,7 @@ def test_the_text_of_a_draft_loads(
 
 
 @given(checkpoints)
+@example({"{\\": ((), "float32")})
 @settings(max_examples=150, deadline=None)
 def test_families_match_their_names_and_no_others(source: dict[str, tuple[tuple[int, ...], str]]) -> None:
     families = name_families(source)
