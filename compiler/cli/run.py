@@ -42,7 +42,7 @@ def run_parser() -> Parser:
     parser.add_field("device", "where tensors are computed: cpu or cuda")
     parser.add_field("checksums", "do not compare a .pth file with its own checksums", flag="--no-checksums")
     parser.add_field("check", "do not compare the result with the target class", flag="--no-check")
-    parser.add_field("jobs", "number of threads that copy (default: %(default)s)", metavar="N")
+    parser.add_field("jobs", "number of threads that copy (default: %(default)s, at most 256)", metavar="N")
     parser.add_field("max_shard_size", "maximum size of a weights file (default: %(default)s)", metavar="SIZE")
     parser.add_to()
     parser.add_field("parts", "with --reverse: write a folder of N tensor-parallel parts", metavar="N")

@@ -24,6 +24,7 @@ from compiler.plan.plan import Group, Plan
 from compiler.plan_report.effect import effect, label
 from compiler.plan_report.row_provenance import Picture, picture
 from compiler.resources import spec_label
+from compiler.transfer.engine import crew_size
 from compiler.transfer.worker import BLOCK, GAP, WINDOW
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -124,7 +125,9 @@ def overview(
         "target_tensors": len(plan.targets),
         "target_bytes": written,
         "disk_bytes": sum(file.size for file in files) or written,
-        "peak_bytes": _heaviest(plan, checkpoint) if computing or plan.reverse else jobs * (WINDOW + GAP + 2 * BLOCK),
+        "peak_bytes": _heaviest(plan, checkpoint)
+        if computing or plan.reverse
+        else crew_size(jobs) * (WINDOW + GAP + 2 * BLOCK),
     }
     return Overview(
         f"{plan.first.program.spec.name} --to {spec.name}" if plan.first else spec.name.value,

@@ -26,6 +26,8 @@ from compiler.transfer.worker import BLOCK, GAP, Worker
 
 TASK = 1 << 20  # bytes of target that a thread takes at a time: threads that stay close read a cold source in order
 
+MOST_THREADS = 256
+
 MOST_PITCH = 64 << 10  # bytes of a row; of a longer one, little is read for nothing
 
 Targets = Mapping[Path, OutputFile]
@@ -98,6 +100,11 @@ def transfer(
         if fsync:
             for target in targets.values():
                 os.fsync(target.fd)
+
+
+def crew_size(jobs: int) -> int:
+    """The number of threads that `jobs` asks for: at least one, and no more than any storage keeps busy."""
+    return min(max(1, jobs), MOST_THREADS)
 
 
 def _tasks(outputs: Sequence[TransferFile]) -> Iterator[Task]:
@@ -198,7 +205,7 @@ class _Crew:
         self.error: BaseException | None = None
 
     def run(self, jobs: int) -> None:
-        threads = [threading.Thread(target=self.work, name=f"transfer-{n}") for n in range(max(1, jobs))]
+        threads = [threading.Thread(target=self.work, name=f"transfer-{n}") for n in range(crew_size(jobs))]
         try:
             for thread in threads:
                 thread.start()

@@ -334,3 +334,14 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 32 << 10
+
+
+def test_any_number_of_jobs_starts_a_bounded_number_of_threads(
+    job: tuple[TransferFile, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread.name), start(thread))[1])
+    engine.transfer([job[0]], job[1], jobs=2000)
+    assert len(started) == engine.MOST_THREADS == engine.crew_size(10**30)
+    assert [engine.crew_size(n) for n in (1, 2, 5)] == [1, 2, 5]
