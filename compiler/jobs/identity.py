@@ -18,7 +18,7 @@ from typing import Any
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.checkpoints.folder import companions
-from compiler.diagnostics import Span, nearest, refuse
+from compiler.diagnostics import Span, listed, nearest, refuse
 from compiler.jobs.request import Request
 from compiler.language.document import Mapping, Node, Scalar, Sequence, read_document
 from compiler.language.parser import read_spec
@@ -73,12 +73,16 @@ def named_class(request: Request) -> NamedClass | None:
     if found is None:
         return None
     path, config = found
-    classes = config.get("architectures")
-    known = model_class.model_types_by_class()
-    name = next((c for c in classes if isinstance(c, str)), None) if isinstance(classes, list) else None
-    if name is None or name not in known or config.get("auto_map"):
+    name = _first_class(config)
+    types = model_class.model_types_by_class().get(name, ())
+    if not types or config.get("auto_map") or config.get("model_type", types[0]) not in types:
         return None
     return NamedClass(name, config, path)
+
+
+def _first_class(config: dict[str, Any]) -> str:
+    classes = config.get("architectures")
+    return next((c for c in classes if isinstance(c, str)), "") if isinstance(classes, list) else ""
 
 
 def required_class(request: Request) -> NamedClass:
@@ -93,6 +97,11 @@ def required_class(request: Request) -> NamedClass:
     path, config = found
     if (named := named_class(request)) is None:
         classes = config.get("architectures")
+        name = _first_class(config)
+        types = model_class.model_types_by_class().get(name, ())
+        if types and not config.get("auto_map"):
+            message = f"its model_type is {config['model_type']!r}, and that of {name} is {listed(types)}"
+            refuse(str(path), message, "other-architecture", "a config that the class wrote has both")
         if config.get("auto_map"):
             hint = "its auto_map names code of its own; hf is for classes of Transformers"
         elif not classes:

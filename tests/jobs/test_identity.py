@@ -193,6 +193,7 @@ NORM = "model.norm.weight"
         (more(model__norm__weight=torch.ones(9)), {}, "wrong-shape", f"{NORM} has shape [9]"),
         (dict, {"tie_word_embeddings": True}, "untied-weights", "lm_head.weight differs from model.embed_tokens.weight"),
         (dict, {"architectures": ["Qwen9ForCausalLM"]}, "unknown-class", "name no class of Transformers"),
+        (dict, {"model_type": "foo"}, "other-architecture", "its model_type is 'foo', and that of"),
         (dict, {"architectures": "absent"}, "unknown-class", "it names no class"),
         (dict, {"auto_map": {"AutoModel": "my.Model"}}, "unknown-class", "name no class of Transformers"),
         (dict, {"quantization_config": {"quant_method": "fp8"}}, "quantized-weights", "the weights are quantized"),
