@@ -32,7 +32,7 @@ COMMANDS = {
     "new": "new",
     "sample": "sample",
     "completion": "completion",
-    "lsp": "lsp",
+    "lsp": "explain",
 }
 
 

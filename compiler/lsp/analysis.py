@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from compiler.program.lint import lint
 from compiler.program.loading import compile_spec
 from compiler.program.program import Program
 
+_SPEC = re.compile(r"^spec[ ]*:", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -27,8 +30,16 @@ class Analysis:
     program: Program | None
 
 
+def is_spec(text: str) -> bool:
+    """Whether a YAML text is a spec: it has the key `spec`. Editors send all YAML files."""
+    return _SPEC.search(text) is not None
+
+
 def analyse(path: str, text: str) -> Analysis:
-    """Compile a text, reported under `path`, without the proof against the target class."""
+    """Compile a text, reported under `path`, without the proof against the target class. A text that is no spec has no
+    diagnostics."""
+    if not is_spec(text):
+        return Analysis((), None)
     try:
         program = compile_spec(load_spec(path, text))
     except Refusal as refusal:

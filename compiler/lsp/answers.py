@@ -1,12 +1,13 @@
 """Completion, hover and definitions: (text, position, answers of the target class) to what an editor shows.
 
-Positions count lines and characters from 0. A text need not compile; of one that is not YAML, all lines but the cursor's
+Positions count lines and characters from 0. A text that is no spec has no answers. A spec need not compile; of one that is not YAML, all lines but the cursor's
 are read.
 """
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,13 @@ from compiler.language.document import Node, Scalar
 from compiler.language.expression import FUNCTIONS
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.language.schema import schema
-from compiler.lsp.analysis import Definition, TargetAnswers, definitions, read_tree
+from compiler.lsp.analysis import Definition, TargetAnswers, definitions, is_spec, read_tree
 from compiler.lsp.cursor import Place, place_of
 from compiler.program.axis_labels import Shape, name_form
 
 _NAME_BEFORE = re.compile(r"(?:[\w.]|\{[^{}\s]*\})*$")
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-_INDICES = "ijklmn"
+_INDICES = string.ascii_lowercase[8:]  # i, j, ...
 _FIELD_TABLES = ("copy", "rename", "derive", "set", "fields")
 
 
@@ -41,6 +42,8 @@ class Completion:
 def complete(path: str, text: str, line: int, character: int, target: TargetAnswers | None = None) -> list[Completion]:
     """What can be written at a cursor: keys and words of the schema, names of expressions, and of the target class its
     tensors and config fields."""
+    if not is_spec(text):
+        return []
     place = place_of(text, line, character)
     found = [*_of_schema(place)]
     if _is_expression(place):
@@ -153,6 +156,8 @@ def name_forms(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ..
 def hover(path: str, text: str, line: int, character: int, target: TargetAnswers | None = None) -> str:
     """Markdown about the name under a cursor: of a tensor of the target class its shape, of an argument or a fact its
     expression and its value in the first example, of a key its description; empty if there is nothing to show."""
+    if not is_spec(text):
+        return ""
     root = read_tree(path, text, line)
     place, scalar = place_of(text, line, character), _scalar_at(root, line, character)
     if definition := _definition_at(root, text, line, character):
@@ -199,7 +204,7 @@ def _shape(shape: tuple[int, ...], labels: Shape | None) -> str:
 
 def definition(path: str, text: str, line: int, character: int) -> Span | None:
     """The place where the argument, fact or config field under a cursor is defined."""
-    found = _definition_at(read_tree(path, text, line), text, line, character)
+    found = _definition_at(read_tree(path, text, line), text, line, character) if is_spec(text) else None
     return found.span if found else None
 
 

@@ -72,6 +72,18 @@ def test_a_warning_leaves_the_program() -> None:
     assert found.program is not None
 
 
+def test_another_yaml_file_has_no_answers() -> None:
+    """Editors send every YAML file; a spec has the key `spec`."""
+    other = "services:\n  web: {image: x}\nfacts: {a: 1, b: a}\n"
+    spec = other + "spec: 1\n"
+    assert analyse("compose.yaml", other).diagnostics == ()
+    assert analyse("compose.yaml", spec).diagnostics != ()
+    for text, answers in ((other, False), (spec, True)):
+        assert bool(complete("compose.yaml", text, 0, 1)) == answers
+        assert bool(definition("compose.yaml", text, 2, 18)) == answers
+        assert bool(hover("compose.yaml", text, 2, 18)) == answers
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 PLACES = [
@@ -185,11 +197,11 @@ def test_definition(old: str, new: str, line: str) -> None:
 
 
 def test_a_name_within_the_name_of_a_tensor_is_no_name() -> None:
-    text = 'facts:\n  rows: dim("a", 0)\n  other: dim("a.rows", 0) + rows\n'
+    text = 'spec: 1\nfacts:\n  rows: dim("a", 0)\n  other: dim("a.rows", 0) + rows\n'
     assert definition(*marked(text.replace("a.rows", "a.r@ows"))) is None
     span = definition(*marked(text.replace("+ rows", "+ r@ows")))
     assert span is not None
-    assert (span.line, span.column) == (2, 3)
+    assert (span.line, span.column) == (3, 3)
 
 
 def test_a_line_that_is_not_yaml_yet_hides_nothing() -> None:
