@@ -1,4 +1,5 @@
-"""Optional packages: torch and Transformers. Core installations lack them (`pip install mapspec`); `mapspec[proof]` has both."""
+"""Optional packages. Core installations lack them (`pip install mapspec`); `mapspec[proof]` has torch and Transformers,
+`mapspec[lsp]` the library of the language server."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ import importlib.util
 from compiler.diagnostics import Diagnostic, Refusal, Span
 
 PROOF = ("torch", "transformers")
+LSP = ("pygls",)
 INSTALL = "pip install 'mapspec[proof]'"
+INSTALL_LSP = "pip install 'mapspec[lsp]'"
 
 
 def missing(*names: str) -> list[str]:
@@ -26,7 +29,8 @@ def absence(task: str, absent: list[str], otherwise: str = "") -> Refusal:
     """The Refusal about packages that are not installed."""
     verb = "is" if len(absent) == 1 else "are"
     text = f"needs {' and '.join(absent)}, which {verb} not installed"
-    return Refusal([Diagnostic(Span(task), text, "missing-package", f"{INSTALL}{otherwise and f', or {otherwise}'}")])
+    install = INSTALL_LSP if set(absent) <= set(LSP) else INSTALL
+    return Refusal([Diagnostic(Span(task), text, "missing-package", f"{install}{otherwise and f', or {otherwise}'}")])
 
 
 def unchecked(absent: list[str]) -> str:

@@ -35,7 +35,7 @@ FLOORS = (
     "cli",
     "draft",
     "verify",
-    "jobs plan_report",
+    "jobs lsp plan_report",
     "executor model_folder proof",
     "render.remote_code output",
     "settings",
@@ -76,6 +76,8 @@ ROOMS = {
     "safetensors": {"jobs.peft_format", "verify.job"},
     "transformers": {"target.model_class", "verify.read_back", "verify.run_model"},
     "tqdm": {"console.terminal"},
+    "pygls": {"lsp.server"},
+    "lsprotocol": {"lsp.server"},
 }
 # Who may do so as soon as it is imported itself: rooms that do nothing without their library.
 AT_ONCE = {

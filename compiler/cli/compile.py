@@ -27,6 +27,7 @@ mapspec sample DIR                     write a small checkpoint to try the comma
 mapspec explain KIND                   explain a kind of problem
 mapspec schema                         print the JSON Schema of the spec language
 mapspec completion SHELL               print a completion script for a shell
+mapspec lsp                            start a language server for editors, on standard input and output
 
 'mapspec run --help' and so on print the options of a command. `compile` is the same program."""
 

@@ -1,10 +1,12 @@
-"""`mapspec explain` and `compile schema`: explain a kind of problem; print the JSON Schema of the language."""
+"""What helps to write a spec: `mapspec explain` explains a kind of problem, `mapspec schema` prints the JSON Schema of the
+language, `mapspec lsp` is a language server for editors."""
 
 from __future__ import annotations
 
 import argparse
 from functools import cache
 
+from compiler import packages
 from compiler.cli.options import Parser, print_json
 from compiler.diagnostics import nearest, refuse
 from compiler.resources import folder
@@ -20,6 +22,21 @@ def schema(options: argparse.Namespace) -> int:
     from compiler.language.schema import schema as read
 
     print_json(read())
+    return 0
+
+
+def lsp_parser() -> Parser:
+    what = "Start a language server for spec files. An editor starts it and uses its standard input and output."
+    parser = Parser("lsp", what)
+    parser.add_json("print problems as JSON")
+    return parser
+
+
+def lsp(options: argparse.Namespace) -> int:
+    packages.need("mapspec lsp", *packages.LSP)
+    from compiler.lsp.server import serve
+
+    serve()
     return 0
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "new": "new",
     "sample": "sample",
     "completion": "completion",
+    "lsp": "explain",
 }
 
 

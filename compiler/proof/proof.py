@@ -63,7 +63,7 @@ def prove(program: Program) -> Proof:
             "give sizes for the facts, as in example: {vocab_size: 128, ...}",
         )
     report.settle()
-    schema = _schema(program)
+    schema = config_schema(program)
     examples = [{name: value for name, (value, _) in example.items()} for example in spec.examples]
     configs = [config for example in examples if (config := _possible_config(program, example)) is not None]
     if schema is not None:
@@ -110,7 +110,7 @@ def further_examples(program: Program) -> list[Mapping[str, Any]]:
     return separating_examples(program, bound, lambda values: _prove_example(program, values))
 
 
-def _schema(program: Program) -> ConfigSchema | None:
+def config_schema(program: Program) -> ConfigSchema | None:
     """The config schema of the target class; None for rendered code, whose fields the spec lists."""
     from compiler.render.remote_code import from_spec
     from compiler.target import signature_cache
@@ -126,7 +126,7 @@ def _schema(program: Program) -> ConfigSchema | None:
         return signature_cache.config_schema(spec.target.model.value)
 
 
-def _config(program: Program, example: Mapping[str, Any]) -> dict[str, Any]:
+def example_config(program: Program, example: Mapping[str, Any]) -> dict[str, Any]:
     """The config fields that the spec writes for an example. Raises Refusal."""
     given = {name: Given(value, "the example") for name, value in example.items()}
     # The config needs the facts; those that need the source's sizes must be given in the example.
@@ -136,7 +136,7 @@ def _config(program: Program, example: Mapping[str, Any]) -> dict[str, Any]:
 
 def _possible_config(program: Program, example: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
-        return _config(program, example)
+        return example_config(program, example)
     except Refusal:
         return None  # the proof of this example reports it
 
@@ -154,7 +154,7 @@ def target_signature(program: Program, config: Mapping[str, Any]) -> ClassSignat
 def _prove_example(program: Program, example: Mapping[str, Any]) -> BoundExample:
     spec = program.spec
     given = {name: Given(value, "the example") for name, value in example.items()}
-    config = _config(program, example)
+    config = example_config(program, example)
     name = spec.target.class_name
     try:
         signature = target_signature(program, config)

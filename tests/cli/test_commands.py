@@ -117,6 +117,7 @@ COMPLETED = [
     ("explain claimed", "claimed-twice", "model.pth"),
     ("completion ", "bash zsh fish", "model.pth"),
     ("qwen3 ll", "llama", "run"),
+    ("ls", "lsp", "llama"),
 ]
 
 

@@ -143,6 +143,10 @@ def test_what_is_not_run_exists(page: Path) -> None:
             assert [(line, why) for line in code.splitlines() if line and (why := wrong_command(line))] == []
         elif language == "yaml":
             assert any(code in spec.read_text() for spec in (ROOT / "specs").glob("*.yaml")), code
+        elif language in ("json", "lua"):  # settings of an editor that starts the language server
+            started = re.search(r'"mapspec".*?"(\w+)" ?[\]}]', code, re.DOTALL)
+            assert started is not None
+            assert started[1] in COMMANDS
         else:
             assert language in ("console", "python"), "a block of a language that no test knows"
 
