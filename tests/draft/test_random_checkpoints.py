@@ -169,7 +169,7 @@ def test_any_checkpoint_is_judged(source: dict[str, tuple[tuple[int, ...], str]]
         path = Path(folder) / "model.safetensors"
         save_file({name: torch.zeros(shape) for name, (shape, _) in source.items()}, path)
         if not source or not all(name and name.isprintable() for name in source):
-            with pytest.raises(Refusal, match="unprintable names|without tensors"):
+            with pytest.raises(Refusal, match=r"unprintable names|without tensors"):
                 detect(Request([path]), programs())
             return
         fits = detect(Request([path]), programs())
