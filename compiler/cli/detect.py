@@ -73,7 +73,7 @@ def detect(options: argparse.Namespace) -> int:
         if not fit.container:
             print("    the spec expects another file name")
     if not options.json and not good:
-        print("no spec fits; next: " + paint("command", f"mapspec draft {source} --target CLASS -o specs/NAME.yaml"))
+        print("no spec fits; next: " + paint("command", f"mapspec draft {source} --target CLASS -o NAME.yaml"))
         if not any(fit.spec == "hf" for fit in fits):
             command = f"mapspec run hf {source} OUT --config CONFIG_JSON"
             print("for the names of a Transformers class: " + paint("command", command))

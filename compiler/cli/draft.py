@@ -14,6 +14,7 @@ from compiler.console import usage
 from compiler.console.terminal import painter
 from compiler.plan.notes import Remark
 
+REFERENCE = "--reference FILE.py:FUNCTION, the source's own model, decides how fused and rotary tensors are stored"
 MOST_PROBLEMS = 5  # that are printed if a draft does not bind
 
 
@@ -33,8 +34,10 @@ def draft_parser() -> Parser:
     )
     parser.add_argument(
         "--reference",
-        metavar="MODULE:CLASS",
-        help="the source's own model class, importable from here: decides open questions by comparing logits",
+        metavar="FILE.py:FUNCTION",
+        help="the source's own model: a function that is called with one dict, the source's config, and returns a torch "
+        "module whose state_dict has the checkpoint's names, or MODULE:CLASS. It decides open questions by comparing "
+        "logits. This runs that code.",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the spec to write (default: stdout)")
     parser.add_json()
@@ -58,7 +61,7 @@ def draft(options: argparse.Namespace) -> int:
         name = "another name" if options.out.exists() else options.out.with_suffix(".yaml")
         refuse(str(options.out), what, kind, f"choose {name}")
     if options.reference and options.reference.count(":") != 1:
-        refuse("--reference", f"{options.reference!r} is not of the form module:Class", "wrong-usage")
+        refuse("--reference", f"{options.reference!r} is neither FILE.py:FUNCTION nor MODULE:CLASS", "wrong-usage")
     packages.need("mapspec draft")
     named = dict.fromkeys((options.config, options.like), "unreadable-file")
     usage.check_places("mapspec draft", None, options.source, named)
@@ -101,6 +104,9 @@ def draft(options: argparse.Namespace) -> int:
     count = len(proposal.questions)
     if count and not options.json:
         notes(Remark(f"{count} question{'s' * (count != 1)} to decide, under 'undecided'"))
+        if not options.reference and any(guess.question for guess in proposal.draft.guesses):
+            notes(Remark(REFERENCE))
     if options.out is not None and not options.json and not options.quiet:
-        print(painter(sys.stdout)("command", f"next: mapspec {shlex.quote(str(options.out))}"))
+        first = "decide them in the file, then " if count else ""
+        print(painter(sys.stdout)("command", f"next: {first}mapspec {shlex.quote(str(options.out))}"))
     return 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compiler.verify.compare import SourceModel, Verdict
     from compiler.verify.outputs import OutputDifference
 
-LOGITS_NOT_CHECKED = "logits NOT checked — pass --source-spec SPEC or --source-model MODULE:CLASS to compare them"
+LOGITS_NOT_CHECKED = "logits NOT checked — pass --source-spec SPEC or --source-model FILE.py:FUNCTION to compare them"
 LATE = 16  # a first difference at this token or later is reported with its position
 
 
@@ -44,9 +44,9 @@ def add_source_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--source-model",
-        metavar="MODULE:CLASS",
-        help="the source's own model, or FILE.py:FUNCTION: called with one dict, the source's config, it returns a torch "
-        "module whose state_dict has the checkpoint's names. This runs that code.",
+        metavar="FILE.py:FUNCTION",
+        help="the source's own model: a function that is called with one dict, the source's config, and returns a torch "
+        "module whose state_dict has the checkpoint's names, or MODULE:CLASS. This runs that code.",
     )
     parser.add_argument(
         "--source-config", type=Path, metavar="FILE", help="the config of --source-model, if it differs from --config"

@@ -18,6 +18,7 @@ from pathlib import Path
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import Refusal, listed
 from compiler.draft.decide_by_example import ROTATIONS, alternatives, heads_argument, plan_of, with_guess
+from compiler.draft.fuse_steps import PAIRED
 from compiler.draft.name_similarity import slug
 from compiler.draft.reshape_steps import TRANSPOSE, Step
 from compiler.draft.rules import GATE, LOOSE, ROPE, SQUARE, SURE, Guess
@@ -76,6 +77,7 @@ def decide_by_model(
         found = {ways[n][place] for n in right}
         within = max(differences[n][1] for n in right)
         others = [difference for n, (_, difference) in enumerate(differences) if ways[n][place] not in found]
+        found = _without_idle_pairs(choices, found)
         if len(found) != 1 or min(others, default=0.0) < MARGIN * within:
             continue
         remark = f"logits agree within {within:.2g}; with the alternatives they differ by {min(others):.2g} or more"
@@ -86,6 +88,18 @@ def decide_by_model(
         proposal,
         f"{len(right)} of {count} combinations give{'s' * (len(right) == 1)} the logits of {model}; {decided} questions decided",
     )
+
+
+def _without_idle_pairs(choices: Sequence[Choice], found: set[int]) -> set[int]:
+    """The numbers of `found` choices, without those that only add `PAIRED` to another: where both give the right logits,
+    nothing rotates, and queries and keys may be permuted alike."""
+
+    def plain(choice: Choice) -> Choice:
+        return {
+            n: replace(guess, steps=[step for step in guess.steps if step != PAIRED]) for n, guess in choice.items()
+        }
+
+    return {n for n in found if not any(m != n and choices[m] == plain(choices[n]) for m in found)}
 
 
 def _run_combinations(

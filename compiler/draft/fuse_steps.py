@@ -18,11 +18,16 @@ from compiler.ops.rearrange_notation import ROPE_TO_HALF
 
 BLOCKS = "shapes do not reveal whether queries, keys and values are stored one after the other (as here) or interleaved by heads"
 GROUPS = "shapes do not reveal whether queries, keys and values are interleaved by groups (as here) or stored one after the other"
-ORDER = "shapes do not reveal which part comes first"
+ORDER = "shapes do not reveal which part comes first: if the order is another, exchange the names in this rule"
 IN_GROUPS: tuple[Step, ...] = (
     {"rearrange": "(group row) ... -> group row ...", "sizes": {"group": "num_key_value_heads"}},
     {"split": 1, "sizes": ["num_attention_heads // num_key_value_heads * head_dim", "head_dim", "head_dim"]},
     {"rearrange": "group row ... -> (group row) ...", "sizes": {"group": "num_key_value_heads"}},
+)
+IN_HEADS: tuple[Step, ...] = (  # the same, of a class whose queries, keys and values all have as many heads
+    {"rearrange": "(group row) ... -> group row ...", "sizes": {"group": "num_attention_heads"}},
+    {"split": 1},
+    {"rearrange": "group row ... -> (group row) ...", "sizes": {"group": "num_attention_heads"}},
 )
 PAIRED: Step = {"rearrange": ROPE_TO_HALF, "sizes": {"pair": "head_dim // 2", "two": 2}, "only": [0, 1]}
 _INTERLEAVED = re.compile(r"wqkv|linear_qkv|query_key_value")

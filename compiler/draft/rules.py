@@ -17,10 +17,14 @@ from compiler.draft.name_similarity import label, similarity, slug, square
 from compiler.draft.reshape_steps import TRANSPOSE, Reshaping, Step, reshape
 from compiler.draft.sizes import Sizes
 from compiler.draft.tensor_roles import FUSED, NameFamily, Shape
+from compiler.ops.rearrange_notation import ROPE_TO_HALF
 
 SURE, LIKELY, GUESSED = 1.0, 0.9, 0.5
 ROPE = "shapes do not reveal how rotary pairs are stored: as halves, or interleaved (then rope_to_half: HEADS)"
-ALSO = "; nor whether the rotary pairs of queries and keys are interleaved (then add, as the last step, rearrange with only: [0, 1])"
+ALSO = (
+    "; nor whether the rotary pairs of queries and keys are interleaved (then add a last step: "
+    f"{{rearrange: '{ROPE_TO_HALF}', sizes: {{pair: head_dim // 2, two: 2}}, only: [0, 1]}})"
+)
 GATE = "shapes do not distinguish gate and up: exchange the two targets if this draft has them the wrong way round"
 LOOSE = "paired by shape and order only"
 CREATED = "the checkpoint has no such tensor; is it zero in the source?"

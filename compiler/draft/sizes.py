@@ -17,7 +17,7 @@ from compiler.draft.tensor_roles import NameFamily
 
 # Name of a size in the drafted spec -> its names in configs.
 SIZE_FIELDS = {
-    "vocab_size": ("vocab_size", "padded_vocab_size", "n_vocab"),
+    "vocab_size": ("vocab_size", "padded_vocab_size", "n_vocab", "vocab"),
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "width", "embedding_length"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "block_count"),
     "num_attention_heads": (
@@ -48,6 +48,8 @@ SIZE_FIELDS = {
         "hidden_dim",
         "ffn_hidden_size",
         "feed_forward_length",
+        "d_ff",
+        "ffn",
     ),
     "moe_intermediate_size": ("moe_intermediate_size", "moe_ffn_hidden_size"),
     "num_experts": ("num_local_experts", "num_experts", "n_expert", "n_routed_experts", "expert_count"),
@@ -57,6 +59,9 @@ SIZE_FIELDS = {
         "block_size",
         "max_seq_len",
         "context_length",
+        "context",
+        "n_ctx",
+        "max_len",
     ),
     "patch_size": ("patch_size",),
     "image_size": ("image_size",),
@@ -66,7 +71,7 @@ SIZE_FIELDS = {
 # Settings that are not sizes: the names that configs have for each.
 SETTING_FIELDS = (
     ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_eps", "norm_epsilon", "rms_eps", "eps",
-     "attention_layer_norm_rms_epsilon"),
+     "ln_eps", "attention_layer_norm_rms_epsilon"),
     ("rope_theta", "rope_base", "rotary_emb_base", "rotary_base", "rope_freq_base"),
     ("hidden_act", "activation_function", "hidden_activation", "activation"),
     ("num_experts_per_tok", "moe_top_k", "top_k", "n_expert_per_token", "moe_router_topk", "num_experts_per_token"),

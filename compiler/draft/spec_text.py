@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compiler.diagnostics import Refusal
 from compiler.draft.config_fields import Field, argument_name
 from compiler.draft.config_fit import Path
+from compiler.draft.fuse_steps import IN_GROUPS, IN_HEADS
 from compiler.draft.reshape_steps import Step
 from compiler.draft.rules import Draft, Guess
 from compiler.draft.sizes import SIZE_FIELDS, Sizes
@@ -70,6 +71,8 @@ class Proposal:
 
 def _lines(proposal: Proposal, decided: bool, schema: str) -> list[str]:
     guesses = proposal.draft.guesses
+    if not _grouped(proposal):
+        guesses = [_equal_parts(guess) for guess in guesses]
     body = [line for kind in ("keep", "rename") for line in _renames(kind, guesses)]
     body += _transforms(guesses)
     body += _pairs("create", [(g.targets[0], _created(g), g) for g in guesses if g.kind == "create"])
@@ -100,6 +103,26 @@ def _lines(proposal: Proposal, decided: bool, schema: str) -> list[str]:
         "example:" + " {}" * (not example),
         *(f"  {name}: {_json(value)}" for name, value in example.items()),
     ]
+
+
+def _grouped(proposal: Proposal) -> bool:
+    """Whether keys and values may have fewer heads than queries: the config has a field for it, or the checkpoint is so."""
+    written = {*proposal.config, *(str(path[-1]) for path in proposal.fields)}
+    heads = proposal.sizes["num_key_value_heads"]
+    return not written.isdisjoint(SIZE_FIELDS["num_key_value_heads"]) or heads not in (
+        0,
+        proposal.sizes["num_attention_heads"],
+    )
+
+
+def _equal_parts(guess: Guess) -> Guess:
+    """The rule for queries, keys and values of equal sizes, which an example cannot tell apart by their sizes."""
+    steps = list(guess.steps)
+    if tuple(steps[: len(IN_GROUPS)]) == IN_GROUPS:
+        steps[: len(IN_GROUPS)] = IN_HEADS
+    sizes = [[] if any("kv_rows" in s or "key_value" in s for s in some) else some
+             for some in (guess.source_sizes, guess.target_sizes)]  # fmt: skip
+    return replace(guess, steps=steps, source_sizes=sizes[0], target_sizes=sizes[1])
 
 
 def scalar(text: str) -> str:

@@ -27,7 +27,7 @@ _ATTENTION = {
     "k": r"(linear_|w_?|c_|to_)?k(ey)?(_proj|_lin|_linear)?",
     "v": r"(linear_|w_?|c_|to_)?v(alue)?(_proj|_lin|_linear)?",
     "kv": r"(linear_|w_?|c_|to_)?(kv|key_value)(_proj)?",
-    "qkv": r".*(qkv|query_key_value|w_pack|c_attn|in_proj).*|att_proj",
+    "qkv": r".*(qkv|query_key_value|w_pack|c_attn|in_proj).*|att_proj|attn?_in",
     "o": r"w_?o|o_proj|out_proj|output_proj|output|proj|dense|c_proj|linear_proj|out|w_out|to_out|attn_out",
 }
 _MLP = {
@@ -350,6 +350,8 @@ def _role_outside_layers(path: str, leaf: str) -> str:
         return "frequencies"
     if re.search(r"(^|[._])(pos|wpe|w_pos)|position", path):
         return "positions"
+    if re.search(r"(^|[._])(seg|segments?|token_type)([._]|$)", path):
+        return "segments"
     own = re.sub(r"\.(fc|linear|dense|proj|decoder)$", "", path).rpartition(".")[2]
     if re.search(r"head|unembed|embed_out|classifier", own) or leaf in (
         "output",

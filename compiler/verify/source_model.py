@@ -31,8 +31,8 @@ def build(entry: str, config: Mapping[str, Any]) -> Any:
     """The module that `entry` names.
 
     A class gets the fields of `config` that it takes, or a config object of them. A function is called with one dict,
-    `config`, and returns a torch module whose state_dict has the names and shapes of the checkpoint. Raises whatever
-    that code raises; RuntimeError where the config class of a class is unknown.
+    `config`, and returns a torch module whose state_dict has the names and shapes of the checkpoint. Raises whatever a
+    class raises; RuntimeError where a function raises, and where the config class of a class is unknown.
     """
     import torch
 
@@ -41,7 +41,13 @@ def build(entry: str, config: Mapping[str, Any]) -> Any:
     found = getattr(_file_module(Path(module)) if module.endswith(".py") else importlib.import_module(module), name)
     torch.manual_seed(0)
     if not inspect.isclass(found):
-        return found(dict(config))
+        try:
+            return found(dict(config))
+        except Exception as error:
+            message = " ".join(str(error).split())
+            raise RuntimeError(
+                f"{name} got one dict, the source's config, and raised {type(error).__name__}: {message}"
+            ) from error
     given = _config_object(found, config)
     return found(*given) if given else found(**_accepted(found, config))
 
@@ -85,7 +91,7 @@ def _config_object(found: Any, config: Mapping[str, Any]) -> list[Any]:
     if kind is None:
         raise RuntimeError(
             f"{found.__name__} takes {parameters[0].name}, and its class is unknown: annotate the argument, "
-            "or pass FILE:FUNCTION with a function that builds the model"
+            "or pass FILE.py:FUNCTION with a function that builds the model"
         )
     return [kind(**_accepted(kind, config))]
 

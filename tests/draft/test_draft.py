@@ -100,7 +100,10 @@ def test_what_is_undecided_does_not_compile(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit) as done:
         main([*words, "-o", str(out)])
     assert done.value.code == 0
-    assert "6 questions to decide" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "6 questions to decide" in printed.err
+    assert "--reference FILE.py:FUNCTION, the source's own model, decides" in printed.err
+    assert f"next: decide them in the file, then mapspec {out}" in printed.out
     with pytest.raises(Refusal) as caught:
         build(str(out), prove=True)
     assert {d.kind for d in caught.value.diagnostics} == {"undecided"}
@@ -203,7 +206,7 @@ def test_a_model_that_cannot_be_named(capsys: pytest.CaptureFixture[str], tmp_pa
     words = ["draft", str(tmp_path / "x.safetensors"), "--target", "LlamaForCausalLM", "--reference", "nothing"]
     with pytest.raises(SystemExit) as done:
         main(words)
-    assert (done.value.code, "module:Class" in capsys.readouterr().err) == (2, True)
+    assert (done.value.code, "FILE.py:FUNCTION" in capsys.readouterr().err) == (2, True)
 
 
 def test_a_class_that_nobody_knows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
