@@ -174,7 +174,10 @@ def howto(found: Sequence[Entry]) -> str:
 def _have(entry: Entry) -> list[str]:
     files = f"`{entry.files}`" + (f", and `{entry.config}` next to it, which is read" if entry.config else "")
     parts = " The parts of a tensor-parallel model are joined." if entry.parts else ""
-    return [f"You have: {re.split(r',? as (?:a standard )?[A-Z]', entry.summary)[0]}. Files: {files}.{parts}"]
+    source = re.split(rf",? as (?:a standard )?{entry.target}", entry.summary)[0]
+    if source == entry.summary:  # which names the class otherwise
+        source = re.split(r",? as (?:a standard )?[A-Z]", source)[0]
+    return [f"You have: {source}. Files: {files}.{parts}"]
 
 
 def _type(entry: Entry) -> list[str]:
