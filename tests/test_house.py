@@ -44,7 +44,7 @@ FLOORS = (
     "checkpoints ops console",
     "checkpoints.formats language layout target templating",
     "packages",
-    "diagnostics dtypes process progress strict_json",
+    "diagnostics dtypes process progress strict_json tensor_names",
     "resources",
 )
 FLOOR = {package: n for n, line in enumerate(reversed(FLOORS)) for package in line.split()}

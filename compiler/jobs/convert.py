@@ -127,10 +127,10 @@ def write(
             if output.done:
                 remark("everything was written by an earlier run; moved it to its final name")
                 return
-            output.check_room(sum(target.nbytes for target in plan.targets))
+            total = sum(target.nbytes for target in plan.targets)
+            output.check_room(total)
             sources = Unchanged(checkpoint.files)
             check = stack.enter_context(ClassCheck(plan.first or plan, checkpoint, folder_config)) if checked else None
-            total = sum(target.nbytes for target in plan.targets)
             if sidecars is not None:
                 sidecar_files.write(sidecars, files, output, remark)
             if files and destination.folder:

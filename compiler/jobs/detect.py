@@ -30,13 +30,13 @@ from compiler.program.environment import NamedShapes
 from compiler.program.loading import load_program
 from compiler.program.program import Program
 from compiler.resources import folder
+from compiler.tensor_names import NUMBER
 
 ORDER = ("fits", "asks", "near", "no")
 NEAR = 0.6  # of the names and patterns
 _MOST_FILES = 10_000  # of a folder whose names are read
 _MOST_NAMES = 2000  # that are matched; two layers of a model have some hundred
 _CERTAIN = (9, 0, 0)  # the evidence of a config that names the class; other specs have at most one for their config
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[fl
     # The first two layers or experts, and those that the spec writes as numbers, represent all of them.
     needed = [p for rule in program.rules if not rule.when for p in rule.sources]
     written = {number for p in needed for number in re.findall(r"\d+", p.text)} | {"0", "1"}
-    some = (name for name in tensors if all(number in written for number in _NUMBER.findall(name)))
+    some = (name for name in tensors if all(number in written for number in NUMBER.findall(name)))
     few = list(islice(some, _MOST_NAMES))
     others = [p for rule in program.rules if rule.when for p in rule.sources]
     guarded = program.spec.indices.keys()  # their numbers may start anywhere

@@ -29,6 +29,7 @@ from compiler.target import model_class
 from compiler.target.ask_class import PendingAnswer
 from compiler.target.class_signature import ClassSignature
 from compiler.target.signature_cache import ClassQuestion
+from compiler.tensor_names import NUMBER
 
 NAME = "hf"
 SUMMARY = "The checkpoint's tensors have the names of its Transformers class"
@@ -36,7 +37,6 @@ SUMMARY = "The checkpoint's tensors have the names of its Transformers class"
 _NOT_COPIED = frozenset(
     ["_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"]
 )
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -204,11 +204,11 @@ def _merged(forms: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[tuple[str,
     groups: dict[tuple[str, tuple[str, ...]], list[tuple[str, ...]]] = {}
     single: list[tuple[str, tuple[str, ...]]] = []
     for source, targets in forms:
-        numbers = tuple(_NUMBER.findall(source))
-        if len(numbers) != 1 or any(_NUMBER.findall(target) != list(numbers) for target in targets):
+        numbers = tuple(NUMBER.findall(source))
+        if len(numbers) != 1 or any(NUMBER.findall(target) != list(numbers) for target in targets):
             single.append((source, targets))
             continue
-        key = _NUMBER.sub("{}", source), tuple(_NUMBER.sub("{}", target) for target in targets)
+        key = NUMBER.sub("{}", source), tuple(NUMBER.sub("{}", target) for target in targets)
         groups.setdefault(key, []).append(numbers)
     yield from single
     for (source, targets), found in groups.items():

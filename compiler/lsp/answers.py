@@ -21,9 +21,9 @@ from compiler.language.schema import schema
 from compiler.lsp.analysis import Definition, TargetAnswers, definitions, is_spec, read_tree
 from compiler.lsp.cursor import Place, place_of
 from compiler.program.axis_labels import Shape, name_form
+from compiler.tensor_names import NUMBER
 
 _NAME_BEFORE = re.compile(r"(?:[\w.]|\{[^{}\s]*\})*$")
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _INDICES = string.ascii_lowercase[8:]  # i, j, ...
 _FIELD_TABLES = ("copy", "rename", "derive", "set", "fields")
 
@@ -146,7 +146,7 @@ def name_forms(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ..
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         letters = iter(_INDICES)
-        found.setdefault(_NUMBER.sub(lambda number, letters=letters: f"{{{next(letters)}}}", name), shape)  # type: ignore[misc]
+        found.setdefault(NUMBER.sub(lambda number, letters=letters: f"{{{next(letters)}}}", name), shape)  # type: ignore[misc]
     return found
 
 

@@ -7,7 +7,6 @@ Reads no tensor data. The cost of a line is computed from one of its application
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,10 +23,9 @@ from compiler.plan.plan import Group, Plan
 from compiler.plan_report.effect import effect, label
 from compiler.plan_report.row_provenance import Picture, picture
 from compiler.resources import spec_label
+from compiler.tensor_names import NUMBER
 from compiler.transfer.engine import crew_size
 from compiler.transfer.worker import BLOCK, GAP, WINDOW
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass
@@ -183,9 +181,9 @@ def _alike(plan: Plan, checkpoint: Checkpoint, full: bool) -> Iterable[list[Grou
     for number, group in enumerate(plan.groups):
         tensors = checkpoint.tensors
         read = tuple(
-            dict.fromkeys((_NUMBER.sub("#", n), tensors[n].shape, tensors[n].dtype) for n in group.source_names)
+            dict.fromkeys((NUMBER.sub("#", n), tensors[n].shape, tensors[n].dtype) for n in group.source_names)
         )
-        made = tuple(dict.fromkeys((_NUMBER.sub("#", t.name), t.shape, t.dtype) for t in group.target_list))
+        made = tuple(dict.fromkeys((NUMBER.sub("#", t.name), t.shape, t.dtype) for t in group.target_list))
         span = group.rule.span
         key = number if full else (*_rules(group), span.line, span.column, len(group.source_names), read, made)
         found.setdefault(key, []).append(group)
@@ -230,7 +228,7 @@ def _steps(group: Group) -> list[str]:
 def _through(group: Group) -> list[str]:
     """The steps of the groups that a group goes through, and the target class's names between."""
     steps = list(dict.fromkeys(step for one in group.through for step in _steps(one)))
-    names = list(dict.fromkeys(_NUMBER.sub("#", name) for name in group.read_names))
+    names = list(dict.fromkeys(NUMBER.sub("#", name) for name in group.read_names))
     return [*steps, f"as {listed(names, 3)}"] if group.through else []
 
 
@@ -252,7 +250,7 @@ def _moves(group: Group, checkpoint: Checkpoint) -> tuple[int, int]:
 def _fold(names: Iterable[tuple[str, tuple[int, ...], str]]) -> list[_Folded]:
     found: dict[object, _Folded] = {}
     for name, shape, dtype in names:
-        form, numbers = _NUMBER.split(name), _NUMBER.findall(name)
+        form, numbers = NUMBER.split(name), NUMBER.findall(name)
         key = (*form, shape, dtype)
         if key not in found:
             found[key] = _Folded(form, shape, dtype, [set() for _ in numbers])

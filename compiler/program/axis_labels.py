@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,8 +22,7 @@ from compiler.language.name_pattern import Hole, Pattern
 from compiler.language.spec import Spec
 from compiler.resources import axis_labels_path
 from compiler.target.signature_cache import cache_folder
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+from compiler.tensor_names import NUMBER
 
 # For each axis the expressions that give its length, all of which fit every example; empty if there is none.
 Shape = tuple[tuple[str, ...], ...]
@@ -44,7 +42,7 @@ def name_form(pattern: Pattern | None, name: str) -> str | None:
     None for a pattern with parts that no hole captures, whose names have no common form.
     """
     if pattern is None:
-        return _NUMBER.sub("{}", name)
+        return NUMBER.sub("{}", name)
     if pattern.free_parts:
         return None
     chosen = any(not hole.is_index for hole in pattern.holes.values())

@@ -9,7 +9,6 @@ are compile errors at their place in the spec.
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -36,11 +35,10 @@ from compiler.proof.rope_scaling import scaling_faults
 from compiler.proof.shape_labels import axis_labels
 from compiler.target.class_signature import ConfigSchema
 from compiler.target.model_class import COMMON_FIELDS
+from compiler.tensor_names import NUMBER
 
 if TYPE_CHECKING:
     from compiler.target.class_signature import ClassSignature
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -249,8 +247,8 @@ def _uncovered(program: Program, names: Collection[str], shapes: Collection[str]
     spec = program.spec
     forms: dict[str, list[str]] = {}
     for name in names:
-        forms.setdefault(_NUMBER.sub("*", name), []).append(name)
-    every = Counter(_NUMBER.sub("*", name) for name in shapes)
+        forms.setdefault(NUMBER.sub("*", name), []).append(name)
+    every = Counter(NUMBER.sub("*", name) for name in shapes)
     found = [word for form, those in forms.items() for word in ([form] if len(those) == every[form] > 1 else those)]
     written = {p.text: p.span for rule in (*program.rules, *program.created) for p in rule.targets}
     near = difflib.get_close_matches(found[0].replace("*", "{i}"), written, 1, 0.8)

@@ -7,6 +7,7 @@ and states fields that a conversion may not pass over. Takes a Program and the f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def architectures(program: Program, objects: Mapping[str, object], files: Iterab
     return found
 
 
+@cache
+def _types_by_class() -> Mapping[str, frozenset[str]]:
+    """Class in lower case -> its model types."""
+    return {name.lower(): frozenset(types) for name, types in model_class.model_types_by_class().items()}
+
+
 def other_architecture(
     program: Program, config: Mapping[str, Any], place: str, reverse: bool = False
 ) -> list[Diagnostic]:
@@ -66,9 +73,8 @@ def other_architecture(
     known = config_class.known_model_types()
     if kind is not None and kind not in [*allowed] and (closed or not isinstance(kind, str) or kind in known):
         found["model_type"] = kind
-    by_class = {name.lower(): {*types} for name, types in model_class.model_types_by_class().items()}
     for name in classes if isinstance(classes, list) and not found else ():
-        types = by_class.get(str(name).lower(), set())
+        types = _types_by_class().get(str(name).lower(), frozenset())
         if not allowed & types if types else kind in [*known]:
             found["architectures"] = name
     takes = "reverses" if reverse else "converts"

@@ -16,11 +16,11 @@ from math import prod
 from typing import Any
 
 from compiler.target.class_signature import MemoryTensor, Step
+from compiler.tensor_names import NUMBER
 
 Save = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # name -> tensor, as in memory, to the same as written
 _SIZES = {0: (), 1: (4,), 2: (4, 6), 3: (2, 4, 6), 4: (2, 4, 6, 8)}  # of the small tensor, by its number of axes
 _STACKED = 2  # the first axis of the small tensor, where experts are stacked
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 INDEX = "e"  # of the names that a stacked axis is taken apart into
 _UNSTACK: Step = (("unstack", INDEX), ("axis", 0))
 
@@ -96,7 +96,7 @@ def _moved(
 
 def _slots(names: Sequence[str]) -> dict[str, list[str]] | None:
     """Pattern with the index -> its names, where one number in the names counts from 0."""
-    places = [[m.span() for m in _NUMBER.finditer(name)] for name in names]
+    places = [[m.span() for m in NUMBER.finditer(name)] for name in names]
     for n in range(min(map(len, places), default=0)):
         slots: dict[str, list[str]] = {}
         for name, spans in zip(names, places, strict=True):

@@ -13,24 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
+from support.commands import run
 from support.signals import default_signals
 
 from compiler.cli.compile import compile_parser
-from compiler.cli.main import COMMANDS, main
+from compiler.cli.main import COMMANDS
 from compiler.diagnostics import Refusal
 from compiler.language import document
 from compiler.language.parser import load_spec
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as done:
-        main([*map(str, words)])
-    said = capsys.readouterr()
-    assert isinstance(done.value.code, int)
-    return done.value.code, said.out, said.err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.commands import run
 from support.synthetic import synthetic
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import Tensor
-from compiler.cli.main import main
 from compiler.diagnostics import Refusal
 from compiler.executor.execute import arrange_group
 from compiler.jobs.compose import prepare_both, target_of
@@ -163,14 +163,6 @@ def test_there_and_back_again_is_the_identity(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as done:
-        main([*map(str, words)])
-    printed = capsys.readouterr()
-    return int(done.value.code or 0), printed.out, printed.err
 
 
 def test_specs_that_do_not_meet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

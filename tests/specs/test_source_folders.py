@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.commands import run
 from support.oracle_cases import Case
 from support.parity import ORACLES
 from support.synthetic import folder_image, image, synthetic
 
 from compiler.checkpoints.config_file import read_config_file
-from compiler.cli.main import main
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert
 from compiler.jobs.prepare import prepare
@@ -52,13 +52,6 @@ def test_the_folder_converts_again_by_itself(tmp_path: Path, name: str, example:
     convert(program, Request([tmp_path / "back"], **quick), tmp_path / "two")
     assert folder_image(tmp_path / "two") == folder_image(tmp_path / "one")
     assert settled(tmp_path / "two") == settled(tmp_path / "one")
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as done:
-        main([*map(str, words)])
-    return int(done.value.code or 0), capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["minimind", "nanogpt"])
@@ -155,7 +148,7 @@ def test_what_cannot_be_known_is_asked_by_name(tmp_path: Path, capsys: pytest.Ca
     convert(program, Request([made.save(tmp_path, "*.pth")], assigned=made.arguments, **quick), tmp_path / "one")
     (tmp_path / "one" / "mapspec.json").unlink()
     words = ("run", "--reverse", "gpt_fast_llama", tmp_path / "one", tmp_path / "back", "--no-check")
-    status, err = run(capsys, *words)
+    status, _, err = run(capsys, *words)
     if status:
         assert "use_scaled_rope=VALUE" in err
         assert not (tmp_path / "back").exists()
