@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.diagnostics import refuse
 from compiler.language.spec import Argument, Spec
+from compiler.render.long_lines import LINE, loop_over, packed
 from compiler.render.python_source import literal, quoted
 
 # Names of a converter's own options.
 OWN = frozenset(["source", "out", "config", "dtype", "cast", "limit", "help"])
+FEW = 4  # so many fields that can have the same values are written together
 MOST_COLUMNS = 95  # of an option whose line ruff does not wrap
 
 
-def values(spec: Spec) -> dict[str, Any]:
-    """The template variables for the command line. Raises Refusal for an argument named like one of `OWN`."""
+def values(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The template variables for the command line.
+
+    `neutral`: fields that nothing reads, and the values with which they change nothing. Raises Refusal for an argument named
+    like one of `OWN`.
+    """
     for argument in spec.arguments.values():
         if argument.name in OWN:
             message = f"the argument {argument.name!r} is named like an option that every converter has"
@@ -25,7 +32,7 @@ def values(spec: Spec) -> dict[str, Any]:
     arguments = spec.arguments.values()
     required = tuple(a.name for a in arguments if a.required)
     guesses = tuple(a.name for a in arguments if a.guess)
-    fixed = _fixed(spec)
+    fixed = _fixed(spec, neutral)
     reads_config = bool(options or fixed)
     yaml_config = spec.source_config.endswith((".yaml", ".yml"))
     what = f"{'YAML' if yaml_config else 'JSON'} file of the arguments below"
@@ -36,7 +43,8 @@ def values(spec: Spec) -> dict[str, Any]:
     return {
         "options": options,
         "required": required,
-        "guesses": guesses,
+        "each_required": loop_over(required),
+        "guesses": [quoted(name) for name in sorted(guesses)],
         "fixed": fixed,
         "released": [(m.name, literal(dict(m.when)), literal(dict(m.sets))) for m in spec.models],
         # Whether it matters which arguments were given, beside their values.
@@ -53,24 +61,21 @@ def values(spec: Spec) -> dict[str, Any]:
     }
 
 
-def _fixed(spec: Spec) -> list[tuple[str, list[str]]]:
-    """Each reason, and the lines of a dict of the fields that it holds for with the values that can be converted."""
-    held: dict[str, list[str]] = {}
-    for field in spec.fixed.values():
-        held.setdefault(field.reason or "the spec has no rule for others", []).append(
-            f"{quoted(field.name)}: {literal(list(field.values))}"
-        )
-    return [(quoted(reason), _lines(pairs)) for reason, pairs in held.items()]
-
-
-def _lines(pairs: list[str]) -> list[str]:
-    """The pairs, as many on each line as fit."""
-    lines = [""]
-    for pair in pairs:
-        if lines[-1] and len(lines[-1]) + len(pair) > MOST_COLUMNS:
-            lines.append("")
-        lines[-1] += f"{pair}, "
-    return [line.rstrip() for line in lines]
+def _fixed(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The lines of a dict of the fields that can have only some values. Null is the same as false."""
+    names: dict[str, list[str]] = {}  # code of the values -> the fields that can have these
+    for name, values in {**neutral, **{field.name: field.values for field in spec.fixed.values()}}.items():
+        held = [*values, *(None for one in values if one is False)]
+        code = literal([one for n, one in enumerate(held) if repr(one) not in map(repr, held[:n])])
+        names.setdefault(code, []).append(quoted(name))
+    single = packed((f"{n}: {code}" for code, found in names.items() if len(found) < FEW for n in found), LINE - 4)
+    lines = single if any(single) else []
+    for code, found in names.items():
+        if len(found) >= FEW:
+            first, *others = packed(found, LINE - len("    **dict.fromkeys(["))
+            start = [f"**dict.fromkeys([{first}", *(f"    {line}" for line in others)]
+            lines += [*start[:-1], f"{start[-1].rstrip(',')}], {code}),"]
+    return lines
 
 
 def _default(spec: Spec, name: str) -> str:

@@ -28,12 +28,12 @@ SUGAR = {
     rearrange_notation.DEINTERLEAVE: "deinterleave",
     rearrange_notation.TRANSPOSE: "transpose",
 }
-# The shapes that an op rejects although torch accepts them: a condition over the tensors and values of the kernel.
-_MISFITS = {
-    "add_low_rank": "{1}.shape != ({3}, {0}.shape[1]) or {2}.shape != ({0}.shape[0], {3})",
-    "dequantize_blocks": "{0}.ndim < 2 or {1}.shape != (*{0}.shape[:-2], -(-{0}.shape[-2] // {2}), -(-{0}.shape[-1] // {3}))",
-    "dequantize_mxfp4": "{0}.shape != (*{1}.shape, 16)",
-    "pad": "{0}.shape[{1}] != {2}",
+# The shapes that an op needs although torch accepts others: a condition over the tensors and values of the kernel.
+_FITS = {
+    "add_low_rank": "({1}.shape, {2}.shape) == (({3}, {0}.shape[1]), ({0}.shape[0], {3}))",
+    "dequantize_blocks": "{0}.ndim > 1 and {1}.shape == (*{0}.shape[:-2], -(-{0}.shape[-2] // {2}), -(-{0}.shape[-1] // {3}))",
+    "dequantize_mxfp4": "{0}.shape == (*{1}.shape, 16)",
+    "pad": "{0}.shape[{1}] == {2}",
 }
 
 
@@ -93,7 +93,7 @@ class Functions:
             case structural.Concat():
                 self.printer.helpers.add("concat")
                 return concat(ops[0], ", ".join(tensors), self.printer.size)
-            case arithmetic.Computed() if ops[0].kernel not in _MISFITS and ops[0].takes == len(tensors):
+            case arithmetic.Computed() if ops[0].kernel not in _FITS and ops[0].takes == len(tensors):
                 self.kernels.add(ops[0].kernel)
                 return f"{ops[0].kernel}({', '.join([*tensors, *values(ops[0], self.printer.size)])})"
             case structural.Rearrange(left=left, right=right) if not all(len(g) == 1 for g in (*left, *right)):
@@ -169,11 +169,11 @@ class _Body:
         checked = [size(getattr(op, extra))] if extra else passed
         groups = [[slot] for slot in slots] if op.takes == 1 else [slots]
         for group in groups:
-            if op.kernel in _MISFITS:
+            if op.kernel in _FITS:
                 given = [*group, passed[0], *checked] if op.kernel == "pad" else [*group, *checked]
-                lines.append(f"if {_MISFITS[op.kernel].format(*given)}:")
+                lines.append(f"fits = {_FITS[op.kernel].format(*given)}")
                 shapes = ", ".join(f"{{list({tensor}.shape)}}" for tensor in group)
-                lines.append(f'    raise SystemExit(f"{op.word} does not fit the shapes {shapes}")')
+                lines.append(f'require(fits, f"{op.word} does not fit the shapes {shapes}")')
             result = group[0] if op.takes == 1 else "result"
             lines.append(f"{result} = {op.kernel}({', '.join([*group, *passed])})")
         return slots if op.takes == 1 else ["result"]

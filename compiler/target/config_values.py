@@ -58,6 +58,21 @@ def value_faults(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Itera
                 yield ValueFault(here, value, known.expected)
 
 
+def is_positive(name: str) -> bool:
+    """Whether a field of this name must be a positive number."""
+    return _accepts(name, 2) and not _accepts(name, 0)
+
+
+def is_fraction(name: str) -> bool:
+    """Whether a field of this name must be a number from 0 to 1; which of the two it may be does not matter here."""
+    return _accepts(name, 0.5) and not _accepts(name, 2)
+
+
+def _accepts(name: str, value: float) -> bool:
+    known = [known for known in _RANGES if known.names.fullmatch(name)]
+    return bool(known) and all(one.accepts(value) for one in known)
+
+
 def _unknown(path: tuple[str, ...], value: Any, names: Collection[str], expected: str) -> Iterator[ValueFault]:
     if value not in names:
         yield ValueFault(path, value, expected, nearest(str(value), names) or f"such as {', '.join(sorted(names)[:6])}")

@@ -9,8 +9,8 @@ import json
 import re
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,31 @@ STATE_DICT_MAPPING = {
     "blk.{i}.ffn_up.weight":      "model.layers.{i}.mlp.up_proj.weight",
     "blk.{i}.ffn_down.weight":    "model.layers.{i}.mlp.down_proj.weight",
 }
+# The fields of the config that can have only these values
+FIXED: dict[str, list[Any]] = {
+    "attention_causal": [True, None, False], "expert_weights_norm": [False, None],
+    "use_parallel_residual": [False, None], "rope_scaling_attn_factor": [1, None, False],
+    "rope_scaling_yarn_attn_factor": [1, None, False], "rope_scaling_yarn_beta_slow": [1, None, False],
+    "rope_scaling_yarn_beta_fast": [32, None, False], "rope_scaling_yarn_ext_factor": [-1, 1, None, False],
+    **dict.fromkeys(["activation_sparsity_scale", "attention_clamp_kqv", "attention_max_alibi_bias", "attention_scale",
+        "attention_shared_kv_layers", "attention_sliding_window_pattern", "attention_temperature_length",
+        "attention_temperature_scale", "attn_logit_softcapping", "expert_shared_count",
+        "final_logit_softcapping", "leading_dense_block_count", "n_deepstack_layers",
+        "nextn_predict_layers", "pooling_type", "rope_scaling_alpha", "rope_scaling_yarn_log_multiplier",
+        "router_logit_softcapping", "swiglu_clamp_exp", "swiglu_clamp_shexp"], [0, None, False]),
+    **dict.fromkeys(["attention_key_length_swa", "attention_value_length_swa", "embedding_length_out",
+        "rope_dimension_count_swa", "rope_dimension_sections", "rope_freq_base_swa"], [None, False]),
+    **dict.fromkeys(["attention_output_scale", "embedding_scale", "expert_gating_func", "expert_group_count",
+        "expert_group_scale", "expert_weights_scale", "full_attention_interval",
+        "interleave_moe_layer_step", "logit_scale", "moe_every_n_layers", "residual_scale"], [0, 1, None, False]),
+}
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 # The types of llama.cpp that are plain numbers; all others are quantized
@@ -45,11 +69,9 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     reader = GGUFReader(path, "c")
     state: dict[str, Tensor] = {}
     for tensor in reader.tensors:
-        if tensor.tensor_type.name not in GGUF_TYPES:
-            raise SystemExit(
-                f"{tensor.name} is quantized ({tensor.tensor_type.name}); convert a file of F32, F16 or BF16"
-            )
-        state[tensor.name] = torch.from_numpy(tensor.data).view(GGUF_TYPES[tensor.tensor_type.name])
+        kind = tensor.tensor_type.name
+        require(kind in GGUF_TYPES, f"{tensor.name} is quantized ({kind}); convert a file of F32, F16 or BF16")
+        state[tensor.name] = torch.from_numpy(tensor.data).view(GGUF_TYPES[kind])
     fields = {key: field.contents() for key, field in reader.fields.items()}
     # A float32 stands for the shortest decimal that rounds to it.
     fields = {key: float(str(np.float32(v))) if isinstance(v, float) else v for key, v in fields.items()}
@@ -58,30 +80,23 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "blk.0.attn_q.bias" in shapes:
-        raise SystemExit("biases in attention have no rule here")
+    f = Namespace(**args)
+    require("blk.0.attn_q.bias" not in shapes, "biases in attention have no rule here")
     for name in ("attention_head_count", "attention_layer_norm_rms_epsilon", "context_length"):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
-    if f.general_architecture != "llama":
-        raise SystemExit("the file names another architecture, whose rotary pairs may lie otherwise")
-    if f.expert_count:
-        raise SystemExit("a mixture of experts has no Llama form")
-    if f.attention_sliding_window is not None:
-        raise SystemExit("a sliding window has no Llama form")
-    if not (f.llama3_factor is not None or "rope_freqs.weight" not in shapes):
-        raise SystemExit(
-            "rope_freqs.weight stands for a rope scaling whose factor the file does not name; give llama3_factor"
-        )
+        require(name in stated, f"--{name} is needed, as an option or in a config")
+    require(f.general_architecture == "llama",
+            "the file names another architecture, whose rotary pairs may lie otherwise")  # fmt: skip
+    require(not f.expert_count, "a mixture of experts has no Llama form")
+    require(f.attention_sliding_window is None, "a sliding window has no Llama form")
+    require(f.llama3_factor is not None or "rope_freqs.weight" not in shapes,
+            "rope_freqs.weight stands for a rope scaling whose factor the file does not name; give llama3_factor")  # fmt: skip
     f.rows, f.width = shapes["token_embd.weight"][:2]
     f.intermediate = shapes["blk.0.ffn_gate.weight"][0]
     f.n_layers = sum(bool(re.fullmatch(r"blk\.\d+\.attn_norm\.weight", name)) for name in shapes)
@@ -90,54 +105,40 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
     f.tied = "output.weight" not in shapes
     f.rope_factor = f.rope_scaling_factor or f.rope_scale_linear or 1.0
     f.rope_kind = "none" if f.rope_factor == 1 and f.rope_scaling_type != "yarn" else f.rope_scaling_type or "linear"
-    if shapes["blk.0.attn_q.weight"][0] != f.attention_head_count * f.head_dim:
-        raise SystemExit("attention_head_count does not fit attn_q")
-    if shapes["blk.0.attn_k.weight"][0] != f.kv_heads * f.head_dim:
-        raise SystemExit("attention_head_count does not fit attn_k")
-    if not (f.attention_head_count_kv is None or f.attention_head_count_kv == f.kv_heads):
-        raise SystemExit("attention_head_count_kv does not fit attn_k")
-    if f.attention_head_count % f.kv_heads != 0:
-        raise SystemExit("the key and value heads do not divide attention_head_count")
-    if not (f.attention_key_length is None or f.attention_key_length == f.head_dim):
-        raise SystemExit("attention_key_length does not fit attn_q")
-    if not (f.rope_dimension_count is None or f.rope_dimension_count == f.head_dim):
-        raise SystemExit("a rotary embedding of part of a head has no Llama form")
-    if f.rope_kind not in ["none", "linear", "yarn"]:
-        raise SystemExit("this rope_scaling_type has no rule here")
-    if not (f.attention_value_length is None or f.attention_value_length == f.head_dim):
-        raise SystemExit("attention_value_length differs from the width of a head")
-    if f.block_count not in [None, f.n_layers]:
-        raise SystemExit("block_count differs from the number of blocks in the file")
-    if f.embedding_length not in [None, f.width]:
-        raise SystemExit("embedding_length does not fit token_embd")
-    if f.feed_forward_length not in [None, f.intermediate]:
-        raise SystemExit("feed_forward_length does not fit ffn_gate")
-    if f.vocab_size not in [None, f.rows]:
-        raise SystemExit("vocab_size does not fit token_embd")
-    if not (f.llama3_factor is None or f.rope_kind == "none"):
-        raise SystemExit("llama3_factor and rope_scaling_type contradict each other")
+    require(shapes["blk.0.attn_q.weight"][0] == f.attention_head_count * f.head_dim,
+            "attention_head_count does not fit attn_q")  # fmt: skip
+    require(shapes["blk.0.attn_k.weight"][0] == f.kv_heads * f.head_dim, "attention_head_count does not fit attn_k")
+    require(f.attention_head_count_kv is None or f.attention_head_count_kv == f.kv_heads,
+            "attention_head_count_kv does not fit attn_k")  # fmt: skip
+    require(f.attention_head_count % f.kv_heads == 0, "the key and value heads do not divide attention_head_count")
+    require(f.attention_key_length is None or f.attention_key_length == f.head_dim,
+            "attention_key_length does not fit attn_q")  # fmt: skip
+    require(f.rope_dimension_count is None or f.rope_dimension_count == f.head_dim,
+            "a rotary embedding of part of a head has no Llama form")  # fmt: skip
+    require(f.rope_kind in ["none", "linear", "yarn"], "this rope_scaling_type has no rule here")
+    require(f.attention_value_length is None or f.attention_value_length == f.head_dim,
+            "attention_value_length differs from the width of a head")  # fmt: skip
+    require(f.block_count in [None, f.n_layers], "block_count differs from the number of blocks in the file")
+    require(f.embedding_length in [None, f.width], "embedding_length does not fit token_embd")
+    require(f.feed_forward_length in [None, f.intermediate], "feed_forward_length does not fit ffn_gate")
+    require(f.vocab_size in [None, f.rows], "vocab_size does not fit token_embd")
+    require(f.llama3_factor is None or f.rope_kind == "none",
+            "llama3_factor and rope_scaling_type contradict each other")  # fmt: skip
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
-    """The fields of config.json."""
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "head_dim": f.head_dim,
-        "vocab_size": f.rows,
-        "hidden_size": f.width,
-        "intermediate_size": f.intermediate,
-        "num_hidden_layers": f.n_layers,
-        "num_attention_heads": f.attention_head_count,
-        "num_key_value_heads": f.kv_heads,
-        "max_position_embeddings": f.context_length,
-        "rms_norm_eps": f.attention_layer_norm_rms_epsilon,
-        "rope_theta": f.rope_freq_base,
-        "tie_word_embeddings": f.tied,
-        "bos_token_id": f.tokenizer_ggml_bos_token_id,
-        "eos_token_id": f.tokenizer_ggml_eos_token_id,
-        "rope_scaling": {
+    """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": f.head_dim, "vocab_size": f.rows,
+        "hidden_size": f.width, "intermediate_size": f.intermediate, "num_hidden_layers": f.n_layers,
+        "num_attention_heads": f.attention_head_count, "num_key_value_heads": f.kv_heads,
+        "max_position_embeddings": f.context_length, "rms_norm_eps": f.attention_layer_norm_rms_epsilon,
+        "rope_theta": f.rope_freq_base, "tie_word_embeddings": f.tied, "bos_token_id": f.tokenizer_ggml_bos_token_id,
+        "eos_token_id": f.tokenizer_ggml_eos_token_id, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+    }  # fmt: skip
+    config["rope_scaling"] = (
+        {
             "rope_type": "llama3",
             "factor": f.llama3_factor,
             "low_freq_factor": 1.0,
@@ -153,16 +154,16 @@ def convert_config(f: Namespace) -> dict[str, Any]:
             "original_max_position_embeddings": f.rope_scaling_original_context_length or f.context_length,
         }
         if f.rope_kind == "yarn"
-        else None,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-    }
+        else None
+    )
     config["rope_parameters"] = {
         "rope_type": "default",
         **(config["rope_scaling"] or {}),
         "rope_theta": f.rope_freq_base,
     }
+    for name in ("num_attention_heads", "max_position_embeddings", "rope_theta"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
 
 
@@ -184,36 +185,50 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         attn_k = source.pop(f"blk.{i}.attn_k.weight")
         yield f"model.layers.{i}.self_attn.k_proj.weight", rope_to_half(attn_k, f.kv_heads)
     source.pop("rope_freqs.weight", None)  # recomputed from rope_scaling
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
     count, filled = 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaForCausalLM.config_class.from_dict(fields))
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"llama"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
@@ -224,6 +239,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--general_architecture", default="llama", help="default: %(default)s")
     parser.add_argument("--attention_head_count", type=int, help="needed: the number of attention heads")
     parser.add_argument("--attention_head_count_kv", type=json.loads, help="default: %(default)s")
@@ -248,46 +264,56 @@ def main() -> None:
     parser.add_argument("--llama3_factor", type=float, help="where there is a tensor rope_freqs.weight: 8 for Llama 3.1 and 3.3, 32 for Llama 3.2; default: %(default)s")
     # fmt: on
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     if config_file := args.config:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        value = given.get(name, values[0])
+        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
     unset = Namespace(**dict.fromkeys(vars(args), ...))
     options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        value = given[name]
+        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | given)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyError as error:
+        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    except Exception as error:  # whatever a library makes of a file in another format
+        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
