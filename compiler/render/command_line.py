@@ -12,8 +12,7 @@ from compiler.render.python_source import literal, quoted
 
 # Names of a converter's own options.
 OWN = frozenset(["source", "out", "config", "dtype", "cast", "limit", "help"])
-FEW = 4  # so many fields that can have the same values are written together
-MOST_COLUMNS = 95  # of an option whose line ruff does not wrap
+FEW = 3  # so many fields that can have the same values, and options that differ in their names, are written together
 
 
 def values(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
@@ -29,6 +28,7 @@ def values(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     own = [n for n, e in spec.facts.items() if n in e.names and n in spec.fields and n not in OWN]
     options = [_option(a, spec) for a in spec.arguments.values()]
     options += [f"{quoted(f'--{name}')}, type=json.loads, help={quoted(_default(spec, name))}" for name in own]
+    options, alike = _grouped(options)
     arguments = spec.arguments.values()
     required = tuple(a.name for a in arguments if a.required)
     guesses = tuple(a.name for a in arguments if a.guess)
@@ -37,11 +37,11 @@ def values(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     yaml_config = spec.source_config.endswith((".yaml", ".yml"))
     what = f"{'YAML' if yaml_config else 'JSON'} file of the arguments below"
     beside = f" ({spec.source_config} beside the weights)" if spec.source_config else ""
-    config = f'"--config", type=Path, help={quoted((what + beside).replace("%", "%%"))}'
     known = spec.arguments.keys() | set(own)
     rotary = "rope_theta" in known and "config.json" in spec.source_config
     return {
         "options": options,
+        "alike": alike,
         "required": required,
         "each_required": loop_over(required),
         "guesses": [quoted(name) for name in sorted(guesses)],
@@ -57,8 +57,18 @@ def values(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         "rotary": rotary,
         "scaled": "rope_scaling" in known,
         "whole_heads": "partial_rotary_factor" not in known,
-        "long_options": any(len(option) > MOST_COLUMNS for option in (*options, config)),
     }
+
+
+def _grouped(options: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The options, and loops over those that are the same but for their names; not for flags, whose names have two forms."""
+    rest: dict[str, list[str]] = {}
+    for option in options:
+        name, _, others = option.partition(", ")
+        rest.setdefault(others, []).append(name)
+    alike = {others for others, names in rest.items() if len(names) >= FEW and "BooleanOptionalAction" not in others}
+    left = [option for option in options if option.partition(", ")[2] not in alike]
+    return left, [(loop_over(n[3:-1] for n in names), others) for others, names in rest.items() if others in alike]
 
 
 def _fixed(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -27,7 +27,9 @@ from compiler.target import config_dialects
 from compiler.target.config_values import is_fraction, is_positive
 from compiler.templating import banner, environment, formatted
 
+HUB_CONFIG = "config.json"
 _ONE_COUNT = re.compile(r"len\(matches\(shapes, (.*)\)\)")
+MOST_PACKED = 80  # characters of a config field's value that is written in a line with others
 # Helper functions of a converter that are printed only where they are called.
 HELPERS = ("matches", "same", "concat", "stack")
 
@@ -83,7 +85,7 @@ class _Context:
             "mapping": _aligned(
                 [(r.source, r.target) for r in state_dict.rows if not r.condition and not state_dict.kept]
             ),
-            "kept": [r.source for r in state_dict.rows if not r.condition and state_dict.kept],
+            "kept": packed((r.source for r in state_dict.rows if not r.condition and state_dict.kept), LINE - 4),
             "optional": _aligned([(r.source, r.target, r.condition) for r in state_dict.rows if r.condition]),
             "ranges": state_dict.comment,
             "first": [condition for condition in early if "f." not in condition[0]],
@@ -163,11 +165,10 @@ class _Context:
             "digits": len(re.findall(r"\d+", weights.partition("*")[0])),
             "source_example": f"{example} lora{suffix}" if several else example,
             "source_help": quoted(f"the checkpoint: {text}".replace("%", "%%")),
-            "shapes": "source.shapes()"
-            if kind == "parts"
-            else "{name: tensor.shape for name, tensor in source.items()}",
+            "shapes": f"{{name: tensor.shape for name, tensor in {'meta' if kind == 'parts' else 'source'}.items()}}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
-            "place": place,
+            # config.json beside the weights, where it is not the config that is read
+            "hub": f"{place} / {quoted(HUB_CONFIG)}" if config != HUB_CONFIG else "",
             "beside": beside if config else "",
         }
 
@@ -278,11 +279,13 @@ class _Context:
             else:
                 computed[field.name] = self.printer(field.expr)
         dialect = dict(self.dialect())
-        plain |= {name: value for name, value in dialect.items() if value.replace(".", "").isidentifier()}
+        # What has no quotes needs no formatting, and what does not read other fields may be in any order.
+        every = computed | dialect
+        plain |= {n: v for n, v in every.items() if len(v) < MOST_PACKED and not {*v} & {*"'\"\n"} and "config" not in v}
         given = [field for field in self.spec.config if field.expr and self.depends_on_arguments(field.expr)]
         return {
             "config": packed((f"{quoted(name)}: {value}" for name, value in plain.items()), LINE - 8),
-            "computed": [(quoted(n), value) for n, value in (computed | dialect).items() if n not in plain],
+            "computed": [(quoted(n), value) for n, value in every.items() if n not in plain],
             "dialects": bool(dialect),
             "positive": loop_over(field.name for field in given if is_positive(field.name)),
             "fractions": [field.name for field in given if is_fraction(field.name)],

@@ -28,6 +28,7 @@ SUGAR = {
     rearrange_notation.DEINTERLEAVE: "deinterleave",
     rearrange_notation.TRANSPOSE: "transpose",
 }
+FEW = 3  # from so many variables on, a method is applied to all in one line
 # The shapes that an op needs although torch accepts others: a condition over the tensors and values of the kernel.
 _FITS = {
     "add_low_rank": "({1}.shape, {2}.shape) == (({3}, {0}.shape[1]), ({0}.shape[0], {3}))",
@@ -138,7 +139,7 @@ class _Body:
                 self.axes |= {self.printer(s): axis for axis, s in op.sizes if isinstance(s, Expr)}
                 chosen = [slots[n] for n in op.only] or slots
                 lines.append(f"# {', '.join(chosen)}: {op}" if op.only else f"# {op}")
-                lines += [f"{slot} = {slot}{method(op, size)}" for slot in chosen]
+                lines += _each(chosen, method(op, size))
             elif isinstance(op, structural.Split):
                 last = all(
                     not isinstance(o, structural.Split | structural.Concat) for o in self.ops[self.ops.index(op) + 1 :]
@@ -156,7 +157,7 @@ class _Body:
                 self.kernels.add(op.kernel)
                 slots = self.computed(op, slots, lines, size)
             else:
-                lines += [f"{slot} = {slot}{method(op, size)}" for slot in slots]
+                lines += _each(slots, method(op, size))
         self.results = len(slots)
         return (*_returned(lines, slots),)
 
@@ -189,10 +190,18 @@ class _Body:
         return wanted
 
 
+def _each(slots: Sequence[str], call: str) -> list[str]:
+    """The lines that apply a method to each of some variables."""
+    if len(slots) < FEW:
+        return [f"{slot} = {slot}{call}" for slot in slots]
+    together = ", ".join(slots)
+    return [f"{together} = (each{call} for each in ({together}))"]
+
+
 def _returned(lines: list[str], slots: list[str]) -> list[str]:
     """The lines with a `return` at the end. The last assignment becomes the `return` where it makes all results."""
     together = f"{', '.join(slots)} = "
-    if lines[-1].startswith(together):
+    if lines[-1].startswith(together) and " for each in " not in lines[-1]:
         return [*lines[:-1], f"return {lines[-1].removeprefix(together)}"]
     return [*lines, f"return {', '.join(slots)}"]
 

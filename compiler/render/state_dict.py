@@ -208,7 +208,7 @@ class StateDict:
         counter = index.code.removeprefix("range(").removesuffix(")")
         start = f"require({counter if counter.replace('.', '').isidentifier() else index.code}, "
         if not index.certain and not any(line.startswith(start) for line in block.first):
-            block.first.append(f"{start}{quoted(f'the checkpoint has no {index.names}')})")
+            block.first.append(f"{start}{quoted(f'there is no {index.names}')})")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Names that need a regular expression, ties, ignored names, constants
@@ -224,7 +224,7 @@ class StateDict:
         found = f"found = matches(source, {raw(names_regex(source, outer))})"
         guard = [f"if {self.printer(rule.when)}:"] if rule.when else []
         top = self.rest.below(guard)
-        top.items += [found, f'require(found, "the checkpoint has no {inside(source.text)}")']
+        top.items += [found, f'require(found, "there is no {inside(source.text)}")']
         for name in [n for n, hole in source.holes.items() if hole.is_index and n not in self.program.spec.indices]:
             top.items += _gapless(source, name)
         block = Block("for match in found:")

@@ -161,7 +161,7 @@ def neutral_values(program: Program) -> Mapping[str, tuple[Any, ...]]:
     known = {*spec.arguments, *spec.facts, *spec.fixed} | BAGGAGE
     table = _neutral(dict.fromkeys(known & {"general_architecture", "padded_vocab_size", "num_experts"}, 1))
     unread = {name: values for name, values in table.items() if name not in known and not program.passes_over(name)}
-    return {name: (*values, None, False) for name, values in unread.items()}
+    return {name: (*values, None) if values else (False, None) for name, values in unread.items()}
 
 
 def _containers(objects: Mapping[str, object]) -> Iterator[Mapping[Any, Any]]:

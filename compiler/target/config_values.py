@@ -32,11 +32,13 @@ class ValueFault:
 
 @dataclass(frozen=True)
 class _Range:
-    """The values that fields of one meaning may have; `names` matches the whole field name."""
+    """The values that fields of one meaning may have; `names` matches the whole field name. `shown`: shapes of tensors
+    depend on the field, so a class that is built of a wrong value has other tensors, or none."""
 
     names: re.Pattern[str]
     accepts: Callable[[Any], bool]
     expected: str
+    shown: bool = False
 
 
 def value_faults(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[ValueFault]:
@@ -59,7 +61,7 @@ def value_faults(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Itera
 
 
 def is_positive(name: str) -> bool:
-    """Whether a field of this name must be a positive number."""
+    """Whether a field of this name must be a positive number, which no shape shows."""
     return _accepts(name, 2) and not _accepts(name, 0)
 
 
@@ -69,7 +71,7 @@ def is_fraction(name: str) -> bool:
 
 
 def _accepts(name: str, value: float) -> bool:
-    known = [known for known in _RANGES if known.names.fullmatch(name)]
+    known = [known for known in _RANGES if known.names.fullmatch(name) and not known.shown]
     return bool(known) and all(one.accepts(value) for one in known)
 
 
@@ -90,6 +92,10 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _counts(value: Any) -> bool:
+    return _count(value) or (isinstance(value, list | tuple) and all(map(_count, value)))
+
+
 _RANGES = (
     _Range(
         re.compile(r"\w*theta|rotary_emb_base|rope_local_base_freq"),
@@ -105,12 +111,17 @@ _RANGES = (
     ),
     _Range(
         re.compile(
-            r"vocab_size|hidden_size|head_dim|d_model|d_kv|d_ff|n_embd|n_head|n_layer|n_positions|intermediate_size"
-            r"|num_(hidden_layers|attention_heads|key_value_heads|experts|local_experts|experts_per_tok|channels)"
-            r"|max_position_embeddings|original_max_position_embeddings|moe_intermediate_size|image_size|patch_size"
-            r"|(encoder|decoder)_(layers|attention_heads|ffn_dim)"
+            r"vocab_size|hidden_size|head_dim|d_model|d_kv|d_ff|n_embd|n_head|n_layer|intermediate_size"
+            r"|num_(hidden_layers|attention_heads|key_value_heads|experts|local_experts|channels)"
+            r"|moe_intermediate_size|image_size|patch_size|(encoder|decoder)_(layers|attention_heads|ffn_dim)"
         ),
-        lambda v: _count(v) or (isinstance(v, list | tuple) and all(map(_count, v))),
+        _counts,
+        "a positive integer",
+        shown=True,
+    ),
+    _Range(
+        re.compile(r"num_experts_per_tok|max_position_embeddings|original_max_position_embeddings|n_positions"),
+        _counts,
         "a positive integer",
     ),
     _Range(re.compile(r"sliding_window"), lambda v: _count(v) or v is False, "a positive integer or null"),

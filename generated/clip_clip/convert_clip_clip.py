@@ -2,7 +2,7 @@
 """OpenAI's CLIP with a vision transformer (a state_dict, also OpenCLIP's) as CLIPModel
 
 Usage: python convert_clip_clip.py model.pt out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -145,21 +145,11 @@ def convert_config(f: Namespace) -> dict[str, Any]:
     config: dict[str, Any] = {
         "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": f.embed_dim,
     }  # fmt: skip
-    config["text_config"] = {
-        "model_type": "clip_text_model",
-        "vocab_size": f.vocab_size,
-        "hidden_size": f.text_width,
-        "intermediate_size": f.text_ffn,
-        "num_hidden_layers": f.text_layers,
-        "num_attention_heads": f.text_width // f.text_head_width,
-        "max_position_embeddings": f.context_length,
-        "projection_dim": f.embed_dim,
-        "hidden_act": f.hidden_act,
-        "layer_norm_eps": 1e-05,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 1,
-    }
+    config["text_config"] = {"model_type": "clip_text_model", "vocab_size": f.vocab_size, "hidden_size": f.text_width,
+        "intermediate_size": f.text_ffn, "num_hidden_layers": f.text_layers,
+        "num_attention_heads": f.text_width // f.text_head_width, "max_position_embeddings": f.context_length,
+        "projection_dim": f.embed_dim, "hidden_act": f.hidden_act, "layer_norm_eps": 1e-05, "bos_token_id": 0,
+        "eos_token_id": 2, "pad_token_id": 1}  # fmt: skip
     config["vision_config"] = {
         "model_type": "clip_vision_model",
         "hidden_size": f.vision_width,
@@ -207,8 +197,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -249,25 +238,21 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
-    parser.add_argument("--hidden_act", help='quick_gelu for OpenAI\'s models and those that OpenCLIP calls quickgelu, gelu for its others; default: "quick_gelu" if exists("input_resolution") else None')
-    parser.add_argument("--text_head_width", type=int, default=64, help="every released model with a text transformer of its own has 64; default: %(default)s, a guess")
-    parser.add_argument("--vision_head_width", type=int, default=64, help="80, 88, 104 and 112 in OpenCLIP's ViT-H, g, bigG and e; default: %(default)s, a guess")
-    # fmt: on
+    parser.add_argument("--hidden_act", help='quick_gelu for OpenAI\'s models and those that OpenCLIP calls quickgelu, gelu for its others; default: "quick_gelu" if exists("input_resolution") else None')  # fmt: skip
+    parser.add_argument("--text_head_width", type=int, default=64, help="every released model with a text transformer of its own has 64; default: %(default)s, a guess")  # fmt: skip
+    parser.add_argument("--vision_head_width", type=int, default=64, help="80, 88, 104 and 112 in OpenCLIP's ViT-H, g, bigG and e; default: %(default)s, a guess")  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     own = {"source", "out", "config", "cast", "limit", "no_check"}
@@ -278,14 +263,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own)
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -304,7 +287,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,11 +2,12 @@
 """DeepSeek-V3 and its kin in FP8 blocks (weight_scale_inv), as published, as DeepseekV3ForCausalLM in bfloat16
 
 Usage: python convert_deepseek_v3_fp8_deepseek_v3.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable, Iterator
@@ -21,18 +22,12 @@ from torch import Tensor
 # fmt: off
 # The names that stay the same, for layer in range(f.num_hidden_layers), moe in range(f.first_k_dense_replace, f.num_hidden_layers)
 KEPT = [
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "lm_head.weight",
-    "model.layers.{layer}.input_layernorm.weight",
-    "model.layers.{layer}.post_attention_layernorm.weight",
-    "model.layers.{layer}.self_attn.kv_a_layernorm.weight",
-    "model.layers.{moe}.mlp.gate.weight",
-    "model.layers.{moe}.mlp.gate.e_score_correction_bias",
+    "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers.{layer}.input_layernorm.weight",
+    "model.layers.{layer}.post_attention_layernorm.weight", "model.layers.{layer}.self_attn.kv_a_layernorm.weight",
+    "model.layers.{moe}.mlp.gate.weight", "model.layers.{moe}.mlp.gate.e_score_correction_bias",
 ]
 # The fields of the config that can have only these values
 FIXED: dict[str, list[Any]] = {
-    "num_experts": [None, 0, 1], "num_local_experts": [None, 0, 1], "moe_num_experts": [None, 0, 1],
     "num_shared_experts": [None, 0], "position_embedding_type": [None, "absolute", "rope", "rotary"],
     "scale_attn_weights": [None, True], "mlp_only_layers": [None, []],
     **dict.fromkeys(["mlp_bias", "qk_layernorm", "qkv_bias", "scale_attn_by_inverse_layer_idx", "scale_embedding",
@@ -41,6 +36,7 @@ FIXED: dict[str, list[Any]] = {
         "query_pre_attn_scalar", "sliding_window", "sliding_window_pattern"], [None]),
     **dict.fromkeys(["decoder_sparse_step", "embedding_multiplier", "logit_scale", "logits_scaling",
         "residual_multiplier"], [None, 1]),
+    **dict.fromkeys(["num_experts", "num_local_experts", "moe_num_experts"], [None, 0, 1]),
 }
 # fmt: on
 
@@ -165,8 +161,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "attention_bias": False, "tie_word_embeddings": False,
     }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
-    for name in ("moe_intermediate_size", "num_attention_heads", "num_experts_per_tok", "rope_theta",
-                 "max_position_embeddings", "num_key_value_heads"):  # fmt: skip
+    for name in ("num_experts_per_tok", "rope_theta", "max_position_embeddings"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -191,16 +186,16 @@ def dequantize(self_attn: Tensor, weight_scale_inv: Tensor, rows: int, columns: 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
-    require(f.num_hidden_layers, "the checkpoint has no model.layers.{layer}.{n:input|post_attention}_layernorm.weight")
+    require(f.num_hidden_layers, "there is no model.layers.{layer}.{n:input|post_attention}_layernorm.weight")
     require(range(f.first_k_dense_replace, f.num_hidden_layers),
-            "the checkpoint has no model.layers.{moe}.mlp.gate.{t:weight|e_score_correction_bias}")  # fmt: skip
+            "there is no model.layers.{moe}.mlp.gate.{t:weight|e_score_correction_bias}")  # fmt: skip
     experts = len(
         {
             match["e"]
             for match in matches(source, r"model\.layers\.\d+\.mlp\.experts\.(?P<e>\d+)\.(?:gate|up|down)_proj\.weight")
         }
     )
-    require(experts, "the checkpoint has no model.layers.{moe}.mlp.experts.{e}.{p:gate|up|down}_proj.weight")
+    require(experts, "there is no model.layers.{moe}.mlp.experts.{e}.{p:gate|up|down}_proj.weight")
     for name in KEPT:
         for layer in range(f.num_hidden_layers) if "{layer}" in name else range(1):
             for moe in range(f.first_k_dense_replace, f.num_hidden_layers) if "{moe}" in name else range(1):
@@ -227,7 +222,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             yield (f"model.layers.{layer}.self_attn.q_proj.weight",
                    dequantize(q_proj, weight_scale_inv, f.rows, f.columns))  # fmt: skip
     if f.first_k_dense_replace > 0:
-        require(f.first_k_dense_replace, "the checkpoint has no model.layers.{dense}.mlp.{p:gate|up|down}_proj.weight")
+        require(f.first_k_dense_replace, "there is no model.layers.{dense}.mlp.{p:gate|up|down}_proj.weight")
         for dense in range(f.first_k_dense_replace):
             for p in ("gate", "up", "down"):
                 t_0_proj = source.pop(f"model.layers.{dense}.mlp.{p}_proj.weight")
@@ -256,8 +251,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -299,8 +293,9 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
-    parser.add_argument("source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index")
+    parser.add_argument(
+        "source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (config.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
@@ -320,7 +315,7 @@ def main() -> None:
     parser.add_argument("--topk_method", default="noaux_tc", help="default: %(default)s")
     parser.add_argument("--moe_layer_freq", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, help="needed: 10000 for DeepSeek-V3, 50000 for Kimi K2")
-    parser.add_argument("--rope_scaling", type=json.loads, help="needed: the mapping of config.json; every released model has one")
+    parser.add_argument("--rope_scaling", type=json.loads, help="needed: the mapping of config.json; every released model has one")  # fmt: skip
     parser.add_argument("--rope_interleave", action=BooleanOptionalAction, default=True, help="default: %(default)s")
     parser.add_argument("--max_position_embeddings", type=int, default=4096, help="default: %(default)s")
     parser.add_argument("--rms_norm_eps", type=float, default=1e-06, help="default: %(default)s")
@@ -328,15 +323,12 @@ def main() -> None:
     parser.add_argument("--bos_token_id", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--pad_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--attention_bias", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--quantization_config", type=json.loads, default={"quant_method": "fp8", "weight_block_size": [128, 128]}, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--quantization_config", type=json.loads, default={"quant_method": "fp8", "weight_block_size": [128, 128]}, help="default: %(default)s")  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
-    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
-    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
@@ -351,8 +343,7 @@ def main() -> None:
         require(None in (value, held) or held == value, f"{name} is {held!r}, and {value!r} in rope_parameters")
         fields |= {name: value} if value is not None else {}
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -361,15 +352,13 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     args.rope_scaling = scaling(args.rope_scaling)
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     row = config["pad_token_id"]
@@ -381,7 +370,7 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         if find_spec("transformers") and not args.no_check:
-            check_class(config, written, stated | fields)
+            check_class(config, written, fields)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():
@@ -393,7 +382,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

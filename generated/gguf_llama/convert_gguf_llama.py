@@ -2,11 +2,12 @@
 """Llama and Mistral in a GGUF file of F32, F16 or BF16 (names and rotary pairs of llama.cpp) as LlamaForCausalLM
 
 Usage: python convert_gguf_llama.py model.gguf out/ --attention_head_count N --attention_layer_norm_rms_epsilon N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -35,21 +36,21 @@ STATE_DICT_MAPPING = {
 }
 # The fields of the config that can have only these values
 FIXED: dict[str, list[Any]] = {
-    "attention_causal": [True, None, False], "expert_weights_norm": [False, None],
-    "use_parallel_residual": [False, None], "rope_scaling_attn_factor": [1, None, False],
-    "rope_scaling_yarn_attn_factor": [1, None, False], "rope_scaling_yarn_beta_slow": [1, None, False],
-    "rope_scaling_yarn_beta_fast": [32, None, False], "rope_scaling_yarn_ext_factor": [-1, 1, None, False],
+    "attention_causal": [True, None], "rope_scaling_yarn_beta_fast": [32, None],
+    "rope_scaling_yarn_ext_factor": [-1, 1, None],
     **dict.fromkeys(["activation_sparsity_scale", "attention_clamp_kqv", "attention_max_alibi_bias", "attention_scale",
         "attention_shared_kv_layers", "attention_sliding_window_pattern", "attention_temperature_length",
         "attention_temperature_scale", "attn_logit_softcapping", "expert_shared_count",
         "final_logit_softcapping", "leading_dense_block_count", "n_deepstack_layers",
         "nextn_predict_layers", "pooling_type", "rope_scaling_alpha", "rope_scaling_yarn_log_multiplier",
-        "router_logit_softcapping", "swiglu_clamp_exp", "swiglu_clamp_shexp"], [0, None, False]),
+        "router_logit_softcapping", "swiglu_clamp_exp", "swiglu_clamp_shexp"], [0, None]),
     **dict.fromkeys(["attention_key_length_swa", "attention_value_length_swa", "embedding_length_out",
-        "rope_dimension_count_swa", "rope_dimension_sections", "rope_freq_base_swa"], [None, False]),
+        "expert_weights_norm", "rope_dimension_count_swa", "rope_dimension_sections", "rope_freq_base_swa",
+        "use_parallel_residual"], [False, None]),
     **dict.fromkeys(["attention_output_scale", "embedding_scale", "expert_gating_func", "expert_group_count",
         "expert_group_scale", "expert_weights_scale", "full_attention_interval",
-        "interleave_moe_layer_step", "logit_scale", "moe_every_n_layers", "residual_scale"], [0, 1, None, False]),
+        "interleave_moe_layer_step", "logit_scale", "moe_every_n_layers", "residual_scale"], [0, 1, None]),
+    **dict.fromkeys(["rope_scaling_attn_factor", "rope_scaling_yarn_attn_factor", "rope_scaling_yarn_beta_slow"], [1, None]),
 }
 # fmt: on
 
@@ -161,7 +162,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         **(config["rope_scaling"] or {}),
         "rope_theta": f.rope_freq_base,
     }
-    for name in ("num_attention_heads", "max_position_embeddings", "rope_theta"):
+    for name in ("max_position_embeddings", "rope_theta"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -191,8 +192,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -233,7 +233,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .gguf file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -242,40 +241,27 @@ def main() -> None:
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--general_architecture", default="llama", help="default: %(default)s")
     parser.add_argument("--attention_head_count", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--attention_head_count_kv", type=json.loads, help="default: %(default)s")
     parser.add_argument("--attention_layer_norm_rms_epsilon", type=float, help="needed: the epsilon of the norms")
-    parser.add_argument("--attention_key_length", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--attention_value_length", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--block_count", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--feed_forward_length", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--embedding_length", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--vocab_size", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--attention_sliding_window", type=json.loads, help="default: %(default)s")
     parser.add_argument("--expert_count", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--context_length", type=int, help="needed: the number of positions that the model was made for")
+    parser.add_argument("--context_length", type=int, help="needed: the number of positions that the model was made for")  # fmt: skip
     parser.add_argument("--rope_freq_base", type=float, default=10000.0, help="default: %(default)s")
-    parser.add_argument("--rope_dimension_count", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--rope_scaling_type", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--rope_scaling_factor", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--rope_scale_linear", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--rope_scaling_original_context_length", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--tokenizer_ggml_bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--tokenizer_ggml_eos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--llama3_factor", type=float, help="where there is a tensor rope_freqs.weight: 8 for Llama 3.1 and 3.3, 32 for Llama 3.2; default: %(default)s")
-    # fmt: on
+    parser.add_argument("--llama3_factor", type=float, help="where there is a tensor rope_freqs.weight: 8 for Llama 3.1 and 3.3, 32 for Llama 3.2; default: %(default)s")  # fmt: skip
+    for name in ("attention_head_count_kv", "attention_key_length", "attention_value_length", "block_count",
+                 "feed_forward_length", "embedding_length", "vocab_size", "attention_sliding_window",
+                 "rope_dimension_count", "rope_scaling_type", "rope_scaling_factor", "rope_scale_linear",
+                 "rope_scaling_original_context_length", "tokenizer_ggml_bos_token_id",
+                 "tokenizer_ggml_eos_token_id"):  # fmt: skip
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     for name, values in FIXED.items():
-        value = given.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -284,14 +270,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -313,7 +297,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,7 +2,7 @@
 """gpt-fast's Llama (model.pth, also torchao's; fused QKV, interleaved RoPE) as a standard LlamaForCausalLM
 
 Usage: python convert_gpt_fast_llama.py model.pth out/ --n_head N --rope_base N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -132,30 +132,20 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "tie_word_embeddings": f.tie_word_embeddings, "num_hidden_layers": f.n_layer, "num_attention_heads": f.n_head,
         "num_key_value_heads": f.groups, "max_position_embeddings": f.block_size, "rms_norm_eps": f.norm_eps,
         "rope_theta": f.rope_base, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+        "bos_token_id": f.bos_token_id or (128000 if f.third else 1),
+        "eos_token_id": f.eos_token_id or (128001 if f.third else 2),
     }  # fmt: skip
-    config["bos_token_id"] = f.bos_token_id or (128000 if f.third else 1)
-    config["eos_token_id"] = f.eos_token_id or (128001 if f.third else 2)
     config["rope_scaling"] = (
-        {
-            "rope_type": "llama3",
-            "factor": f.rope_scaling["factor"] * 1.0,
-            "low_freq_factor": f.rope_scaling["low_freq_factor"] * 1.0,
-            "high_freq_factor": f.rope_scaling["high_freq_factor"] * 1.0,
-            "original_max_position_embeddings": f.rope_scaling["original_max_position_embeddings"],
-        }
-        if f.rope_scaling
-        else {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        if f.use_scaled_rope
-        else None
-    )
+        {"rope_type": "llama3", "factor": f.rope_scaling["factor"] * 1.0,
+         "low_freq_factor": f.rope_scaling["low_freq_factor"] * 1.0,
+         "high_freq_factor": f.rope_scaling["high_freq_factor"] * 1.0,
+         "original_max_position_embeddings": f.rope_scaling["original_max_position_embeddings"]} if f.rope_scaling else
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 8192} if f.use_scaled_rope else
+        None
+    )  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(config["rope_scaling"] or {}), "rope_theta": f.rope_base}
-    for name in ("head_dim", "num_attention_heads", "max_position_embeddings", "rope_theta"):
+    for name in ("max_position_embeddings", "rope_theta"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -194,8 +184,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -236,32 +225,28 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
-    parser.add_argument("--n_head", type=int, help="needed where no released model has these sizes: the number of attention heads")
+    parser.add_argument("--n_head", type=int, help="needed where no released model has these sizes: the number of attention heads")  # fmt: skip
     parser.add_argument("--n_local_heads", type=int, default=-1, help="default: %(default)s")
-    parser.add_argument("--block_size", type=int, default=2048, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
-    parser.add_argument("--rope_base", type=float, help="needed where no released model has these sizes: 10000 for Llama 2, 1000000 for Code Llama, 500000 for Llama 3")
+    parser.add_argument("--block_size", type=int, default=2048, help="the number of positions; it differs from release to release; default: %(default)s, a guess")  # fmt: skip
+    parser.add_argument("--rope_base", type=float, help="needed where no released model has these sizes: 10000 for Llama 2, 1000000 for Code Llama, 500000 for Llama 3")  # fmt: skip
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--use_scaled_rope", action=BooleanOptionalAction, help="needed where no released model has these sizes: torchao's word for the scaling of Llama 3.1; false where there is none, or where rope_scaling states it")
+    parser.add_argument("--use_scaled_rope", action=BooleanOptionalAction, help="needed where no released model has these sizes: torchao's word for the scaling of Llama 3.1; false where there is none, or where rope_scaling states it")  # fmt: skip
     parser.add_argument("--rope_scaling", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="null means 128000 where the base is that of Llama 3, else 1; default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="null means 128001 where the base is that of Llama 3, else 2; default: %(default)s")
-    # fmt: on
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--bos_token_id", type=json.loads, help="null means 128000 where the base is that of Llama 3, else 1; default: %(default)s")  # fmt: skip
+    parser.add_argument("--eos_token_id", type=json.loads, help="null means 128001 where the base is that of Llama 3, else 2; default: %(default)s")  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     own = {"source", "out", "config", "cast", "limit", "no_check"}
@@ -272,15 +257,13 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     args.rope_scaling = scaling(args.rope_scaling)
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own)
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -302,7 +285,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

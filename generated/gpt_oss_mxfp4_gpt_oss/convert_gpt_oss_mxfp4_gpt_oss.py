@@ -2,7 +2,7 @@
 """GPT-OSS with its experts in MXFP4, as published, as GptOssForCausalLM in bfloat16
 
 Usage: python convert_gpt_oss_mxfp4_gpt_oss.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -21,23 +21,13 @@ from torch import Tensor
 # fmt: off
 # The names that stay the same, for i in range(f.num_hidden_layers)
 KEPT = [
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "lm_head.weight",
-    "model.layers.{i}.input_layernorm.weight",
-    "model.layers.{i}.post_attention_layernorm.weight",
-    "model.layers.{i}.self_attn.q_proj.weight",
-    "model.layers.{i}.self_attn.q_proj.bias",
-    "model.layers.{i}.self_attn.k_proj.weight",
-    "model.layers.{i}.self_attn.k_proj.bias",
-    "model.layers.{i}.self_attn.v_proj.weight",
-    "model.layers.{i}.self_attn.v_proj.bias",
-    "model.layers.{i}.self_attn.o_proj.weight",
-    "model.layers.{i}.self_attn.o_proj.bias",
-    "model.layers.{i}.self_attn.sinks",
-    "model.layers.{i}.mlp.router.weight",
-    "model.layers.{i}.mlp.router.bias",
-    "model.layers.{i}.mlp.experts.gate_up_proj_bias",
+    "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers.{i}.input_layernorm.weight",
+    "model.layers.{i}.post_attention_layernorm.weight", "model.layers.{i}.self_attn.q_proj.weight",
+    "model.layers.{i}.self_attn.q_proj.bias", "model.layers.{i}.self_attn.k_proj.weight",
+    "model.layers.{i}.self_attn.k_proj.bias", "model.layers.{i}.self_attn.v_proj.weight",
+    "model.layers.{i}.self_attn.v_proj.bias", "model.layers.{i}.self_attn.o_proj.weight",
+    "model.layers.{i}.self_attn.o_proj.bias", "model.layers.{i}.self_attn.sinks", "model.layers.{i}.mlp.router.weight",
+    "model.layers.{i}.mlp.router.bias", "model.layers.{i}.mlp.experts.gate_up_proj_bias",
     "model.layers.{i}.mlp.experts.down_proj_bias",
 ]
 # The fields of the config that can have only these values
@@ -127,8 +117,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "tie_word_embeddings": False, "num_experts": f.num_local_experts,
     }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
-    for name in ("num_attention_heads", "num_experts_per_tok", "sliding_window", "rope_theta",
-                 "max_position_embeddings"):  # fmt: skip
+    for name in ("num_experts_per_tok", "sliding_window", "rope_theta", "max_position_embeddings"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -168,8 +157,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -210,8 +198,9 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
-    parser.add_argument("source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index")
+    parser.add_argument(
+        "source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (config.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
@@ -220,22 +209,17 @@ def main() -> None:
     parser.add_argument("--num_attention_heads", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--num_experts_per_tok", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--sliding_window", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--layer_types", type=json.loads, help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, default=150000.0, help="default: %(default)s")
-    parser.add_argument("--rope_scaling", type=json.loads, default={"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 4096}, help="default: %(default)s")
+    parser.add_argument("--rope_scaling", type=json.loads, default={"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 4096}, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--max_position_embeddings", type=int, default=131072, help="default: %(default)s")
     parser.add_argument("--rms_norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--hidden_act", default="silu", help="default: %(default)s")
     parser.add_argument("--router_aux_loss_coef", type=float, default=0.9, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--pad_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    for name in ("layer_types", "bos_token_id", "eos_token_id", "pad_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
-    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
-    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
@@ -250,8 +234,7 @@ def main() -> None:
         require(None in (value, held) or held == value, f"{name} is {held!r}, and {value!r} in rope_parameters")
         fields |= {name: value} if value is not None else {}
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -265,8 +248,7 @@ def main() -> None:
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     row = config["pad_token_id"]
@@ -278,7 +260,7 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         if find_spec("transformers") and not args.no_check:
-            check_class(config, written, stated | fields)
+            check_class(config, written, fields)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():
@@ -290,7 +272,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,7 +2,7 @@
 """InternLM2 (grouped QKV) as a standard LlamaForCausalLM
 
 Usage: python convert_internlm2_llama.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -131,7 +131,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "pad_token_id": f.pad_token_id, "attention_bias": f.bias, "mlp_bias": False,
     }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
-    for name in ("num_attention_heads", "max_position_embeddings", "rope_theta"):
+    for name in ("max_position_embeddings", "rope_theta"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -142,9 +142,7 @@ def split_qkv(w: Tensor, group: int, size_2: int, head_dim: int) -> tuple[Tensor
     w = w.unflatten(0, (group, -1))
     q_proj, k_proj, v_proj = w.split([size_2, head_dim, head_dim], dim=1)
     # group row ... -> (group row) ...
-    q_proj = q_proj.flatten(0, 1)
-    k_proj = k_proj.flatten(0, 1)
-    v_proj = v_proj.flatten(0, 1)
+    q_proj, k_proj, v_proj = (each.flatten(0, 1) for each in (q_proj, k_proj, v_proj))
     return q_proj, k_proj, v_proj
 
 
@@ -182,8 +180,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -224,29 +221,27 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
-    parser.add_argument("source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index")
+    parser.add_argument(
+        "source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (config.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attention_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--rope_theta", type=float, help="needed: 1000000 for the released InternLM2 and 50000000 for InternLM2.5 with 1M tokens; 10000 where config.json leaves it out")
+    parser.add_argument("--rope_theta", type=float, help="needed: 1000000 for the released InternLM2 and 50000000 for InternLM2.5 with 1M tokens; 10000 where config.json leaves it out")  # fmt: skip
     parser.add_argument("--rope_scaling", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--max_position_embeddings", type=int, default=2048, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
-    parser.add_argument("--rms_norm_eps", type=float, default=1e-06, help="1e-5 for the released models; default: %(default)s, a guess")
+    parser.add_argument("--max_position_embeddings", type=int, default=2048, help="the number of positions; it differs from release to release; default: %(default)s, a guess")  # fmt: skip
+    parser.add_argument("--rms_norm_eps", type=float, default=1e-06, help="1e-5 for the released models; default: %(default)s, a guess")  # fmt: skip
     parser.add_argument("--hidden_act", default="silu", help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--pad_token_id", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
-    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
-    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
@@ -261,8 +256,7 @@ def main() -> None:
         require(None in (value, held) or held == value, f"{name} is {held!r}, and {value!r} in rope_parameters")
         fields |= {name: value} if value is not None else {}
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -271,15 +265,13 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     args.rope_scaling = scaling(args.rope_scaling)
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     row = config["pad_token_id"]
@@ -291,7 +283,7 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         if find_spec("transformers") and not args.no_check:
-            check_class(config, written, stated | fields)
+            check_class(config, written, fields)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():
@@ -303,7 +295,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,11 +2,12 @@
 """LitGPT's Falcon, 7B (one key head) and 40B (grouped), as a standard FalconForCausalLM
 
 Usage: python convert_litgpt_falcon.py model.pth out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -70,8 +71,9 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         fields = super().construct_mapping(node, deep)
-        require(len(fields) == len(node.value),
-                f"a key is there twice, at line {node.start_mark.line + 1} of the config")  # fmt: skip
+        require(
+            len(fields) == len(node.value), f"a key is there twice, at line {node.start_mark.line + 1} of the config"
+        )
         return fields
 
 
@@ -112,12 +114,11 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "num_kv_heads": f.n_query_groups, "ffn_hidden_size": f.intermediate_size,
         "max_position_embeddings": f.block_size, "layer_norm_epsilon": f.norm_eps, "rope_theta": f.rope_base,
         "new_decoder_architecture": f.two_norms, "activation": "gelu", "alibi": False, "bias": False,
-        "parallel_attn": True, "rope_scaling": None,
+        "parallel_attn": True, "multi_query": not f.two_norms, "num_ln_in_parallel_attn": 2 if f.two_norms else None,
+        "rope_scaling": None,
     }  # fmt: skip
-    config["multi_query"] = not f.two_norms
-    config["num_ln_in_parallel_attn"] = 2 if f.two_norms else None
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rope_base}
-    for name in ("num_attention_heads", "max_position_embeddings", "rope_theta"):
+    for name in ("max_position_embeddings", "rope_theta"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["layer_norm_epsilon"] < 1,
             f"layer_norm_epsilon is {config['layer_norm_epsilon']!r}, not a number from 0 to 1")  # fmt: skip
@@ -135,9 +136,7 @@ def concat(tensors: Sequence[Tensor], dim: int, *sizes: int) -> Tensor:
 def split_query_key_value(w: Tensor, size_1: int, size_2: int, group: int, group_rows: int, head_size: int) -> Tensor:
     part_0, part_1, part_2 = w.split([size_1, size_2, size_2], dim=0)
     # (group row) d -> group row d
-    part_0 = part_0.unflatten(0, (group, -1))
-    part_1 = part_1.unflatten(0, (group, -1))
-    part_2 = part_2.unflatten(0, (group, -1))
+    part_0, part_1, part_2 = (each.unflatten(0, (group, -1)) for each in (part_0, part_1, part_2))
     joined = concat([part_0, part_1, part_2], 1, group_rows, head_size, head_size)
     # group row d -> (group row) d
     return joined.flatten(0, 1)
@@ -166,8 +165,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -208,10 +206,9 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")
+    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")  # fmt: skip
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
@@ -219,11 +216,10 @@ def main() -> None:
     parser.add_argument("--rope_base", type=float, default=10000.0, help="default: %(default)s")
     parser.add_argument("--block_size", type=int, default=2048, help="default: %(default)s")
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--attention_scores_scalar", type=json.loads, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=int, default=11, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=11, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
@@ -236,8 +232,7 @@ def main() -> None:
         fields |= fields["model"] if isinstance(fields.get("model"), dict) else {}
     json.dumps(fields, allow_nan=False, default=str)  # an error where a number is not finite
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -246,14 +241,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +268,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

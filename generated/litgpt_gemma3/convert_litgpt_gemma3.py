@@ -2,7 +2,7 @@
 """LitGPT's Gemma 3, the model of texts (fused QKV, QK-norm, five sliding layers to a full one), as a standard Gemma3ForCausalLM
 
 Usage: python convert_litgpt_gemma3.py model.pth out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -39,9 +39,9 @@ STATE_DICT_MAPPING = {
 }
 # The fields of the config that can have only these values
 FIXED: dict[str, list[Any]] = {
-    "latent_attention": [None], "attention_logit_softcapping": [None], "final_logit_softcapping": [None],
     "mlp_class_name": ["GemmaMLP"], "parallel_residual": [False, None], "rope_interleave": [False, None],
     "rope_condense_ratio": [1], "rotary_percentage": [1.0], "scale_embeddings": [True], "gelu_approximate": ["tanh"],
+    **dict.fromkeys(["latent_attention", "attention_logit_softcapping", "final_logit_softcapping"], [None]),
 }
 # fmt: on
 
@@ -65,8 +65,9 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         fields = super().construct_mapping(node, deep)
-        require(len(fields) == len(node.value),
-                f"a key is there twice, at line {node.start_mark.line + 1} of the config")  # fmt: skip
+        require(
+            len(fields) == len(node.value), f"a key is there twice, at line {node.start_mark.line + 1} of the config"
+        )
         return fields
 
 
@@ -127,8 +128,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "full_attention": {"rope_type": "default", **(config["rope_scaling"] or {}), "rope_theta": f.rope_base},
         "sliding_attention": {"rope_type": "default", "rope_theta": f.rope_local_base_freq},
     }
-    for name in ("rope_local_base_freq", "num_attention_heads", "max_position_embeddings", "rope_theta",
-                 "sliding_window"):  # fmt: skip
+    for name in ("rope_local_base_freq", "max_position_embeddings", "rope_theta", "sliding_window"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -157,8 +157,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -199,10 +198,9 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")
+    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")  # fmt: skip
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
@@ -210,17 +208,16 @@ def main() -> None:
     parser.add_argument("--rope_base", type=float, default=1000000.0, help="default: %(default)s")
     parser.add_argument("--rope_local_base_freq", type=float, default=10000.0, help="default: %(default)s")
     parser.add_argument("--rope_indices", type=json.loads, default=[1, 1, 1, 1, 1, 0], help="default: %(default)s")
-    parser.add_argument("--block_size", type=int, default=131072, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
+    parser.add_argument("--block_size", type=int, default=131072, help="the number of positions; it differs from release to release; default: %(default)s, a guess")  # fmt: skip
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--name", default="Gemma-3-1b-it", help="default: %(default)s")
-    parser.add_argument("--attention_scores_scalar", type=int, help="needed: 256 for the models of 1, 4 and 12 billion parameters, 168 for that of 27 billion")
-    parser.add_argument("--sliding_window_size", type=int, help="needed: 512 for the model of 1 billion parameters, 1024 for the larger ones")
-    parser.add_argument("--sliding_window_indices", type=json.loads, default=[1, 1, 1, 1, 1, 0], help="default: %(default)s")
-    parser.add_argument("--rope_adjustments", type=json.loads, help="needed: null for the model of 1 billion parameters, {factor: 8.0} for the larger ones, by which their full layers are scaled")
+    parser.add_argument("--attention_scores_scalar", type=int, help="needed: 256 for the models of 1, 4 and 12 billion parameters, 168 for that of 27 billion")  # fmt: skip
+    parser.add_argument("--sliding_window_size", type=int, help="needed: 512 for the model of 1 billion parameters, 1024 for the larger ones")  # fmt: skip
+    parser.add_argument("--sliding_window_indices", type=json.loads, default=[1, 1, 1, 1, 1, 0], help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--rope_adjustments", type=json.loads, help="needed: null for the model of 1 billion parameters, {factor: 8.0} for the larger ones, by which their full layers are scaled")  # fmt: skip
     parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
@@ -233,8 +230,7 @@ def main() -> None:
         fields |= fields["model"] if isinstance(fields.get("model"), dict) else {}
     json.dumps(fields, allow_nan=False, default=str)  # an error where a number is not finite
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -243,14 +239,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -272,7 +266,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

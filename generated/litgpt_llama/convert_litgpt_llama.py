@@ -2,7 +2,7 @@
 """LitGPT's Llama (fused QKV) as a standard LlamaForCausalLM
 
 Usage: python convert_litgpt_llama.py model.pth out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -35,10 +35,10 @@ STATE_DICT_MAPPING = {
 }
 # The fields of the config that can have only these values
 FIXED: dict[str, list[Any]] = {
-    "mlp_class_name": ["LLaMAMLP"], "norm_class_name": ["RMSNorm"], "parallel_residual": [False, None],
-    "rope_interleave": [False, None], "scale_embeddings": [False, None], "rotary_percentage": [1.0],
+    "mlp_class_name": ["LLaMAMLP"], "norm_class_name": ["RMSNorm"], "rotary_percentage": [1.0],
     **dict.fromkeys(["latent_attention", "rope_local_base_freq", "attention_logit_softcapping",
         "final_logit_softcapping", "sliding_window_size"], [None]),
+    **dict.fromkeys(["parallel_residual", "rope_interleave", "scale_embeddings"], [False, None]),
 }
 # fmt: on
 
@@ -62,8 +62,9 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         fields = super().construct_mapping(node, deep)
-        require(len(fields) == len(node.value),
-                f"a key is there twice, at line {node.start_mark.line + 1} of the config")  # fmt: skip
+        require(
+            len(fields) == len(node.value), f"a key is there twice, at line {node.start_mark.line + 1} of the config"
+        )
         return fields
 
 
@@ -113,20 +114,15 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
     }  # fmt: skip
     config["rope_scaling"] = (
-        {
-            "rope_type": "llama3",
-            "factor": f.rope_adjustments["factor"],
-            "low_freq_factor": f.rope_adjustments["low_freq_factor"],
-            "high_freq_factor": f.rope_adjustments["high_freq_factor"],
-            "original_max_position_embeddings": f.rope_adjustments["original_max_seq_len"],
-        }
-        if f.rope_adjustments
-        else {"rope_type": "linear", "factor": f.rope_condense_ratio * 1.0}
-        if f.rope_condense_ratio != 1
-        else None
-    )
+        {"rope_type": "llama3", "factor": f.rope_adjustments["factor"],
+         "low_freq_factor": f.rope_adjustments["low_freq_factor"],
+         "high_freq_factor": f.rope_adjustments["high_freq_factor"],
+         "original_max_position_embeddings": f.rope_adjustments["original_max_seq_len"]} if f.rope_adjustments else
+        {"rope_type": "linear", "factor": f.rope_condense_ratio * 1.0} if f.rope_condense_ratio != 1 else
+        None
+    )  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(config["rope_scaling"] or {}), "rope_theta": f.rope_base}
-    for name in ("num_attention_heads", "max_position_embeddings", "rope_theta"):
+    for name in ("max_position_embeddings", "rope_theta"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -155,8 +151,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -197,24 +192,21 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")
+    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")  # fmt: skip
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_head", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--rope_base", type=float, help="needed: 10000 for Llama 2, 1000000 for Code Llama, 500000 for Llama 3")
-    parser.add_argument("--block_size", type=int, default=4096, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
-    parser.add_argument("--norm_eps", type=float, default=1e-05, help="1e-6 for the first Llama and for OpenLLaMA; default: %(default)s, a guess")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--rope_adjustments", type=json.loads, help="needed: null, or the mapping of a Llama 3.1 or 3.2: factor, low_freq_factor, high_freq_factor, original_max_seq_len")
+    parser.add_argument("--rope_base", type=float, help="needed: 10000 for Llama 2, 1000000 for Code Llama, 500000 for Llama 3")  # fmt: skip
+    parser.add_argument("--block_size", type=int, default=4096, help="the number of positions; it differs from release to release; default: %(default)s, a guess")  # fmt: skip
+    parser.add_argument("--norm_eps", type=float, default=1e-05, help="1e-6 for the first Llama and for OpenLLaMA; default: %(default)s, a guess")  # fmt: skip
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--rope_adjustments", type=json.loads, help="needed: null, or the mapping of a Llama 3.1 or 3.2: factor, low_freq_factor, high_freq_factor, original_max_seq_len")  # fmt: skip
     parser.add_argument("--rope_condense_ratio", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--attention_scores_scalar", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    for name in ("attention_scores_scalar", "bos_token_id", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
@@ -227,8 +219,7 @@ def main() -> None:
         fields |= fields["model"] if isinstance(fields.get("model"), dict) else {}
     json.dumps(fields, allow_nan=False, default=str)  # an error where a number is not finite
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -237,14 +228,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +255,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,11 +2,12 @@
 """LitGPT's OLMo 2 (fused QKV, QK-norm over all heads) as a standard Olmo2ForCausalLM
 
 Usage: python convert_litgpt_olmo2.py model.pth out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterator
@@ -36,11 +37,10 @@ STATE_DICT_MAPPING = {
 }
 # The fields of the config that can have only these values
 FIXED: dict[str, list[Any]] = {
-    "mlp_class_name": ["LLaMAMLP"], "parallel_residual": [False, None], "rope_interleave": [False, None],
-    "scale_embeddings": [False, None], "rope_condense_ratio": [1], "rotary_percentage": [1.0],
-    "norm_qk_type": ["olmo2"],
+    "mlp_class_name": ["LLaMAMLP"], "rope_condense_ratio": [1], "rotary_percentage": [1.0], "norm_qk_type": ["olmo2"],
     **dict.fromkeys(["latent_attention", "rope_adjustments", "rope_local_base_freq", "attention_logit_softcapping",
         "final_logit_softcapping", "sliding_window_size"], [None]),
+    **dict.fromkeys(["parallel_residual", "rope_interleave", "scale_embeddings"], [False, None]),
 }
 # fmt: on
 
@@ -64,8 +64,9 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         fields = super().construct_mapping(node, deep)
-        require(len(fields) == len(node.value),
-                f"a key is there twice, at line {node.start_mark.line + 1} of the config")  # fmt: skip
+        require(
+            len(fields) == len(node.value), f"a key is there twice, at line {node.start_mark.line + 1} of the config"
+        )
         return fields
 
 
@@ -107,7 +108,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "hidden_act": "silu", "attention_bias": False, "rope_scaling": None,
     }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rope_base}
-    for name in ("num_attention_heads", "max_position_embeddings", "rope_theta"):
+    for name in ("max_position_embeddings", "rope_theta"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -136,8 +137,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -178,10 +178,9 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")
+    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")  # fmt: skip
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
@@ -189,11 +188,9 @@ def main() -> None:
     parser.add_argument("--rope_base", type=float, default=500000.0, help="default: %(default)s")
     parser.add_argument("--block_size", type=int, default=4096, help="default: %(default)s")
     parser.add_argument("--norm_eps", type=float, default=1e-06, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--attention_scores_scalar", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    for name in ("attention_scores_scalar", "bos_token_id", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
@@ -206,8 +203,7 @@ def main() -> None:
         fields |= fields["model"] if isinstance(fields.get("model"), dict) else {}
     json.dumps(fields, allow_nan=False, default=str)  # an error where a number is not finite
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -216,14 +212,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +239,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

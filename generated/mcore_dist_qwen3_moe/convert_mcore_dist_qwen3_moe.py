@@ -2,11 +2,12 @@
 """Qwen3-MoE from Megatron-Core (distributed checkpoints, torch_dist; one tensor for all layers) as Qwen3MoeForCausalLM
 
 Usage: python convert_mcore_dist_qwen3_moe.py model.pt out/ --num_attention_heads N --rotary_base N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable, Iterator
@@ -26,16 +27,15 @@ STATE_DICT_MAPPING = {
 }
 # The fields of the config that can have only these values
 FIXED: dict[str, list[Any]] = {
-    "hybrid_layer_pattern": [None, False], "hybrid_override_pattern": [None, False], "rotary_percent": [1.0],
-    "position_embedding_type": ["rope"], "rotary_seq_len_interpolation_factor": [None, 1],
+    "rotary_percent": [1.0], "position_embedding_type": ["rope"], "rotary_seq_len_interpolation_factor": [None, 1],
     "moe_router_topk_scaling_factor": [None, 1], "swiglu": [True], "gated_linear_unit": [True],
     "activation_func": ["silu", "F.silu", "swiglu"], "glu_linear_offset": [0.0], "normalization": ["RMSNorm"],
     "softmax_type": ["vanilla"], "moe_router_score_function": ["softmax"],
-    **dict.fromkeys(["enable_mhc_connections", "quick_gelu", "use_mup", "rotary_interleaved", "squared_relu",
-        "quick_geglu", "openai_gelu", "apply_layernorm_1p", "layernorm_zero_centered_gamma",
-        "apply_residual_connection_post_layernorm", "qk_l2_norm", "attention_output_gate",
-        "multi_latent_attention", "is_hybrid_model", "heterogeneous_block_specs", "use_rope_scaling",
-        "moe_apply_probs_on_input"], [False, None]),
+    **dict.fromkeys(["enable_mhc_connections", "hybrid_layer_pattern", "hybrid_override_pattern", "quick_gelu",
+        "use_mup", "rotary_interleaved", "squared_relu", "quick_geglu", "openai_gelu",
+        "apply_layernorm_1p", "layernorm_zero_centered_gamma", "apply_residual_connection_post_layernorm",
+        "qk_l2_norm", "attention_output_gate", "multi_latent_attention", "is_hybrid_model",
+        "heterogeneous_block_specs", "use_rope_scaling", "moe_apply_probs_on_input"], [False, None]),
     **dict.fromkeys(["mrope_section", "activation_func_clamp_value", "window_size", "no_rope_freq", "softmax_scale",
         "experimental_attention_variant", "linear_attention_freq", "moe_router_num_groups",
         "moe_latent_size"], [None]),
@@ -83,11 +83,9 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
 def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
     f = Namespace(**args)
-    require("decoder.layers.self_attention.linear_qkv.bias" not in shapes,
-            "the biases of linear_qkv have no place in this class")  # fmt: skip
+    require("decoder.layers.self_attention.linear_qkv.bias" not in shapes, "linear_qkv has biases, the class has none")
     require("decoder.layers.mlp.linear_fc1.weight" not in shapes, "dense layers among the experts have no rule here")
-    require("decoder.layers.mlp.shared_experts.linear_fc1.weight" not in shapes,
-            "shared experts have no place in this class")  # fmt: skip
+    require("decoder.layers.mlp.shared_experts.linear_fc1.weight" not in shapes, "the class has no shared experts")
     for name in ("num_attention_heads", "rotary_base", "moe_router_topk"):
         require(name in stated, f"--{name} is needed, as an option or in a config")
     require(f.untie_embeddings_and_output_weights in [None, "output_layer.weight" in shapes],
@@ -110,8 +108,7 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[
     require(shapes["decoder.layers.self_attention.linear_proj.weight"][2] == f.num_attention_heads * f.head_dim,
             "the heads do not fit linear_proj")  # fmt: skip
     require(f.tokens <= f.padded_vocab_size, "vocab_size exceeds the rows of the embedding")
-    require(not f.group_query_attention or f.num_query_groups in [None, f.groups],
-            "num_query_groups does not fit linear_qkv")  # fmt: skip
+    require(not f.group_query_attention or f.num_query_groups in [None, f.groups], "num_query_groups does not fit")
     require(f.moe_router_topk <= f.num_experts, "moe_router_topk exceeds the number of experts")
     return f
 
@@ -126,15 +123,14 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "num_experts_per_tok": f.moe_router_topk, "rope_theta": f.rotary_base,
         "tie_word_embeddings": f.share_embeddings_and_output_weights, "hidden_act": "silu", "attention_bias": False,
         "use_sliding_window": False, "sliding_window": None, "decoder_sparse_step": 1, "mlp_only_layers": [],
-        "num_local_experts": f.num_experts, "rope_scaling": None,
+        "norm_topk_prob": f.norm_topk_prob and (not f.moe_router_pre_softmax),
+        "rms_norm_eps": f.norm_epsilon if f.layernorm_epsilon is None else f.layernorm_epsilon,
+        "max_position_embeddings": f.max_position_embeddings or 32768,
+        "intermediate_size": f.ffn_hidden_size or f.moe_ffn_hidden_size, "num_local_experts": f.num_experts,
+        "rope_scaling": None,
     }  # fmt: skip
-    config["norm_topk_prob"] = f.norm_topk_prob and (not f.moe_router_pre_softmax)
-    config["rms_norm_eps"] = f.norm_epsilon if f.layernorm_epsilon is None else f.layernorm_epsilon
-    config["max_position_embeddings"] = f.max_position_embeddings or 32768
-    config["intermediate_size"] = f.ffn_hidden_size or f.moe_ffn_hidden_size
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rotary_base}
-    for name in ("num_attention_heads", "vocab_size", "num_experts_per_tok", "rope_theta", "max_position_embeddings",
-                 "intermediate_size"):  # fmt: skip
+    for name in ("num_experts_per_tok", "rope_theta", "max_position_embeddings"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -145,9 +141,7 @@ def split_qkv(w: Tensor, group: int, q_rows: int, head_dim: int) -> tuple[Tensor
     w = w.unflatten(0, (group, -1))
     q_proj, k_proj, v_proj = w.split([q_rows, head_dim, head_dim], dim=1)
     # group row ... -> (group row) ...
-    q_proj = q_proj.flatten(0, 1)
-    k_proj = k_proj.flatten(0, 1)
-    v_proj = v_proj.flatten(0, 1)
+    q_proj, k_proj, v_proj = (each.flatten(0, 1) for each in (q_proj, k_proj, v_proj))
     return q_proj, k_proj, v_proj
 
 
@@ -159,34 +153,37 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         yield "model.embed_tokens.weight", source.pop("embedding.word_embeddings.weight")
     if f.vocab_size is None and (not f.share_embeddings_and_output_weights):
         yield "lm_head.weight", source.pop("output_layer.weight")
-    for i, input_layernorm in enumerate(
-        source.pop("decoder.layers.self_attention.linear_qkv.layer_norm_weight").unbind(0)
-    ):
+    layer_norm_weight = source.pop("decoder.layers.self_attention.linear_qkv.layer_norm_weight")
+    for i, input_layernorm in enumerate(layer_norm_weight.unbind(0)):
         yield f"model.layers.{i}.input_layernorm.weight", input_layernorm
-    for i, o_proj in enumerate(source.pop("decoder.layers.self_attention.linear_proj.weight").unbind(0)):
+    linear_proj = source.pop("decoder.layers.self_attention.linear_proj.weight")
+    for i, o_proj in enumerate(linear_proj.unbind(0)):
         yield f"model.layers.{i}.self_attn.o_proj.weight", o_proj
     for p in ("q", "k"):
-        for i, t_0_norm in enumerate(source.pop(f"decoder.layers.self_attention.{p}_layernorm.weight").unbind(0)):
+        t_0_layernorm = source.pop(f"decoder.layers.self_attention.{p}_layernorm.weight")
+        for i, t_0_norm in enumerate(t_0_layernorm.unbind(0)):
             yield f"model.layers.{i}.self_attn.{p}_norm.weight", t_0_norm
     if f.own_norms:
         for i, post_attention_layernorm in enumerate(source.pop("decoder.layers.pre_mlp_layernorm.weight").unbind(0)):
             yield f"model.layers.{i}.post_attention_layernorm.weight", post_attention_layernorm
     if not f.own_norms:
-        for i, post_attention_layernorm in enumerate(
-            source.pop("decoder.layers.mlp.linear_fc1.layer_norm_weight").unbind(0)
-        ):
+        layer_norm_weight = source.pop("decoder.layers.mlp.linear_fc1.layer_norm_weight")
+        for i, post_attention_layernorm in enumerate(layer_norm_weight.unbind(0)):
             yield f"model.layers.{i}.post_attention_layernorm.weight", post_attention_layernorm
     for i, gate in enumerate(source.pop("decoder.layers.mlp.router.weight").unbind(0)):
         yield f"model.layers.{i}.mlp.gate.weight", gate
-    for i, down_proj in enumerate(source.pop("decoder.layers.mlp.experts.experts.linear_fc2.weight").unbind(0)):
+    linear_fc2 = source.pop("decoder.layers.mlp.experts.experts.linear_fc2.weight")
+    for i, down_proj in enumerate(linear_fc2.unbind(0)):
         for e, down_proj_2 in enumerate(down_proj.unbind(0)):
             yield f"model.layers.{i}.mlp.experts.{e}.down_proj.weight", down_proj_2
-    for i, linear_qkv in enumerate(source.pop("decoder.layers.self_attention.linear_qkv.weight").unbind(0)):
+    linear_qkv_ = source.pop("decoder.layers.self_attention.linear_qkv.weight")
+    for i, linear_qkv in enumerate(linear_qkv_.unbind(0)):
         q_proj, k_proj, v_proj = split_qkv(linear_qkv, f.groups, f.q_rows, f.head_dim)
         yield f"model.layers.{i}.self_attn.q_proj.weight", q_proj
         yield f"model.layers.{i}.self_attn.k_proj.weight", k_proj
         yield f"model.layers.{i}.self_attn.v_proj.weight", v_proj
-    for i, linear_fc1 in enumerate(source.pop("decoder.layers.mlp.experts.experts.linear_fc1.weight").unbind(0)):
+    linear_fc1_ = source.pop("decoder.layers.mlp.experts.experts.linear_fc1.weight")
+    for i, linear_fc1 in enumerate(linear_fc1_.unbind(0)):
         for e, linear_fc1_2 in enumerate(linear_fc1.unbind(0)):
             gate_proj, up_proj = linear_fc1_2.unflatten(0, (2, -1)).unbind(0)
             yield f"model.layers.{i}.mlp.experts.{e}.gate_proj.weight", gate_proj
@@ -207,8 +204,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         require(name not in written, f"{name} would be written twice")
@@ -250,7 +246,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -258,34 +253,27 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attention_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--vocab_size", type=int, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")
+    parser.add_argument("--vocab_size", type=int, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")  # fmt: skip
     parser.add_argument("--norm_epsilon", type=float, default=1e-06, help="default: %(default)s")
-    parser.add_argument("--layernorm_epsilon", type=json.loads, help="the word of Megatron-Core's own config for norm_epsilon; default: %(default)s")
+    parser.add_argument("--layernorm_epsilon", type=json.loads, help="the word of Megatron-Core's own config for norm_epsilon; default: %(default)s")  # fmt: skip
     parser.add_argument("--rotary_base", type=float, help="needed: 1000000 for the released models")
-    parser.add_argument("--max_position_embeddings", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--group_query_attention", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--num_query_groups", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--ffn_hidden_size", type=json.loads, help="default: %(default)s")
+    parser.add_argument("--group_query_attention", action=BooleanOptionalAction, default=True, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--moe_router_topk", type=int, help="needed: how many experts a token goes to")
     parser.add_argument("--norm_topk_prob", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--moe_router_pre_softmax", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--untie_embeddings_and_output_weights", action=BooleanOptionalAction, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--moe_router_pre_softmax", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--untie_embeddings_and_output_weights", action=BooleanOptionalAction, help="default: %(default)s")  # fmt: skip
+    for name in ("max_position_embeddings", "num_query_groups", "ffn_hidden_size", "bos_token_id", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     for name, values in FIXED.items():
-        value = given.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -294,14 +282,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -323,7 +309,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

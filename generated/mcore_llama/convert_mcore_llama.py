@@ -2,7 +2,7 @@
 """Llama from Megatron-Core (legacy checkpoints of any tensor-parallel ranks; distributed ones by layer) as LlamaForCausalLM
 
 Usage: python convert_mcore_llama.py folder/ out/ --num_attention_heads N --rotary_base N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -39,16 +39,25 @@ OPTIONAL_MAPPING: list[tuple[str, str, Callable[[Namespace], bool]]] = [
     ("decoder.layers.{i}.mlp.linear_fc1.weight_w",                     "model.layers.{i}.mlp.gate_proj.weight", lambda f:            not f.joined_mlp),
     ("decoder.layers.{i}.mlp.linear_fc1.weight_v",                     "model.layers.{i}.mlp.up_proj.weight", lambda f:              not f.joined_mlp),
 ]
+# Names whose parts are joined -> along which axis, and in how many blocks
+JOINS: dict[str, tuple[int, int]] = {
+    r"embedding\.word_embeddings\.weight": (0, 1),
+    r"output_layer\.weight": (0, 1),
+    r"decoder\.layers\.\d+\.self_attention\.linear_qkv\.weight": (0, 1),
+    r"decoder\.layers\.\d+\.self_attention\.linear_proj\.weight": (1, 1),
+    r"decoder\.layers\.\d+\.mlp\.linear_fc1\.weight": (0, 2),
+    r"decoder\.layers\.\d+\.mlp\.linear_fc2\.weight": (1, 1),
+}
 # The fields of the config that can have only these values
 FIXED: dict[str, list[Any]] = {
-    "hybrid_layer_pattern": [None, False], "hybrid_override_pattern": [None, False], "rotary_percent": [1.0],
-    "position_embedding_type": ["rope"], "rotary_seq_len_interpolation_factor": [None, 1], "swiglu": [True],
-    "gated_linear_unit": [True], "activation_func": ["silu", "F.silu", "swiglu"], "glu_linear_offset": [0.0],
-    "normalization": ["RMSNorm"], "softmax_type": ["vanilla"],
-    **dict.fromkeys(["enable_mhc_connections", "quick_gelu", "use_mup", "rotary_interleaved", "squared_relu",
-        "quick_geglu", "openai_gelu", "apply_layernorm_1p", "layernorm_zero_centered_gamma",
-        "apply_residual_connection_post_layernorm", "qk_l2_norm", "attention_output_gate",
-        "multi_latent_attention", "is_hybrid_model", "heterogeneous_block_specs"], [False, None]),
+    "rotary_percent": [1.0], "position_embedding_type": ["rope"], "rotary_seq_len_interpolation_factor": [None, 1],
+    "swiglu": [True], "gated_linear_unit": [True], "activation_func": ["silu", "F.silu", "swiglu"],
+    "glu_linear_offset": [0.0], "normalization": ["RMSNorm"], "softmax_type": ["vanilla"],
+    **dict.fromkeys(["enable_mhc_connections", "hybrid_layer_pattern", "hybrid_override_pattern", "quick_gelu",
+        "use_mup", "rotary_interleaved", "squared_relu", "quick_geglu", "openai_gelu",
+        "apply_layernorm_1p", "layernorm_zero_centered_gamma", "apply_residual_connection_post_layernorm",
+        "qk_l2_norm", "attention_output_gate", "multi_latent_attention", "is_hybrid_model",
+        "heterogeneous_block_specs"], [False, None]),
     **dict.fromkeys(["mrope_section", "activation_func_clamp_value", "window_size", "no_rope_freq", "softmax_scale",
         "experimental_attention_variant", "linear_attention_freq"], [None]),
 }
@@ -82,26 +91,17 @@ def load_torch_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 class Parts(UserDict[str, Any]):
-    """The parts of each tensor, joined when it is asked for. `joins`: name -> axis and number of blocks, where joined."""
-
-    def __init__(self, parts: dict[str, list[Tensor]], joins: dict[str, tuple[int, int]]) -> None:
-        super().__init__(parts)
-        self.joins = joins
+    """The parts of each tensor, joined when it is asked for."""
 
     def __getitem__(self, name: str) -> Tensor:
         first, *others = parts = self.data[name]
-        axis, blocks = next((join for pattern, join in self.joins.items() if re.fullmatch(pattern, name)), (None, 1))
+        axis, blocks = next((join for pattern, join in JOINS.items() if re.fullmatch(pattern, name)), (None, 1))
         if others and axis is not None and all(part.dtype == first.dtype for part in others):
             pieces = [part.unflatten(axis, (blocks, -1)).unbind(axis) for part in parts]
             return torch.cat([piece for block in zip(*pieces, strict=True) for piece in block], axis)
         equal = first.is_meta or all(same(first, part) for part in others)
         require(equal, f"{name} should be the same in every part but is not")
         return first
-
-    def shapes(self) -> dict[str, torch.Size]:
-        """The shape of each tensor, joined."""
-        meta = {name: [part.to("meta") for part in parts] for name, parts in self.data.items()}
-        return {name: tensor.shape for name, tensor in Parts(meta, self.joins).items()}
 
 
 def load_state_dict(folder: Path) -> tuple[Parts, dict[str, Any]]:
@@ -113,15 +113,7 @@ def load_state_dict(folder: Path) -> tuple[Parts, dict[str, Any]]:
     states, stored = zip(*(load_torch_file(file) for file in files), strict=True)
     differing = sorted({name for state in states for name in state.keys() ^ states[0].keys()})
     require(not differing, f"not every part holds {', '.join(differing[:3])}")
-    joins = {
-        r"embedding\.word_embeddings\.weight": (0, 1),
-        r"output_layer\.weight": (0, 1),
-        r"decoder\.layers\.\d+\.self_attention\.linear_qkv\.weight": (0, 1),
-        r"decoder\.layers\.\d+\.self_attention\.linear_proj\.weight": (1, 1),
-        r"decoder\.layers\.\d+\.mlp\.linear_fc1\.weight": (0, 2),
-        r"decoder\.layers\.\d+\.mlp\.linear_fc2\.weight": (1, 1),
-    }
-    return Parts({name: [state[name] for state in states] for name in states[0]}, joins), stored[0]
+    return Parts({name: [state[name] for state in states] for name in states[0]}), stored[0]
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -139,7 +131,7 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
     f = Namespace(**args)
     require("decoder.layers.0.self_attention.linear_qkv.bias" not in shapes,
-            "the biases of linear_qkv have no place in this class")  # fmt: skip
+            "linear_qkv has biases, the class has none")  # fmt: skip
     require("decoder.layers.0.self_attention.q_layernorm.weight" not in shapes,
             "queries and keys are normalised, which this class does not do")  # fmt: skip
     require("decoder.layers.0.mlp.router.weight" not in shapes, "a mixture of experts is another class")
@@ -169,8 +161,7 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[
     require(shapes["decoder.layers.0.self_attention.linear_proj.weight"][1] == f.num_attention_heads * f.head_dim,
             "the heads do not fit linear_proj")  # fmt: skip
     require(f.tokens <= f.padded_vocab_size, "vocab_size exceeds the rows of the embedding")
-    require(not f.group_query_attention or f.num_query_groups in [None, f.groups],
-            "num_query_groups does not fit linear_qkv")  # fmt: skip
+    require(not f.group_query_attention or f.num_query_groups in [None, f.groups], "num_query_groups does not fit")
     return f
 
 
@@ -182,23 +173,16 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "head_dim": f.head_dim, "vocab_size": f.tokens, "num_hidden_layers": f.num_layers,
         "num_key_value_heads": f.groups, "intermediate_size": f.ffn_hidden_size, "rope_theta": f.rotary_base,
         "tie_word_embeddings": f.share_embeddings_and_output_weights, "hidden_act": "silu", "attention_bias": False,
-        "mlp_bias": False,
+        "mlp_bias": False, "rms_norm_eps": f.norm_epsilon if f.layernorm_epsilon is None else f.layernorm_epsilon,
+        "max_position_embeddings": f.max_position_embeddings or 4096,
     }  # fmt: skip
-    config["rms_norm_eps"] = f.norm_epsilon if f.layernorm_epsilon is None else f.layernorm_epsilon
-    config["max_position_embeddings"] = f.max_position_embeddings or 4096
     config["rope_scaling"] = (
-        {
-            "rope_type": "llama3",
-            "factor": f.rope_scaling_factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        if f.use_rope_scaling
-        else None
-    )
+        {"rope_type": "llama3", "factor": f.rope_scaling_factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 8192} if f.use_rope_scaling else
+        None
+    )  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(config["rope_scaling"] or {}), "rope_theta": f.rotary_base}
-    for name in ("num_attention_heads", "vocab_size", "rope_theta", "max_position_embeddings"):
+    for name in ("rope_theta", "max_position_embeddings"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -214,9 +198,7 @@ def split_qkv(w: Tensor, group: int, q_rows: int, head_dim: int) -> tuple[Tensor
     w = w.unflatten(0, (group, -1))
     q_proj, k_proj, v_proj = w.split([q_rows, head_dim, head_dim], dim=1)
     # group row ... -> (group row) ...
-    q_proj = q_proj.flatten(0, 1)
-    k_proj = k_proj.flatten(0, 1)
-    v_proj = v_proj.flatten(0, 1)
+    q_proj, k_proj, v_proj = (each.flatten(0, 1) for each in (q_proj, k_proj, v_proj))
     return q_proj, k_proj, v_proj
 
 
@@ -250,8 +232,7 @@ def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterat
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         require(name not in written, f"{name} would be written twice")
@@ -293,7 +274,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: the folder of mp_rank_*/model_optim_rng.pt")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -301,32 +281,26 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attention_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--vocab_size", type=int, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")
+    parser.add_argument("--vocab_size", type=int, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")  # fmt: skip
     parser.add_argument("--norm_epsilon", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--layernorm_epsilon", type=json.loads, help="the word of Megatron-Core's own config for norm_epsilon; default: %(default)s")
+    parser.add_argument("--layernorm_epsilon", type=json.loads, help="the word of Megatron-Core's own config for norm_epsilon; default: %(default)s")  # fmt: skip
     parser.add_argument("--rotary_base", type=float, help="needed: 10000 for Llama 2, 500000 for Llama 3")
-    parser.add_argument("--max_position_embeddings", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--use_rope_scaling", action=BooleanOptionalAction, default=False, help="true for Llama 3.1 and later; default: %(default)s, a guess")
+    parser.add_argument("--use_rope_scaling", action=BooleanOptionalAction, default=False, help="true for Llama 3.1 and later; default: %(default)s, a guess")  # fmt: skip
     parser.add_argument("--rope_scaling_factor", type=float, default=8.0, help="default: %(default)s")
-    parser.add_argument("--group_query_attention", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--num_query_groups", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--untie_embeddings_and_output_weights", action=BooleanOptionalAction, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--group_query_attention", action=BooleanOptionalAction, default=True, help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--untie_embeddings_and_output_weights", action=BooleanOptionalAction, help="default: %(default)s")  # fmt: skip
+    for name in ("max_position_embeddings", "num_query_groups", "bos_token_id", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     for name, values in FIXED.items():
-        value = given.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -335,14 +309,13 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    f = read_sizes(source.shapes(), vars(args), known.keys() | options)
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    meta = Parts({name: [part.to("meta") for part in parts] for name, parts in source.data.items()})
+    f = read_sizes({name: tensor.shape for name, tensor in meta.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -364,7 +337,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,11 +2,12 @@
 """Qwen3-MoE from Megatron-Core (legacy checkpoints of any tensor-parallel ranks; distributed ones by layer) as Qwen3MoeForCausalLM
 
 Usage: python convert_mcore_qwen3_moe.py folder/ out/ --num_attention_heads N --rotary_base N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections import UserDict
@@ -38,18 +39,28 @@ OPTIONAL_MAPPING: list[tuple[str, str, Callable[[Namespace], bool]]] = [
     ("decoder.layers.{i}.pre_mlp_layernorm.weight",                    "model.layers.{i}.post_attention_layernorm.weight", lambda f: f.own_norms),
     ("decoder.layers.{i}.mlp.linear_fc1.layer_norm_weight",            "model.layers.{i}.post_attention_layernorm.weight", lambda f: not f.own_norms),
 ]
+# Names whose parts are joined -> along which axis, and in how many blocks
+JOINS: dict[str, tuple[int, int]] = {
+    r"embedding\.word_embeddings\.weight": (0, 1),
+    r"output_layer\.weight": (0, 1),
+    r"decoder\.layers\.\d+\.self_attention\.linear_qkv\.weight": (0, 1),
+    r"decoder\.layers\.\d+\.self_attention\.linear_proj\.weight": (1, 1),
+    r"decoder\.layers\.\d+\.mlp\.experts\.linear_fc1\.weight\d+": (0, 2),
+    r"decoder\.layers\.\d+\.mlp\.experts\.linear_fc2\.weight\d+": (1, 1),
+    r"decoder\.layers\.\d+\.mlp\.experts\.local_experts\.\d+\.linear_fc1\.weight": (0, 2),
+    r"decoder\.layers\.\d+\.mlp\.experts\.local_experts\.\d+\.linear_fc2\.weight": (1, 1),
+}
 # The fields of the config that can have only these values
 FIXED: dict[str, list[Any]] = {
-    "hybrid_layer_pattern": [None, False], "hybrid_override_pattern": [None, False], "rotary_percent": [1.0],
-    "position_embedding_type": ["rope"], "rotary_seq_len_interpolation_factor": [None, 1],
+    "rotary_percent": [1.0], "position_embedding_type": ["rope"], "rotary_seq_len_interpolation_factor": [None, 1],
     "moe_router_topk_scaling_factor": [None, 1], "swiglu": [True], "gated_linear_unit": [True],
     "activation_func": ["silu", "F.silu", "swiglu"], "glu_linear_offset": [0.0], "normalization": ["RMSNorm"],
     "softmax_type": ["vanilla"], "moe_router_score_function": ["softmax"],
-    **dict.fromkeys(["enable_mhc_connections", "quick_gelu", "use_mup", "rotary_interleaved", "squared_relu",
-        "quick_geglu", "openai_gelu", "apply_layernorm_1p", "layernorm_zero_centered_gamma",
-        "apply_residual_connection_post_layernorm", "qk_l2_norm", "attention_output_gate",
-        "multi_latent_attention", "is_hybrid_model", "heterogeneous_block_specs", "use_rope_scaling",
-        "moe_apply_probs_on_input"], [False, None]),
+    **dict.fromkeys(["enable_mhc_connections", "hybrid_layer_pattern", "hybrid_override_pattern", "quick_gelu",
+        "use_mup", "rotary_interleaved", "squared_relu", "quick_geglu", "openai_gelu",
+        "apply_layernorm_1p", "layernorm_zero_centered_gamma", "apply_residual_connection_post_layernorm",
+        "qk_l2_norm", "attention_output_gate", "multi_latent_attention", "is_hybrid_model",
+        "heterogeneous_block_specs", "use_rope_scaling", "moe_apply_probs_on_input"], [False, None]),
     **dict.fromkeys(["mrope_section", "activation_func_clamp_value", "window_size", "no_rope_freq", "softmax_scale",
         "experimental_attention_variant", "linear_attention_freq", "moe_router_num_groups",
         "moe_latent_size"], [None]),
@@ -84,26 +95,17 @@ def load_torch_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 class Parts(UserDict[str, Any]):
-    """The parts of each tensor, joined when it is asked for. `joins`: name -> axis and number of blocks, where joined."""
-
-    def __init__(self, parts: dict[str, list[Tensor]], joins: dict[str, tuple[int, int]]) -> None:
-        super().__init__(parts)
-        self.joins = joins
+    """The parts of each tensor, joined when it is asked for."""
 
     def __getitem__(self, name: str) -> Tensor:
         first, *others = parts = self.data[name]
-        axis, blocks = next((join for pattern, join in self.joins.items() if re.fullmatch(pattern, name)), (None, 1))
+        axis, blocks = next((join for pattern, join in JOINS.items() if re.fullmatch(pattern, name)), (None, 1))
         if others and axis is not None and all(part.dtype == first.dtype for part in others):
             pieces = [part.unflatten(axis, (blocks, -1)).unbind(axis) for part in parts]
             return torch.cat([piece for block in zip(*pieces, strict=True) for piece in block], axis)
         equal = first.is_meta or all(same(first, part) for part in others)
         require(equal, f"{name} should be the same in every part but is not")
         return first
-
-    def shapes(self) -> dict[str, torch.Size]:
-        """The shape of each tensor, joined."""
-        meta = {name: [part.to("meta") for part in parts] for name, parts in self.data.items()}
-        return {name: tensor.shape for name, tensor in Parts(meta, self.joins).items()}
 
 
 def load_state_dict(folder: Path) -> tuple[Parts, dict[str, Any]]:
@@ -115,17 +117,7 @@ def load_state_dict(folder: Path) -> tuple[Parts, dict[str, Any]]:
     states, stored = zip(*(load_torch_file(file) for file in files), strict=True)
     differing = sorted({name for state in states for name in state.keys() ^ states[0].keys()})
     require(not differing, f"not every part holds {', '.join(differing[:3])}")
-    joins = {
-        r"embedding\.word_embeddings\.weight": (0, 1),
-        r"output_layer\.weight": (0, 1),
-        r"decoder\.layers\.\d+\.self_attention\.linear_qkv\.weight": (0, 1),
-        r"decoder\.layers\.\d+\.self_attention\.linear_proj\.weight": (1, 1),
-        r"decoder\.layers\.\d+\.mlp\.experts\.linear_fc1\.weight\d+": (0, 2),
-        r"decoder\.layers\.\d+\.mlp\.experts\.linear_fc2\.weight\d+": (1, 1),
-        r"decoder\.layers\.\d+\.mlp\.experts\.local_experts\.\d+\.linear_fc1\.weight": (0, 2),
-        r"decoder\.layers\.\d+\.mlp\.experts\.local_experts\.\d+\.linear_fc2\.weight": (1, 1),
-    }
-    return Parts({name: [state[name] for state in states] for name in states[0]}, joins), stored[0]
+    return Parts({name: [state[name] for state in states] for name in states[0]}), stored[0]
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -143,10 +135,9 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
     f = Namespace(**args)
     require("decoder.layers.0.self_attention.linear_qkv.bias" not in shapes,
-            "the biases of linear_qkv have no place in this class")  # fmt: skip
+            "linear_qkv has biases, the class has none")  # fmt: skip
     require("decoder.layers.0.mlp.linear_fc1.weight" not in shapes, "dense layers among the experts have no rule here")
-    require("decoder.layers.0.mlp.shared_experts.linear_fc1.weight" not in shapes,
-            "shared experts have no place in this class")  # fmt: skip
+    require("decoder.layers.0.mlp.shared_experts.linear_fc1.weight" not in shapes, "the class has no shared experts")
     for name in ("num_attention_heads", "rotary_base", "moe_router_topk"):
         require(name in stated, f"--{name} is needed, as an option or in a config")
     require(f.untie_embeddings_and_output_weights in [None, "output_layer.weight" in shapes],
@@ -165,29 +156,23 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[
     f.hidden_size = shapes["embedding.word_embeddings.weight"][1]
     f.num_experts = shapes["decoder.layers.0.mlp.router.weight"][0]
     f.moe_ffn_hidden_size = (
-        shapes["decoder.layers.0.mlp.experts.linear_fc2.weight0"][1]
-        if f.expert_layout == "grouped"
-        else shapes["decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight"][1]
-        if f.expert_layout == "local"
-        else shapes["decoder.layers.0.mlp.experts.experts.linear_fc2.weight"][2]
-        if f.expert_layout == "stacked"
-        else shapes["decoder.layers.0.mlp.experts.experts.0.linear_fc2.weight"][1]
-    )
+        shapes["decoder.layers.0.mlp.experts.linear_fc2.weight0"][1] if f.expert_layout == "grouped" else
+        shapes["decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight"][1] if f.expert_layout == "local" else
+        shapes["decoder.layers.0.mlp.experts.experts.linear_fc2.weight"][2] if f.expert_layout == "stacked" else
+        shapes["decoder.layers.0.mlp.experts.experts.0.linear_fc2.weight"][1]
+    )  # fmt: skip
     f.num_layers = len(matches(shapes, r"decoder\.layers\.\d+\.self_attention\.linear_proj\.weight"))
     f.kv_channels = shapes["decoder.layers.0.self_attention.q_layernorm.weight"][0]
     f.head_dim = f.kv_channels
-    f.groups = (
-        shapes["decoder.layers.0.self_attention.linear_qkv.weight"][0] // f.head_dim - f.num_attention_heads
-    ) // 2
+    f.qkv_rows = shapes["decoder.layers.0.self_attention.linear_qkv.weight"][0]
+    f.groups = (f.qkv_rows // f.head_dim - f.num_attention_heads) // 2
     f.q_rows = f.num_attention_heads // f.groups * f.head_dim
     require(f.groups >= 1 and f.num_attention_heads % f.groups == 0, "num_attention_heads does not fit linear_qkv")
-    require(shapes["decoder.layers.0.self_attention.linear_qkv.weight"][0] == f.groups * (f.q_rows + 2 * f.head_dim),
-            "the heads do not fit linear_qkv")  # fmt: skip
+    require(f.qkv_rows == f.groups * (f.q_rows + 2 * f.head_dim), "the heads do not fit linear_qkv")
     require(shapes["decoder.layers.0.self_attention.linear_proj.weight"][1] == f.num_attention_heads * f.head_dim,
             "the heads do not fit linear_proj")  # fmt: skip
     require(f.tokens <= f.padded_vocab_size, "vocab_size exceeds the rows of the embedding")
-    require(not f.group_query_attention or f.num_query_groups in [None, f.groups],
-            "num_query_groups does not fit linear_qkv")  # fmt: skip
+    require(not f.group_query_attention or f.num_query_groups in [None, f.groups], "num_query_groups does not fit")
     require(f.moe_router_topk <= f.num_experts, "moe_router_topk exceeds the number of experts")
     return f
 
@@ -202,15 +187,14 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "num_experts_per_tok": f.moe_router_topk, "rope_theta": f.rotary_base,
         "tie_word_embeddings": f.share_embeddings_and_output_weights, "hidden_act": "silu", "attention_bias": False,
         "use_sliding_window": False, "sliding_window": None, "decoder_sparse_step": 1, "mlp_only_layers": [],
-        "num_local_experts": f.num_experts, "rope_scaling": None,
+        "norm_topk_prob": f.norm_topk_prob and (not f.moe_router_pre_softmax),
+        "rms_norm_eps": f.norm_epsilon if f.layernorm_epsilon is None else f.layernorm_epsilon,
+        "max_position_embeddings": f.max_position_embeddings or 32768,
+        "intermediate_size": f.ffn_hidden_size or f.moe_ffn_hidden_size, "num_local_experts": f.num_experts,
+        "rope_scaling": None,
     }  # fmt: skip
-    config["norm_topk_prob"] = f.norm_topk_prob and (not f.moe_router_pre_softmax)
-    config["rms_norm_eps"] = f.norm_epsilon if f.layernorm_epsilon is None else f.layernorm_epsilon
-    config["max_position_embeddings"] = f.max_position_embeddings or 32768
-    config["intermediate_size"] = f.ffn_hidden_size or f.moe_ffn_hidden_size
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rotary_base}
-    for name in ("num_attention_heads", "vocab_size", "num_experts_per_tok", "rope_theta", "max_position_embeddings",
-                 "intermediate_size"):  # fmt: skip
+    for name in ("num_experts_per_tok", "rope_theta", "max_position_embeddings"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -226,9 +210,7 @@ def split_qkv(w: Tensor, group: int, q_rows: int, head_dim: int) -> tuple[Tensor
     w = w.unflatten(0, (group, -1))
     q_proj, k_proj, v_proj = w.split([q_rows, head_dim, head_dim], dim=1)
     # group row ... -> (group row) ...
-    q_proj = q_proj.flatten(0, 1)
-    k_proj = k_proj.flatten(0, 1)
-    v_proj = v_proj.flatten(0, 1)
+    q_proj, k_proj, v_proj = (each.flatten(0, 1) for each in (q_proj, k_proj, v_proj))
     return q_proj, k_proj, v_proj
 
 
@@ -239,9 +221,9 @@ def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterat
             yield new.format(i=i), source.pop(old.format(i=i))
     if f.expert_layout == "grouped":
         e_count = len(matches(source, r"decoder\.layers\.0\.mlp\.experts\.linear_fc2\.weight\d+"))
-        require(e_count, "the checkpoint has no decoder.layers.{i}.mlp.experts.linear_fc2.weight{e}")
+        require(e_count, "there is no decoder.layers.{i}.mlp.experts.linear_fc2.weight{e}")
         e_count_2 = len(matches(source, r"decoder\.layers\.0\.mlp\.experts\.linear_fc1\.weight\d+"))
-        require(e_count_2, "the checkpoint has no decoder.layers.{i}.mlp.experts.linear_fc1.weight{e}")
+        require(e_count_2, "there is no decoder.layers.{i}.mlp.experts.linear_fc1.weight{e}")
         for i in range(f.num_layers):
             for e in range(e_count):
                 weight0 = source.pop(f"decoder.layers.{i}.mlp.experts.linear_fc2.weight{e}")
@@ -252,11 +234,9 @@ def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterat
                 yield f"model.layers.{i}.mlp.experts.{m}.gate_proj.weight", gate_proj
                 yield f"model.layers.{i}.mlp.experts.{m}.up_proj.weight", up_proj
     if f.expert_layout == "local":
-        local_experts = len(
-            matches(source, r"decoder\.layers\.0\.mlp\.experts\.local_experts\.\d+\.linear_fc2\.weight")
-        )
-        require(local_experts,
-                "the checkpoint has no decoder.layers.{i}.mlp.experts.local_experts.{e}.linear_fc2.weight")  # fmt: skip
+        local_experts = len(matches(source,
+                            r"decoder\.layers\.0\.mlp\.experts\.local_experts\.\d+\.linear_fc2\.weight"))  # fmt: skip
+        require(local_experts, "there is no decoder.layers.{i}.mlp.experts.local_experts.{e}.linear_fc2.weight")
         for i in range(f.num_layers):
             for j in range(local_experts):
                 linear_fc2 = source.pop(f"decoder.layers.{i}.mlp.experts.local_experts.{j}.linear_fc2.weight")
@@ -267,7 +247,7 @@ def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterat
                 yield f"model.layers.{i}.mlp.experts.{j}.up_proj.weight", up_proj
     if f.expert_layout == "single":
         experts = len(matches(source, r"decoder\.layers\.0\.mlp\.experts\.experts\.\d+\.linear_fc2\.weight"))
-        require(experts, "the checkpoint has no decoder.layers.{i}.mlp.experts.experts.{e}.linear_fc2.weight")
+        require(experts, "there is no decoder.layers.{i}.mlp.experts.experts.{e}.linear_fc2.weight")
         for i in range(f.num_layers):
             for k in range(experts):
                 linear_fc2 = source.pop(f"decoder.layers.{i}.mlp.experts.experts.{k}.linear_fc2.weight")
@@ -284,15 +264,13 @@ def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterat
         yield f"model.layers.{i}.self_attn.v_proj.weight", v_proj
     if f.expert_layout == "stacked":
         for i in range(f.num_layers):
-            for e, linear_fc1 in enumerate(
-                source.pop(f"decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight").unbind(0)
-            ):
+            linear_fc1_ = source.pop(f"decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight")
+            for e, linear_fc1 in enumerate(linear_fc1_.unbind(0)):
                 gate_proj, up_proj = linear_fc1.unflatten(0, (2, -1)).unbind(0)
                 yield f"model.layers.{i}.mlp.experts.{e}.gate_proj.weight", gate_proj
                 yield f"model.layers.{i}.mlp.experts.{e}.up_proj.weight", up_proj
-            for e, down_proj in enumerate(
-                source.pop(f"decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight").unbind(0)
-            ):
+            linear_fc2 = source.pop(f"decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight")
+            for e, down_proj in enumerate(linear_fc2.unbind(0)):
                 yield f"model.layers.{i}.mlp.experts.{e}.down_proj.weight", down_proj
     if f.vocab_size is not None:
         word_embeddings = source.pop("embedding.word_embeddings.weight")
@@ -308,8 +286,7 @@ def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterat
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         require(name not in written, f"{name} would be written twice")
@@ -351,7 +328,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: the folder of mp_rank_*/model_optim_rng.pt")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -359,34 +335,27 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attention_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--vocab_size", type=int, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")
+    parser.add_argument("--vocab_size", type=int, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")  # fmt: skip
     parser.add_argument("--norm_epsilon", type=float, default=1e-06, help="default: %(default)s")
-    parser.add_argument("--layernorm_epsilon", type=json.loads, help="the word of Megatron-Core's own config for norm_epsilon; default: %(default)s")
+    parser.add_argument("--layernorm_epsilon", type=json.loads, help="the word of Megatron-Core's own config for norm_epsilon; default: %(default)s")  # fmt: skip
     parser.add_argument("--rotary_base", type=float, help="needed: 1000000 for the released models")
-    parser.add_argument("--max_position_embeddings", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--group_query_attention", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--num_query_groups", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--ffn_hidden_size", type=json.loads, help="default: %(default)s")
+    parser.add_argument("--group_query_attention", action=BooleanOptionalAction, default=True, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--moe_router_topk", type=int, help="needed: how many experts a token goes to")
     parser.add_argument("--norm_topk_prob", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--moe_router_pre_softmax", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--untie_embeddings_and_output_weights", action=BooleanOptionalAction, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--moe_router_pre_softmax", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--untie_embeddings_and_output_weights", action=BooleanOptionalAction, help="default: %(default)s")  # fmt: skip
+    for name in ("max_position_embeddings", "num_query_groups", "ffn_hidden_size", "bos_token_id", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     for name, values in FIXED.items():
-        value = given.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -395,14 +364,13 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    f = read_sizes(source.shapes(), vars(args), known.keys() | options)
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    meta = Parts({name: [part.to("meta") for part in parts] for name, parts in source.data.items()})
+    f = read_sizes({name: tensor.shape for name, tensor in meta.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -424,7 +392,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,11 +2,12 @@
 """Megatron-LM's GPT-2 (model_optim_rng.pt, any checkpoint_version, one rank) as GPT2LMHeadModel
 
 Usage: python convert_megatron_gpt2.py model.pt out/ --num_attention_heads N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Iterator
@@ -54,16 +55,16 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 # The fields of the config that can have only these values
 FIXED: dict[str, list[Any]] = {
-    "glu_linear_offset": [0, None, False], "rotary_seq_len_interpolation_factor": [1, None, False],
-    "softmax_type": ["vanilla", None, False], "onnx_safe": [None], "position_embedding_type": ["learned_absolute"],
-    "rotary_percent": [1.0, None], "normalization": ["LayerNorm"],
-    **dict.fromkeys(["activation_func_clamp_value", "experimental_attention_variant", "hybrid_layer_pattern",
-        "hybrid_override_pattern", "linear_attention_freq", "mrope_section", "no_rope_freq",
-        "softmax_scale", "window_size"], [None, False]),
-    **dict.fromkeys(["attention_output_gate", "enable_mhc_connections", "heterogeneous_block_specs", "is_hybrid_model",
-        "layernorm_zero_centered_gamma", "multi_latent_attention", "qk_l2_norm", "quick_gelu",
-        "rotary_interleaved", "use_mup", "use_rope_scaling", "apply_layernorm_1p",
-        "apply_residual_connection_post_layernorm", "squared_relu", "swiglu", "quick_geglu"], [False, None]),
+    "glu_linear_offset": [0, None], "rotary_seq_len_interpolation_factor": [1, None], "softmax_type": ["vanilla", None],
+    "onnx_safe": [None], "position_embedding_type": ["learned_absolute"], "rotary_percent": [1.0, None],
+    "normalization": ["LayerNorm"],
+    **dict.fromkeys(["activation_func_clamp_value", "attention_output_gate", "enable_mhc_connections",
+        "experimental_attention_variant", "heterogeneous_block_specs", "hybrid_layer_pattern",
+        "hybrid_override_pattern", "is_hybrid_model", "layernorm_zero_centered_gamma",
+        "linear_attention_freq", "mrope_section", "multi_latent_attention", "no_rope_freq", "qk_l2_norm",
+        "quick_gelu", "rotary_interleaved", "softmax_scale", "use_mup", "use_rope_scaling", "window_size",
+        "apply_layernorm_1p", "apply_residual_connection_post_layernorm", "squared_relu", "swiglu",
+        "quick_geglu"], [False, None]),
 }
 # fmt: on
 
@@ -160,8 +161,6 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "gelu_new" if f.openai_gelu or f.bias_gelu_fusion is None else
         "gelu"
     )  # fmt: skip
-    for name in ("vocab_size", "n_head"):
-        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["layer_norm_epsilon"] < 1,
             f"layer_norm_epsilon is {config['layer_norm_epsilon']!r}, not a number from 0 to 1")  # fmt: skip
     return config
@@ -189,7 +188,7 @@ def rearrange_qkv_2_bias(w: Tensor, head: int) -> Tensor:
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
-    require(f.num_layers, "the checkpoint has no language_model.encoder.layers.{i}.input_layernorm.{t:weight|bias}")
+    require(f.num_layers, "there is no language_model.encoder.layers.{i}.input_layernorm.{t:weight|bias}")
     for old, new in [*STATE_DICT_MAPPING.items(), *((old, new) for old, new, when in OPTIONAL_MAPPING if when(f))]:
         for i in range(f.num_layers) if "{i}" in old else range(1):
             yield new.format(i=i), source.pop(old.format(i=i))
@@ -254,8 +253,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         require(name not in written, f"{name} would be written twice")
@@ -297,35 +295,30 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
-    parser.add_argument("--checkpoint_version", type=float, default=0.0, help="how queries, keys and values lie: below 1 [3 head dim], below 2 [head dim 3], else [head 3 dim]; default: %(default)s")
-    parser.add_argument("--num_attention_heads", type=int, help="needed where no released model has these sizes: the number of attention heads")
-    parser.add_argument("--vocab_size", type=json.loads, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")
-    parser.add_argument("--bias_gelu_fusion", type=json.loads, help="the fused kernel computes the tanh approximation, as did the first releases, which keep no args; default: %(default)s")
-    parser.add_argument("--openai_gelu", action=BooleanOptionalAction, default=False, help="the tanh approximation; default: %(default)s")
+    parser.add_argument("--checkpoint_version", type=float, default=0.0, help="how queries, keys and values lie: below 1 [3 head dim], below 2 [head dim 3], else [head 3 dim]; default: %(default)s")  # fmt: skip
+    parser.add_argument("--num_attention_heads", type=int, help="needed where no released model has these sizes: the number of attention heads")  # fmt: skip
+    parser.add_argument("--vocab_size", type=json.loads, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")  # fmt: skip
+    parser.add_argument("--bias_gelu_fusion", type=json.loads, help="the fused kernel computes the tanh approximation, as did the first releases, which keep no args; default: %(default)s")  # fmt: skip
+    parser.add_argument("--openai_gelu", action=BooleanOptionalAction, default=False, help="the tanh approximation; default: %(default)s")  # fmt: skip
     parser.add_argument("--layernorm_epsilon", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=int, default=50256, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=50256, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     for name, values in FIXED.items():
-        value = given.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -334,14 +327,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -363,7 +354,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,11 +2,12 @@
 """Meta's Llama 1, 2, 3, 3.1 and 3.2 (consolidated.NN.pth in one or more parts, params.json) as LlamaForCausalLM
 
 Usage: python convert_meta_llama.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections import UserDict
@@ -32,6 +33,14 @@ STATE_DICT_MAPPING = {
     "layers.{i}.feed_forward.w1.weight": "model.layers.{i}.mlp.gate_proj.weight",
     "layers.{i}.feed_forward.w2.weight": "model.layers.{i}.mlp.down_proj.weight",
     "layers.{i}.feed_forward.w3.weight": "model.layers.{i}.mlp.up_proj.weight",
+}
+# Names whose parts are joined -> along which axis, and in how many blocks
+JOINS: dict[str, tuple[int, int]] = {
+    r"output\.weight": (0, 1),
+    r"layers\.\d+\.attention\.w(?:q|k|v)\.weight": (0, 1),
+    r"layers\.\d+\.attention\.wo\.weight": (1, 1),
+    r"layers\.\d+\.feed_forward\.w(?:1|3)\.weight": (0, 1),
+    r"layers\.\d+\.feed_forward\.w2\.weight": (1, 1),
 }
 # Sizes of released models -> their arguments
 RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -65,26 +74,17 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
 
 
 class Parts(UserDict[str, Any]):
-    """The parts of each tensor, joined when it is asked for. `joins`: name -> axis and number of blocks, where joined."""
-
-    def __init__(self, parts: dict[str, list[Tensor]], joins: dict[str, tuple[int, int]]) -> None:
-        super().__init__(parts)
-        self.joins = joins
+    """The parts of each tensor, joined when it is asked for."""
 
     def __getitem__(self, name: str) -> Tensor:
         first, *others = parts = self.data[name]
-        axis, blocks = next((join for pattern, join in self.joins.items() if re.fullmatch(pattern, name)), (None, 1))
+        axis, blocks = next((join for pattern, join in JOINS.items() if re.fullmatch(pattern, name)), (None, 1))
         if others and axis is not None and all(part.dtype == first.dtype for part in others):
             pieces = [part.unflatten(axis, (blocks, -1)).unbind(axis) for part in parts]
             return torch.cat([piece for block in zip(*pieces, strict=True) for piece in block], axis)
         equal = first.is_meta or all(same(first, part) for part in others)
         require(equal, f"{name} should be the same in every part but is not")
         return first
-
-    def shapes(self) -> dict[str, torch.Size]:
-        """The shape of each tensor, joined."""
-        meta = {name: [part.to("meta") for part in parts] for name, parts in self.data.items()}
-        return {name: tensor.shape for name, tensor in Parts(meta, self.joins).items()}
 
 
 def load_state_dict(folder: Path) -> Parts:
@@ -97,15 +97,8 @@ def load_state_dict(folder: Path) -> Parts:
     differing = sorted({name for state in states for name in state.keys() ^ states[0].keys()})
     require(not differing, f"not every part holds {', '.join(differing[:3])}")
     shapes = {name: tensor.shape for name, tensor in states[0].items()}
-    joins = {
-        r"tok_embeddings\.weight": (0 if shapes["tok_embeddings.weight"][1] == shapes["norm.weight"][0] else 1, 1),
-        r"output\.weight": (0, 1),
-        r"layers\.\d+\.attention\.w(?:q|k|v)\.weight": (0, 1),
-        r"layers\.\d+\.attention\.wo\.weight": (1, 1),
-        r"layers\.\d+\.feed_forward\.w(?:1|3)\.weight": (0, 1),
-        r"layers\.\d+\.feed_forward\.w2\.weight": (1, 1),
-    }
-    return Parts({name: [state[name] for state in states] for name in states[0]}, joins)
+    JOINS[r"tok_embeddings\.weight"] = (0 if shapes["tok_embeddings.weight"][1] == shapes["norm.weight"][0] else 1, 1)
+    return Parts({name: [state[name] for state in states] for name in states[0]})
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -168,25 +161,19 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "hidden_size": f.width, "intermediate_size": f.hidden_dim, "num_hidden_layers": f.n_layers,
         "num_attention_heads": f.n_heads, "num_key_value_heads": f.kv_heads, "rms_norm_eps": f.norm_eps,
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+        "bos_token_id": f.bos_token_id or (128000 if f.third else 1),
+        "eos_token_id": f.eos_token_id or (128001 if f.third else 2),
     }  # fmt: skip
     config["max_position_embeddings"] = f.max_position_embeddings or (
         131072 if f.use_scaled_rope else 8192 if f.third else 16384 if f.rope_theta > 10000 else 4096
     )
-    config["bos_token_id"] = f.bos_token_id or (128000 if f.third else 1)
-    config["eos_token_id"] = f.eos_token_id or (128001 if f.third else 2)
     config["rope_scaling"] = (
-        {
-            "rope_type": "llama3",
-            "factor": f.rope_scale_factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        if f.use_scaled_rope
-        else None
-    )
+        {"rope_type": "llama3", "factor": f.rope_scale_factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 8192} if f.use_scaled_rope else
+        None
+    )  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(config["rope_scaling"] or {}), "rope_theta": f.rope_theta}
-    for name in ("head_dim", "rope_theta", "num_attention_heads", "max_position_embeddings"):
+    for name in ("rope_theta", "max_position_embeddings"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -228,8 +215,7 @@ def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterat
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -270,7 +256,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: the folder of consolidated.*.pth")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (params.json beside the weights)")
@@ -278,22 +263,19 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--n_kv_heads", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--dim", type=json.loads, help="default: %(default)s")
     parser.add_argument("--multiple_of", type=int, help="default: %(default)s")
     parser.add_argument("--ffn_dim_multiplier", type=float, help="default: %(default)s")
     parser.add_argument("--vocab_size", type=int, default=-1, help="default: %(default)s")
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--rope_theta", type=float, help="needed where no released model has these sizes: 10000 for Llama 1 and 2, 1000000 for Code Llama, 500000 from Llama 3 on")
+    parser.add_argument("--rope_theta", type=float, help="needed where no released model has these sizes: 10000 for Llama 1 and 2, 1000000 for Code Llama, 500000 from Llama 3 on")  # fmt: skip
     parser.add_argument("--use_scaled_rope", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--rope_scale_factor", type=float, help="8 for Llama 3.1 and 3.3, 32 for the text models of Llama 3.2; default: 1.0 if not use_scaled_rope else None")
-    parser.add_argument("--max_position_embeddings", type=json.loads, help="2048 for Llama 1, 4096 for 2, 8192 for 3, 131072 from 3.1 on; null tells those from 2 on apart by theta and scaling, and means 16384 for Code Llama; default: %(default)s")
-    parser.add_argument("--sliding_window", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--_sliding_window", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="true for Llama 3.2 1B and 3B, whose output is the embedding; default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="null means 128000 where theta is that of Llama 3, else 1; default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="null means 128001 where theta is that of Llama 3, else 2; default: %(default)s")
-    # fmt: on
+    parser.add_argument("--rope_scale_factor", type=float, help="8 for Llama 3.1 and 3.3, 32 for the text models of Llama 3.2; default: 1.0 if not use_scaled_rope else None")  # fmt: skip
+    parser.add_argument("--max_position_embeddings", type=json.loads, help="2048 for Llama 1, 4096 for 2, 8192 for 3, 131072 from 3.1 on; null tells those from 2 on apart by theta and scaling, and means 16384 for Code Llama; default: %(default)s")  # fmt: skip
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="true for Llama 3.2 1B and 3B, whose output is the embedding; default: %(default)s")  # fmt: skip
+    parser.add_argument("--bos_token_id", type=json.loads, help="null means 128000 where theta is that of Llama 3, else 1; default: %(default)s")  # fmt: skip
+    parser.add_argument("--eos_token_id", type=json.loads, help="null means 128001 where theta is that of Llama 3, else 2; default: %(default)s")  # fmt: skip
+    for name in ("n_kv_heads", "dim", "sliding_window", "_sliding_window"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
@@ -305,8 +287,7 @@ def main() -> None:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -315,14 +296,13 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    f = read_sizes(source.shapes(), vars(args), known.keys() | options)
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    meta = Parts({name: [part.to("meta") for part in parts] for name, parts in source.data.items()})
+    f = read_sizes({name: tensor.shape for name, tensor in meta.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -344,7 +324,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,7 +2,7 @@
 """MiniMind (first generation, mixture of experts with a shared one) as a standard GraniteMoeSharedForCausalLM
 
 Usage: python convert_minimind1_granite_moe_shared.py model.pth out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -113,12 +113,11 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "router_aux_loss_coef": f.aux_loss_alpha, "num_hidden_layers": f.n_layers, "num_attention_heads": f.n_heads,
         "num_key_value_heads": f.kv_heads, "max_position_embeddings": f.max_seq_len, "rms_norm_eps": f.norm_eps,
         "hidden_act": "silu", "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
-        "attention_bias": False, "tie_word_embeddings": True, "num_experts": f.n_routed_experts, "rope_scaling": None,
+        "attention_bias": False, "tie_word_embeddings": True, "attention_multiplier": f.head_dim ** (-0.5),
+        "num_experts": f.n_routed_experts, "rope_scaling": None,
     }  # fmt: skip
-    config["attention_multiplier"] = f.head_dim ** (-0.5)
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rope_theta}
-    for name in ("num_experts_per_tok", "rope_theta", "num_attention_heads", "num_key_value_heads",
-                 "max_position_embeddings"):  # fmt: skip
+    for name in ("num_experts_per_tok", "rope_theta", "max_position_embeddings"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -181,8 +180,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -233,8 +231,6 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_heads", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--n_kv_heads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--num_experts_per_tok", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--norm_topk_prob", action=BooleanOptionalAction, default=True, help="default: %(default)s")
     parser.add_argument("--scoring_func", default="softmax", help="default: %(default)s")
     parser.add_argument("--aux_loss_alpha", type=float, default=0.1, help="default: %(default)s")
@@ -242,13 +238,12 @@ def main() -> None:
     parser.add_argument("--max_seq_len", type=int, default=8192, help="default: %(default)s")
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--use_moe", action=BooleanOptionalAction, default=True, help="default: %(default)s")
+    for name in ("n_kv_heads", "num_experts_per_tok", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=int, default=2, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
-    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
-    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
@@ -262,8 +257,7 @@ def main() -> None:
         require(None in (value, held) or held == value, f"{name} is {held!r}, and {value!r} in rope_parameters")
         fields |= {name: value} if value is not None else {}
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -276,8 +270,7 @@ def main() -> None:
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +280,7 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         if find_spec("transformers") and not args.no_check:
-            check_class(config, written, stated | fields)
+            check_class(config, written, fields)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():
@@ -299,7 +292,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

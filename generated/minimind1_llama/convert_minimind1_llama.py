@@ -2,7 +2,7 @@
 """MiniMind (first generation, Meta names, interleaved RoPE) as a standard LlamaForCausalLM
 
 Usage: python convert_minimind1_llama.py model.pth out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -100,7 +100,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False, "rope_scaling": None,
     }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rope_theta}
-    for name in ("head_dim", "rope_theta", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"):
+    for name in ("rope_theta", "max_position_embeddings"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -132,8 +132,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -191,8 +190,6 @@ def main() -> None:
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
-    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
-    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
@@ -206,8 +203,7 @@ def main() -> None:
         require(None in (value, held) or held == value, f"{name} is {held!r}, and {value!r} in rope_parameters")
         fields |= {name: value} if value is not None else {}
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -220,8 +216,7 @@ def main() -> None:
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +226,7 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         if find_spec("transformers") and not args.no_check:
-            check_class(config, written, stated | fields)
+            check_class(config, written, fields)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():
@@ -243,7 +238,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,7 +2,7 @@
 """MiniMind2, dense or with routed and shared experts, with its own code beside the weights
 
 Usage: python convert_minimind2.py model.pth out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -103,17 +103,10 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any]) -> Namespace
             f"n_shared_experts is {given!r}, the checkpoint says {f.n_shared_experts!r}")  # fmt: skip
     f.kv_heads = f.num_attention_heads if f.num_key_value_heads is None else f.num_key_value_heads
     f.rope_scaling = (
-        {
-            "rope_type": "yarn",
-            "factor": 16.0,
-            "original_max_position_embeddings": 2048,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "attention_factor": 1.0,
-        }
-        if f.inference_rope_scaling
-        else None
-    )
+        {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 2048, "beta_fast": 32.0,
+         "beta_slow": 1.0, "attention_factor": 1.0} if f.inference_rope_scaling else
+        None
+    )  # fmt: skip
     require(f.num_attention_heads > 0 and f.kv_heads > 0, "the numbers of heads must be positive")
     require(f.num_attention_heads % f.kv_heads == 0, "num_key_value_heads does not divide num_attention_heads")
     return f
@@ -134,8 +127,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id, "num_local_experts": f.num_experts,
     }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
-    for name in ("num_key_value_heads", "num_attention_heads", "max_position_embeddings", "rope_theta",
-                 "num_experts_per_tok"):  # fmt: skip
+    for name in ("max_position_embeddings", "rope_theta", "num_experts_per_tok"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     for name in ["dropout", "rms_norm_eps"]:
         require(0 <= config[name] <= 1, f"{name} is {config[name]!r}, not a number from 0 to 1")
@@ -157,8 +149,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -180,7 +171,6 @@ def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Nam
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (config.json beside the weights)")
@@ -188,25 +178,23 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--aux_loss_alpha", type=float, default=0.1, help="default: %(default)s")
     parser.add_argument("--scoring_func", default="softmax", help="default: %(default)s")
-    parser.add_argument("--num_key_value_heads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--num_attention_heads", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--hidden_act", default="silu", help="default: %(default)s")
     parser.add_argument("--dropout", type=float, default=0.0, help="default: %(default)s")
     parser.add_argument("--max_position_embeddings", type=int, default=32768, help="default: %(default)s")
     parser.add_argument("--rms_norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, default=1000000.0, help="default: %(default)s")
-    parser.add_argument("--inference_rope_scaling", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--num_experts_per_tok", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--inference_rope_scaling", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--norm_topk_prob", action=BooleanOptionalAction, default=True, help="default: %(default)s")
     parser.add_argument("--seq_aux", action=BooleanOptionalAction, default=True, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--intermediate_size", type=json.loads, help="default: (int(hidden_size * 8 / 3) + 63) // 64 * 64")
+    parser.add_argument("--intermediate_size", type=json.loads, help="default: (int(hidden_size * 8 / 3) + 63) // 64 * 64")  # fmt: skip
     parser.add_argument("--moe_intermediate_size", type=json.loads, help="default: intermediate_size")
     parser.add_argument("--num_experts", type=json.loads, help="default: 4")
     parser.add_argument("--n_shared_experts", type=json.loads, help="default: 1")
-    # fmt: on
+    for name in ("num_key_value_heads", "num_experts_per_tok", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=int, default=2, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
@@ -223,8 +211,7 @@ def main() -> None:
         require(None in (value, held) or held == value, f"{name} is {held!r}, and {value!r} in rope_parameters")
         fields |= {name: value} if value is not None else {}
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -237,8 +224,7 @@ def main() -> None:
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -268,7 +254,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,11 +2,12 @@
 """Mistral AI's consolidated weights (one .pth or .safetensors, params.json) as MistralForCausalLM
 
 Usage: python convert_mistral_mistral.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterator
@@ -110,12 +111,11 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "eos_token_id": f.eos_token_id, "vocab_size": f.rows, "hidden_size": f.width, "intermediate_size": f.hidden_dim,
         "num_hidden_layers": f.n_layers, "num_attention_heads": f.n_heads, "num_key_value_heads": f.kv_heads,
         "rms_norm_eps": f.norm_eps, "tie_word_embeddings": f.tied_embeddings, "hidden_act": "silu",
-        "rope_scaling": None,
+        "rope_theta": 1000000.0 if f.rope_theta is None else f.rope_theta,
+        "sliding_window": None if f.window is None else int(f.window), "rope_scaling": None,
     }  # fmt: skip
-    config["rope_theta"] = 1000000.0 if f.rope_theta is None else f.rope_theta
-    config["sliding_window"] = None if f.window is None else int(f.window)
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    for name in ("max_position_embeddings", "num_attention_heads", "rope_theta", "sliding_window"):
+    for name in ("max_position_embeddings", "rope_theta", "sliding_window"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -148,8 +148,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -190,7 +189,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: the folder of consolidated.*, or a file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (params.json beside the weights)")
@@ -198,21 +196,16 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--n_kv_heads", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--dim", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--vocab_size", type=json.loads, help="default: %(default)s")
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--rope_theta", type=float, help="needed: 10000 for Mistral 7B 0.1, 1000000 for version 0.2 and later; null in params.json means 1000000")
+    parser.add_argument("--rope_theta", type=float, help="needed: 10000 for Mistral 7B 0.1, 1000000 for version 0.2 and later; null in params.json means 1000000")  # fmt: skip
     parser.add_argument("--sliding_window", help="default: %(default)s")
-    parser.add_argument("--_sliding_window", type=json.loads, help="default: %(default)s")
     parser.add_argument("--use_scaled_rope", action=BooleanOptionalAction, default=False, help="default: %(default)s")
     parser.add_argument("--tied_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--yarn", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--llama_4_scaling", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--max_position_embeddings", type=int, default=32768, help="no file tells; default: %(default)s")
+    parser.add_argument("--max_position_embeddings", type=int, default=32768, help="no file tells; default: %(default)s")  # fmt: skip
     parser.add_argument("--bos_token_id", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=2, help="default: %(default)s")
-    # fmt: on
+    for name in ("n_kv_heads", "dim", "vocab_size", "_sliding_window", "yarn", "llama_4_scaling"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
@@ -224,8 +217,7 @@ def main() -> None:
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -234,14 +226,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +253,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

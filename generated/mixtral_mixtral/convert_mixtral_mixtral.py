@@ -2,11 +2,12 @@
 """Mixtral's first release (consolidated.00.pt to 07.pt, which share no name, params.json) as MixtralForCausalLM
 
 Usage: python convert_mixtral_mixtral.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -103,12 +104,11 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "num_experts_per_tok": f.num_experts_per_tok, "rms_norm_eps": f.rms_norm_eps, "rope_theta": f.rope_theta,
         "max_position_embeddings": f.max_position_embeddings, "bos_token_id": f.bos_token_id,
         "eos_token_id": f.eos_token_id, "hidden_act": "silu", "tie_word_embeddings": False,
+        "sliding_window": None if f.sliding_window is None else int(f.sliding_window),
         "num_experts": f.num_local_experts, "rope_scaling": None,
     }  # fmt: skip
-    config["sliding_window"] = None if f.sliding_window is None else int(f.sliding_window)
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rope_theta}
-    for name in ("num_attention_heads", "num_experts_per_tok", "rope_theta", "max_position_embeddings",
-                 "sliding_window"):  # fmt: skip
+    for name in ("num_experts_per_tok", "rope_theta", "max_position_embeddings", "sliding_window"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -139,17 +139,14 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         yield f"model.layers.{i}.self_attn.q_proj.weight", rope_to_half(wq, f.num_attention_heads)
         wk = source.pop(f"layers.{i}.attention.wk.weight")
         yield f"model.layers.{i}.self_attn.k_proj.weight", rope_to_half(wk, f.num_key_value_heads)
-        for e, w1 in enumerate(
-            rearrange_w1(source.pop(f"layers.{i}.block_sparse_moe.w1"), f.num_local_experts).unbind(0)
-        ):
+        w1_ = rearrange_w1(source.pop(f"layers.{i}.block_sparse_moe.w1"), f.num_local_experts)
+        for e, w1 in enumerate(w1_.unbind(0)):
             yield f"model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight", w1
-        for e, w3 in enumerate(
-            rearrange_w1(source.pop(f"layers.{i}.block_sparse_moe.w3"), f.num_local_experts).unbind(0)
-        ):
+        w3_ = rearrange_w1(source.pop(f"layers.{i}.block_sparse_moe.w3"), f.num_local_experts)
+        for e, w3 in enumerate(w3_.unbind(0)):
             yield f"model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight", w3
-        for e, w2 in enumerate(
-            rearrange_w2(source.pop(f"layers.{i}.block_sparse_moe.w2"), f.num_local_experts).unbind(0)
-        ):
+        w2_ = rearrange_w2(source.pop(f"layers.{i}.block_sparse_moe.w2"), f.num_local_experts)
+        for e, w2 in enumerate(w2_.unbind(0)):
             yield f"model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight", w2
     require(not source, f"no rule claims {', '.join(source)}")
 
@@ -157,8 +154,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -199,7 +195,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: the folder of consolidated.*.pt, or a file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (params.json beside the weights)")
@@ -211,10 +206,9 @@ def main() -> None:
     parser.add_argument("--rms_norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, help="needed: 1000000 for Mixtral 8x7B and 8x22B")
     parser.add_argument("--sliding_window", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--max_position_embeddings", type=int, default=32768, help="no file tells; default: %(default)s")
+    parser.add_argument("--max_position_embeddings", type=int, default=32768, help="no file tells; default: %(default)s")  # fmt: skip
     parser.add_argument("--bos_token_id", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=2, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
@@ -233,14 +227,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own)
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +254,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,12 +2,13 @@
 """nanochat as of July 2026 (value embeddings, smear, backout), with its own code beside the weights
 
 Usage: python convert_nanochat_2026.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
 import shutil
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable, Iterator
@@ -130,8 +131,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "tie_word_embeddings": f.tie_word_embeddings, "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id,
     }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
-    for name in ("num_attention_heads", "vocab_size", "head_dim", "max_position_embeddings", "rope_theta",
-                 "sliding_window"):  # fmt: skip
+    for name in ("max_position_embeddings", "rope_theta", "sliding_window"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -140,7 +140,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     require([valued_3 for valued_3 in range(f.num_hidden_layers) if valued_3 % 2 == (f.num_hidden_layers - 1) % 2],
-            "the checkpoint has no transformer.h.{valued}.attn.ve_gate.weight")  # fmt: skip
+            "there is no transformer.h.{valued}.attn.ve_gate.weight")  # fmt: skip
     for old, new in STATE_DICT_MAPPING.items():
         for i in range(f.num_hidden_layers) if "{i}" in old else range(1):
             for valued_3 in (
@@ -161,7 +161,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             )
             if valued % 2 == (f.num_hidden_layers - 1) % 2
         ]
-        require(valued_numbers, "the checkpoint has no value_embeds.{valued}.weight")
+        require(valued_numbers, "there is no value_embeds.{valued}.weight")
         yield "model.embed_tokens.weight", source.pop("transformer.wte.weight")
         yield "lm_head.weight", source.pop("lm_head.weight")
         for valued_2 in valued_numbers:
@@ -178,7 +178,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             )
             if valued % 2 == (f.num_hidden_layers - 1) % 2
         ]
-        require(valued_numbers, "the checkpoint has no value_embeds.{valued}.weight")
+        require(valued_numbers, "there is no value_embeds.{valued}.weight")
         wte = source.pop("transformer.wte.weight")
         yield "model.embed_tokens.weight", wte.split([f.vocab_size, f.padded_vocab_size - f.vocab_size], dim=0)[0]
         lm_head = source.pop("lm_head.weight")
@@ -193,8 +193,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         require(name not in written, f"{name} would be written twice")
@@ -217,27 +216,24 @@ def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Nam
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: the folder of model_*.pt, or a file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (meta_*.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--n_head", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--vocab_size", type=int, help="needed: the number of tokens without the rows that pad the embedding")
-    parser.add_argument("--sequence_len", type=int, help="needed: the length of the training texts; the sliding windows follow from it")
+    parser.add_argument("--vocab_size", type=int, help="needed: the number of tokens without the rows that pad the embedding")  # fmt: skip
+    parser.add_argument("--sequence_len", type=int, help="needed: the length of the training texts; the sliding windows follow from it")  # fmt: skip
     parser.add_argument("--window_pattern", default="L", help="default: %(default)s")
-    parser.add_argument("--rms_norm_eps", type=float, default=1.1920928955078125e-07, help="torch's own where none is given: that of float32; default: %(default)s")
+    parser.add_argument("--rms_norm_eps", type=float, default=1.1920928955078125e-07, help="torch's own where none is given: that of float32; default: %(default)s")  # fmt: skip
     parser.add_argument("--hidden_act", default="relu2", help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, default=100000.0, help="default: %(default)s")
-    parser.add_argument("--rope_scaling", type=json.loads, help="default: %(default)s")
     parser.add_argument("--value_gate_channels", type=int, default=12, help="default: %(default)s")
     parser.add_argument("--value_gate_scale", type=float, default=3.0, help="default: %(default)s")
     parser.add_argument("--final_logit_softcapping", type=float, default=15.0, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    for name in ("rope_scaling", "bos_token_id", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
@@ -256,15 +252,13 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     args.rope_scaling = scaling(args.rope_scaling)
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own)
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -274,14 +268,12 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
-        config["auto_map"] = {
-            "AutoConfig": "configuration_nanochat_2026.NanoChat2026Config",
+        config["auto_map"] = {"AutoConfig": "configuration_nanochat_2026.NanoChat2026Config",
             "AutoModel": "model_nanochat_2026.NanoChat2026Model",
             "AutoModelForCausalLM": "model_nanochat_2026.NanoChat2026ForCausalLM",
             "AutoModelForSequenceClassification": "model_nanochat_2026.NanoChat2026ForSequenceClassification",
             "AutoModelForTokenClassification": "model_nanochat_2026.NanoChat2026ForTokenClassification",
-            "AutoModelForQuestionAnswering": "model_nanochat_2026.NanoChat2026ForQuestionAnswering",
-        }
+            "AutoModelForQuestionAnswering": "model_nanochat_2026.NanoChat2026ForQuestionAnswering"}  # fmt: skip
         for name in ["configuration_nanochat_2026.py", "model_nanochat_2026.py"]:
             shutil.copyfile(Path(__file__).with_name(name), folder / name)
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
@@ -294,7 +286,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,12 +2,13 @@
 """nanoGPT's GPT with its own code beside the weights: learned positions, fused attention, exact GELU
 
 Usage: python convert_nanogpt.py model.pt out/ --n_head N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
 import shutil
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable, Iterator
@@ -78,10 +79,8 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "intermediate_size": f.intermediate_size, "hidden_act": f.hidden_act, "dropout": f.dropout,
         "max_position_embeddings": f.max_position_embeddings, "layer_norm_eps": f.layer_norm_eps, "bias": f.bias,
         "tie_word_embeddings": f.tie_word_embeddings, "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id,
+        "head_dim": f.hidden_size // f.n_head,
     }  # fmt: skip
-    config["head_dim"] = f.hidden_size // f.n_head
-    for name in ("num_attention_heads", "head_dim"):
-        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     for name in ["dropout", "layer_norm_eps"]:
         require(0 <= config[name] <= 1, f"{name} is {config[name]!r}, not a number from 0 to 1")
     return config
@@ -103,8 +102,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -126,7 +124,6 @@ def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Nam
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -136,16 +133,13 @@ def main() -> None:
     parser.add_argument("--hidden_act", default="gelu", help="default: %(default)s")
     parser.add_argument("--dropout", type=float, default=0.0, help="default: %(default)s")
     parser.add_argument("--layer_norm_eps", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     own = {"source", "out", "config", "cast", "limit"}
@@ -156,14 +150,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own)
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +185,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

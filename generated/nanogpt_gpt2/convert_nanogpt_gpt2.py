@@ -2,11 +2,12 @@
 """nanoGPT (ckpt.pt) as GPT2LMHeadModel
 
 Usage: python convert_nanogpt_gpt2.py model.pt out/ --n_head N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -22,10 +23,7 @@ from torch import Tensor
 # fmt: off
 # The names that stay the same, for i in range(f.n_layer)
 KEPT = [
-    "transformer.wte.weight",
-    "transformer.wpe.weight",
-    "transformer.ln_f.weight",
-    "transformer.h.{i}.ln_1.weight",
+    "transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.weight", "transformer.h.{i}.ln_1.weight",
     "transformer.h.{i}.ln_2.weight",
 ]
 # Source name, target name, for i in range(f.n_layer), and which checkpoints have it
@@ -104,14 +102,9 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": f.vocab_size, "n_embd": f.n_embd,
         "n_layer": f.n_layer, "n_head": f.n_head, "n_positions": f.block_size, "activation_function": f.activation,
         "layer_norm_epsilon": 1e-05, "n_inner": None, "tie_word_embeddings": True,
+        "bos_token_id": 50256 if f.full else None, "eos_token_id": 50256 if f.full else None,
+        "resid_pdrop": f.dropout or 0.0, "embd_pdrop": f.dropout or 0.0, "attn_pdrop": f.dropout or 0.0,
     }  # fmt: skip
-    config["bos_token_id"] = 50256 if f.full else None
-    config["eos_token_id"] = 50256 if f.full else None
-    config["resid_pdrop"] = f.dropout or 0.0
-    config["embd_pdrop"] = f.dropout or 0.0
-    config["attn_pdrop"] = f.dropout or 0.0
-    for name in ("n_head",):
-        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     for name in ["resid_pdrop", "embd_pdrop", "attn_pdrop"]:
         require(0 <= config[name] <= 1, f"{name} is {config[name]!r}, not a number from 0 to 1")
     return config
@@ -150,8 +143,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -192,7 +184,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -200,17 +191,14 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_head", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--dropout", type=float, help="nanoGPT keeps it; files of build-nanogpt do not; default: %(default)s")
-    parser.add_argument("--activation", type=json.loads, help='gelu, the exact one, for nanoGPT; gelu_new, the tanh approximation, for build-nanogpt; default: "gelu" if dropout is not None else None')
-    # fmt: on
+    parser.add_argument("--dropout", type=float, help="nanoGPT keeps it; files of build-nanogpt do not; default: %(default)s")  # fmt: skip
+    parser.add_argument("--activation", type=json.loads, help='gelu, the exact one, for nanoGPT; gelu_new, the tanh approximation, for build-nanogpt; default: "gelu" if dropout is not None else None')  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     own = {"source", "out", "config", "cast", "limit", "no_check"}
@@ -221,14 +209,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own)
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +236,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,7 +2,7 @@
 """Qwen3 in FP8 blocks (weight_scale_inv, as DeepSeek-V3 stores it) as Qwen3ForCausalLM in bfloat16
 
 Usage: python convert_qwen3_fp8_qwen3.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -22,11 +22,8 @@ from torch import Tensor
 # fmt: off
 # The names that stay the same, for i in range(f.num_hidden_layers)
 KEPT = [
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "model.layers.{i}.input_layernorm.weight",
-    "model.layers.{i}.post_attention_layernorm.weight",
-    "model.layers.{i}.self_attn.q_norm.weight",
+    "model.embed_tokens.weight", "model.norm.weight", "model.layers.{i}.input_layernorm.weight",
+    "model.layers.{i}.post_attention_layernorm.weight", "model.layers.{i}.self_attn.q_norm.weight",
     "model.layers.{i}.self_attn.k_norm.weight",
 ]
 # The fields of the config that can have only these values
@@ -118,7 +115,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "attention_bias": False, "use_sliding_window": False, "sliding_window": None,
     }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
-    for name in ("num_attention_heads", "max_position_embeddings", "rope_theta"):
+    for name in ("max_position_embeddings", "rope_theta"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -168,8 +165,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -210,31 +206,28 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
-    parser.add_argument("source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index")
+    parser.add_argument(
+        "source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (config.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attention_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--rope_theta", type=float, default=1000000.0, help="5000000 for the releases of July 2025; default: %(default)s, a guess")
-    parser.add_argument("--rope_scaling", type=json.loads, help="default: %(default)s")
+    parser.add_argument("--rope_theta", type=float, default=1000000.0, help="5000000 for the releases of July 2025; default: %(default)s, a guess")  # fmt: skip
     parser.add_argument("--max_position_embeddings", type=int, default=40960, help="default: %(default)s")
     parser.add_argument("--rms_norm_eps", type=float, default=1e-06, help="default: %(default)s")
     parser.add_argument("--hidden_act", default="silu", help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--attention_bias", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--use_sliding_window", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--quantization_config", type=json.loads, default={"quant_method": "fp8", "weight_block_size": [128, 128]}, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--use_sliding_window", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--quantization_config", type=json.loads, default={"quant_method": "fp8", "weight_block_size": [128, 128]}, help="default: %(default)s")  # fmt: skip
+    for name in ("rope_scaling", "bos_token_id", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
-    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
-    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
@@ -249,8 +242,7 @@ def main() -> None:
         require(None in (value, held) or held == value, f"{name} is {held!r}, and {value!r} in rope_parameters")
         fields |= {name: value} if value is not None else {}
     for name, values in FIXED.items():
-        value = fields.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -259,15 +251,13 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     args.rope_scaling = scaling(args.rope_scaling)
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
     for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = fields[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +267,7 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         if find_spec("transformers") and not args.no_check:
-            check_class(config, written, stated | fields)
+            check_class(config, written, fields)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():
@@ -289,7 +279,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

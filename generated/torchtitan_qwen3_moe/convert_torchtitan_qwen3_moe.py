@@ -2,7 +2,7 @@
 """torchtitan's Qwen3 with a mixture of experts as a standard Qwen3MoeForCausalLM
 
 Usage: python convert_torchtitan_qwen3_moe.py model.pt out/ --n_heads N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -115,12 +115,12 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "max_position_embeddings": f.max_seq_len, "rms_norm_eps": f.norm_eps, "rope_theta": f.theta,
         "tie_word_embeddings": f.enable_weight_tying, "num_experts_per_tok": f.top_k, "norm_topk_prob": f.route_norm,
         "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "sliding_window": None,
-        "decoder_sparse_step": 1, "mlp_only_layers": [], "num_local_experts": f.num_experts, "rope_scaling": None,
+        "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "intermediate_size": f.intermediate_size or f.moe_intermediate_size, "num_local_experts": f.num_experts,
+        "rope_scaling": None,
     }  # fmt: skip
-    config["intermediate_size"] = f.intermediate_size or f.moe_intermediate_size
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.theta}
-    for name in ("num_attention_heads", "max_position_embeddings", "rope_theta", "num_experts_per_tok",
-                 "intermediate_size"):  # fmt: skip
+    for name in ("max_position_embeddings", "rope_theta", "num_experts_per_tok"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
@@ -138,11 +138,14 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
     if not f.enable_weight_tying:
         yield "lm_head.weight", source.pop("lm_head.weight")
     for i in range(f.n_layers):
-        for e, gate_proj in enumerate(source.pop(f"layers.{i}.moe.routed_experts.inner_experts.w1_EFD").unbind(0)):
+        w1_EFD = source.pop(f"layers.{i}.moe.routed_experts.inner_experts.w1_EFD")
+        for e, gate_proj in enumerate(w1_EFD.unbind(0)):
             yield f"model.layers.{i}.mlp.experts.{e}.gate_proj.weight", gate_proj
-        for e, down_proj in enumerate(source.pop(f"layers.{i}.moe.routed_experts.inner_experts.w2_EDF").unbind(0)):
+        w2_EDF = source.pop(f"layers.{i}.moe.routed_experts.inner_experts.w2_EDF")
+        for e, down_proj in enumerate(w2_EDF.unbind(0)):
             yield f"model.layers.{i}.mlp.experts.{e}.down_proj.weight", down_proj
-        for e, up_proj in enumerate(source.pop(f"layers.{i}.moe.routed_experts.inner_experts.w3_EFD").unbind(0)):
+        w3_EFD = source.pop(f"layers.{i}.moe.routed_experts.inner_experts.w3_EFD")
+        for e, up_proj in enumerate(w3_EFD.unbind(0)):
             yield f"model.layers.{i}.mlp.experts.{e}.up_proj.weight", up_proj
     for match in matches(source, r"layers\.\d+\.moe\.expert_bias_E"):  # said to be zero
         del source[match[0]]
@@ -152,8 +155,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -194,7 +196,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -203,29 +204,25 @@ def main() -> None:
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_heads", type=int, help="needed: the number of attention heads")
     parser.add_argument("--theta", type=float, default=1000000.0, help="default: %(default)s")
-    parser.add_argument("--max_seq_len", type=int, default=262144, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
+    parser.add_argument("--max_seq_len", type=int, default=262144, help="the number of positions; it differs from release to release; default: %(default)s, a guess")  # fmt: skip
     parser.add_argument("--norm_eps", type=float, default=1e-06, help="default: %(default)s")
-    parser.add_argument("--enable_weight_tying", action=BooleanOptionalAction, default=False, help="default: %(default)s")
+    parser.add_argument("--enable_weight_tying", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--bos_token_id", type=int, default=151643, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=151645, help="default: %(default)s")
     parser.add_argument("--intermediate_size", type=json.loads, help="default: %(default)s")
     parser.add_argument("--top_k", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--route_norm", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--expert_bias_is_zero", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--expert_bias_is_zero", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     for name, values in FIXED.items():
-        value = given.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -234,14 +231,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +258,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

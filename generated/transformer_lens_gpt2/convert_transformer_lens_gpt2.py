@@ -2,11 +2,12 @@
 """TransformerLens' HookedTransformer of GPT-2 (unprocessed weights) as a standard GPT2LMHeadModel
 
 Usage: python convert_transformer_lens_gpt2.py model.pt out/ --b_U_is_zero N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable, Iterator, Sequence
@@ -125,17 +126,13 @@ def concat(tensors: Sequence[Tensor], dim: int, *sizes: int) -> Tensor:
 
 def concat_W_Q_W_K_W_V(W_Q: Tensor, W_K: Tensor, W_V: Tensor, head: int) -> Tensor:
     # head model row -> model (head row)
-    W_Q = W_Q.transpose(0, 1).flatten(1, 2)
-    W_K = W_K.transpose(0, 1).flatten(1, 2)
-    W_V = W_V.transpose(0, 1).flatten(1, 2)
+    W_Q, W_K, W_V = (each.transpose(0, 1).flatten(1, 2) for each in (W_Q, W_K, W_V))
     return concat([W_Q, W_K, W_V], 1)
 
 
 def concat_b_Q_b_K_b_V(b_Q: Tensor, b_K: Tensor, b_V: Tensor, head: int) -> Tensor:
     # head row -> (head row)
-    b_Q = b_Q.flatten(0, 1)
-    b_K = b_K.flatten(0, 1)
-    b_V = b_V.flatten(0, 1)
+    b_Q, b_K, b_V = (each.flatten(0, 1) for each in (b_Q, b_K, b_V))
     return concat([b_Q, b_K, b_V], 0)
 
 
@@ -169,8 +166,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -211,7 +207,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -221,23 +216,19 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--act_fn", default="gelu_new", help="default: %(default)s")
     parser.add_argument("--normalization_type", default="LN", help="default: %(default)s")
-    parser.add_argument("--b_U_is_zero", action=BooleanOptionalAction, help="needed: whether unembed.b_U is zero, as it is unless it was trained")
+    parser.add_argument("--b_U_is_zero", action=BooleanOptionalAction, help="needed: whether unembed.b_U is zero, as it is unless it was trained")  # fmt: skip
     parser.add_argument("--bos_token_id", type=int, default=50256, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=50256, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     for name, values in FIXED.items():
-        value = given.get(name, values[0])
-        require(value in values, f"{name} is {value!r}, and only {values[0]!r} can be converted")
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
@@ -246,14 +237,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
     require(useful, f"{args.config} has none of the arguments of this model")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +264,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,11 +2,12 @@
 """OpenAI's Whisper (tiny.pt to large-v3.pt) as WhisperForConditionalGeneration
 
 Usage: python convert_whisper_whisper.py model.pt out/ --n_audio_head N --n_text_head N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
@@ -142,16 +143,14 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "encoder_attention_heads": f.n_audio_head, "decoder_attention_heads": f.n_text_head, "encoder_ffn_dim": f.ffn,
         "decoder_ffn_dim": f.ffn, "bos_token_id": f.end, "eos_token_id": f.end, "pad_token_id": f.end,
         "num_hidden_layers": f.n_audio_layer, "activation_function": "gelu", "tie_word_embeddings": True,
+        "decoder_start_token_id": f.end + 1,
     }  # fmt: skip
-    config["decoder_start_token_id"] = f.end + 1
-    for name in ("encoder_attention_heads", "decoder_attention_heads"):
-        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
-    require(f.n_text_layer, "the checkpoint has no {s:encoder|decoder}.blocks.{i}.attn.query.{t:weight|bias}")
+    require(f.n_text_layer, "there is no {s:encoder|decoder}.blocks.{i}.attn.query.{t:weight|bias}")
     for old, new in STATE_DICT_MAPPING.items():
         for i in range(f.n_audio_layer) if "{i}" in old else range(1):
             for j in range(f.n_text_layer) if "{j}" in old else range(1):
@@ -164,8 +163,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
 def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
     """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
     types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
-    shard, written, numbers = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    count, filled = 1, 0
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
         require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
         dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
@@ -208,7 +206,6 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -217,16 +214,13 @@ def main() -> None:
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_audio_head", type=int, help="needed: the heads of the encoder")
     parser.add_argument("--n_text_head", type=int, help="needed: the heads of the decoder")
-    parser.add_argument("--eos_token_id", type=int, help="null means 50257 where the vocabulary is multilingual, else 50256; default: %(default)s")
-    # fmt: on
+    parser.add_argument("--eos_token_id", type=int, help="null means 50257 where the vocabulary is multilingual, else 50256; default: %(default)s")  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     own = {"source", "out", "config", "cast", "limit", "no_check"}
@@ -237,14 +231,12 @@ def main() -> None:
         fits = kind is type(None) or type(known[name]) in (kind, type(None))
         require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
     config = convert_config(f)
     made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
     for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-        value = given[name]
-        require(value in (None, made[name]), f"{name} is {value!r} in the config, and {made[name]!r} here")
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
     useful = not args.config or fields.keys() & (made.keys() - own)
     require(useful, f"{args.config} has none of the arguments of this model")
     row = config["pad_token_id"]
@@ -272,7 +264,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
-    except Exception as error:  # whatever a library makes of a file in another format
-        raise SystemExit(f"cannot be converted: {error!r:.300}") from None
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None
