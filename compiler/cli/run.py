@@ -32,7 +32,7 @@ def run_parser() -> Parser:
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="the folder to write (with --reverse also a file: model.pth)"
     )
-    parser.add_conversion()
+    parser.add_conversion("q8_0")
     parser.add_field(
         "tokenizer", "the tokenizer to include: a folder, or a file such as tokenizer.json", type=Path, metavar="PLACE"
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.diagnostics import refuse
 from compiler.executor import tensor_parallel_parts
 from compiler.executor.execute import StateDict
 from compiler.jobs.request import Request
@@ -20,8 +21,9 @@ from compiler.model_folder import gguf_values, sidecar_files, source_folder
 from compiler.output import gguf_layout, pth_layout, safetensors_layout
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
-from compiler.plan.bind import with_float32_vectors
+from compiler.plan.gguf_types import Q8_0, with_float32_vectors, with_q8_0
 from compiler.plan.plan import Plan
+from compiler.program.program import Program
 from compiler.tokenizer.find import FILES as TOKENIZER_FILES
 from compiler.tokenizer.find import tokenizer_files
 
@@ -37,8 +39,22 @@ def is_folder(request: Request, out: Path) -> bool:
 
 def as_stored(plan: Plan, request: Request, out: Path) -> Plan:
     """The plan with the dtypes that the container of OUT needs."""
-    name = source_folder.weights_name(plan) if is_folder(request, out) else out.name
-    return with_float32_vectors(plan) if plan.reverse and name.endswith(GGUF) else plan
+    if not plan.reverse or not weights_file(plan.program, request, out).endswith(GGUF):
+        return plan
+    return with_q8_0(plan) if request.dtype == Q8_0 else with_float32_vectors(plan)
+
+
+def weights_file(program: Program, request: Request, out: Path) -> str:
+    """The name of the file of weights that a program writes backwards, or of the first of several."""
+    return source_folder.weights_name(program) if is_folder(request, out) else out.name
+
+
+def check_dtype(program: Program, request: Request, out: Path) -> None:
+    """Raises Refusal: `wrong-usage` for a type that the container of OUT does not have."""
+    backwards = request.reverse or request.to
+    if request.dtype == Q8_0 and not (backwards and weights_file(program, request, out).endswith(GGUF)):
+        hint = "add --to gguf, with an OUT such as model.gguf"
+        refuse("--dtype", f"only GGUF files have the type {Q8_0}", "wrong-usage", hint)
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,7 @@ class Destination:
         plan, request = self.plan, self.request
         if not plan.reverse:
             return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
-        name = source_folder.weights_name(plan) if self.folder else self.out.name
+        name = weights_file(plan.program, request, self.out)
         if name.endswith(GGUF):
             return [self._gguf(name)]
         if not name.endswith(SAFETENSORS):
@@ -75,7 +91,7 @@ class Destination:
 
     def _torch_names(self) -> list[str]:
         if self.request.parts == 1:
-            return [source_folder.weights_name(self.plan)]
+            return [source_folder.weights_name(self.plan.program)]
         return [self.plan.program.spec.weights.replace("*", f"{n:02d}") for n in range(self.request.parts)]
 
     def state_dicts(self, place: Path) -> list[StateDict]:
@@ -84,13 +100,14 @@ class Destination:
             return tensor_parallel_parts.state_dicts(self.plan, place, 1, Wrapping())
         wrapping = source_folder.wrapping(self.plan)
         if self.request.parts == 1:
-            place = place / source_folder.weights_name(self.plan)
+            place = place / source_folder.weights_name(self.plan.program)
         return tensor_parallel_parts.state_dicts(self.plan, place, self.request.parts, wrapping)
 
     def _gguf(self, name: str) -> OutFile:
         plan, beside = self.plan, self.beside
         fields = source_folder.fields(plan)
-        values = gguf_values.model_values(fields, self.out.stem, plan.dtype)
+        dtype = Q8_0 if any(target.dtype == Q8_0 for target in plan.targets) else plan.dtype
+        values = gguf_values.model_values(fields, self.out.stem, dtype)
         rows = int(fields["vocab_size"])
         values |= gguf_values.tokenizer_values(beside.texts, beside.copies, rows, self.say)
         return gguf_layout.lay_out(name, plan.targets, values, source_folder.constants(plan))
