@@ -56,6 +56,9 @@ def write_folder(
     """
     layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets, file.gaps) for file in files]
     _write(plan, checkpoint, layouts, device, jobs, progress, ledger)
+    for file in files:
+        if file.finish:
+            file.finish(folder / file.name)
 
 
 def _uncut(name: str, array: layout.Array) -> layout.Array:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from compiler.checkpoints.folder import METADATA
 from compiler.checkpoints.formats.stored_tensor import Tensor, read_bytes, span
 from compiler.diagnostics import listed, refuse
 from compiler.dtypes import BLOCKS, ITEM_SIZES
@@ -160,7 +161,7 @@ def after_casts(checkpoint: Checkpoint, plan: Plan, place: Path) -> Iterator[str
     if any(target.dtype in BLOCKS for target in plan.targets):
         return  # no such file is read back
     if groups := narrowed(plan, checkpoint):
-        parts = plan.reverse and place.is_dir()
+        parts = plan.reverse and place.is_dir() and not (place / METADATA).exists()
         yield from overflowed(
             groups, checkpoint, open_source(plan.program, [place]) if parts else open_checkpoint(place)
         )

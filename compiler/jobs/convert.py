@@ -22,7 +22,7 @@ from compiler.dtypes import BLOCKS
 from compiler.executor import execute
 from compiler.executor.tensor_parallel_parts import check_parts
 from compiler.jobs.compose import prepare_both, second_program
-from compiler.jobs.destination import Destination, as_stored, check_dtype, is_folder
+from compiler.jobs.destination import Destination, as_stored, check_container, is_folder
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.language import document
@@ -58,7 +58,7 @@ def convert(
     safetensors_layout.parse_size(request.max_shard_size)
     second = second_program(program, request.to) if request.to else None
     check_parts(second or program, request.parts)
-    check_dtype(second or program, request, out)
+    check_container(second or program, request, out)
     output = _output(out, request, second or program)
     output.check()
     output.protect(_named_files(program, request), [])

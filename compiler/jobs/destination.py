@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from compiler import packages
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
@@ -18,7 +19,7 @@ from compiler.executor import tensor_parallel_parts
 from compiler.executor.execute import StateDict
 from compiler.jobs.request import Request
 from compiler.model_folder import gguf_values, sidecar_files, source_folder
-from compiler.output import gguf_layout, pth_layout, safetensors_layout
+from compiler.output import dcp_layout, gguf_layout, pth_layout, safetensors_layout
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.gguf_types import Q8_0, with_float32_vectors, with_q8_0
@@ -30,10 +31,13 @@ from compiler.tokenizer.find import tokenizer_files
 # Endings of files of weights; an OUT of another name is a folder.
 TORCH, SAFETENSORS, GGUF = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors", ".gguf"
 ONE_FILE = 10**18  # bytes
+DCP = "dcp"
 
 
 def is_folder(request: Request, out: Path) -> bool:
     """Whether OUT is a folder."""
+    if request.container == DCP:
+        return True
     return not (request.reverse or request.to) or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS, GGUF)
 
 
@@ -49,8 +53,19 @@ def weights_file(program: Program, request: Request, out: Path) -> str:
     return source_folder.weights_name(program) if is_folder(request, out) else out.name
 
 
-def check_dtype(program: Program, request: Request, out: Path) -> None:
-    """Raises Refusal: `wrong-usage` for a type that the container of OUT does not have."""
+def check_container(program: Program, request: Request, out: Path) -> None:
+    """Raises Refusal: `wrong-usage` for a container that OUT or the layout cannot have, and for a type that it does not have;
+    `missing-package`."""
+    if request.container == DCP:
+        backwards = request.reverse or request.to
+        if out.suffix in (*TORCH, SAFETENSORS, GGUF):
+            refuse(
+                "--container", "a distributed checkpoint is a folder", "wrong-usage", f"name it {out.with_suffix('')}"
+            )
+        if request.parts > 1 or (backwards and weights_file(program, request, out).endswith(GGUF)):
+            other = "a folder of tensor-parallel parts" if request.parts > 1 else f"{program.spec.name}, a GGUF file,"
+            refuse("--container", f"{other} has no other container", "wrong-usage", "leave --container out")
+        packages.need("--container dcp", "torch")
     backwards = request.reverse or request.to
     if request.dtype == Q8_0 and not (backwards and weights_file(program, request, out).endswith(GGUF)):
         hint = "add --to gguf, with an OUT such as model.gguf"
@@ -70,9 +85,12 @@ class Destination:
 
     @cached_property
     def files(self) -> list[OutFile]:
-        """The files that are written range by range: safetensors or GGUF; none where torch files are written. Raises
-        Refusal."""
+        """The files that are written range by range: safetensors, GGUF or a distributed checkpoint; none where torch files
+        are written. Raises Refusal."""
         plan, request = self.plan, self.request
+        if request.container == DCP:
+            keys = plan.program.spec.layout.state_dict if plan.reverse else ()
+            return dcp_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size), keys)
         if not plan.reverse:
             return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
         name = weights_file(plan.program, request, self.out)

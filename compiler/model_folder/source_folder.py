@@ -149,7 +149,7 @@ def collect(
     env = environment(plan)  # every argument has a value, also where no config file has a place for it
     plan = replace(plan, values={**plan.values, **{name: env[name] for name in plan.program.spec.arguments}})
     texts = {**beside.texts, **config_text(plan)}
-    if len(files) > 1:
+    if safetensors_layout.is_divided(files):
         texts[INDEX] = safetensors_layout.index_json(files, plan.targets)
     sidecars = SidecarFiles(texts, beside.copies, beside.reads)
     manifest = card.manifest(plan, checkpoint, {**weights, **sidecars.sizes()}, checked=checked)
