@@ -151,6 +151,7 @@ regen: env
 	$(BIN)/python tests/cli/test_errors.py
 	$(BIN)/python docs/make_specs.py
 	$(BIN)/python docs/make_ops.py
+	$(BIN)/python docs/make_op_pictures.py
 	$(BIN)/python docs/make_blocks.py
 	$(BIN)/python docs/make_errors.py
 	$(BIN)/python docs/make_reference.py

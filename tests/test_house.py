@@ -64,6 +64,7 @@ ROOMS = {
         "jobs.adapter",
         "jobs.peft_format",
         "ops.kernels",
+        "output.dcp_layout",
         "target.model_class",
         "verify.model_inputs",
         "verify.neutral_weights",

@@ -56,6 +56,9 @@ def write_folder(
     """
     layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets, file.gaps) for file in files]
     _write(plan, checkpoint, layouts, device, jobs, progress, ledger)
+    for file in files:
+        if file.finish:
+            file.finish(folder / file.name)
 
 
 def _uncut(name: str, array: layout.Array) -> layout.Array:
@@ -165,7 +168,7 @@ def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tup
     arrays = group.apply(lambda name: _array(checkpoint.tensors[name]), formulas)
     arrays_by_target = list(zip(group.target_list, _in_order(group, arrays), strict=True))
     for target, array in arrays_by_target:
-        if (array.shape, array.dtype) != (target.shape, target.dtype):
+        if (array.shape, array.dtype) != target.stored:
             message = (
                 f"{target.name} becomes {array.dtype} {list(array.shape)}, not {target.dtype} {list(target.shape)}"
             )

@@ -144,8 +144,11 @@ def has_own_readme(place: Path) -> bool:
     return path.is_file() and b"of mapspec " not in path.read_bytes()
 
 
-def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked: bool = True) -> str:
-    """The text of README.md. `files`: the names of the files next to the weights."""
+def card(
+    plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked: bool = True, distributed: bool = False
+) -> str:
+    """The text of README.md. `files`: the names of the files next to the weights; `distributed`: whether these are a
+    distributed checkpoint."""
     spec = plan.program.spec
     causal = spec.target.class_name.endswith("ForCausalLM")
     ignored: dict[str, list[str]] = {}
@@ -172,6 +175,7 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked:
         chat="chat_template.jinja" in files,
         proof=UNVERIFIED,
         checked=checked,
+        distributed=distributed,
         guesses=[f"`{name}` = {value!r}" for name, value in plan.guesses.items()],
         released=", ".join(plan.released),
         ignored={reason: names if len(names) < 5 else [*names[:4], "..."] for reason, names in ignored.items()},

@@ -14,6 +14,7 @@ from typing import Any
 
 from compiler.checkpoints.formats.gguf_header import STRING
 from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
+from compiler.dtypes import BLOCKS
 from compiler.output.gguf_layout import BOOL, FLOAT32, INT32, UINT32, Typed
 from compiler.resources import gguf_tokenizers_path
 from compiler.tokenizer.find import SENTENCEPIECE, TOKENIZER_JSON
@@ -43,13 +44,14 @@ _KEYS: dict[str, int] = {
     "rope.scaling.original_context_length": UINT32,
 }
 _TOKENS = ("bos", "eos")
-_FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}
+_FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
+_QUANTIZATION_VERSION = 2  # of the layouts of blocks
 _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5  # kinds of tokens
 _LOWEST = -1000.0  # a score
 
 
 def model_values(fields: Mapping[str, Any], name: str, dtype: str) -> dict[str, Typed]:
-    """The key-values that describe the model. `name` is shown to people. Raises Refusal for a field without a key."""
+    """The key-values that describe the model. `name` is shown to people; `dtype`: of most matrices. Raises Refusal for a field without a key."""
     architecture = fields["general_architecture"]
     values: dict[str, Typed] = {
         "general.architecture": (STRING, architecture),
@@ -57,6 +59,8 @@ def model_values(fields: Mapping[str, Any], name: str, dtype: str) -> dict[str, 
         "general.name": (STRING, name),
         "general.file_type": (UINT32, _FILE_TYPES.get(dtype, 0)),
     }
+    if dtype in BLOCKS:
+        values["general.quantization_version"] = (UINT32, _QUANTIZATION_VERSION)
     keys = {key.replace(".", "_"): key for key in _KEYS}
     for field, value in fields.items():
         if field in keys:

@@ -17,7 +17,7 @@ from compiler.plan.plan import TargetTensor
 
 ALIGNMENT = 32
 UINT32, INT32, FLOAT32, BOOL = 4, 5, 6, 7
-_CODES = {name: code for code, name in TYPES.items()}
+_CODES = {name: code for code, name in TYPES.items()} | {"q8_0": 8}
 DTYPES = frozenset(_CODES)
 
 Typed = tuple[int, Any]  # the type of a value, or of the elements of a list, and the value

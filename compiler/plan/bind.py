@@ -64,18 +64,6 @@ def _processor(program: Program, env: Environment) -> dict[str, Any]:
     return {**section.classes, **values}
 
 
-def with_float32_vectors(plan: Plan) -> Plan:
-    """The plan with every floating vector (norms, biases) in float32, as the runtime of GGUF files needs them."""
-    return replace(plan, groups=tuple(map(_with_float32_vectors, plan.groups)))
-
-
-def _with_float32_vectors(group: Group) -> Group:
-    if not all(len(t.shape) < 2 and t.dtype in ("float16", "bfloat16") for t in group.target_list):
-        return group
-    targets = group.targets.map(lambda t: replace(t, dtype="float32"))
-    return replace(group, ops=(*group.ops, Cast("float32")), targets=targets)
-
-
 class _Binder:
     def __init__(
         self, program: Program, signature: TensorTable, env: Environment, dtype: str | None, reverse: bool

@@ -191,6 +191,15 @@ def test_what_was_changed_since_is_written_again(tmp_path: Path, program: Progra
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
+def test_a_distributed_checkpoint_is_continued(tmp_path: Path, program: Program, source: Path) -> None:
+    convert(program, Request([source], container="dcp"), tmp_path / "whole")
+    killed(source, tmp_path / "out", "--container", "dcp")
+    notes = Notes(silent=True)
+    convert(program, Request([source], container="dcp", resume=True), tmp_path / "out", notes)
+    assert any("are unchanged and are reused" in line for line in notes.lines())
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
 def test_a_source_that_changed_is_another_run(tmp_path: Path, program: Program, source: Path) -> None:
     copy = tmp_path / "copy.pth"
     copy.write_bytes(source.read_bytes())
