@@ -16,7 +16,7 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.executor import tensor_parallel_parts
 from compiler.executor.execute import StateDict
 from compiler.jobs.request import Request
-from compiler.model_folder import gguf_values, sidecar_files, source_folder
+from compiler.model_folder import gguf_tokenizer, gguf_values, sidecar_files, source_folder
 from compiler.output import gguf_layout, pth_layout, safetensors_layout
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
@@ -92,7 +92,8 @@ class Destination:
         fields = source_folder.fields(plan)
         values = gguf_values.model_values(fields, self.out.stem, plan.dtype)
         rows = int(fields["vocab_size"])
-        values |= gguf_values.tokenizer_values(beside.texts, beside.copies, rows, self.say)
+        ids = gguf_values.token_ids(fields)
+        values |= gguf_tokenizer.tokenizer_values(beside.texts, beside.copies, rows, ids, self.say)
         return gguf_layout.lay_out(name, plan.targets, values, source_folder.constants(plan))
 
     @cached_property
