@@ -5,8 +5,8 @@ files has no normalizer, no flags of added tokens and a fixed set of ways to spl
 would give other ids there: it is refused, or reported where the difference is small. Raises Refusal:
 `unsupported-tokenizer`, `bad-config`.
 
-Source: llama.cpp's file of vocabularies (llama-vocab.cpp) as of October 2026, for what the runtime does with each value, and
-the package tokenizers 0.23, for how it numbers added tokens.
+Source: the C++ runtime of such files (its file of vocabularies, October 2026), for what it does with each value, and the
+package tokenizers 0.23, for how it numbers added tokens.
 """
 
 from __future__ import annotations
