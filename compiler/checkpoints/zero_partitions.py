@@ -134,6 +134,12 @@ class _Optimizer(_File):
         states = groups.values() if isinstance(groups, dict) else ()
         return [state["step"] for state in states if isinstance(state, dict) and "step" in state]
 
+    @property
+    def sums(self) -> tuple[int, ...]:
+        """The checksums of the partitions; empty if one has none, as parts of a larger record."""
+        found = [self.places.checksums.get((self.path, *flat.extent)) for flat in self.flats]
+        return tuple(crc for crc in found if crc is not None) if None not in found else ()
+
     def counted_steps(self) -> list[Any]:
         """The same as values that can be compared."""
         found = [step for step in self.steps() if isinstance(step, View | int | float)]
@@ -201,6 +207,8 @@ class _Step:
                 rank.refuse(
                     f"its optimizer has done another number of steps than that of {first.path.name}", "unfit-parts"
                 )
+        if self.stage == 3:  # whose files do not name their rank
+            self._check_copies()
         paths = sorted(folder.glob(_MODEL_STATES))
         if experts := [path.name for path in paths if "expert" in path.name]:
             hint = "convert with DeepSpeed's own tools first"
@@ -219,6 +227,14 @@ class _Step:
             same = model.shapes("param_shapes") == self.groups
             if not same or model.tree.get("global_steps") != self.models[0].tree.get("global_steps"):
                 model.refuse(f"it is of another step or model than {self.models[0].path.name}", "unfit-parts")
+
+    def _check_copies(self) -> None:
+        """Refuse two files with the same weights: one rank's, copied twice."""
+        known: dict[tuple[int, ...], _Optimizer] = {}
+        for rank in self.ranks:
+            sums = rank.sums
+            if sums and (first := known.setdefault(sums, rank)) is not rank:
+                rank.refuse(f"it has the weights of {first.path.name}; it is a copy of that file", "unfit-parts")
 
     @property
     def shared(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from compiler.diagnostics import refuse
 from compiler.executor import tensor_parallel_parts
 from compiler.executor.execute import StateDict
 from compiler.jobs.request import Request
-from compiler.model_folder import gguf_values, sidecar_files, source_folder
+from compiler.model_folder import gguf_tokenizer, gguf_values, sidecar_files, source_folder
 from compiler.output import dcp_layout, gguf_layout, pth_layout, safetensors_layout
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
@@ -127,7 +127,8 @@ class Destination:
         dtype = Q8_0 if any(target.dtype == Q8_0 for target in plan.targets) else plan.dtype
         values = gguf_values.model_values(fields, self.out.stem, dtype)
         rows = int(fields["vocab_size"])
-        values |= gguf_values.tokenizer_values(beside.texts, beside.copies, rows, self.say)
+        ids = gguf_values.token_ids(fields)
+        values |= gguf_tokenizer.tokenizer_values(beside.texts, beside.copies, rows, ids, self.say)
         return gguf_layout.lay_out(name, plan.targets, values, source_folder.constants(plan))
 
     @cached_property

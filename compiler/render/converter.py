@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compiler.diagnostics import listed, refuse
-from compiler.language.name_pattern_overlap import common_name
 from compiler.language.expression import Expr
+from compiler.language.name_pattern_overlap import common_name
 from compiler.language.spec import in_parts
 from compiler.ops.lossy import Lora
 from compiler.program.environment import Environment, Given
@@ -281,7 +281,9 @@ class _Context:
         dialect = dict(self.dialect())
         # What has no quotes needs no formatting, and what does not read other fields may be in any order.
         every = computed | dialect
-        plain |= {n: v for n, v in every.items() if len(v) < MOST_PACKED and not {*v} & {*"'\"\n"} and "config" not in v}
+        plain |= {
+            n: v for n, v in every.items() if len(v) < MOST_PACKED and not {*v} & {*"'\"\n"} and "config" not in v
+        }
         given = [field for field in self.spec.config if field.expr and self.depends_on_arguments(field.expr)]
         return {
             "config": packed((f"{quoted(name)}: {value}" for name, value in plain.items()), LINE - 8),

@@ -75,6 +75,15 @@ def _accepts(name: str, value: float) -> bool:
     return bool(known) and all(one.accepts(value) for one in known)
 
 
+def expected_number(name: str) -> str:
+    """What a top-level field must be that no class computes by itself; empty for a field that may be null."""
+    return (
+        next((known.expected for known in _RANGES if known.names.fullmatch(name)), "")
+        if _NEEDED.fullmatch(name)
+        else ""
+    )
+
+
 def _unknown(path: tuple[str, ...], value: Any, names: Collection[str], expected: str) -> Iterator[ValueFault]:
     if value not in names:
         yield ValueFault(path, value, expected, nearest(str(value), names) or f"such as {', '.join(sorted(names)[:6])}")
@@ -136,6 +145,10 @@ _RANGES = (
         lambda v: isinstance(v, bool),
         "true or false",
     ),
+)
+# A null in these is no word for a default: the model does not load, or has a default that nobody stated.
+_NEEDED = re.compile(
+    r"rope_theta|\w*_(eps|epsilon)|vocab_size|hidden_size|num_hidden_layers|num_attention_heads|max_position_embeddings"
 )
 _ACTIVATION = re.compile(r"(\w+_)?hidden_act|hidden_activation|activation(_function|_fn)?")
 _ROPE = {"rope_scaling", "rope_parameters", "full_attention", "sliding_attention"}  # mappings that name a scaling

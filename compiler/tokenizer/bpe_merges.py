@@ -9,6 +9,7 @@ Source: the package tiktoken 0.14.0, tiktoken/load.py `load_tiktoken_bpe` and sr
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence, Sized
+from itertools import pairwise
 from typing import TypeVar
 
 from compiler.diagnostics import refuse
@@ -35,6 +36,22 @@ def merges(tokens: Iterable[Token], parts: Container[Token]) -> Iterator[tuple[T
             left, right = token[:cut], token[cut:]
             if left in parts and right in parts:
                 yield left, right
+
+
+def unreachable(vocabulary: Iterable[str], pairs: Iterable[tuple[str, str]], except_for: Container[str]) -> str | None:
+    """The first token that its own text does not become by merging its characters; None if every token is reached."""
+    ranks = {pair: rank for rank, pair in enumerate(pairs)}
+    for token in vocabulary:
+        parts = [*token]
+        while len(parts) > 1:
+            ranked = [ranks.get(pair, len(ranks)) for pair in pairwise(parts)]
+            best = min(range(len(ranked)), key=ranked.__getitem__)
+            if ranked[best] == len(ranks):
+                break
+            parts[best : best + 2] = [parts[best] + parts[best + 1]]
+        if len(parts) > 1 and token not in except_for:
+            return token
+    return None
 
 
 def _alphabet() -> Sequence[str]:

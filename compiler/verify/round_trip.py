@@ -1,4 +1,5 @@
-"""Compares the weights of a converted folder with its source by running the derived inverse, tensor by tensor.
+"""Compares a converted folder with what its source gives: config.json field by field, and the weights by running the derived
+inverse, tensor by tensor.
 
 Equality shows that no tensor was lost, exchanged or damaged. It does not show that the spec understands the two layouts
 correctly, because the inverse is derived from the same spec. Raises Refusal where a rule has no inverse.
@@ -12,13 +13,19 @@ from typing import Any
 
 from compiler import packages
 from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.checkpoints.config_file import read_config_file
+from compiler.diagnostics import Diagnostic, Refusal, Span
 from compiler.executor.apply_rule import applied, loaded
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.model_folder.card import recorded_settings
 from compiler.plan.plan import Plan
+from compiler.program.environment import Given, Origin
 from compiler.program.program import Program, Rule
 from compiler.progress import COMPARING, Progress, Tick, no_tick
+from compiler.settings import arguments
+from compiler.target import config_dialects
+from compiler.target.config_meaning import HARMLESS
 
 ROUNDINGS = 4  # largest error of arithmetic and its inverse, in units in the last place
 
@@ -43,10 +50,12 @@ class RoundTrip:
 
 
 def round_trip(program: Program, request: Request, out: Path, progress: Progress | None = None) -> RoundTrip:
-    """Convert the folder `out` back and compare every tensor with the source. Raises Refusal."""
+    """Compare config.json with what the source gives; convert the folder `out` back and compare every tensor with the
+    source. Raises Refusal."""
     packages.need("the comparison of tensors", "torch")
     prepared = prepare(program, recorded(program, request, out))
     plan, checkpoint = prepared.plan, prepared.checkpoint
+    check_config(plan, out)
     # What config.json does not carry, such as the version of the source's layout, is that of the source.
     carried = {field.carried for field in program.spec.config}
     values = {name: value for name, value in plan.values.items() if name not in carried}
@@ -54,6 +63,23 @@ def round_trip(program: Program, request: Request, out: Path, progress: Progress
     back = prepare(program, reverse_request)
     tick = (progress or Progress()).begin(COMPARING, sum(target.nbytes for target in back.plan.targets))
     return compare_weights(plan, checkpoint, back.plan, back.checkpoint, tick)
+
+
+def check_config(plan: Plan, out: Path) -> None:
+    """Compare the config.json of `out` with the fields that `plan` writes, but for those that change no function. Raises
+    Refusal: `config-mismatch`."""
+    path = out / "config.json"
+    fields = config_dialects.read_config(read_config_file(path))
+    written = {name: value for name, value in plan.config.items() if name not in HARMLESS}
+    stated = {n: Given(fields[n], str(path), Origin.CONFIG_FILE) for n in written if n in fields}
+    wrong = arguments.contradictions(plan.program, stated, written)
+    wrong += [
+        Diagnostic(Span(str(path)), f"it has no {name}, and the conversion writes {value!r}", "config-mismatch")
+        for name, value in written.items()
+        if name not in fields and value is not None
+    ]
+    if wrong:
+        raise Refusal(wrong)
 
 
 def recorded(program: Program, request: Request, out: Path) -> Request:

@@ -106,6 +106,10 @@ def swap_partitions(folder: Path) -> None:
     swap(*files(folder, "*optim_states.pt")[:2])
 
 
+def copy_partition(folder: Path) -> None:
+    shutil.copy(*files(folder, "*optim_states.pt")[:2])
+
+
 def truncate(folder: Path) -> None:
     file = files(folder, "*rank_1*.pt")[0]
     file.write_bytes(file.read_bytes()[:-700])
@@ -165,6 +169,7 @@ def no_model_states(folder: Path) -> None:
         ("zero3", remove_last, "1 of the 2 optimizer files are here", "missing-part"),
         ("zero1", swap_partitions, "is it another rank's file?", "unfit-parts"),
         ("zero2", swap_partitions, "is it another rank's file?", "unfit-parts"),
+        ("zero3", copy_partition, "it is a copy of that file", "unfit-parts"),
         ("zero2", foreign("zero3"), "another stage, number of ranks or size", "unfit-parts"),
         ("zero3", truncate, "cut short", "damaged-file"),
         ("zero2", two_steps, "several folders of shards: global_step2, global_step4", "ambiguous-container"),

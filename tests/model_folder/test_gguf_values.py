@@ -21,7 +21,8 @@ from compiler.diagnostics import Refusal
 from compiler.executor.apply_rule import loaded
 from compiler.jobs.convert import convert
 from compiler.jobs.request import Request
-from compiler.model_folder.gguf_values import tokenizer_values
+from compiler.model_folder.gguf_tokenizer import tokenizer_values
+from compiler.model_folder.gguf_values import model_values, token_ids
 from compiler.ops.kernels import quantize_q8_0
 from compiler.plan.notes import Note, Remark
 from compiler.program.loading import load_program
@@ -164,34 +165,56 @@ def test_the_rotary_divisors_of_llama_3(tmp_path: Path) -> None:
 
 
 def byte_level(pattern: str | None = None, **rest: Any) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [{"type": "ByteLevel", "use_regex": pattern is None}]
+    steps: list[dict[str, Any]] = [{"type": "ByteLevel", "use_regex": pattern is None, "add_prefix_space": False}]
     if pattern is not None:
         steps = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}, *steps]
     model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
     return {"model": model, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, **rest}
 
 
-def values(content: dict[str, Any], rows: int = 4, **texts: str) -> dict[str, Any]:
+def framed(before: str, after: str) -> dict[str, Any]:
+    def token(text: str) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": text}}] if text else []
+
+    single = [*token(before), {"Sequence": {"id": "A"}}, *token(after)]
+    special = {text: {"ids": [number]} for number, text in enumerate("ab")}
+    return {"type": "TemplateProcessing", "single": single, "special_tokens": special}
+
+
+def values(content: dict[str, Any], rows: int = 4, said: list[str] | None = None, **texts: str) -> dict[str, Any]:
     files = {"tokenizer.json": json.dumps(content)} | {name.replace("_json", ".json"): t for name, t in texts.items()}
-    return {key: value for key, (_, value) in tokenizer_values(files, {}, rows, lambda _: None).items()}
+    said = [] if said is None else said
+    made = tokenizer_values(files, {}, rows, {"bos": [0], "eos": [1]}, said.append)
+    return {key.removeprefix("tokenizer.ggml."): value for key, (_, value) in made.items()}
 
 
 def test_rows_without_a_token_are_unused() -> None:
     found = values(byte_level(SPLIT, added_tokens=[{"id": 2, "content": "ab", "special": True}]))
-    assert found["tokenizer.ggml.pre"] == "qwen2"
-    assert found["tokenizer.ggml.tokens"] == ["a", "b", "ab", "[PAD3]"]
-    assert found["tokenizer.ggml.token_type"] == [1, 1, 3, 5]
-    assert found["tokenizer.ggml.merges"] == ["a b"]
-    assert found["tokenizer.ggml.add_bos_token"] is False
+    assert found["pre"] == "qwen2"
+    assert found["tokens"] == ["a", "b", "ab", "[PAD3]"]
+    assert found["token_type"] == [1, 1, 3, 5]
+    assert found["merges"] == ["a b"]
+    assert (found["add_bos_token"], found["bos_token_id"], found["eos_token_id"]) == (False, 0, 1)
 
 
-def test_a_token_that_begins_a_text() -> None:
-    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}, {"Sequence": {"id": "A"}}]}
-    content = byte_level(post_processor={"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]})
-    assert values(content)["tokenizer.ggml.add_bos_token"] is True
-    settings = json.dumps({"add_bos_token": False, "chat_template": "{{ 1 }}"})
-    found = values(content, tokenizer_config_json=settings)
-    assert (found["tokenizer.ggml.add_bos_token"], found["tokenizer.chat_template"]) == (False, "{{ 1 }}")
+def test_tokens_around_a_text() -> None:
+    """The post-processor decides, as it does for Transformers 5; what tokenizer_config.json states otherwise is reported."""
+    content = byte_level(post_processor={"type": "Sequence", "processors": [{"type": "ByteLevel"}, framed("a", "")]})
+    assert (values(content)["add_bos_token"], values(content)["add_eos_token"]) == (True, False)
+    settings = json.dumps({"add_bos_token": False, "chat_template": [{"name": "default", "template": "{{ 1 }}"}]})
+    said: list[str] = []
+    found = values(content, said=said, tokenizer_config_json=settings)
+    assert (found["add_bos_token"], found["tokenizer.chat_template"]) == (True, "{{ 1 }}")
+    assert "add_bos_token = false" in said[0]
+    found = values(byte_level(post_processor=framed("", "b")))
+    assert (found["add_bos_token"], found["add_eos_token"]) == (False, True)
+    found = values(byte_level(post_processor=framed("b", "")), said=said)
+    assert (found["bos_token_id"], "as its bos token" in said[-1]) == (1, True)
+
+
+SPLITTER = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated"}
+LEVEL = {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False}
+OTHER_MODEL = {"vocab": {"a": 0, "b": 1, "abc": 2}, "merges": [["a", "b"]], "type": "BPE"}
 
 
 @pytest.mark.parametrize(
@@ -201,11 +224,73 @@ def test_a_token_that_begins_a_text() -> None:
         {"model": {"type": "Unigram", "vocab": []}, "pre_tokenizer": {"type": "Metaspace"}},
         byte_level() | {"pre_tokenizer": {"type": "Digits"}},
         {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
+        byte_level(normalizer={"type": "Lowercase"}),
+        byte_level(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFKC"}]}),
+        byte_level() | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        byte_level()
+        | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLITTER | {"behavior": "Removed"}, LEVEL]}},
+        byte_level() | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLITTER | {"invert": True}, LEVEL]}},
+        byte_level() | {"model": OTHER_MODEL | {"end_of_word_suffix": "</w>"}},
+        byte_level() | {"model": OTHER_MODEL | {"dropout": 0.1}},
+        byte_level() | {"model": OTHER_MODEL | {"ignore_merges": True}},
+        byte_level(post_processor=framed("a", "") | {"single": [{"SpecialToken": {"id": "a"}}] * 2}),
+        byte_level(post_processor={"type": "RobertaProcessing"}),
+        byte_level(added_tokens=[{"id": 9, "content": "<x>"}]),
     ],
 )
 def test_a_tokenizer_that_the_format_cannot_hold(content: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match="unsupported-tokenizer"):
-        values(content)
+        values(content, rows=12)
+
+
+def test_a_word_that_no_merge_makes(tmp_path: Path) -> None:
+    """With merges alone, a token that they do not make is never met, whichever side takes it for a whole word."""
+    assert values(byte_level() | {"model": OTHER_MODEL})["pre"] == "gpt-2"
+    same = byte_level(SPLIT) | {"model": byte_level()["model"] | {"ignore_merges": True}}
+    assert values(same)["pre"] == "qwen2"
+    llama = SPLIT.replace("\\p{N}|", "\\p{N}{1,3}|", 1)
+    assert values(byte_level(llama))["pre"] == "llama-bpe"
+    with pytest.raises(Refusal, match="do not make the token 'abc'"):
+        values(byte_level(llama) | {"model": OTHER_MODEL})
+    assert values(byte_level(llama) | {"model": OTHER_MODEL | {"ignore_merges": True}})["pre"] == "llama-bpe"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab": {"a": "0"}},
+        {"vocab": {"a": -1}},
+        {"vocab": [["a", 0]]},
+        {"merges": [1]},
+        {"merges": [["a"]]},
+    ],
+)
+def test_a_malformed_vocabulary(change: dict[str, Any]) -> None:
+    content = byte_level()
+    with pytest.raises(Refusal, match="bad-config"):
+        values(content | {"model": content["model"] | change})
+    for added in (None, [{"content": "x"}], [{"id": 3}], 5):
+        with pytest.raises(Refusal, match="bad-config"):
+            values(content | {"added_tokens": added})
+
+
+def test_what_is_said_of_a_tokenizer() -> None:
+    said: list[str] = []
+    added = [{"id": 3, "content": "<x>", "lstrip": True}]
+    values(byte_level(normalizer={"type": "NFC"}, added_tokens=added), said=said)
+    assert ("NFC" in said[0], "<x>" in said[1], len(said)) == (True, True, 2)
+    content = json.dumps(byte_level())
+    said.clear()
+    made = tokenizer_values({"tokenizer.json": content}, {}, 4, {"eos": [1, 2]}, said.append)
+    assert made["tokenizer.ggml.eos_token_id"][1] == 1
+    assert "left out: 'ab'" in said[0]
+    said.clear()
+    made = tokenizer_values({"tokenizer.json": content}, {}, 4, {}, said.append)
+    assert "tokenizer.ggml.eos_token_id" not in made
+    assert "no end-of-text" not in said[0]
+    assert "generation may stop at any token" in said[0]
+    named = {"tokenizer.json": content, "tokenizer_config.json": '{"eos_token": {"content": "ab"}}'}
+    assert tokenizer_values(named, {}, 4, {}, said.append)["tokenizer.ggml.eos_token_id"][1] == 2
 
 
 def test_a_tokenizer_of_another_model() -> None:
@@ -215,14 +300,60 @@ def test_a_tokenizer_of_another_model() -> None:
 
 def test_a_sentencepiece_model() -> None:
     """Pieces, scores and kinds are those that the package sentencepiece gives, as the vocabularies' recorder wrote them."""
-    model = TESTS / "data" / "vocabularies" / "bpe.model"
-    found = tokenizer_values({}, {"tokenizer.model": model}, 2000, lambda _: None)
+    models = TESTS / "data" / "vocabularies"
+    found = tokenizer_values({}, {"tokenizer.model": models / "bpe.model"}, 2000, {}, lambda _: None)
     assert found["tokenizer.ggml.model"][1] == "llama"
     assert found["tokenizer.ggml.token_type"][1][:3] == [2, 3, 3]  # unknown, and two control tokens
     assert len(found["tokenizer.ggml.scores"][1]) == len(found["tokenizer.ggml.tokens"][1]) == 2000
+    assert found["tokenizer.ggml.add_bos_token"][1] is True
+    for name in ("folded", "unigram"):  # the runtime fails on a character that the first has no bytes for
+        with pytest.raises(Refusal, match="unsupported-tokenizer"):
+            tokenizer_values({}, {"tokenizer.model": models / f"{name}.model"}, 2000, {}, lambda _: None)
+    content = byte_level() | {"pre_tokenizer": None}
+    with pytest.raises(Refusal, match=r"is not made of the tokenizer\.model|is not made of the bpe\.model"):
+        tokenizer_values(
+            {"tokenizer.json": json.dumps(content)}, {"tokenizer.model": models / "bpe.model"}, 2000, {}, lambda _: None
+        )
 
 
 def test_without_a_tokenizer() -> None:
     said: list[str] = []
-    found = tokenizer_values({}, {}, 10, said.append)
+    found = tokenizer_values({}, {}, 10, {}, said.append)
     assert (found["tokenizer.ggml.model"][1], len(said)) == ("no_vocab", 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values
+
+FIELDS = {"general_architecture": "llama", "context_length": 64, "embedding_length": 8, "block_count": 2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"context_length": 2**40},
+        {"context_length": 64.0},
+        {"context_length": -1},
+        {"context_length": True},
+        {"rope_freq_base": 1e300},
+        {"attention_layer_norm_rms_epsilon": 1e-60},
+        {"rope_scaling_type": 5},
+    ],
+)
+def test_a_value_that_its_key_cannot_hold(change: dict[str, Any]) -> None:
+    assert model_values(FIELDS, "m", "float32")["llama.context_length"][1] == 64
+    with pytest.raises(Refusal, match="unwritable-value"):
+        model_values(FIELDS | change, "m", "float32")
+
+
+def test_a_key_that_the_runtime_needs() -> None:
+    with pytest.raises(Refusal, match=r"set context_length=VALUE"):
+        model_values({n: value for n, value in FIELDS.items() if n != "context_length"}, "m", "float32")
+
+
+@pytest.mark.parametrize("value", [-1, 2**40, "2", 2.0, [1, None]])
+def test_an_id_that_is_none(value: object) -> None:
+    assert token_ids({"tokenizer_ggml_eos_token_id": []}) == {"bos": [], "eos": []}
+    assert token_ids({"tokenizer_ggml_eos_token_id": [2, 5]})["eos"] == [2, 5]
+    with pytest.raises(Refusal, match="unwritable-value"):
+        token_ids({"tokenizer_ggml_eos_token_id": value})

@@ -21,6 +21,7 @@ from support.synthetic import Synthetic, folder_image, image, synthetic
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert
 from compiler.jobs.detect import detect
+from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.language.parser import load_spec
 from compiler.program.loading import compile_spec, load_program
@@ -531,3 +532,21 @@ def test_the_way_back_asks_for_nothing_that_only_the_way_there_needs(tmp_path: P
     written(tmp_path, spec, file, None, **source.arguments)
     convert(load_program(spec), Request([tmp_path / "out"], reverse=True), tmp_path / "back.pth")
     assert image(torch.load(tmp_path / "back.pth", weights_only=True)) == image(source.tensors)
+
+
+@pytest.mark.parametrize("name", ["rope_base", "norm_eps", "block_size"])
+def test_a_null_is_no_number(name: str, tmp_path: Path) -> None:
+    """A config with an empty value would become a config.json in which the class's own default counts, or none."""
+    program = load_program("litgpt_llama")
+    made = synthetic(program, 1, finite=True)
+    source = made.save(tmp_path, "*.pth")
+    fields = {"n_head": 4, "rope_base": 777.0, "norm_eps": 1e-6, "block_size": 64, "rope_adjustments": None}
+    (tmp_path / "model_config.yaml").write_text("".join(f"{n}: {json.dumps(value)}\n" for n, value in fields.items()))
+    assert prepare(program, Request([source])).plan.config["rope_theta"] == 777.0
+    (tmp_path / "model_config.yaml").write_text(
+        "".join(f"{n}: {json.dumps(value) if n != name else ''}\n" for n, value in fields.items())
+    )
+    with pytest.raises(Refusal, match=r"is null \(model_config\.yaml\), but must be a") as refused:
+        prepare(program, Request([source]))
+    (diagnostic,) = refused.value.diagnostics
+    assert (diagnostic.kind, diagnostic.hint) == ("config-value", f"--set {name}=VALUE")

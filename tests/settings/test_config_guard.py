@@ -58,6 +58,7 @@ OTHERS: Mapping[str, dict[str, Any]] = {
     "exaone4": {"model_type": "exaone4", "sliding_window_pattern": 4},
     "stablelm": {"model_type": "stablelm", "use_parallel_residual": True},
     "named_by_its_class": {"model_type": None, "architectures": ["GraniteForCausalLM"]},
+    "named_without_a_list": {"model_type": None, "architectures": "GraniteForCausalLM"},
     "class_of_own_code": {"model_type": "llama", "architectures": ["LlamaForCausalLMWithExtras"]},
     "type_is_a_list": {"model_type": ["gemma"]},
     "type_and_class_differ": {"model_type": "llama", "architectures": ["MistralForCausalLM"]},

@@ -24,7 +24,7 @@ from compiler.program.loading import load_program
 from compiler.verify.compare import SourceModel, Verdict, compare
 from compiler.verify.job import Job, Results
 from compiler.verify.neutral_weights import LEVELS, neutral
-from compiler.verify.round_trip import compare_weights, round_trip
+from compiler.verify.round_trip import check_config, compare_weights, round_trip
 from compiler.verify.run_model import results
 
 # case -> the spec of path B whose code is the source's model, or a class of source_models.
@@ -125,7 +125,8 @@ def test_a_wrong_config_is_no_rules_fault(tmp_path: Path, capsys: pytest.Capture
     config = json.loads((out / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] = config["rope_theta"] = 10000.0
     (out / "config.json").write_text(json.dumps(config))
-    assert status(["verify", *words]) == 0
+    assert status(["verify", *words]) == 1  # without a model: the source's own config says otherwise
+    assert "rope_theta is 10000.0 here, but the conversion would write 1000000.0" in capsys.readouterr().err
     found = compare(plan, checkpoint, DENSE.request, out, model_of(DENSE, "minimind", tmp_path), in_this_process())
     assert not found.agrees
     assert found.module == "model.layers.0.self_attn.o_proj"
@@ -282,6 +283,30 @@ def test_every_lost_bit_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (out / "model.safetensors").write_bytes(data)
     assert status(["verify", *words]) == 1
     assert "is restored with 1 of" in capsys.readouterr().err
+
+
+def test_a_config_that_the_conversion_does_not_write(tmp_path: Path) -> None:
+    """A field that is edited or removed, unless it changes no function."""
+    out = tmp_path / "out"
+    prepared = prepare(DENSE.program, DENSE.request)
+    write(prepared.plan, prepared.checkpoint, replace(DENSE.request, check=False), out)
+    text = (out / "config.json").read_text()
+    check_config(prepared.plan, out)
+
+    def spoiled(**fields: object) -> str:
+        config = json.loads(text) | fields
+        (out / "config.json").write_text(json.dumps({n: value for n, value in config.items() if value is not None}))
+        try:
+            check_config(prepared.plan, out)
+        except Refusal as refusal:
+            return str(refusal)
+        return ""
+
+    assert spoiled() == spoiled(eos_token_id=5) == spoiled(max_position_embeddings=9) == ""
+    assert "rms_norm_eps is 2e-06 here, but the conversion would write 1e-06" in spoiled(rms_norm_eps=2e-6)
+    assert "hidden_act is 'gelu' here" in spoiled(hidden_act="gelu")
+    assert "it has no rope_theta" in spoiled(rope_theta=None, rope_parameters=None)
+    assert "rope_scaling is {" in spoiled(rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_parameters=None)
 
 
 def test_rounding_is_told_from_damage(tmp_path: Path) -> None:
