@@ -28,6 +28,8 @@ _NO_WEIGHTS = re.compile(
 )
 _LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
 _ITERATION = "latest_checkpointed_iteration.txt"  # NVIDIA: the number of the last step, in the subfolder iter_0000010
+_STEP = re.compile(r"iter_\d{7,}")
+_RELEASE = "release"  # in place of a number: a subfolder without one
 # Folders of shards inside the folder of a step: accelerate's and Trainer's, DeepSpeed's.
 RANK_FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")  # FSDP: verl
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d{1,6})_mp_rank_(\d{1,6})_optim_states\.pt")  # ZeRO
@@ -123,12 +125,22 @@ def companions(source: Path) -> list[Path]:
 
 
 def last_step(path: Path) -> Path | None:
-    """The subfolder that a file `latest` names, or the number of a step."""
+    """The subfolder that a file `latest` names, or the number of a step; without such a file, the only step. Raises Refusal
+    where there are several."""
     file = next((path / name for name in (_LATEST, _ITERATION) if (path / name).is_file()), None)
     if file is None or file.stat().st_size > 255:
-        return None
+        steps = sorted(p for p in path.iterdir() if p.is_dir() and _STEP.fullmatch(p.name))
+        if len(steps) > 1:
+            hint = f"give one of them; the file {_ITERATION} would name the last one"
+            message = f"several steps in one folder: {listed(p.name for p in steps)}"
+            refuse(str(path), message, "ambiguous-container", hint)
+        return steps[0] if steps else None
     name = file.read_text(encoding="utf-8", errors="replace").strip()
-    if file.name == _ITERATION:
+    if file.name == _ITERATION and name.isdecimal() and not (path / f"iter_{name:>07}").is_dir():
+        there = sorted(p.name for p in path.iterdir() if p.is_dir() and _STEP.fullmatch(p.name))
+        hint = f"give the folder of a step: {listed(there)}" if there else "copy its folder"
+        refuse(str(file), f"the folder of step {name} is missing", "missing-part", hint)
+    if file.name == _ITERATION and name != _RELEASE:
         name = f"iter_{name:>07}"
     return path / name if name and Path(name).name == name and (path / name).is_dir() else None
 

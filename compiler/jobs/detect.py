@@ -24,6 +24,7 @@ from compiler.jobs import identity
 from compiler.jobs.model_evidence import Comparison, compare_evidence, read_evidence
 from compiler.jobs.prepare import bind_source
 from compiler.jobs.request import Request
+from compiler.language.spec import in_parts
 from compiler.plan.notes import ChosenSpec, Listener, ignore_note
 from compiler.plan.source_files import Opened, open_source
 from compiler.program.environment import NamedShapes
@@ -219,7 +220,8 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
     spec = program.spec
 
     def fit(status: str, share: float, reasons: Iterable[str] = (), asks: Iterable[str] = ()) -> Fit:
-        container = any(fnmatch(name, spec.weights) for name in names)
+        globs = [spec.weights, *([f"*/{spec.weights}"] if in_parts(spec.weights) else ())]  # of the folder of a step
+        container = any(fnmatch(name, glob) for name in names for glob in globs)
         standard = spec.target.model is not None
         return Fit(
             spec.name.value,
