@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compiler.layout.kernel_op import KernelOp
+from compiler.quantized.ggml_kernels import dequantize_ggml
 
 
 class TorchAlgebra:
@@ -91,7 +92,7 @@ def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tens
 
 KERNELS: dict[str, Callable[..., Tensor]] = {
     function.__name__: function
-    for function in (full, pad, affine, normalize, dequantize_blocks, dequantize_mxfp4, add_low_rank)
+    for function in (full, pad, affine, normalize, dequantize_blocks, dequantize_mxfp4, add_low_rank, dequantize_ggml)
 }
 
 
