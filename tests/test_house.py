@@ -66,6 +66,7 @@ ROOMS = {
         "jobs.adapter",
         "jobs.peft_format",
         "ops.kernels",
+        "quantized.folder_kernels",
         "quantized.ggml_kernels",
         "target.model_class",
         "verify.model_inputs",
@@ -88,6 +89,7 @@ AT_ONCE = {
     "numpy": ROOMS["numpy"] - {"jobs.sample"},
     "torch": {
         "ops.kernels",
+        "quantized.folder_kernels",
         "quantized.ggml_kernels",
         "executor.evaluator",
         "executor.gpu_pipeline",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler import packages
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import AnyTensor, Encoded, Joined
+from compiler.checkpoints.formats.stored_tensor import AnyTensor, Encoded, Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, nearest, refuse
 from compiler.executor.computed_tasks import MemoryGate, Place, tasks_of
 from compiler.layout import array as layout
@@ -185,8 +185,23 @@ def _sources(group: Group, checkpoint: Checkpoint) -> list[layout.Array]:
     return [_array(stored, algebra) for tensor in tensors for stored in _stored(tensor)]
 
 
-def _stored(tensor: AnyTensor) -> Sequence[AnyTensor]:
-    return tensor.stored if isinstance(tensor, Encoded) else (tensor,)
+def _stored(tensor: AnyTensor) -> Iterator[Tensor | Joined]:
+    """The tensor itself, or those that it is computed from."""
+    if isinstance(tensor, Encoded):
+        for operand in tensor.stored:
+            yield from _stored(operand)
+    else:
+        yield tensor
+
+
+def _decoded(tensor: AnyTensor, stored: Iterator[Any]) -> Any:
+    """The torch tensor of a source, given those of `_stored`, in their order."""
+    from compiler.ops.kernels import TorchAlgebra
+
+    if not isinstance(tensor, Encoded):
+        return next(stored)
+    operands = [_decoded(operand, stored) for operand in tensor.stored]
+    return TorchAlgebra().compute(tensor.op, operands, tensor.matrix).reshape(tensor.shape)
 
 
 def _array(tensor: AnyTensor, algebra: layout.LayoutAlgebra) -> layout.Array:
@@ -274,15 +289,8 @@ def _call(group: Group, checkpoint: Checkpoint, tensors: list[Any]) -> list[Any]
     from compiler.executor.torch_layout import MOST_PIECES, arranged, stored
     from compiler.ops.kernels import TorchAlgebra
 
-    named: dict[str, Any] = {}
-    given = iter(tensors)
-    for name in group.source_names:
-        source = checkpoint.tensors[name]
-        if isinstance(source, Encoded):
-            operands = [next(given) for _ in source.stored]
-            named[name] = TorchAlgebra().compute(source.op, operands, source.matrix).reshape(source.shape)
-        else:
-            named[name] = next(given)
+    stored_tensors = iter(tensors)
+    named = {name: _decoded(checkpoint.tensors[name], stored_tensors) for name in group.source_names}
     try:
         arrays = _in_order(group, group.apply(lambda name: stored(name, named[name]), layout.LayoutAlgebra()))
         if sum(len(array.pieces) for array in arrays) <= MOST_PIECES:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compiler.layout.kernel_op import KernelOp
+from compiler.quantized import folder_kernels
 from compiler.quantized.ggml_kernels import dequantize_ggml
 
 
@@ -93,7 +94,7 @@ def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tens
 KERNELS: dict[str, Callable[..., Tensor]] = {
     function.__name__: function
     for function in (full, pad, affine, normalize, dequantize_blocks, dequantize_mxfp4, add_low_rank, dequantize_ggml)
-}
+} | folder_kernels.KERNELS
 
 
 def tensor_of(data: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:

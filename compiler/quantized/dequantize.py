@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,9 +12,9 @@ from compiler.layout.kernel_op import RowCut, Shape
 
 @dataclass(frozen=True)
 class Dequantize:
-    """Makes a matrix of stored ones with as many rows each; a subclass may need fewer of some.
+    """Makes a matrix of stored ones, of which it may take fewer rows than it makes.
 
-    `made` is the dtype of the result. Rows are computed separately, on any device with the same bits.
+    Any device computes the same bits, since every element is a few products and sums that are rounded one by one.
     """
 
     kernel: ClassVar[str]
@@ -26,17 +27,28 @@ class Dequantize:
 
     @property
     def made(self) -> str:
+        """The dtype of the result."""
         return "float32"
 
     @property
     def values(self) -> tuple[Any, ...]:
         return ()
 
+    @property
+    def rows_per_row(self) -> tuple[int, ...]:
+        """For each tensor that it takes, how many rows of the result are made of one of its rows; 0 if every row is made
+        of all of it."""
+        return (1,)
+
     def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
         return (self.made,)
 
     def row_grain(self, shape: Shape) -> int:
-        return 1
+        return math.lcm(*(count for count in self.rows_per_row if count))
 
     def cut_rows(self, start: int, stop: int, shapes: Sequence[Shape]) -> RowCut:
-        return RowCut(self, ((start, stop - start),) * len(shapes))
+        cuts = []
+        for count, shape in zip(self.rows_per_row, shapes, strict=True):
+            first, end = (start // count, -(-stop // count)) if count else (0, shape[0])
+            cuts.append((first, end - first))
+        return RowCut(self, tuple(cuts))

@@ -90,19 +90,20 @@ class Joined:
 class Encoded:
     """One tensor that `op` computes from the tensors in `stored`, such as quantized numbers and their scales.
 
-    The op makes a matrix whose rows are those of the last axis.
+    The op makes a matrix of the shape `rows`; without it, of the rows of the last axis.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     op: Dequantize
-    stored: tuple[Tensor | Joined, ...]
+    stored: tuple[AnyTensor, ...]
+    rows: tuple[int, int] | None = None
 
     @property
     def matrix(self) -> tuple[int, int]:
         """The shape of what the op makes."""
-        return math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1
+        return self.rows or (math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1)
 
     @property
     def region(self) -> tuple[object, ...]:
