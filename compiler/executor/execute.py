@@ -162,7 +162,7 @@ def _tasks(
 def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tuple[TargetTensor, layout.Array]]]:
     """The targets of a group as arrangements of stored and computed bytes. Raises Refusal."""
     formulas = Formulas()
-    arrays = group.apply(lambda name: _array(checkpoint.tensors[name], formulas), formulas)
+    arrays = group.apply(lambda name: array_of(checkpoint.tensors[name], formulas), formulas)
     arrays_by_target = list(zip(group.target_list, _in_order(group, arrays), strict=True))
     for target, array in arrays_by_target:
         if (array.shape, array.dtype) != (target.shape, target.dtype):
@@ -176,13 +176,13 @@ def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tup
 def arrange_group(group: Group, checkpoint: Checkpoint) -> Bundle[layout.Array]:
     """The targets of a group as arrangements of source bytes. Raises NotImplementedError if an op computes."""
     algebra = layout.LayoutAlgebra()
-    return group.apply(lambda name: _array(checkpoint.tensors[name], algebra), algebra)
+    return group.apply(lambda name: array_of(checkpoint.tensors[name], algebra), algebra)
 
 
 def _sources(group: Group, checkpoint: Checkpoint) -> list[layout.Array]:
     """What is read for a group: each source, or what it is computed from."""
     algebra, tensors = layout.LayoutAlgebra(), [checkpoint.tensors[name] for name in group.source_names]
-    return [_array(stored, algebra) for tensor in tensors for stored in _stored(tensor)]
+    return [array_of(stored, algebra) for tensor in tensors for stored in _stored(tensor)]
 
 
 def _stored(tensor: AnyTensor) -> Iterator[Tensor | Joined]:
@@ -204,12 +204,12 @@ def _decoded(tensor: AnyTensor, stored: Iterator[Any]) -> Any:
     return TorchAlgebra().compute(tensor.op, operands, tensor.matrix).reshape(tensor.shape)
 
 
-def _array(tensor: AnyTensor, algebra: layout.LayoutAlgebra) -> layout.Array:
+def array_of(tensor: AnyTensor, algebra: layout.LayoutAlgebra) -> layout.Array:
     """A tensor as an arrangement of stored and computed bytes. Raises what `algebra.compute` raises."""
     if isinstance(tensor, Joined):
-        return layout.concat([_array(member, algebra) for member in tensor.members], tensor.axis)
+        return layout.concat([array_of(member, algebra) for member in tensor.members], tensor.axis)
     if isinstance(tensor, Encoded):
-        rows = algebra.compute(tensor.op, [_array(stored, algebra) for stored in tensor.stored], tensor.matrix)
+        rows = algebra.compute(tensor.op, [array_of(stored, algebra) for stored in tensor.stored], tensor.matrix)
         return layout.reshape(rows, tensor.shape)
     return layout.source(str(tensor.path), tensor.dtype, tensor.shape, tensor.offset, tensor.strides)
 

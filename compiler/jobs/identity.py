@@ -162,11 +162,12 @@ def _text(named: NamedClass, config: dict[str, Any], names: list[str], signature
     unsaved = [re.compile(text) for text in signature.unsaved]
     held = signature.shapes.keys() | moved.keys() | signature.ties.keys()
     dropped = [name for name in bare if name not in held and any(p.search(name) for p in unsaved)]
+    unread = {name: "the weights are converted to dense ones" for name in FIELDS if name in named.config}
     spec = {
         "spec": 1,
         "name": NAME,
         "summary": f"{SUMMARY}, {named.name}",
-        "source": {"weights": "*"},
+        "source": {"weights": "*", "unread": unread} if unread else {"weights": "*"},
         "target": {"model": named.name},
         "facts": _probe(bare, signature),
         "config": {"set": dict(config)},

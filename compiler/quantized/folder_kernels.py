@@ -82,6 +82,8 @@ def dequantize_gptq(
     words: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor, bits: int, offset: int, dtype: str
 ) -> Tensor:
     place = groups.flatten().to(torch.int64)
+    if place.numel() and not 0 <= int(place.min()) <= int(place.max()) < scales.shape[1]:
+        raise ValueError(f"g_idx has the groups {place.min()} to {place.max()}, but there are {scales.shape[1]}")
     points = _fields(zeros + offset, bits, 0)
     numbers = _fields(words, bits, 1) - points[:, place]
     return (scales[:, place] * numbers).to(_type(dtype))
