@@ -47,7 +47,7 @@ def decoded(checkpoint: Checkpoint, config: Mapping[str, Any], path: str) -> Che
     """The checkpoint with dense tensors. `config` is the config.json at `path`, for which `method_of` is not empty."""
     method, settings = method_of(config), _settings(config)
     if method not in METHODS:
-        hint = f"{listed(METHODS)} are read; else dequantize with the package that made the folder"
+        hint = f"read are {listed(METHODS, 9)}; `mapspec detect` shows whether a spec reads it"
         refuse(path, f"its weights are quantized by {method!r}, which is not read", "quantized-weights", hint)
     _refuse_unread(settings, path)
     layouts = [layout for layout in LAYOUTS if layout.method == method]

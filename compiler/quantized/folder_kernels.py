@@ -1,6 +1,7 @@
 """The kernels of the quantized layouts in folders of Transformers; `folder_ops` says what each takes.
 
-Each computes what the package that owns the layout computes, in the same element types and order, and casts at the end.
+Each computes what the package that owns the layout computes, and casts at the end. A product of two numbers of 16 bits is
+computed in float32 and rounded once, which gives the bits that torch and MLX give.
 """
 
 from __future__ import annotations
@@ -26,25 +27,30 @@ def _fields(words: Tensor, bits: int, axis: int) -> Tensor:
     return spread.bitwise_and_((1 << bits) - 1).flatten(axis, axis + 1)
 
 
-def _spread(blocks: Tensor, rows: int, columns: int, shape: tuple[int, ...]) -> Tensor:
-    """Values of blocks as values of elements; an axis that all share stays one position."""
+def _by_blocks(numbers: Tensor, blocks: Tensor, rows: int, columns: int, change: Callable[..., Tensor]) -> Tensor:
+    """Change a float32 matrix in place by the values of its blocks; an axis that all share has one position and size 0."""
+    factors = blocks.to(torch.float32)
     if rows > 1:
-        blocks = blocks.repeat_interleave(rows, 0)[: shape[0]]
-    if columns > 1:
-        blocks = blocks.repeat_interleave(columns, 1)[:, : shape[1]]
-    return blocks
+        factors = factors.repeat_interleave(rows, 0)[: len(numbers)]
+    if columns > 1 and numbers.shape[1] % columns == 0:
+        change(numbers.unflatten(1, (-1, columns)), factors.unsqueeze(-1))
+    elif columns > 1:
+        change(numbers, factors.repeat_interleave(columns, 1)[:, : numbers.shape[1]])
+    else:
+        change(numbers, factors)
+    return numbers
 
 
 def dequantize_scaled(numbers: Tensor, scale: Tensor, rows: int, columns: int, arithmetic: str, dtype: str) -> Tensor:
-    factors = _spread(scale.to(_type(arithmetic)), rows, columns, numbers.shape)
-    return numbers.to(_type(arithmetic)).mul_(factors).to(_type(dtype))
+    product = _by_blocks(numbers.to(torch.float32), scale, rows, columns, Tensor.mul_)
+    return product.to(_type(arithmetic)).to(_type(dtype))
 
 
 def dequantize_shifted(
     numbers: Tensor, scale: Tensor, zero: Tensor, rows: int, columns: int, arithmetic: str, dtype: str
 ) -> Tensor:
-    shift = _spread(zero.to(_type(arithmetic)), rows, columns, numbers.shape)
-    return dequantize_scaled(numbers.to(_type(arithmetic)) - shift, scale, rows, columns, arithmetic, dtype)
+    differences = _by_blocks(numbers.to(torch.float32), zero, rows, columns, Tensor.sub_)
+    return dequantize_scaled(differences, scale, rows, columns, arithmetic, dtype)
 
 
 def dequantize_packed(
@@ -84,24 +90,29 @@ def dequantize_gptq(
     place = groups.flatten().to(torch.int64)
     if place.numel() and not 0 <= int(place.min()) <= int(place.max()) < scales.shape[1]:
         raise ValueError(f"g_idx has the groups {place.min()} to {place.max()}, but there are {scales.shape[1]}")
-    points = _fields(zeros + offset, bits, 0)
-    numbers = _fields(words, bits, 1) - points[:, place]
-    return (scales[:, place] * numbers).to(_type(dtype))
+    points = _fields(zeros + offset, bits, 0).to(torch.float32).index_select(1, place)
+    numbers = _fields(words, bits, 1) - points
+    product = numbers.mul_(scales.to(torch.float32).index_select(1, place))
+    return product.to(scales.dtype).to(_type(dtype))
 
 
 def dequantize_gptq_in_order(
     words: Tensor, zeros: Tensor, scales: Tensor, bits: int, offset: int, dtype: str
 ) -> Tensor:
-    numbers = _fields(words, bits, 1).unflatten(1, (scales.shape[1], -1))
     points = _fields(zeros + offset, bits, 0)
-    return (scales.unsqueeze(-1) * (numbers - points.unsqueeze(-1))).flatten(1).to(_type(dtype))
+    return _product(_fields(words, bits, 1), points, scales).to(_type(dtype))
 
 
 def dequantize_awq(words: Tensor, zeros: Tensor, scales: Tensor, dtype: str) -> Tensor:
     order = torch.tensor(AWQ_ORDER, device=words.device)
     numbers, points = (_fields(packed, 4, 0).unflatten(0, (-1, 8))[:, order].flatten(0, 1) for packed in (words, zeros))
+    return _product(numbers, points, scales).to(_type(dtype))
+
+
+def _product(numbers: Tensor, points: Tensor, scales: Tensor) -> Tensor:
+    """(number - zero point) * scale for groups of consecutive columns, in the type of the scales."""
     differences = numbers.unflatten(1, (scales.shape[1], -1)) - points.unsqueeze(-1)
-    return (differences * scales.unsqueeze(-1)).flatten(1).to(_type(dtype))
+    return (differences * scales.to(torch.float32).unsqueeze(-1)).to(scales.dtype).flatten(1)
 
 
 def dequantize_code_book(
@@ -109,8 +120,8 @@ def dequantize_code_book(
 ) -> Tensor:
     places = torch.stack([pairs >> 4, pairs & 15], -1).flatten()
     numbers = table.flatten().index_select(0, places.to(torch.int32))
-    factors = scales.flatten().repeat_interleave(block)[: len(numbers)]
-    return numbers.mul_(factors).to(_type(rounding)).view(-1, width).to(_type(dtype))
+    product = _by_blocks(numbers.view(1, -1), scales.view(1, -1), 0, block, Tensor.mul_)
+    return product.to(_type(rounding)).view(-1, width).to(_type(dtype))
 
 
 def dequantize_nested_scales(places: Tensor, scales: Tensor, table: Tensor, block: int, offset: float) -> Tensor:
