@@ -42,7 +42,9 @@ FLOORS = (
     "render plan",
     "program tokenizer transfer",
     "checkpoints ops console",
-    "checkpoints.formats language layout target templating",
+    "checkpoints.formats language target templating",
+    "quantized",
+    "layout",
     "packages",
     "diagnostics dtypes process progress strict_json tensor_names",
     "resources",
@@ -65,6 +67,8 @@ ROOMS = {
         "jobs.peft_format",
         "ops.kernels",
         "output.dcp_layout",
+        "quantized.folder_kernels",
+        "quantized.ggml_kernels",
         "target.model_class",
         "verify.model_inputs",
         "verify.neutral_weights",
@@ -84,7 +88,14 @@ ROOMS = {
 AT_ONCE = {
     "yaml": {"language.document"},
     "numpy": ROOMS["numpy"] - {"jobs.sample"},
-    "torch": {"ops.kernels", "executor.evaluator", "executor.gpu_pipeline", "executor.torch_layout"},
+    "torch": {
+        "ops.kernels",
+        "quantized.folder_kernels",
+        "quantized.ggml_kernels",
+        "executor.evaluator",
+        "executor.gpu_pipeline",
+        "executor.torch_layout",
+    },
 }
 
 

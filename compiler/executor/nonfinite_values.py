@@ -87,10 +87,13 @@ def survey(checkpoint: Checkpoint, names: Iterable[str], whole: bool) -> dict[st
     tensors = {name: checkpoint.tensors[name] for name in names if checkpoint.tensors[name].dtype in FORMATS}
     counts: dict[str, Count] = {}
     for name, tensor in tensors.items():
-        seen = sum((_count_samples(part, whole) for part in tensor.parts), Count())
+        parts = [
+            part for part in tensor.parts if part.dtype in FORMATS
+        ]  # quantized numbers have no NaN, their scales may
+        seen = sum((_count_samples(part, whole) for part in parts), Count())
         if seen:
-            exact = whole and all(part.contiguous for part in tensor.parts)
-            seen = seen if exact else sum((_count_all(part) for part in tensor.parts), Count())
+            exact = whole and all(part.contiguous for part in parts)
+            seen = seen if exact else sum((_count_all(part) for part in parts), Count())
         if seen:
             counts[name] = seen
     return counts

@@ -18,13 +18,14 @@ from typing import Any
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.checkpoints.folder import companions
+from compiler.checkpoints.quantization import FIELDS, decoded, method_of
 from compiler.diagnostics import Span, listed, nearest, refuse
 from compiler.jobs.request import Request
 from compiler.language.document import Mapping, Node, Scalar, Sequence, read_document
 from compiler.language.parser import read_spec
 from compiler.plan.source_files import DEPTH
 from compiler.program.loading import compile_spec
-from compiler.program.program import Program
+from compiler.program.program import Program, QuantizedBy
 from compiler.target import model_class
 from compiler.target.ask_class import PendingAnswer
 from compiler.target.class_signature import ClassSignature
@@ -35,7 +36,16 @@ NAME = "hf"
 SUMMARY = "The checkpoint's tensors have the names of its Transformers class"
 # Fields of a config.json that every run writes itself, or that describe a folder rather than a model.
 _NOT_COPIED = frozenset(
-    ["_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"]
+    [
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "dtype",
+        "model_type",
+        "torch_dtype",
+        "transformers_version",
+        *FIELDS,
+    ]
 )
 
 
@@ -55,15 +65,17 @@ def identity_program(request: Request, named: NamedClass | None = None) -> Progr
     Refusal: `missing-config`, `unknown-class`, `quantized-weights`, and what opening the source raises.
     """
     named = named or required_class(request)
-    if "quantization_config" in named.config:
-        hint = "use a spec that dequantizes, or remove the field if the weights are not quantized"
-        refuse(str(named.path), "the config says that the weights are quantized", "quantized-weights", hint)
     paths = [Path(path) for path in request.source]
     checkpoint = open_checkpoint(paths[0] if len(paths) == 1 else paths, request.weights)
+    quantized_by = None
+    if method_of(named.config):
+        quantized_by = QuantizedBy(str(named.path), named.config)
+        checkpoint = decoded(checkpoint, named.config, str(named.path))
     config = {n: v for n, v in named.config.items() if n not in _NOT_COPIED}
     signature = PendingAnswer(ClassQuestion(named.name, config | _type(named.config))).result()
     text = _text(named, config, list(checkpoint.tensors), signature)
-    return compile_spec(read_spec(_without_lines(read_document(str(named.path), text))))
+    program = compile_spec(read_spec(_without_lines(read_document(str(named.path), text))))
+    return replace(program, quantized_by=quantized_by)
 
 
 def named_class(request: Request) -> NamedClass | None:
@@ -150,11 +162,12 @@ def _text(named: NamedClass, config: dict[str, Any], names: list[str], signature
     unsaved = [re.compile(text) for text in signature.unsaved]
     held = signature.shapes.keys() | moved.keys() | signature.ties.keys()
     dropped = [name for name in bare if name not in held and any(p.search(name) for p in unsaved)]
+    unread = {name: "the weights are converted to dense ones" for name in FIELDS if name in named.config}
     spec = {
         "spec": 1,
         "name": NAME,
         "summary": f"{SUMMARY}, {named.name}",
-        "source": {"weights": "*"},
+        "source": {"weights": "*", "unread": unread} if unread else {"weights": "*"},
         "target": {"model": named.name},
         "facts": _probe(bare, signature),
         "config": {"set": dict(config)},

@@ -15,7 +15,7 @@ from typing import Any
 
 from compiler import __version__
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.checkpoints.formats.stored_tensor import dense, read_bytes
 from compiler.diagnostics import printable
 from compiler.dtypes import FLOATING
 from compiler.language import document
@@ -58,7 +58,7 @@ def manifest(
             entry: dict[str, Any] = {"dtype": target.dtype, "shape": list(target.shape), "from": group.source_names}
             entry["rule"] = {key: value for key, value in rule.items() if value}
             if digests:
-                entry["sha256"] = hashlib.sha256(read_bytes(written[target.name])).hexdigest()
+                entry["sha256"] = hashlib.sha256(read_bytes(dense(written[target.name]))).hexdigest()
                 tick(target.nbytes)
             tensors[target.name] = entry
     sources: list[dict[str, Any]] = [{"file": path.name, "bytes": path.stat().st_size} for path in checkpoint.files]

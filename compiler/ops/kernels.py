@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from compiler.layout.kernel_op import KernelOp
+from compiler.quantized import folder_kernels
+from compiler.quantized.ggml_kernels import dequantize_ggml
 
 
 class TorchAlgebra:
@@ -105,8 +107,18 @@ def quantize_q8_0(rows: Tensor) -> Tensor:
 
 KERNELS: dict[str, Callable[..., Tensor]] = {
     function.__name__: function
-    for function in (full, pad, affine, normalize, dequantize_blocks, dequantize_mxfp4, add_low_rank, quantize_q8_0)
-}
+    for function in (
+        full,
+        pad,
+        affine,
+        normalize,
+        dequantize_blocks,
+        dequantize_mxfp4,
+        dequantize_ggml,
+        add_low_rank,
+        quantize_q8_0,
+    )
+} | folder_kernels.KERNELS
 
 
 def tensor_of(data: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
+from compiler.checkpoints.formats.stored_tensor import AnyTensor
 from compiler.diagnostics import Report, Span, listed, refuse
 from compiler.program.program import Program
 
@@ -33,7 +33,7 @@ _SIZES = {  # axis -> the field of the arguments that has its number of ranks
 _UNTIED = "untie_embeddings_and_output_weights"
 _RUN = re.compile(r"model(\d{1,4})\.")  # of layers, in an interleaved stage
 
-Tensors = Mapping[str, Tensor | Joined]
+Tensors = Mapping[str, AnyTensor]
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _renumbered(program: Program, ranks: Sequence[Rank]) -> Iterator[Rank]:
 
 def _runs(checkpoint: Checkpoint) -> tuple[Tensors, ...]:
     """The tensors by run of layers, `model0.` and so on; as they are where the names have no such beginning."""
-    found: dict[int, dict[str, Tensor | Joined]] = {}
+    found: dict[int, dict[str, AnyTensor]] = {}
     for name, tensor in checkpoint.tensors.items():
         if match := _RUN.match(name):
             found.setdefault(int(match[1]), {})[name[match.end() :]] = tensor

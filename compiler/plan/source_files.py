@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, open_parts
 from compiler.checkpoints.folder import last_step
+from compiler.checkpoints.quantization import decoded
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.language.name_pattern import Pattern
 from compiler.language.name_pattern_parser import parse_pattern
@@ -31,6 +32,8 @@ def open_source(
     failures, shared between programs. Raises Refusal."""
     files = _files(program.spec.weights, paths, bool(program.merged))
     checkpoints = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
+    if how := program.quantized_by:
+        checkpoints = [decoded(checkpoint, how.config, how.path) for checkpoint in checkpoints]
     return joined(program, checkpoints) if program.merged else without_attribute_prefix(program, checkpoints[0])
 
 

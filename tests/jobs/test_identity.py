@@ -196,7 +196,7 @@ NORM = "model.norm.weight"
         (dict, {"model_type": "foo"}, "other-architecture", "its model_type is 'foo', and that of"),
         (dict, {"architectures": "absent"}, "unknown-class", "it names no class"),
         (dict, {"auto_map": {"AutoModel": "my.Model"}}, "unknown-class", "name no class of Transformers"),
-        (dict, {"quantization_config": {"quant_method": "fp8"}}, "quantized-weights", "the weights are quantized"),
+        (dict, {"quantization_config": {"quant_method": "fp8"}}, "quantized-weights", "says that weights are quantized by fp8, but no"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(
