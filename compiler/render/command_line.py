@@ -76,8 +76,8 @@ def _fixed(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> list[str]:
     names: dict[str, list[str]] = {}  # code of the values -> the fields that can have these
     for name, values in {**neutral, **{field.name: field.values for field in spec.fixed.values()}}.items():
         held = [*values, *(None for one in values if one is False)]
-        code = literal([one for n, one in enumerate(held) if repr(one) not in map(repr, held[:n])])
-        names.setdefault(code, []).append(quoted(name))
+        unique = [literal(one) for n, one in enumerate(held) if repr(one) not in map(repr, held[:n])]
+        names.setdefault(f"({', '.join(unique)}{',' * (len(unique) == 1)})", []).append(quoted(name))
     single = packed((f"{n}: {code}" for code, found in names.items() if len(found) < FEW for n in found), LINE - 4)
     lines = single if any(single) else []
     for code, found in names.items():

@@ -24,10 +24,10 @@ from compiler.render.python_source import ExprPrinter, in_f_string, inside, lite
 from compiler.render.rule_function import kernel_text
 from compiler.render.state_dict import StateDict
 from compiler.target import config_dialects
+from compiler.target.config_meaning import ACTIVATIONS
 from compiler.target.config_values import is_fraction, is_positive
 from compiler.templating import banner, environment, formatted
 
-HUB_CONFIG = "config.json"
 _ONE_COUNT = re.compile(r"len\(matches\(shapes, (.*)\)\)")
 MOST_PACKED = 80  # characters of a config field's value that is written in a line with others
 # Helper functions of a converter that are printed only where they are called.
@@ -167,8 +167,7 @@ class _Context:
             "source_help": quoted(f"the checkpoint: {text}".replace("%", "%%")),
             "shapes": f"{{name: tensor.shape for name, tensor in {'meta' if kind == 'parts' else 'source'}.items()}}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
-            # config.json beside the weights, where it is not the config that is read
-            "hub": f"{place} / {quoted(HUB_CONFIG)}" if config != HUB_CONFIG else "",
+            "hub": f'{place} / "config.json"',
             "beside": beside if config else "",
         }
 
@@ -290,6 +289,7 @@ class _Context:
             "computed": [(quoted(n), value) for n, value in every.items() if n not in plain],
             "dialects": bool(dialect),
             "positive": loop_over(field.name for field in given if is_positive(field.name)),
+            "activations": [field.name for field in given if field.name in ACTIVATIONS],
             "fractions": [field.name for field in given if is_fraction(field.name)],
         }
 

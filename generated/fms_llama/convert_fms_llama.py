@@ -44,8 +44,8 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"src_vocab_size": 32008}, {"rope_theta": 10000.0, "rope_scaling": {}}),  # granite-7b
 ]
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "linear_config": [None],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "linear_config": (None,),
 }
 # fmt: on
 

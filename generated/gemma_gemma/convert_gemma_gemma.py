@@ -32,8 +32,8 @@ STATE_DICT_MAPPING = {
     "embedder.weight":                                  "model.embed_tokens.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "quant": [False, None],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "quant": (False, None),
 }
 # fmt: on
 

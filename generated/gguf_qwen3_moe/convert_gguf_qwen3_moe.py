@@ -37,23 +37,23 @@ STATE_DICT_MAPPING = {
     "blk.{i}.ffn_gate_inp.weight": "model.layers.{i}.mlp.gate.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "attention_causal": [True, None], "rope_scaling_yarn_beta_fast": [32, None],
-    "rope_scaling_yarn_ext_factor": [-1, 1, None],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "attention_causal": (True, None), "rope_scaling_yarn_beta_fast": (32, None),
+    "rope_scaling_yarn_ext_factor": (-1, 1, None),
     **dict.fromkeys(["activation_sparsity_scale", "attention_clamp_kqv", "attention_max_alibi_bias", "attention_scale",
         "attention_shared_kv_layers", "attention_sliding_window", "attention_sliding_window_pattern",
         "attention_temperature_length", "attention_temperature_scale", "attn_logit_softcapping",
         "expert_shared_count", "final_logit_softcapping", "leading_dense_block_count",
         "n_deepstack_layers", "nextn_predict_layers", "pooling_type", "rope_scaling_alpha",
         "rope_scaling_yarn_log_multiplier", "router_logit_softcapping", "swiglu_clamp_exp",
-        "swiglu_clamp_shexp"], [0, None]),
+        "swiglu_clamp_shexp"], (0, None)),
     **dict.fromkeys(["attention_key_length_swa", "attention_value_length_swa", "embedding_length_out",
         "expert_weights_norm", "rope_dimension_count_swa", "rope_dimension_sections", "rope_freq_base_swa",
-        "use_parallel_residual"], [False, None]),
+        "use_parallel_residual"], (False, None)),
     **dict.fromkeys(["attention_output_scale", "embedding_scale", "expert_gating_func", "expert_group_count",
         "expert_group_scale", "expert_weights_scale", "full_attention_interval",
-        "interleave_moe_layer_step", "logit_scale", "moe_every_n_layers", "residual_scale"], [0, 1, None]),
-    **dict.fromkeys(["rope_scaling_attn_factor", "rope_scaling_yarn_attn_factor", "rope_scaling_yarn_beta_slow"], [1, None]),
+        "interleave_moe_layer_step", "logit_scale", "moe_every_n_layers", "residual_scale"], (0, 1, None)),
+    **dict.fromkeys(["rope_scaling_attn_factor", "rope_scaling_yarn_attn_factor", "rope_scaling_yarn_beta_slow"], (1, None)),
 }
 # fmt: on
 

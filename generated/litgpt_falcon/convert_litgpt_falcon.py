@@ -42,12 +42,12 @@ OPTIONAL_MAPPING: list[tuple[str, str, Callable[[Namespace], bool]]] = [
     ("transformer.h.{i}.norm_1.weight", "transformer.h.{i}.input_layernorm.weight", lambda f: not f.two_norms),
 ]
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "mlp_class_name": ["GptNeoxMLP"], "parallel_residual": [True], "rope_interleave": [False, None],
-    "scale_embeddings": [False, None], "rope_condense_ratio": [1], "rotary_percentage": [1.0],
-    "gelu_approximate": ["none"],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "mlp_class_name": ("GptNeoxMLP",), "parallel_residual": (True,), "rope_interleave": (False, None),
+    "scale_embeddings": (False, None), "rope_condense_ratio": (1,), "rotary_percentage": (1.0,),
+    "gelu_approximate": ("none",),
     **dict.fromkeys(["latent_attention", "rope_adjustments", "rope_local_base_freq", "attention_logit_softcapping",
-        "final_logit_softcapping", "sliding_window_size"], [None]),
+        "final_logit_softcapping", "sliding_window_size"], (None,)),
 }
 # fmt: on
 

@@ -38,10 +38,11 @@ STATE_DICT_MAPPING = {
     "transformer.h.{i}.mlp.proj.weight":            "model.layers.{i}.mlp.down_proj.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "mlp_class_name": ["GemmaMLP"], "parallel_residual": [False, None], "rope_interleave": [False, None],
-    "rope_condense_ratio": [1], "rotary_percentage": [1.0], "scale_embeddings": [True], "gelu_approximate": ["tanh"],
-    **dict.fromkeys(["latent_attention", "attention_logit_softcapping", "final_logit_softcapping"], [None]),
+FIXED: dict[str, tuple[Any, ...]] = {
+    "mlp_class_name": ("GemmaMLP",), "parallel_residual": (False, None), "rope_interleave": (False, None),
+    "rope_condense_ratio": (1,), "rotary_percentage": (1.0,), "scale_embeddings": (True,),
+    "gelu_approximate": ("tanh",),
+    **dict.fromkeys(["latent_attention", "attention_logit_softcapping", "final_logit_softcapping"], (None,)),
 }
 # fmt: on
 

@@ -39,11 +39,11 @@ STATE_DICT_MAPPING = {
     "transformer.h.{i}.mlp.proj.bias":    "gpt_neox.layers.{i}.mlp.dense_4h_to_h.bias",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "mlp_class_name": ["GptNeoxMLP"], "norm_class_name": ["LayerNorm"], "gelu_approximate": ["none"],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "mlp_class_name": ("GptNeoxMLP",), "norm_class_name": ("LayerNorm",), "gelu_approximate": ("none",),
     **dict.fromkeys(["latent_attention", "rope_adjustments", "rope_local_base_freq", "attention_logit_softcapping",
-        "final_logit_softcapping", "sliding_window_size"], [None]),
-    **dict.fromkeys(["rope_interleave", "scale_embeddings", "shared_attention_norm"], [False, None]),
+        "final_logit_softcapping", "sliding_window_size"], (None,)),
+    **dict.fromkeys(["rope_interleave", "scale_embeddings", "shared_attention_norm"], (False, None)),
 }
 # fmt: on
 

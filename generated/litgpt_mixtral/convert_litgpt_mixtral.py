@@ -35,12 +35,12 @@ STATE_DICT_MAPPING = {
     "transformer.h.{i}.mlp.experts.{e}.proj.weight": "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "mlp_class_name": ["LLaMAMoE"], "rope_condense_ratio": [1], "rotary_percentage": [1.0],
-    "routed_scaling_factor": [1.0],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "mlp_class_name": ("LLaMAMoE",), "rope_condense_ratio": (1,), "rotary_percentage": (1.0,),
+    "routed_scaling_factor": (1.0,),
     **dict.fromkeys(["latent_attention", "rope_adjustments", "rope_local_base_freq", "attention_logit_softcapping",
-        "final_logit_softcapping", "n_expert_groups", "n_shared_expert", "first_k_dense_replace"], [None]),
-    **dict.fromkeys(["parallel_residual", "rope_interleave", "scale_embeddings"], [False, None]),
+        "final_logit_softcapping", "n_expert_groups", "n_shared_expert", "first_k_dense_replace"], (None,)),
+    **dict.fromkeys(["parallel_residual", "rope_interleave", "scale_embeddings"], (False, None)),
 }
 # fmt: on
 

@@ -31,12 +31,12 @@ STATE_DICT_MAPPING = {
     "transformer.h.{i}.mlp.proj.weight":  "model.layers.{i}.mlp.down_proj.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "mlp_class_name": ["LLaMAMLP"], "norm_class_name": ["LayerNorm"], "rope_condense_ratio": [1],
-    "rotary_percentage": [1.0], "norm_eps": [1e-05],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "mlp_class_name": ("LLaMAMLP",), "norm_class_name": ("LayerNorm",), "rope_condense_ratio": (1,),
+    "rotary_percentage": (1.0,), "norm_eps": (1e-05,),
     **dict.fromkeys(["latent_attention", "rope_adjustments", "rope_local_base_freq", "attention_logit_softcapping",
-        "final_logit_softcapping", "sliding_window_size"], [None]),
-    **dict.fromkeys(["parallel_residual", "rope_interleave", "scale_embeddings"], [False, None]),
+        "final_logit_softcapping", "sliding_window_size"], (None,)),
+    **dict.fromkeys(["parallel_residual", "rope_interleave", "scale_embeddings"], (False, None)),
 }
 # fmt: on
 

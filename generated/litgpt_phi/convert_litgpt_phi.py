@@ -39,12 +39,12 @@ STATE_DICT_MAPPING = {
     "transformer.h.{i}.mlp.proj.bias":    "model.layers.{i}.mlp.fc2.bias",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "mlp_class_name": ["GptNeoxMLP"], "parallel_residual": [True], "shared_attention_norm": [True],
-    "rope_interleave": [False, None], "scale_embeddings": [False, None], "rope_condense_ratio": [1],
-    "gelu_approximate": ["tanh"],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "mlp_class_name": ("GptNeoxMLP",), "parallel_residual": (True,), "shared_attention_norm": (True,),
+    "rope_interleave": (False, None), "scale_embeddings": (False, None), "rope_condense_ratio": (1,),
+    "gelu_approximate": ("tanh",),
     **dict.fromkeys(["latent_attention", "rope_adjustments", "rope_local_base_freq", "attention_logit_softcapping",
-        "final_logit_softcapping", "sliding_window_size"], [None]),
+        "final_logit_softcapping", "sliding_window_size"], (None,)),
 }
 # fmt: on
 

@@ -26,19 +26,19 @@ STATE_DICT_MAPPING = {
     "decoder.final_layernorm.weight": "model.norm.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "rotary_percent": [1.0], "position_embedding_type": ["rope"], "rotary_seq_len_interpolation_factor": [None, 1],
-    "moe_router_topk_scaling_factor": [None, 1], "swiglu": [True], "gated_linear_unit": [True],
-    "activation_func": ["silu", "F.silu", "swiglu"], "glu_linear_offset": [0.0], "normalization": ["RMSNorm"],
-    "softmax_type": ["vanilla"], "moe_router_score_function": ["softmax"],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "rotary_percent": (1.0,), "position_embedding_type": ("rope",), "rotary_seq_len_interpolation_factor": (None, 1),
+    "moe_router_topk_scaling_factor": (None, 1), "swiglu": (True,), "gated_linear_unit": (True,),
+    "activation_func": ("silu", "F.silu", "swiglu"), "glu_linear_offset": (0.0,), "normalization": ("RMSNorm",),
+    "softmax_type": ("vanilla",), "moe_router_score_function": ("softmax",),
     **dict.fromkeys(["enable_mhc_connections", "hybrid_layer_pattern", "hybrid_override_pattern", "quick_gelu",
         "use_mup", "rotary_interleaved", "squared_relu", "quick_geglu", "openai_gelu",
         "apply_layernorm_1p", "layernorm_zero_centered_gamma", "apply_residual_connection_post_layernorm",
         "qk_l2_norm", "attention_output_gate", "multi_latent_attention", "is_hybrid_model",
-        "heterogeneous_block_specs", "use_rope_scaling", "moe_apply_probs_on_input"], [False, None]),
+        "heterogeneous_block_specs", "use_rope_scaling", "moe_apply_probs_on_input"], (False, None)),
     **dict.fromkeys(["mrope_section", "activation_func_clamp_value", "window_size", "no_rope_freq", "softmax_scale",
         "experimental_attention_variant", "linear_attention_freq", "moe_router_num_groups",
-        "moe_latent_size"], [None]),
+        "moe_latent_size"], (None,)),
 }
 # fmt: on
 

@@ -54,17 +54,17 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"num_layers": 24, "hidden_size": 1024}, {"num_attention_heads": 16}),  # megatron-gpt2-345m
 ]
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "glu_linear_offset": [0, None], "rotary_seq_len_interpolation_factor": [1, None], "softmax_type": ["vanilla", None],
-    "onnx_safe": [None], "position_embedding_type": ["learned_absolute"], "rotary_percent": [1.0, None],
-    "normalization": ["LayerNorm"],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "glu_linear_offset": (0, None), "rotary_seq_len_interpolation_factor": (1, None), "softmax_type": ("vanilla", None),
+    "onnx_safe": (None,), "position_embedding_type": ("learned_absolute",), "rotary_percent": (1.0, None),
+    "normalization": ("LayerNorm",),
     **dict.fromkeys(["activation_func_clamp_value", "attention_output_gate", "enable_mhc_connections",
         "experimental_attention_variant", "heterogeneous_block_specs", "hybrid_layer_pattern",
         "hybrid_override_pattern", "is_hybrid_model", "layernorm_zero_centered_gamma",
         "linear_attention_freq", "mrope_section", "multi_latent_attention", "no_rope_freq", "qk_l2_norm",
         "quick_gelu", "rotary_interleaved", "softmax_scale", "use_mup", "use_rope_scaling", "window_size",
         "apply_layernorm_1p", "apply_residual_connection_post_layernorm", "squared_relu", "swiglu",
-        "quick_geglu"], [False, None]),
+        "quick_geglu"], (False, None)),
 }
 # fmt: on
 
@@ -281,6 +281,8 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
     fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(transformers.GPT2LMHeadModel.config_class.from_dict(fields))
+    require(config["activation_function"] in transformers.activations.ACT2FN,
+            f"activation_function is {config['activation_function']!r}, not an activation")  # fmt: skip
     model.tie_weights()
     tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
     wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}

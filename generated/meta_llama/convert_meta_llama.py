@@ -52,9 +52,9 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"n_layers": 28, "width": 3072, "hidden_dim": 8192}, {"rope_scale_factor": 32.0}),  # llama-3.2-3b
 ]
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "vision_chunk_size": [-1],
-    **dict.fromkeys(["quantization_args", "lora_args", "moe", "vision_encoder"], [None]),
+FIXED: dict[str, tuple[Any, ...]] = {
+    "vision_chunk_size": (-1,),
+    **dict.fromkeys(["quantization_args", "lora_args", "moe", "vision_encoder"], (None,)),
 }
 # fmt: on
 

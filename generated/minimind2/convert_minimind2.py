@@ -21,17 +21,17 @@ from torch import Tensor
 
 # fmt: off
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "num_shared_experts": [None, 0], "position_embedding_type": [None, "absolute", "rope", "rotary"],
-    "scale_attn_weights": [None, True], "mlp_only_layers": [None, []],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "num_shared_experts": (None, 0), "position_embedding_type": (None, "absolute", "rope", "rotary"),
+    "scale_attn_weights": (None, True), "mlp_only_layers": (None, []),
     **dict.fromkeys(["attention_bias", "mlp_bias", "qk_layernorm", "qkv_bias", "rope_interleave",
         "scale_attn_by_inverse_layer_idx", "scale_embedding", "use_bias", "use_bidirectional_attention",
-        "use_qk_norm", "use_sliding_window"], [None, False]),
+        "use_qk_norm", "use_sliding_window"], (None, False)),
     **dict.fromkeys(["attention_multiplier", "attn_logit_softcapping", "final_logit_softcapping", "quantization_config",
-        "query_pre_attn_scalar", "sliding_window", "sliding_window_pattern"], [None]),
+        "query_pre_attn_scalar", "sliding_window", "sliding_window_pattern"], (None,)),
     **dict.fromkeys(["decoder_sparse_step", "embedding_multiplier", "logit_scale", "logits_scaling",
-        "residual_multiplier", "routed_scaling_factor"], [None, 1]),
-    **dict.fromkeys(["num_local_experts", "moe_num_experts", "n_group", "topk_group"], [None, 0, 1]),
+        "residual_multiplier", "routed_scaling_factor"], (None, 1)),
+    **dict.fromkeys(["num_local_experts", "moe_num_experts", "n_group", "topk_group"], (None, 0, 1)),
 }
 # fmt: on
 

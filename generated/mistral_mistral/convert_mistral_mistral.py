@@ -34,9 +34,9 @@ STATE_DICT_MAPPING = {
     "layers.{i}.feed_forward.w3.weight": "model.layers.{i}.mlp.up_proj.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "causal": [True],
-    **dict.fromkeys(["moe", "lora", "vision_encoder", "quantization"], [None]),
+FIXED: dict[str, tuple[Any, ...]] = {
+    "causal": (True,),
+    **dict.fromkeys(["moe", "lora", "vision_encoder", "quantization"], (None,)),
 }
 # fmt: on
 

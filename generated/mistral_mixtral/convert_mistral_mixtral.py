@@ -36,9 +36,9 @@ STATE_DICT_MAPPING = {
     "layers.{i}.feed_forward.experts.{e}.w3.weight": "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "causal": [True],
-    **dict.fromkeys(["lora", "vision_encoder", "quantization"], [None]),
+FIXED: dict[str, tuple[Any, ...]] = {
+    "causal": (True,),
+    **dict.fromkeys(["lora", "vision_encoder", "quantization"], (None,)),
 }
 # fmt: on
 

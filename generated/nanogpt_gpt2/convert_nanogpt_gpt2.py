@@ -170,6 +170,8 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
     fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(transformers.GPT2LMHeadModel.config_class.from_dict(fields))
+    require(config["activation_function"] in transformers.activations.ACT2FN,
+            f"activation_function is {config['activation_function']!r}, not an activation")  # fmt: skip
     model.tie_weights()
     tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
     wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}

@@ -29,10 +29,10 @@ STATE_DICT_MAPPING = {
     "transformer.blocks.{i}.ff_out.weight":   "model.layers.{i}.mlp.down_proj.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "rope": [True], "layer_norm_type": ["default", "low_precision"], "activation_type": ["swiglu"],
-    "block_type": ["sequential", "llama"], "layer_norm_eps": [1e-05],
-    **dict.fromkeys(["alibi", "norm_after", "embedding_layer_norm", "scale_logits", "attention_layer_norm"], [False, None]),
+FIXED: dict[str, tuple[Any, ...]] = {
+    "rope": (True,), "layer_norm_type": ("default", "low_precision"), "activation_type": ("swiglu",),
+    "block_type": ("sequential", "llama"), "layer_norm_eps": (1e-05,),
+    **dict.fromkeys(["alibi", "norm_after", "embedding_layer_norm", "scale_logits", "attention_layer_norm"], (False, None)),
 }
 # fmt: on
 

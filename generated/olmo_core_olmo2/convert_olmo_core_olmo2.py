@@ -39,10 +39,10 @@ STATE_DICT_MAPPING = {
     "blocks.{i}.feed_forward.w3.weight":   "model.layers.{i}.mlp.up_proj.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
+FIXED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(["sliding_window", "gate", "block_pattern", "block_overrides", "embedding_norm", "embed_scale",
-        "clip_qkv", "attention_residual_alpha", "feed_forward_residual_alpha"], [None]),
-    **dict.fromkeys(["tie_word_embeddings", "scalable_softmax", "attention_sinks"], [False, None]),
+        "clip_qkv", "attention_residual_alpha", "feed_forward_residual_alpha"], (None,)),
+    **dict.fromkeys(["tie_word_embeddings", "scalable_softmax", "attention_sinks"], (False, None)),
 }
 # fmt: on
 

@@ -50,9 +50,9 @@ OPTIONAL_MAPPING: list[tuple[str, str, Callable[[Namespace], bool]]] = [
     ("decoder.layers.{i}.self_attn.v_proj.bias",   "model.decoder.layers.{i}.self_attn.v_proj.bias", lambda f:   not f.fused),
 ]
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    **dict.fromkeys(["decoder_learned_pos", "no_scale_embedding", "share_decoder_input_output_embed"], [True]),
-    **dict.fromkeys(["alibi", "disable_bias", "disable_affine_ln"], [False, None]),
+FIXED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(["decoder_learned_pos", "no_scale_embedding", "share_decoder_input_output_embed"], (True,)),
+    **dict.fromkeys(["alibi", "disable_bias", "disable_affine_ln"], (False, None)),
 }
 # fmt: on
 
@@ -176,6 +176,8 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
     fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
     with torch.device("meta"):
         model = transformers.OPTForCausalLM(transformers.OPTForCausalLM.config_class.from_dict(fields))
+    require(config["activation_function"] in transformers.activations.ACT2FN,
+            f"activation_function is {config['activation_function']!r}, not an activation")  # fmt: skip
     model.tie_weights()
     tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
     wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}

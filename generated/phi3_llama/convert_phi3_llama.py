@@ -27,17 +27,17 @@ KEPT = [
     "model.layers.{i}.mlp.down_proj.weight",
 ]
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "n_shared_experts": [None, 0], "num_shared_experts": [None, 0],
-    "position_embedding_type": [None, "absolute", "rope", "rotary"], "scale_attn_weights": [None, True],
-    "mlp_only_layers": [None, []],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "n_shared_experts": (None, 0), "num_shared_experts": (None, 0),
+    "position_embedding_type": (None, "absolute", "rope", "rotary"), "scale_attn_weights": (None, True),
+    "mlp_only_layers": (None, []),
     **dict.fromkeys(["mlp_bias", "qk_layernorm", "qkv_bias", "rope_interleave", "scale_attn_by_inverse_layer_idx",
-        "scale_embedding", "use_bias", "use_bidirectional_attention", "use_qk_norm", "use_sliding_window"], [None, False]),
+        "scale_embedding", "use_bias", "use_bidirectional_attention", "use_qk_norm", "use_sliding_window"], (None, False)),
     **dict.fromkeys(["attention_multiplier", "attn_logit_softcapping", "final_logit_softcapping", "quantization_config",
-        "query_pre_attn_scalar", "sliding_window_pattern"], [None]),
+        "query_pre_attn_scalar", "sliding_window_pattern"], (None,)),
     **dict.fromkeys(["decoder_sparse_step", "embedding_multiplier", "logit_scale", "logits_scaling",
-        "residual_multiplier", "routed_scaling_factor"], [None, 1]),
-    **dict.fromkeys(["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "n_group", "topk_group"], [None, 0, 1]),
+        "residual_multiplier", "routed_scaling_factor"], (None, 1)),
+    **dict.fromkeys(["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "n_group", "topk_group"], (None, 0, 1)),
 }
 # fmt: on
 
@@ -178,6 +178,8 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
     fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(transformers.LlamaForCausalLM.config_class.from_dict(fields))
+    require(config["hidden_act"] in transformers.activations.ACT2FN,
+            f"hidden_act is {config['hidden_act']!r}, not an activation")  # fmt: skip
     model.tie_weights()
     tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
     wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
@@ -217,6 +219,8 @@ def main() -> None:
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
@@ -256,7 +260,7 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         if find_spec("transformers") and not args.no_check:
-            check_class(config, written, fields)
+            check_class(config, written, stated | fields)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():

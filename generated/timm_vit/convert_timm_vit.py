@@ -53,10 +53,10 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"embed_dim": 1664, "depth": 48}, {"num_heads": 16}),  # vit-gigantic
 ]
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "qkv_bias": [True], "class_token": [True], "global_pool": ["token"], "reg_tokens": [0], "act_layer": [None],
-    "pos_embed": ["learn"],
-    **dict.fromkeys(["qk_norm", "pre_norm", "no_embed_class", "scale_attn_norm", "scale_mlp_norm"], [False, None]),
+FIXED: dict[str, tuple[Any, ...]] = {
+    "qkv_bias": (True,), "class_token": (True,), "global_pool": ("token",), "reg_tokens": (0,), "act_layer": (None,),
+    "pos_embed": ("learn",),
+    **dict.fromkeys(["qk_norm", "pre_norm", "no_embed_class", "scale_attn_norm", "scale_mlp_norm"], (False, None)),
 }
 # fmt: on
 

@@ -43,8 +43,8 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"n_layers": 126, "hidden_size": 16384, "vocab_size": 128256}, {"n_heads": 128, "scaling": "llama", "scaling_factor": 8.0}),  # llama-3.1-405b
 ]
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "rope_factor": [1.0],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "rope_factor": (1.0,),
 }
 # fmt: on
 

@@ -38,8 +38,8 @@ STATE_DICT_MAPPING = {
     "layers.{i}.feed_forward.w3.weight":         "model.layers.{i}.mlp.up_proj.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "scaling": ["none"],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "scaling": ("none",),
 }
 # fmt: on
 

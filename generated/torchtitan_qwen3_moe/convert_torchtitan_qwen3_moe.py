@@ -36,8 +36,8 @@ STATE_DICT_MAPPING = {
     "layers.{i}.moe.router.gate.weight":         "model.layers.{i}.mlp.gate.weight",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "scaling": ["none"],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "scaling": ("none",),
 }
 # fmt: on
 

@@ -38,11 +38,11 @@ STATE_DICT_MAPPING = {
     "blocks.{i}.mlp.b_out": "transformer.h.{i}.mlp.c_proj.bias",
 }
 # The fields of the config that can have only these values
-FIXED: dict[str, list[Any]] = {
-    "use_attn_scale": [True], "attention_dir": ["causal"], "positional_embedding_type": ["standard"],
-    "attn_scores_soft_cap": [-1.0], "output_logits_soft_cap": [-1.0], "num_experts": [None], "window_size": [None],
+FIXED: dict[str, tuple[Any, ...]] = {
+    "use_attn_scale": (True,), "attention_dir": ("causal",), "positional_embedding_type": ("standard",),
+    "attn_scores_soft_cap": (-1.0,), "output_logits_soft_cap": (-1.0,), "num_experts": (None,), "window_size": (None,),
     **dict.fromkeys(["attn_only", "parallel_attn_mlp", "gated_mlp", "use_local_attn", "scale_attn_by_inverse_layer_idx",
-        "post_embedding_ln", "use_normalization_before_and_after", "use_qk_norm", "final_rms"], [False, None]),
+        "post_embedding_ln", "use_normalization_before_and_after", "use_qk_norm", "final_rms"], (False, None)),
 }
 # fmt: on
 
@@ -193,6 +193,8 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict
     fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(transformers.GPT2LMHeadModel.config_class.from_dict(fields))
+    require(config["activation_function"] in transformers.activations.ACT2FN,
+            f"activation_function is {config['activation_function']!r}, not an activation")  # fmt: skip
     model.tie_weights()
     tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
     wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
