@@ -70,6 +70,7 @@ KNOWN = frozenset(
 # Of `init_lora_weights`: these leave the base model as it is.
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 MERGE = "merge it into its base model and convert the result"
+DTYPES = ("float64", "float32", "float16", "bfloat16")  # of factors
 EMBEDDINGS = ("embed_tokens", "wte")  # names of embeddings in a class with code of its own
 
 
@@ -133,6 +134,10 @@ def read_adapter(path: Path, kinds: ModuleKinds = ModuleKinds()) -> Adapter:
             key = match["peft"] or match["embedding"] or match["plain"]
             if key in factors.setdefault(name, {}):
                 refuse(str(path), f"the factor {key} of {name} occurs twice", "colliding-names")
+            if tensor.dtype not in DTYPES:
+                refuse(
+                    str(path), f"the factor {key} of {name} is of the type {tensor.dtype}", "unsupported-adapter", MERGE
+                )
             factors[name][key] = loaded(tensor)
             embeddings |= {name} if match["embedding"] else set()
             plain |= {name} if match["plain"] else set()
@@ -149,7 +154,12 @@ def read_adapter(path: Path, kinds: ModuleKinds = ModuleKinds()) -> Adapter:
         refuse(str(path), f"not part of a plain LoRA: {listed(strange, 4)}", "unsupported-adapter", MERGE)
     pairs: dict[str, Pair] = {}
     for name, pair in factors.items():
-        if len(pair) < 2 or pair["A"].ndim != 2 or pair["B"].ndim != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
+        if (
+            len(pair) < 2
+            or pair["A"].ndim != 2
+            or pair["B"].ndim != 2
+            or not 0 < pair["A"].shape[0] == pair["B"].shape[1]
+        ):
             shapes = listed(f"{key} {list(factor.shape)}" for key, factor in sorted(pair.items()))
             refuse(str(path), f"the LoRA of {name} is not a pair of matrices: {shapes}", "shape-mismatch")
         scale = 1.0 if name in plain else _scale(settings, name.removesuffix(".weight"), pair["A"].shape[0])
@@ -195,7 +205,38 @@ def _plain_settings(config: Path) -> dict[str, Any]:
         other.append(f"init_lora_weights = {json.dumps(start)}, which changes the base model")
     if other:
         refuse(str(config), f"not a plain LoRA: {listed(other)}", "unsupported-adapter", MERGE)
+    if wrong := _malformed(settings):
+        refuse(
+            str(config), f"{wrong} = {json.dumps(settings[wrong])} is malformed", "bad-config", "copy the file again"
+        )
     return settings
+
+
+def _malformed(settings: Mapping[str, Any]) -> str:
+    """The first setting of the scale that is not what it must be; empty if there is none."""
+    patterns = settings.get("alpha_pattern") or {}
+    if (
+        not isinstance(patterns, dict)
+        or not all(map(_is_pattern, patterns))
+        or not all(map(_is_number, patterns.values()))
+    ):
+        return "alpha_pattern"
+    if "lora_alpha" in settings and not _is_number(settings["lora_alpha"]):
+        return "lora_alpha"
+    return "" if isinstance(settings.get("use_rslora"), bool | None) else "use_rslora"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether it is a regular expression without a repeated repetition, which can take exponential time."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return not re.search(r"[*+}][^()]*\)+[*+{]", text)
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:

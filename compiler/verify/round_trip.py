@@ -70,7 +70,8 @@ def check_config(plan: Plan, out: Path) -> None:
     Refusal: `config-mismatch`."""
     path = out / "config.json"
     fields = config_dialects.read_config(read_config_file(path))
-    written = {name: value for name, value in plan.config.items() if name not in HARMLESS}
+    flat = config_dialects.read_config(plan.config)
+    written = {name: value for name, value in flat.items() if name not in HARMLESS and name != "dtype"}
     stated = {n: Given(fields[n], str(path), Origin.CONFIG_FILE) for n in written if n in fields}
     wrong = arguments.contradictions(plan.program, stated, written)
     wrong += [

@@ -234,6 +234,47 @@ def test_a_setting_that_changes_the_adapter_is_refused(tmp_path: Path, fields: d
     assert read_adapter(tmp_path).pairs
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lora_alpha": None},
+        {"lora_alpha": "16"},
+        {"lora_alpha": True},
+        {"lora_alpha": [8]},
+        {"alpha_pattern": [1]},
+        {"alpha_pattern": {"(": 3}},
+        {"alpha_pattern": {"a": None}},
+        {"alpha_pattern": {"((a|b)*)*c": 1}},
+        {"use_rslora": "yes"},
+    ],
+)
+def test_a_malformed_setting_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    pair = {"A": torch.ones(4, 8), "B": torch.ones(8, 4)}
+    save_file(
+        {f"base_model.model.a.lora_{key}.weight": t for key, t in pair.items()}, tmp_path / "adapter_model.safetensors"
+    )
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 8, "r": 4}))
+    assert len(read_adapter(tmp_path).pairs) == 1
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 8, "r": 4} | fields))
+    with pytest.raises(Refusal, match=f"{next(iter(fields))} = .* is malformed") as refused:
+        read_adapter(tmp_path)
+    assert refused.value.diagnostics[0].kind == "bad-config"
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn])
+def test_factors_of_a_type_that_no_scale_fits(tmp_path: Path, dtype: torch.dtype) -> None:
+    pair = {"A": torch.ones(4, 8).to(dtype), "B": torch.ones(8, 4).to(dtype)}
+    save_file({f"a.lora.{key}.weight": factor for key, factor in pair.items()}, tmp_path / "lora.safetensors")
+    with pytest.raises(Refusal, match="of the type"):
+        read_adapter(tmp_path / "lora.safetensors")
+
+
+def test_a_rank_of_zero(tmp_path: Path) -> None:
+    torch.save({"a.lora.A.weight": torch.ones(0, 8), "a.lora.B.weight": torch.ones(8, 0)}, tmp_path / "lora.pth")
+    with pytest.raises(Refusal, match="shape-mismatch"):
+        read_adapter(tmp_path / "lora.pth")
+
+
 def test_what_is_not_part_of_a_lora_is_refused(tmp_path: Path) -> None:
     """A saved module, a magnitude of DoRA: nothing is dropped."""
     write_peft(read_adapter(LORA).pairs, prepare(BASE.program, BASE.request).plan, tmp_path)

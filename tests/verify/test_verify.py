@@ -307,6 +307,9 @@ def test_a_config_that_the_conversion_does_not_write(tmp_path: Path) -> None:
     assert "hidden_act is 'gelu' here" in spoiled(hidden_act="gelu")
     assert "it has no rope_theta" in spoiled(rope_theta=None, rope_parameters=None)
     assert "rope_scaling is {" in spoiled(rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_parameters=None)
+    assert spoiled() == ""
+    assert status(["run", "hf", str(out), str(tmp_path / "again")]) == 0  # in the dialects that Transformers writes
+    assert status(["verify", "hf", str(out), str(tmp_path / "again")]) == 0
 
 
 def test_rounding_is_told_from_damage(tmp_path: Path) -> None:
