@@ -31,7 +31,7 @@ from compiler.layout.computed import Formulas
 from compiler.quantized.folder_kernels import KERNELS
 from compiler.transfer.files import InputFile
 from compiler.transfer.worker import Worker
-from mapspec import convert
+from mapspec import convert, iter_tensors
 
 DATA = Path(__file__).parent.parent / "data" / "quantized"
 CASES = sorted(path.stem for path in DATA.glob("*.safetensors"))
@@ -98,6 +98,24 @@ def test_a_group_that_is_not_there(tmp_path: Path) -> None:
     weight = opened(tmp_path, tensors, config).tensors[WEIGHT]
     with pytest.raises(ValueError, match="g_idx has the groups 1 to 1, but there are 1"):
         loaded(weight)
+
+
+def test_a_module_with_settings_of_its_own(tmp_path: Path) -> None:
+    tensors, wanted, config = case("mlx_int8")
+    config["quantization"] = {"bits": 4, "group_size": 64, "lm_head": False, MODULE: config["quantization"]}
+    assert same(loaded(opened(tmp_path, tensors, config).tensors[WEIGHT]), wanted)
+
+
+def test_experts_in_one_tensor(tmp_path: Path) -> None:
+    tensors, wanted, config = case("fp8_blocks")
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    stored, scale = tensors[WEIGHT].unflatten(0, (2, 16)), tensors[f"{WEIGHT}_scale_inv"].unflatten(0, (2, 1))
+    checkpoint = opened(tmp_path, {name: stored, f"{name}_scale_inv": scale}, config)
+    assert same(loaded(checkpoint.tensors[name]), wanted.unflatten(0, (2, 16)))
+    each = scale[:, :1, :1].contiguous()
+    config["quantization_config"]["weight_block_size"] = None
+    checkpoint = opened(tmp_path, {name: stored, f"{name}_scale_inv": each}, config)
+    assert same(loaded(checkpoint.tensors[name]), (stored.float() * each).bfloat16())
 
 
 def test_the_dtype_is_that_of_the_config(tmp_path: Path) -> None:
@@ -243,3 +261,4 @@ def test_run_hf_makes_a_dense_folder(name: str, tmp_path: Path, monkeypatch: pyt
     assert same(made.pop(WEIGHT), wanted.bfloat16())
     assert all(same(made[n], others[n]) for n in made)
     assert "quantization" not in (tmp_path / "out" / "config.json").read_text()
+    assert same(dict(iter_tensors("hf", source))[WEIGHT], wanted.bfloat16())

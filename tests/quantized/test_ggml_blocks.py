@@ -16,9 +16,14 @@ from safetensors.torch import load_file
 from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.diagnostics import Refusal
 from compiler.executor.apply_rule import loaded
+from compiler.executor.computed_tasks import MemoryGate, Place, tasks_of
+from compiler.executor.execute import array_of
 from compiler.jobs.compile import build
+from compiler.layout.computed import Formulas
 from compiler.quantized.ggml_blocks import BLOCKS, PLAIN, UNREAD, Blocks
 from compiler.quantized.ggml_kernels import KERNELS, dequantize_ggml
+from compiler.transfer.files import InputFile, OutputFile
+from compiler.transfer.worker import Worker
 from mapspec import convert
 
 WIDTH = 512
@@ -121,6 +126,24 @@ def test_experts_in_three_axes_and_one_row(tmp_path: Path) -> None:
     wanted = torch.from_numpy(dequantize(data, gguf.GGMLQuantizationType(q4_k)))
     assert torch.equal(loaded(checkpoint.tensors["experts"]), wanted.view(3, 4, WIDTH))
     assert torch.equal(loaded(checkpoint.tensors["row"]), wanted[0])
+
+
+def test_large_experts_are_computed_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    q4_k = next(number for number, kind in BLOCKS.items() if kind.name == "Q4_K")
+    data = blocks_of(BLOCKS[q4_k], 36, 1).reshape(2, 18, -1)
+    path = write(tmp_path / "x.gguf", {"experts": data}, {"experts": q4_k})
+    tensor = open_checkpoint(path).tensors["experts"]
+    formulas = Formulas()
+    place = Place(tmp_path / "out", 0, array_of(tensor, formulas))
+    for size, number in ((2 << 20, 1), (4 * WIDTH, 36)):  # both experts at once, or a row at a time
+        monkeypatch.setattr("compiler.layout.computed.BLOCK", size)
+        monkeypatch.setattr("compiler.executor.computed_tasks.TASK", size)
+        tasks = [*tasks_of([place], formulas.nodes, pytest.fail, MemoryGate())]
+        assert len(tasks) == number
+        with InputFile(path) as file, OutputFile(place.path, place.nbytes, True) as out:
+            for task in tasks:
+                assert sum(task.run(Worker({str(path): file}), {place.path: out})) == place.nbytes // number
+        assert place.path.read_bytes() == dequantize(data, gguf.GGMLQuantizationType(q4_k)).tobytes()
 
 
 @pytest.mark.parametrize(
