@@ -85,8 +85,6 @@ class _Binder:
         order = {name: n for n, name in enumerate(self.signature)}
         groups: list[Group] = []
         for n, rule in enumerate(self.rules):
-            if not self.claims[n].groups:
-                continue
             try:
                 ops = tuple(op.bind(self.env.number) for op, _ in rule.steps)
             except Refusal as refusal:
@@ -120,9 +118,8 @@ class _Binder:
         try:
             ops, dtypes = self.typed(ops, sources)
         except OpError as error:
-            self.report.add(
-                rule.span, f"{rule.name}: {error}: {listed(names, 4)}", "mixed-dtypes", "cast all tensors with --dtype"
-            )
+            hint = "--dtype casts floating-point tensors only" if self.dtype else "cast all tensors with --dtype"
+            self.report.add(rule.span, f"{rule.name}: {error}: {listed(names, 4)}", "mixed-dtypes", hint)
             return None
         bundle = sources_map(sources, self.signature)
         places = dict(zip(map(id, ops), (span for _, span in rule.steps), strict=False))
