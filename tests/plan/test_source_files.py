@@ -89,7 +89,9 @@ def test_a_tensor_without_an_axis_is_the_same_in_each(tmp_path: Path) -> None:
     parts = cut(model(2, 2, 3), 2)
     parts[1]["same.weight"] = parts[1]["same.weight"] + 1
     save(tmp_path, parts)
-    with pytest.raises(Refusal, match=r"same\.weight should be the same in part\.00\.pth and part\.01\.pth, but differs"):
+    with pytest.raises(
+        Refusal, match=r"same\.weight should be the same in part\.00\.pth and part\.01\.pth, but differs"
+    ):
         check_replicas(open_source(program(), [tmp_path]))
     parts[1]["same.weight"] = torch.randn(4)
     save(tmp_path, parts)
