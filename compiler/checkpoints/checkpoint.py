@@ -25,6 +25,7 @@ from compiler.checkpoints.formats.torch_distributed import Distributed
 from compiler.checkpoints.formats.torch_save import open_legacy, open_zip
 from compiler.checkpoints.opened import Opened, Replica
 from compiler.checkpoints.rank_files import open_ranks
+from compiler.checkpoints.sliced_files import open_slices
 from compiler.checkpoints.state_dict_search import Contents, unwrapped
 from compiler.checkpoints.zero_partitions import open_zero
 from compiler.diagnostics import Refusal, Report, Span, listed, refuse
@@ -114,6 +115,8 @@ def _open(path: Path, root: str | None, nested: bool) -> Opened:
             opened = open_ranks(file.path, root, nested)
         elif file.kind == "zero":
             opened = open_zero(file.path)
+        elif file.kind == "slices":
+            opened = open_slices(file.path)
         elif file.path.name == METADATA:
             opened = _open_distributed(file.path, root, nested)
         else:

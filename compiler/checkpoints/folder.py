@@ -29,6 +29,8 @@ _NO_WEIGHTS = re.compile(
 _LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
 _ITERATION = "latest_checkpointed_iteration.txt"  # NVIDIA: the number of the last step, in the subfolder iter_0000010
 _STEP = re.compile(r"iter_\d{7,}")
+STEP_METADATA = "checkpoint_metadata.json"  # huggingface: in the folder of a step that has one file for each parameter
+_LATEST_NUMBER = "latest.txt"  # the same: the number of the last step, which is the name of its subfolder
 _RELEASE = "release"  # in place of a number: a subfolder without one
 # Folders of shards inside the folder of a step: accelerate's and Trainer's, DeepSpeed's.
 RANK_FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")  # FSDP: verl
@@ -46,7 +48,7 @@ class Found:
 
     path: Path
     notes: list[str]
-    kind: str = ""  # `ranks` or `zero` for a folder whose files are one checkpoint together
+    kind: str = ""  # `ranks`, `zero` or `slices` for a folder whose files are one checkpoint together
 
 
 def find(path: Path) -> Found:
@@ -67,6 +69,8 @@ def find(path: Path) -> Found:
         refuse(str(path), "there is no such file", "unreadable-file", hint)
     if not path.is_dir():
         refuse(str(path), "neither a file nor a folder", "unreadable-file")
+    if (path / STEP_METADATA).is_file() and (path / "model").is_dir():
+        return Found(path, [], "slices")
     names = sorted(p.name for p in path.iterdir() if p.is_file())
     if (kind := _is_of_ranks(names)) and not any(n in names for n in _PREFERRED):
         return Found(path, [], kind)
@@ -127,11 +131,12 @@ def companions(source: Path) -> list[Path]:
 def last_step(path: Path) -> Path | None:
     """The subfolder that a file `latest` names, or the number of a step; without such a file, the only step. Raises Refusal
     where there are several."""
-    file = next((path / name for name in (_LATEST, _ITERATION) if (path / name).is_file()), None)
+    file = next((path / name for name in (_LATEST, _ITERATION, _LATEST_NUMBER) if (path / name).is_file()), None)
     if file is None or file.stat().st_size > 255:
-        steps = sorted(p for p in path.iterdir() if p.is_dir() and _STEP.fullmatch(p.name))
+        steps = sorted(p for p in path.iterdir() if _is_step(p))
         if len(steps) > 1:
-            hint = f"give one of them; the file {_ITERATION} would name the last one"
+            file_name = _ITERATION if _STEP.fullmatch(steps[0].name) else _LATEST_NUMBER
+            hint = f"give one of them; the file {file_name} would name the last one"
             message = f"several steps in one folder: {listed(p.name for p in steps)}"
             refuse(str(path), message, "ambiguous-container", hint)
         return steps[0] if steps else None
@@ -143,6 +148,12 @@ def last_step(path: Path) -> Path | None:
     if file.name == _ITERATION and name != _RELEASE:
         name = f"iter_{name:>07}"
     return path / name if name and Path(name).name == name and (path / name).is_dir() else None
+
+
+def _is_step(path: Path) -> bool:
+    """Whether it is the folder of a step, by the names that trainers give it."""
+    by_number = path.name.isdecimal() and (path / STEP_METADATA).is_file()
+    return by_number or (bool(_STEP.fullmatch(path.name)) and path.is_dir())
 
 
 def read_index(path: Path) -> dict[str, Path]:

@@ -19,6 +19,8 @@ from compiler.plan.rank_grid import Rank, ranks_of
 from compiler.program.environment import NamedShapes
 from compiler.program.program import Program
 
+Holder = tuple[Rank, Tensor | Joined]
+
 
 def joined(program: Program, parts: Sequence[Checkpoint]) -> Checkpoint:
     """One checkpoint of the parts. Raises Refusal with every problem."""
@@ -31,21 +33,22 @@ def joined(program: Program, parts: Sequence[Checkpoint]) -> Checkpoint:
     copies = _copies(program, ranks)
     tensors: dict[str, Tensor | Joined] = {}
     replicas: list[Replica] = []
-    for name in _in_order(ranks):
+    held = _by_name(ranks)
+    for name, holders in held.items():
         rule, axis = next(((r, a) for r, a in axes if r.pattern.match(name) is not None), (None, 0))
         try:
-            held, alike = _holders(name, ranks)
+            parts_of_ranks, alike = _divided(holders)
             if any(pattern.match(name) is not None for pattern, _ in program.ignored):
-                tensors[name] = held[0]
+                tensors[name] = parts_of_ranks[0]
                 continue
             if name in copies:
-                owners, _ = _holders(copies[name], ranks)
-                alike += zip(owners, held, strict=True)
+                owners, _ = _divided(held[copies[name]])
+                alike += zip(owners, parts_of_ranks, strict=True)
             elif rule is None:
-                tensors[name] = held[0]
-                alike += ((held[0], other) for other in held[1:])
+                tensors[name] = parts_of_ranks[0]
+                alike += ((parts_of_ranks[0], other) for other in parts_of_ranks[1:])
             else:
-                tensors[name] = _concatenated(held, axis, rule.blocks)
+                tensors[name] = _concatenated(parts_of_ranks, axis, rule.blocks)
             replicas += _replicas(alike)
         except OpError as error:
             span = Span(str(first.checkpoint.path)) if rule is None else rule.pattern.span
@@ -71,10 +74,14 @@ def _described(ranks: Sequence[Rank]) -> str:
     return f"{len(ranks)} files: {' x '.join(f'{n} {words}' for words, n in counts.items() if n > 1)}"
 
 
-def _in_order(ranks: Sequence[Rank]) -> Iterable[str]:
-    """Every name once, in the order of the complete model."""
-    runs = max(len(rank.runs) for rank in ranks)
-    return dict.fromkeys(name for n in range(runs) for rank in ranks for run in rank.runs[n : n + 1] for name in run)
+def _by_name(ranks: Sequence[Rank]) -> dict[str, list[Holder]]:
+    """The files that have a part of each tensor, by names in the order of the complete model."""
+    found: dict[str, list[Holder]] = {}
+    for run in range(max(len(rank.runs) for rank in ranks)):
+        for rank in ranks:
+            for name, tensor in rank.runs[run].items() if run < len(rank.runs) else ():
+                found.setdefault(name, []).append((rank, tensor))
+    return found
 
 
 def _check_names(ranks: Sequence[Rank]) -> None:
@@ -97,13 +104,11 @@ def _copies(program: Program, ranks: Sequence[Rank]) -> dict[str, str]:
     return {copy: owner for copy, owner in pairs if owner in ranks[0].tensors and copy in ranks[-1].tensors}
 
 
-def _holders(name: str, ranks: Sequence[Rank]) -> tuple[list[Tensor], list[Replica]]:
-    """The tensor of each tensor-parallel rank, and those that other files hold alike. Raises OpError."""
+def _divided(holders: Sequence[Holder]) -> tuple[list[Tensor], list[Replica]]:
+    """The part of each tensor-parallel rank, and the parts that other files hold alike. Raises OpError."""
     firsts: dict[int, Tensor] = {}
     alike: list[Replica] = []
-    for rank in ranks:
-        if (tensor := rank.tensors.get(name)) is None:
-            continue
+    for rank, tensor in holders:
         if not isinstance(tensor, Tensor):
             raise OpError(f"a part of it is in several files: {rank.checkpoint.path}")
         if (known := firsts.setdefault(rank.tensor, tensor)) is not tensor:

@@ -21,6 +21,7 @@ from compiler.diagnostics import Refusal
 from compiler.executor.preconditions import check_replicas
 from compiler.jobs.convert import convert
 from compiler.jobs.detect import detect, unique
+from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.plan.source_files import open_source
 from compiler.program.loading import load_program
@@ -239,6 +240,17 @@ def test_the_only_step_and_a_release(folder: Path) -> None:
     step(folder).rename(folder / "release")
     (folder / "latest_checkpointed_iteration.txt").write_text("release")
     assert contents(opened(UNEVEN, folder)) == wanted
+
+
+@pytest.mark.parametrize("folder", [INTERLEAVED], indirect=True)
+def test_layers_that_no_rank_has(folder: Path) -> None:
+    """The files fit each other; the arguments tell that runs of layers are lost."""
+    for file in files(folder):
+        held = torch.load(file, weights_only=False)
+        last = {name: value for name, value in held.pop("model1").items() if not name.startswith("decoder.layers.")}
+        torch.save(held | {"model": held.pop("model0") | last}, file)
+    with pytest.raises(Refusal, match=r"num_layers = 4 \(the checkpoint's 'args'\), but the checkpoint has 2"):
+        prepare(load_program(SPECS[INTERLEAVED]), Request([folder]))
 
 
 def split(whole: Mapping[str, torch.Tensor], experts: int) -> list[dict[str, torch.Tensor]]:

@@ -204,7 +204,7 @@ def test_both_make_the_same_of_what_others_wrote(
         given += [f"--{name}" if value else f"--no-{name}"] if yes_or_no else [f"--{name}", text]
     given += ["--config", str(request.config)] if request.config else []
     said = server.run(spec, *given)
-    if case.name in ELSEWHERE or case.name.startswith("megatron_dist/"):
+    if case.name in ELSEWHERE or case.name.startswith(("megatron_dist/", "nanotron/")):
         assert said != ""
         return
     assert said == ""
