@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import MappingProxyType
 
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
+from compiler.checkpoints.formats.stored_tensor import AnyTensor, Joined, Tensor
 from compiler.checkpoints.opened import Replica
 from compiler.diagnostics import Report, Span, listed
 from compiler.ops.algebra import OpError, axis_of, shown
@@ -19,7 +19,7 @@ from compiler.plan.rank_grid import Rank, ranks_of
 from compiler.program.environment import NamedShapes
 from compiler.program.program import Program
 
-Holder = tuple[Rank, Tensor | Joined]
+Holder = tuple[Rank, AnyTensor]
 
 
 def joined(program: Program, parts: Sequence[Checkpoint]) -> Checkpoint:

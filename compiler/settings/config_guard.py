@@ -73,12 +73,15 @@ def other_architecture(
     closed = bool(allowed) and (reverse or bool(program.spec.model_types))
     found: dict[str, Any] = {}
     kind, classes = config.get("model_type"), config.get("architectures")
+    classes = [classes] if isinstance(classes, str) else classes
     known = config_class.known_model_types()
     if kind is not None and kind not in [*allowed] and (closed or not isinstance(kind, str) or kind in known):
         found["model_type"] = kind
     classes = [classes] if isinstance(classes, str) else classes
     for name in classes if isinstance(classes, list) and not found else ():
-        types = _types_by_class().get(str(name).lower(), frozenset())
+        if not isinstance(name, str):
+            continue
+        types = _types_by_class().get(name.lower(), frozenset())
         if not allowed & types if types else kind in [*known]:
             found["architectures"] = name
     takes = "reverses" if reverse else "converts"
