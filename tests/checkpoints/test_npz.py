@@ -98,3 +98,14 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
             open_checkpoint(tmp_path / "y.npz")
         except Refusal:
             continue
+
+
+def test_an_array_of_too_many_axes(tmp_path: Path) -> None:
+    def record(axes: int) -> bytes:
+        head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'1, ' * axes}), }}"
+        head = head.replace(", )", ",)") + " " * (-(len(head) + 10) % 64) + "\n"
+        return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode() + bytes(4)
+
+    assert open_checkpoint(archive(tmp_path, {"w.npy": record(64)})).tensors["w"].shape == (1,) * 64
+    with pytest.raises(Refusal, match="w: it has too many axes"):
+        open_checkpoint(archive(tmp_path, {"w.npy": record(65)}))

@@ -175,7 +175,10 @@ def test_configs_within_nested_configs() -> None:
         ("vision_config.inner: InnerConfig has no config field 'deep'", line("  vision: >-") + 1),
         ("vision_config.inner does not set depth, so InnerConfig would use its defaults", line("  vision: >-") + 1),
     }
-    assert field_faults(small(), MODEL, [{"vision_config": {"inner": {"depth": 1}}, "given": {"inner": {"depth": 1}}}]) == []
+    assert (
+        field_faults(small(), MODEL, [{"vision_config": {"inner": {"depth": 1}}, "given": {"inner": {"depth": 1}}}])
+        == []
+    )
 
 
 def test_a_nested_config_of_another_class_is_not_judged() -> None:
