@@ -10,7 +10,7 @@ from compiler.diagnostics import Diagnostic, Refusal
 from compiler.language.parser import load_spec
 from compiler.program.inverse import SourceShapes
 from compiler.program.lint import lint
-from compiler.program.loading import compile_spec
+from compiler.program.loading import compile_spec, load_program
 
 HEAD = """
 spec: 1
@@ -130,3 +130,13 @@ transform:
     shapes.holds = lambda guard: shapes.dim("a", 0) == 2
     with pytest.raises(LookupError, match=r"the shape of a decides which of the rules at lines \d+ and \d+ applies"):
         shapes.dim("a", 0)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("lama", "did you mean 'llama'?"), ("specs/lama.yaml", "did you mean 'llama'?"), ("qqqqq", "")])  # fmt: skip
+def test_a_spec_that_is_not_there(name: str, hint: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        load_program(name)
+    (found,) = caught.value.diagnostics
+    assert (found.message, found.kind) == ("no such spec: neither a file nor a shipped spec", "unreadable-file")
+    assert (found.span.path, found.hint) == (name, hint)
+    assert load_program("llama").spec.name.value == "llama"
