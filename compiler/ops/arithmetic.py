@@ -39,11 +39,11 @@ class Computed(Op):
     @property
     def values(self) -> tuple[Any, ...]:
         """The arguments of the kernel after its tensors."""
-        return ()
+        raise NotImplementedError(self.word)
 
     def result(self, *shapes: Shape) -> Shape:
         """The shape of the result. Raises OpError."""
-        return shapes[0]
+        raise NotImplementedError(self.word)
 
     def row_grain(self, shape: Shape) -> int:
         """How many rows of a result of this shape must be computed together; by default all."""

@@ -11,8 +11,6 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compiler.diagnostics import Refusal
-from compiler.language.expression import Expr, parse_expr
 from compiler.program.program import Program
 
 Values = dict[str, Any]
@@ -27,7 +25,7 @@ def arguments_of(program: Program, config: Mapping[str, Any], known: Mapping[str
     found: Values = {}
     for field in program.spec.config:
         if field.expr is not None and field.name in config:
-            found |= solver.solve(_tree(field.expr), config[field.name], {**found, **known}) or {}
+            found |= solver.solve(field.expr.tree, config[field.name], {**found, **known}) or {}
     return {name: value for name, value in found.items() if name not in known}
 
 
@@ -36,16 +34,8 @@ def arguments_of_facts(program: Program, facts: Mapping[str, Any], known: Mappin
     solver = _Solver({name: argument.default for name, argument in program.spec.arguments.items()})
     found: Values = {}
     for name, value in facts.items():
-        found |= solver.solve(_tree(program.spec.facts[name]), value, {**found, **known}) or {}
+        found |= solver.solve(program.spec.facts[name].tree, value, {**found, **known}) or {}
     return {name: value for name, value in found.items() if name in program.spec.arguments and name not in known}
-
-
-def _tree(expr: Expr) -> ast.expr:
-    try:
-        parse_expr(expr.text, expr.span)
-        return ast.parse(expr.text, mode="eval").body
-    except (Refusal, SyntaxError):
-        return ast.Constant(value=...)
 
 
 class _Solver:

@@ -506,3 +506,42 @@ def test_paths(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(1)}, "x": 1}, tmp_path / "x.pth")
     assert "did you mean 'model'?" in refused(tmp_path / "x.pth", "modle")
     assert "is not a dictionary of tensors" in refused(tmp_path / "x.pth", "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "kind"),
+    [
+        ("x.tflite", b"\x1c\0\0\0TFL3" + bytes(40), "not a checkpoint but a TensorFlow Lite model", "unknown-format"),
+        ("x.safetensors", b"\xff" * 40, "not a checkpoint: called .safetensors, but its header is malformed", "damaged-file"),
+        ("x.bin", b"\xff" * 40, "not a checkpoint: of an unknown format; it begins with ff ff ff ff ff ff ff ff", "unknown-format"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_format(name: str, content: bytes, message: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert f"{tmp_path / name}: {message}" in (text := refused(tmp_path / name))
+    assert f"[{kind}]" in text
+
+
+@pytest.mark.parametrize(
+    ("module", "limit", "message"),
+    [
+        ("compiler.checkpoints.formats.torch_save", "MAX_BYTES", "its data.pkl has "),
+        ("compiler.checkpoints.formats.zip_directory", "_MOST_TABLE", "its table of contents has "),
+    ],
+)
+def test_more_than_any_checkpoint_has(
+    module: str, limit: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "x.pth")
+    open_checkpoint(tmp_path / "x.pth")
+    monkeypatch.setattr(f"{module}.{limit}", 10)
+    assert message in refused(tmp_path / "x.pth")
+
+
+def test_an_index_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": "a.safetensors"}}))
+    assert list(open_checkpoint(tmp_path).tensors) == ["w"]
+    monkeypatch.setattr("compiler.checkpoints.folder._MOST_INDEX_BYTES", 10)
+    assert "an index of more than 200 MB [bad-index]" in refused(tmp_path)

@@ -237,3 +237,35 @@ def test_scaled_frequencies_need_a_word(tmp_path: Path) -> None:
         convert("gguf_llama", scaled, tmp_path / "out")
     convert("gguf_llama", scaled, tmp_path / "out", arguments={"llama3_factor": 32.0})
     assert '"factor": 32.0' in (tmp_path / "out/config.json").read_text()
+
+
+def header(*pairs: tuple[str, int, bytes], count: int = 0) -> bytes:
+    """The bytes of a file with these values: key, type and content."""
+    data = b"GGUF" + struct.pack("<IQQ", 3, count, len(pairs))
+    for key, kind, content in pairs:
+        data += struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + content
+    return data
+
+
+NUMBER, LIST, TEXT, BYTE = 4, 9, 8, 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("general.alignment", NUMBER, struct.pack("<I", 12))], "its alignment is 12"),
+        ([("general.alignment", NUMBER, struct.pack("<I", 0))], "its alignment is 0"),
+        ([("a", NUMBER, bytes(4)), ("a", NUMBER, bytes(4))], "the key 'a' occurs twice"),
+        ([("a", LIST, struct.pack("<IQ", BYTE, 200_000))], "a list of 200,000 values"),
+        ([("a", LIST, struct.pack("<IQ", NUMBER, 1500))], "it ends within its header"),
+        ([("a", LIST, struct.pack("<IQ", TEXT, 20) + bytes(160))], "lists of more than 10 texts or lists"),
+    ],
+)
+def test_a_header_that_cannot_be(
+    pairs: list[tuple[str, int, bytes]], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compiler.checkpoints.formats.gguf_header.MOST_ITEMS", 10)
+    (tmp_path / "x.gguf").write_bytes(header(*pairs) + bytes(2000))
+    text = refusal(tmp_path / "x.gguf")
+    assert message in text
+    assert "[damaged-file]" in text

@@ -98,3 +98,24 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
             open_checkpoint(tmp_path / "y.npz")
         except Refusal:
             continue
+
+
+def test_an_array_of_too_many_axes(tmp_path: Path) -> None:
+    def record(axes: int) -> bytes:
+        head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'1, ' * axes}), }}"
+        head = head.replace(", )", ",)") + " " * (-(len(head) + 10) % 64) + "\n"
+        return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode() + bytes(4)
+
+    assert open_checkpoint(archive(tmp_path, {"w.npy": record(64)})).tensors["w"].shape == (1,) * 64
+    with pytest.raises(Refusal, match="w: it has too many axes"):
+        open_checkpoint(archive(tmp_path, {"w.npy": record(65)}))
+
+
+def test_an_archive_without_arrays(tmp_path: Path) -> None:
+    """It begins like one, and its table of contents is empty."""
+    path = archive(tmp_path, {"w.npy": bytes(200)})
+    data = path.read_bytes()
+    table = data.index(b"PK\1\2")
+    path.write_bytes(data[:table] + b"PK\5\6" + bytes(12) + table.to_bytes(4, "little") + bytes(2))
+    with pytest.raises(Refusal, match=r"an archive without arrays \[missing-weights\]"):
+        open_checkpoint(path)

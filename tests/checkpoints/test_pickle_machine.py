@@ -63,3 +63,23 @@ def test_copies_of_one_long_value_are_bounded(name: str, call: bytes, monkeypatc
 def test_sets_count_for_more_than_their_opcode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickle_machine, "_LEAST_COPIED", 1000)
     assert "its values expand beyond the file's size" in refusal(b"]" + b"\x8fa" * 200)
+
+
+@pytest.mark.parametrize(
+    ("opcodes", "says"),
+    [
+        (b"cbuiltins\nlist\nK\x07\x85R", "a int where a list belongs"),
+        (b"ccopyreg\n_reconstructor\nK\x07cbuiltins\nobject\nN\x87R", "an instance of something that is not a class"),
+        (b"ccopyreg\n__newobj__\nK\x07\x85R", "an instance of something that is not a class"),
+        (b"ctorch._utils\n_rebuild_parameter\nK\x07\x85R", "a parameter without a tensor"),
+    ],
+)
+def test_a_call_with_the_wrong_kind_of_value(opcodes: bytes, says: str) -> None:
+    text = refusal(opcodes)
+    assert says in text
+    assert "[damaged-file]" in text
+
+
+def test_an_instance_made_by_copyreg() -> None:
+    made, _ = load(b"\x80\x04ccopyreg\n__newobj__\ncmodule\nName\nK\x07\x86R.", "x")
+    assert (made.cls.path, made.args) == ("module.Name", (7,))

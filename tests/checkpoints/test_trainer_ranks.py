@@ -508,3 +508,14 @@ def test_plain_tensors_in_rank_files(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="rank 5 of 2 does not exist") as refused:
         open_checkpoint(tmp_path)
     assert refused.value.diagnostics[0].span.path == str(stray)
+
+
+def test_the_only_rank_is_complete(tmp_path: Path) -> None:
+    """Its file and its folder are the same checkpoint; a file of one of two ranks is not."""
+    path = tmp_path / "model_world_size_1_rank_0.pt"
+    torch.save({"w": torch.arange(6.0).reshape(2, 3)}, path)
+    wanted = {"w": ((2, 3), torch.arange(6.0).numpy().tobytes())}
+    assert contents(open_checkpoint(path)) == contents(open_checkpoint(tmp_path)) == wanted
+    path = path.rename(tmp_path / "model_world_size_2_rank_0.pt")
+    with pytest.raises(Refusal, match="the file of one rank"):
+        open_checkpoint(path)

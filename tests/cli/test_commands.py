@@ -10,15 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import run
 from support.signals import default_signals
 
+from compiler.cli import explain
 from compiler.cli.compile import compile_parser
-from compiler.cli.main import COMMANDS
+from compiler.cli.main import COMMANDS, dispatch
 from compiler.diagnostics import Refusal
+from compiler.jobs.detect import Fit
 from compiler.language import document
 from compiler.language.parser import load_spec
 
@@ -180,3 +184,165 @@ def test_hooks_name_what_there_is() -> None:
         with pytest.raises(Refusal) as caught:  # its options exist; only the spec is missing
             compile_parser().parse([*words[1:], "--json"])
         assert "SPEC" in str(caught.value)
+
+
+def test_a_reader_that_stops_ends_the_command(tmp_path: Path) -> None:
+    """`mapspec schema | head -1`: no traceback."""
+    with default_signals():
+        command = [sys.executable, "-m", "compiler", "schema"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 1
+
+
+def test_a_package_that_is_missing_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only those that the proof needs; any other is a mistake of this program."""
+
+    def without(name: str) -> None:
+        def schema(_: object) -> int:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        monkeypatch.setattr("compiler.cli.explain.schema", schema)
+
+    without("torch")
+    status, out, err = run(capsys, "schema")
+    assert (status, out) == (1, "")
+    assert err.startswith("mapspec schema: needs torch, which is not installed [missing-package]\n  hint: pip install")
+    without("another")
+    with pytest.raises(ModuleNotFoundError, match="another"):
+        dispatch(["schema"])
+
+
+def test_an_unchanged_spec_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, looks = [], iter((None, None, KeyboardInterrupt()))
+
+    def sleep(seconds: float) -> None:
+        if (end := next(looks)) is not None:
+            raise end
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr("compiler.cli.compile._compile", lambda options: compiled.append(options.specs))
+    assert dispatch(["llama", "phi3_llama", "--watch"]) == 0
+    assert compiled == [["llama"], ["phi3_llama"]]
+    assert list(looks) == []
+
+
+def test_check_prints_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["llama", "--no-proof", "--out", tmp_path]
+    assert run(capsys, *words)[0] == 0
+    assert run(capsys, *words, "--check") == (0, "", "")
+    (made,) = tmp_path.rglob("*.py")
+    text = made.read_text()
+    made.write_text(f"# mine\n{text}")
+    status, out, _ = run(capsys, *words, "--check")
+    assert status == 1
+    assert out.startswith(f"--- {made}\n+++ {made} (as compiled now)\n@@ -1,4 +1,3 @@\n-# mine\n")
+    status, out, _ = run(capsys, *words, "--check", "--json")
+    assert (status, json.loads(out)["files"]) == (1, {str(made): "differs"})
+    assert made.read_text() == f"# mine\n{text}", "it is not written"
+
+
+def test_a_warning_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = ROOT / "tests" / "errors" / "unused_name.yaml"
+    status, out, err = run(capsys, spec, "--no-proof", "--out", tmp_path)
+    assert (status, out.startswith("wrote ")) == (0, True)
+    assert err.startswith(f"{spec}:")
+    assert "warning" in err
+    assert "[unused-name]" in err
+
+
+def test_explain_lists_all_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "explain")
+    kinds = out.splitlines()
+    assert (status, kinds) == (0, sorted(kinds))
+    assert {"claimed-twice", "wrong-usage"} <= {*kinds}
+    assert json.loads(run(capsys, "explain", "--json")[1]) == kinds
+    assert run(capsys, "explain", kinds[0])[1].strip()
+
+
+def test_a_page_of_kinds_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain.sections.cache_clear()
+    monkeypatch.setattr(explain, "folder", lambda name: tmp_path / name)
+    try:
+        status, _, err = run(capsys, "explain", "claimed-twice")
+    finally:
+        explain.sections.cache_clear()
+    assert status == 1
+    assert err.startswith(f"{tmp_path / 'docs' / 'errors.md'}: the page of problem kinds is missing [unreadable-file]")
+
+
+def test_a_new_spec_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    status, out, err = run(capsys, "new", "mine", "--target", "LlamaForCausalLM", "--out", tmp_path / "file" / "in")
+    assert (status, out) == (1, "")
+    assert err == f"{tmp_path / 'file' / 'in' / 'mine.yaml'}: cannot be written: Not a directory [output-unwritable]\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What detect prints
+
+
+def fit(spec: str, **fields: Any) -> Fit:
+    return replace(Fit(spec, f"all about {spec}", "", "fits", 1.0, True, (), ()), **fields)
+
+
+def detected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fits: list[Fit], *words: str
+) -> tuple[int, list[str]]:
+    monkeypatch.setattr("compiler.jobs.detect.detect", lambda *_: fits)
+    monkeypatch.setattr("compiler.jobs.detect.known_specs", lambda *_: [])
+    monkeypatch.chdir(ROOT)
+    status, out, err = run(capsys, "detect", "pyproject.toml", *words)
+    assert err == ""
+    return status, out.splitlines()
+
+
+def test_detect_says_what_a_spec_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = [
+        fit("one", status="asks", asks=("heads", "theta"), doubt="mistral", container=False),
+        fit("two", status="asks"),
+    ]
+    assert detected(capsys, monkeypatch, fits, "--set", "a=1") == (
+        0,
+        [
+            "one: fits, but needs arguments (all names match)",
+            "    all about one",
+            "    needs --set heads=VALUE --set theta=VALUE, or --config FILE",
+            "    file names mention another model: mistral",
+            "    the spec expects another file name",
+            "two: fits, but needs arguments (all names match)",
+            "    all about two",
+            "next: mapspec run one pyproject.toml OUT --set a=1 --set heads=VALUE --set theta=VALUE",
+            "if this is another model, use its spec instead: two",
+        ],
+    )
+    assert detected(capsys, monkeypatch, fits, "-q")[1][-1] == "    all about two"
+
+
+def test_detect_says_why_no_spec_fits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = tuple(f"it lacks tensor {n}" for n in range(5))
+    fits = [fit(name, status="near", share=0.915, reasons=reasons) for name in "abcde"]
+    status, lines = detected(capsys, monkeypatch, fits)
+    assert status == 1
+    assert lines[:6] == [
+        "a: does not fit (91% of the names match)",
+        "    all about a",
+        "    - it lacks tensor 0",
+        "    - it lacks tensor 1",
+        "    - it lacks tensor 2",
+        "    - and 2 more",
+    ]
+    assert lines[-2:] == [
+        "no spec fits; next: mapspec draft pyproject.toml --target CLASS -o NAME.yaml",
+        "for the names of a Transformers class: mapspec run hf pyproject.toml OUT --config CONFIG_JSON",
+    ]
+    assert sum(line.endswith("names match)") for line in lines) == 4
+    assert "    - it lacks tensor 4" in detected(capsys, monkeypatch, fits, "--all")[1]
+    assert "for the names" not in "\n".join(detected(capsys, monkeypatch, [fit("hf", status="near")])[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from compiler.cli.compile import compile_parser
 from compiler.cli.detect import detect_parser
 from compiler.cli.draft import draft_parser
 from compiler.cli.main import main
-from compiler.cli.options import Parser, request
+from compiler.cli.options import Parser, ask_on_stderr, person, request
 from compiler.cli.plan import plan_parser
 from compiler.cli.run import run_parser
 from compiler.cli.verify import verify_parser
+from compiler.diagnostics import Refusal
 from compiler.jobs.request import Request
 
 WORDS = {"run": ["s", "a.pth", "out"], "plan": ["s", "a.pth"], "verify": ["s", "a.pth", "out"], "detect": ["a.pth"]}
@@ -59,3 +62,41 @@ def test_an_option_is_written_out(words: list[str], capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("parser", [*PARSERS.values(), adapter_parser, draft_parser, compile_parser])
 def test_no_parser_completes_words(parser: type[Parser]) -> None:
     assert not parser().allow_abbrev
+
+
+def test_two_directions_exclude_each_other() -> None:
+    with pytest.raises(Refusal, match="--reverse and --to exclude each other") as caught:
+        request(run_parser().parse([*WORDS["run"], "--reverse", "--to", "llama"]))
+    assert (caught.value.diagnostics[0].kind, caught.value.diagnostics[0].hint) == ("wrong-usage", "leave one out")
+
+
+@pytest.mark.parametrize("option", ["--reverse", "--to=llama"])
+def test_a_reverse_run_cannot_be_verified(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["run", *WORDS["run"], option, "--verify"])
+    assert done.value.code == 2
+    wanted = f"--verify compares a converted folder with its source; {option.partition('=')[0]} writes no such folder"
+    assert wanted in capsys.readouterr().err
+
+
+def test_a_person_is_asked_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output is for results; the end of the input is no answer."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("2\n"))
+    assert ask_on_stderr("which one? ") == "2\n"
+    assert capsys.readouterr() == ("", "which one? ")
+    with pytest.raises(Refusal, match="no spec was chosen") as caught:
+        ask_on_stderr("which one? ")
+    assert (caught.value.diagnostics[0].kind, caught.value.diagnostics[0].hint) == (
+        "ambiguous-spec",
+        "run one by its name",
+    )
+
+
+@pytest.mark.parametrize(("stdin", "stderr", "json"), [(True, True, False), (True, True, True), (False, True, False), (True, False, False)])  # fmt: skip
+def test_only_a_person_is_asked(stdin: bool, stderr: bool, json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = run_parser().parse([*WORDS["run"], *["--json"] * json])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.stdin, "isatty", lambda: stdin, raising=False)
+        patch.setattr(sys.stderr, "isatty", lambda: stderr, raising=False)
+        found = person(options)
+    assert found is (ask_on_stderr if (stdin, stderr, json) == (True, True, False) else None)

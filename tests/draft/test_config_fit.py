@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from compiler.diagnostics import Diagnostic, Refusal, Span
-from compiler.draft.config_fields import Field, TargetClass, find_fields, used
+from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
+from compiler.draft.config_fields import Field, TargetClass, class_families, find_fields, used
 from compiler.draft.config_fit import ConfigFit, changed, get, leaves
 from compiler.draft.proposal import propose
 from compiler.draft.rules import draft
@@ -158,3 +158,35 @@ def test_a_nested_config_is_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proposal.fields[("num_attention_heads",)].required
     assert {"num_attention_heads", "hidden_act", "layer_norm_eps"} <= proposal.questions.keys()
     assert isinstance(proposal.sizes, Sizes)
+
+
+def test_sizes_that_a_class_rejects_are_left_out() -> None:
+    """First the one that it names, then the width of heads, then all that nobody gave; what was given stays."""
+    tried: list[dict[str, Any]] = []
+
+    class Picky:
+        def __init__(self, *messages: str) -> None:
+            self.messages = [*messages]
+
+        def families(self, config: dict[str, Any]) -> list[NameFamily]:
+            tried.append(dict(config))
+            if self.messages:
+                refuse("Picky", self.messages.pop(0), "unbuildable-target")
+            return []
+
+    def left(*messages: str, given: Mapping[str, Any] | None = None) -> list[set[str]]:
+        """The fields of each trial."""
+        tried.clear()
+        config = {"width": 4, "head_dim": 3, "depth": 2, "act": "x"}
+        assert class_families(Picky(*messages), config, given or {"act": "x"}) == []  # type: ignore[arg-type]
+        assert config == tried[-1]
+        return [set(one) for one in tried]
+
+    every = {"width", "head_dim", "depth", "act"}
+    assert left() == [every]
+    assert left("Field 'width' is no int", "no", "no") == [every, every - {"width"}, {"depth", "act"}, {"act"}]
+    assert left("field 'act' expected int, got str") == [every, every - {"act"}]
+    with pytest.raises(Refusal, match="no"):
+        left("no", "no", "no")
+    with pytest.raises(Refusal, match="Field 'depth' is no int"):
+        left("Field 'depth' is no int", given={"width": 4, "head_dim": 3, "depth": 2, "act": "x"})

@@ -396,6 +396,7 @@ def test_the_host_waits_for_buffers_only(monkeypatch: pytest.MonkeyPatch) -> Non
     assert engine.log.count("host waits") == 1, "the first buffer is filled again once it was sent"
     ((number, start, got),) = gpu_pipeline.Fetcher(engine).fetch(made, event)
     assert (number, start, bytes(got)) == (0, 0, bytes(kernels.bytes_of(data + 1)))
+    assert list(gpu_pipeline.Fetcher(engine).fetch([numbers(0)], event)) == [], "a tensor without elements has no bytes"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,3 +105,42 @@ def test_two_that_fit_are_refused() -> None:
         unique([one, other, near], Path("x"))
     with pytest.raises(Refusal, match="the closest is c: it lacks x"):
         unique([near], Path("x"))
+
+
+def fit(spec: str, **fields: Any) -> Fit:
+    return replace(Fit(spec, f"about {spec}", "", "fits", 1.0, True, (), ()), **fields)
+
+
+def test_the_expected_file_name_decides_between_two() -> None:
+    named, other = fit("a"), fit("b", container=False)
+    assert unique([other, named], Path("x")) is named
+    with pytest.raises(Refusal, match="2 specs fit: a, b"):
+        unique([fit("a", container=False), other], Path("x"))
+
+
+def test_a_file_name_of_another_model_is_a_doubt() -> None:
+    with pytest.raises(Refusal) as caught:
+        unique([fit("a", doubt="mistral")], Path("x"))
+    (problem,) = caught.value.diagnostics
+    assert (problem.message, problem.kind) == ("a fits, but the file names mention mistral", "ambiguous-spec")
+    assert problem.hint == "to use it: mapspec run a x OUT; else `mapspec draft` writes a new spec"
+
+
+@pytest.mark.parametrize(("answers", "chosen"), [(["1"], "a"), (["b\n"], "b"), (["", "3", "c", " 2 \n"], "b")])
+def test_a_person_chooses_between_equals(answers: list[str], chosen: str) -> None:
+    """By number or name; anything else is asked again."""
+    asked: list[str] = []
+    given = iter(answers)
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return next(given)
+
+    found = unique([fit("a"), fit("b"), fit("c", status="near")], Path("x"), ask)
+    assert found.spec == chosen
+    assert asked == ["several specs fit:\n  1  a: about a\n  2  b: about b\nwhich one? "] * len(answers)
+
+
+def test_a_folder_of_specs_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"nowhere: no such folder of specs \[unreadable-file\]"):
+        known_specs([tmp_path / "nowhere"])

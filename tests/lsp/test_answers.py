@@ -208,3 +208,20 @@ def test_a_line_that_is_not_yaml_yet_hides_nothing() -> None:
     text = "facts:\n  a: 1\n  b: [\nexample: {a: 1}\n"
     assert {*definitions(read_tree("x.yaml", text, 2))} == {"a"}
     assert read_tree("x.yaml", text, 0) is None
+
+
+def test_names_of_the_class_where_a_tensor_is_created() -> None:
+    found = (
+        complete(*typed("tie:", "create:\n  model.n@\ntie:"), TARGET)
+        if "tie:" in TEXT
+        else complete(*typed("keep:", "create:\n  model.n@\nkeep:"), TARGET)
+    )
+    assert [one.label for one in found] == ["model.norm.weight"]
+
+
+def test_nothing_is_shown_about_nothing() -> None:
+    """Beside the words, a name that is no pattern, and one that the class does not have."""
+    assert hover(*typed("keep:\n", "keep:\n@\n"), TARGET) == ""
+    assert hover(*typed("model.norm.weight", "model.n@orm.{i"), TARGET) == ""
+    assert hover(*typed("model.norm.weight", "model.n@orms.weight"), TARGET) == ""
+    assert hover(*typed("model.norm.weight", "model.n@orm.weight"), TARGET) != ""

@@ -147,6 +147,25 @@ def test_a_session(client: Client, target: TargetAnswers, tmp_path: Path) -> Non
         == at(uri, TEXT, NORM)["position"]["line"]
     )
 
+    # A text with a mistake is not proven; what is wrong without a place in the text is shown at its start.
+    change(6, wrong)
+    assert {d["code"] for d in client.diagnostics()["diagnostics"]} == {"unknown-key"}
+    client.send("textDocument/didSave", {"textDocument": {"uri": uri}})
+    assert {d["code"] for d in client.diagnostics()["diagnostics"]} == {"unknown-key"}
+    other = (tmp_path / "wrong.yaml").as_uri()
+    client.send("textDocument/didOpen", {"textDocument": {**document, "uri": other, "text": wrong}})
+    found = client.diagnostics()
+    assert (found["uri"], {d["code"] for d in found["diagnostics"]}) == (other, {"unknown-key"})
+    client.send("textDocument/didClose", {"textDocument": {"uri": other}})
+    assert client.diagnostics() == {"uri": other, "diagnostics": []}
+
+    # A sound text that is saved is proven, and its class has been asked then.
+    change(7, TEXT)
+    assert client.diagnostics()["diagnostics"] == []
+    client.send("textDocument/didSave", {"textDocument": {"uri": uri}})
+    assert client.diagnostics()["diagnostics"] == []
+    assert client.diagnostics()["diagnostics"] == []
+
     client.ask("shutdown")
     client.send("exit")
     assert client.process.wait(10) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compiler.diagnostics import Span
+from compiler.diagnostics import Refusal, Span
+from compiler.language.parser import load_spec
 from compiler.layout.array import LayoutAlgebra, source
 from compiler.layout.computed import Node
 from compiler.ops.algebra import Bundle, Op, OpError, ShapeAlgebra
@@ -20,6 +22,8 @@ from compiler.ops.arithmetic import Affine, Computed, Crop, Full, Pad
 from compiler.ops.kernels import KERNELS, TorchAlgebra, bytes_of
 from compiler.ops.lossy import DequantizeBlocks, DequantizeMxfp4, Lora, Normalize, Origin
 from compiler.ops.rearrange_notation import DEINTERLEAVE, INTERLEAVE, parse_rearrange
+from compiler.ops.structural import Cast, Concat, Copy, Rearrange, Split, Stack, Unstack
+from compiler.program.loading import compile_spec
 
 LENGTHS = st.integers(1, 9)
 SHAPES = st.lists(LENGTHS, min_size=1, max_size=4).map(tuple)
@@ -277,3 +281,104 @@ def test_interleave_is_a_rearrangement() -> None:
     back = parse_rearrange(DEINTERLEAVE, {"part": 2}, Span(""))
     assert on_torch(back, on_torch(op, rows)[0])[0].tolist() == rows.tolist()
     assert op.inverse() == back
+
+
+@pytest.mark.parametrize(
+    ("op", "slots", "holes", "message"),
+    [
+        (Split(0, 2), 2, (), "split takes one tensor, not 2"),
+        (Concat(0, 3), 2, (), "concat takes 3 tensors, not 2"),
+        (Copy(2), 2, (), "copy takes one tensor, not 2"),
+        (Copy(2, back=True), 1, (), "copy takes 2 tensors, not 1"),
+        (Stack("e"), 1, ("i",), "stack folds {e}, which is not an open index here"),
+        (Unstack("e"), 1, ("e",), "unstack opens {e}, which is already open"),
+    ],
+)
+def test_a_structural_op_takes_so_many(op: Op, slots: int, holes: tuple[str, ...], message: str) -> None:
+    with pytest.raises(OpError) as caught:
+        op.arity(slots, holes)
+    assert str(caught.value) == message
+
+
+def test_copies_have_one_type() -> None:
+    assert Copy(2, back=True).dtypes(("float32", "float32")) == ("float32",)
+    with pytest.raises(OpError, match="copies of different dtypes: float16, float32"):
+        Copy(2, back=True).dtypes(("float32", "float16"))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({0: (2, 3), 2: (2, 3), 4: (2, 3)}, "stack over {e} lacks number 1, 3"),
+        ({0: (2, 3), 1: (2, 4)}, "stack over {e} of shapes that differ: [2, 3], [2, 4]"),
+    ],
+)
+def test_a_stack_has_no_gap_and_one_shape(shapes: dict[int, tuple[int, ...]], message: str) -> None:
+    bundle = Bundle(({(n,): shape for n, shape in shapes.items()},), ("e",))
+    with pytest.raises(OpError) as caught:
+        Stack("e").apply(bundle, ShapeAlgebra())
+    assert str(caught.value) == message
+
+
+def test_a_group_of_two_unknown_sizes() -> None:
+    with pytest.raises(OpError, match=r"rearrange .* needs the size of a or b"):
+        Rearrange((("a", "b"),), (("b", "a"),), False, ()).recipe((6,))
+
+
+def test_inverses_that_restore_nothing_or_all() -> None:
+    assert Cast("float16").inverse() == Cast("float16")
+    lora = Lora(2, 0.5)
+    origin = lora.inverse()
+    assert origin.inverse() == lora
+    assert origin.arity(1, ("i",)) == (3, ("i",))
+    with pytest.raises(OpError, match="a tensor of create is compared with its value and dropped, not undone"):
+        Full(0.0, (2,)).inverse()
+
+
+STEPS = """
+spec: 1
+name: small
+summary: a small spec
+source: {weights: "*.pth"}
+target: {model: LlamaForCausalLM}
+arguments: {rows: 5}
+transform:
+  - {name: x, from: a, to: b, steps: [STEP]}
+"""
+
+
+def read(step: str) -> Op:
+    program = compile_spec(load_spec("small.yaml", STEPS.replace("STEP", step)))
+    ((op, _),) = program.rules[0].steps
+    return op.bind(lambda size, whole=True: getattr(size, "text", size))
+
+
+@pytest.mark.parametrize(
+    ("step", "op"),
+    [
+        ("{pad: {axis: -1, from: rows, to: 9, fill: 2}}", Pad(-1, "rows", 9, 2.0)),  # type: ignore[arg-type]
+        ("{crop: {axis: 0, from: 9, to: rows}}", Crop(0, 9, "rows")),  # type: ignore[arg-type]
+        ("{cast: float16}", Cast("float16")),
+    ],
+)
+def test_a_written_step(step: str, op: Op) -> None:
+    assert read(step) == op
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "message", "kind", "hint"),
+    [
+        ("a a -> a", {}, "the axis 'a' is given twice on one side", "rearrange-syntax", ""),
+        ("a b -> a b b", {}, "the axis 'b' is given twice on one side", "rearrange-syntax", ""),
+        ("a ... -> a", {}, "'...' is on one side only", "rearrange-syntax", ""),
+        ("a b -> b a", {"c": 2}, "'c' has a size but is not an axis", "rearrange-syntax", "the axes are a, b"),
+        ("(a b -> a b", {"a": 2}, "'(' is not closed", "rearrange-syntax", ""),
+        ("(a b) -> a b", {}, "the left side needs the size of 'a' or of 'b'", "missing-size",
+         "both sides need known sizes, so that the step can be reversed"),
+    ],
+)  # fmt: skip
+def test_a_notation_that_is_refused(text: str, sizes: dict[str, Any], message: str, kind: str, hint: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        parse_rearrange(text, sizes, Span("here", 1, 1, 1, ""))
+    (problem,) = caught.value.diagnostics
+    assert (problem.message, problem.kind, problem.hint) == (message, kind, hint)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from compiler.diagnostics import Diagnostic, Refusal
-from compiler.program.loading import load_program
+from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
+from compiler.language.parser import load_spec
+from compiler.program.loading import compile_spec, load_program
+from compiler.program.program import Program
+from compiler.proof.config_faults import config_fault, field_faults, ineffective_fields, reserved_fields
 from compiler.proof.proof import prove
+from compiler.target.class_signature import ConfigSchema
 
 SPECS = Path(__file__).parent.parent.parent / "specs"
 DECODER = (
@@ -113,3 +119,104 @@ def test_a_field_that_only_the_default_of_the_class_fills(tmp_path: Path) -> Non
     assert "hidden_act ('silu')" in found.message
     assert "attention_bias" not in found.message
     assert problems(tmp_path / "opt_opt.yaml", (SPECS / "opt_opt.yaml").read_text()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Against a config class that is made here
+
+SMALL = """
+spec: 1
+name: small
+summary: a small spec
+source: {weights: "*.pth"}
+target: {model: LlamaForCausalLM}
+arguments:
+  heads: 4
+  given: {default: {inner: {depth: 2}}}
+facts:
+  vision: >-
+    {"width": heads, "inner": {"deep": 3}}
+config:
+  copy: [heads, given]
+  rename: {vision_config: vision}
+keep: all
+example:
+  - {heads: "12"}
+"""
+INNER = ConfigSchema("InnerConfig", "inner", ("depth",), (), ("depth",), {}, {})
+VISION = ConfigSchema("VisionConfig", "vision", ("width", "inner"), ("patch",), (), {}, {"inner": INNER})
+NESTED = {"vision_config": VISION, "given": VISION}
+MODEL = ConfigSchema("SmallConfig", "small", ("heads", "vision_config", "given"), ("looked_for",), (), {}, NESTED)
+
+
+def small(old: str = "", new: str = "") -> Program:
+    assert old in SMALL
+    return compile_spec(load_spec("small.yaml", SMALL.replace(old, new)))
+
+
+def line(text: str) -> int:
+    return SMALL[: SMALL.index(text)].count("\n") + 1
+
+
+def test_a_field_that_every_conversion_writes() -> None:
+    program = small("config:\n", "config:\n  set: {dtype: float16}\n")
+    (found,) = reserved_fields(program)
+    assert found.message == "dtype is written by every conversion, so a spec cannot set it"
+    assert (found.kind, found.hint, found.span.line) == ("unknown-field", "leave it out", line("config:\n") + 1)
+    assert list(reserved_fields(small())) == []
+
+
+def test_configs_within_nested_configs() -> None:
+    """The place is that of the key, in a fact, and of the argument that holds a whole config."""
+    vision, given = {"width": 4, "inner": {"deep": 3}}, {"inner": {"depth": 2, "other": 1}}
+    found = field_faults(small(), MODEL, [{"vision_config": vision, "given": given}])
+    assert {(d.message, d.span.line) for d in found} == {
+        ("given.inner: InnerConfig has no config field 'other'", line("  given:")),
+        ("vision_config.inner: InnerConfig has no config field 'deep'", line("  vision: >-") + 1),
+        ("vision_config.inner does not set depth, so InnerConfig would use its defaults", line("  vision: >-") + 1),
+    }
+    assert (
+        field_faults(small(), MODEL, [{"vision_config": {"inner": {"depth": 1}}, "given": {"inner": {"depth": 1}}}])
+        == []
+    )
+
+
+def test_a_nested_config_of_another_class_is_not_judged() -> None:
+    other = {"model_type": "other", "anything": 1}
+    assert field_faults(small(), MODEL, [{"vision_config": other, "given": other}]) == []
+    same = {"model_type": "vision", "anything": 1}
+    found = field_faults(small(), MODEL, [{"vision_config": same, "given": other}])
+    assert "vision_config: VisionConfig has no config field 'anything'" in {d.message for d in found}
+    assert all(d.message.startswith("vision_config") for d in found)
+
+
+def test_a_field_that_changes_nothing_is_ineffective() -> None:
+    """At any depth; where no example has it otherwise, and not where the class cannot be built without it."""
+    program = small("{vision_config: vision}", "{vision_config: vision, looked_for: heads}")
+    configs = [{"looked_for": 4, "vision_config": {"patch": 2}}, {"looked_for": 4}]
+
+    def without_effect(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"w": (3,)}
+
+    found = list(ineffective_fields(program, MODEL, configs, without_effect))
+    assert [d.message for d in found] == [
+        "LlamaForCausalLM has no config field 'looked_for'",
+        "LlamaForCausalLM has no config field 'vision_config.patch'",
+    ]
+
+    def patched(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        if "looked_for" not in config:
+            refuse("SmallConfig", "it needs looked_for", "unbuildable-target")
+        return {"w": (config.get("vision_config", {}).get("patch", 1),)}
+
+    assert list(ineffective_fields(program, MODEL, configs, patched)) == []
+
+
+def test_a_number_in_quotes_is_found_where_it_was_written() -> None:
+    """In the example that has it, else at the argument."""
+    rejected = Diagnostic(Span("LlamaForCausalLM"), "'<' not supported between 'str' and 'int'", "unbuildable-target")
+    for value, place in (("12", '  - {heads: "12"}'), ("7", "  heads: 4")):
+        found = config_fault(small(), {"heads": value}, {"heads": value}, rejected)
+        assert found.message == f"LlamaForCausalLM rejects heads = '{value}': a string, not a number"
+        assert (found.span.line, found.hint) == (line(place), "write it without quotes, as in 12 or 1.0e-6")
+    assert config_fault(small(), {}, {"heads": 12}, rejected) == rejected

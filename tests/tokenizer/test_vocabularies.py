@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from compiler.cli.main import main
 from compiler.diagnostics import Refusal
 from compiler.program.loading import load_program
-from compiler.tokenizer import assemble
+from compiler.tokenizer import assemble, chat_template
 from compiler.tokenizer.bpe_merges import merges
 from compiler.tokenizer.find import SENTENCEPIECE, TIKTOKEN, TOKENIZER_JSON, kind_of, tokenizer_files
 from compiler.tokenizer.sentencepiece_model import read_pieces
@@ -383,3 +383,53 @@ def test_too_few_rows_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
         f"the embedding has 600 rows, but the tokenizer has ids up to {len(_pieces('bpe')) - 1}"
         in capsys.readouterr().err
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files beside a vocabulary that are malformed
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "kind"),
+    [
+        ("tokenizer_config.json", b"[]", "it is not a JSON object", "json-syntax"),
+        ("tokenizer_config.json", b"{", "it is not valid JSON: ", "json-syntax"),
+        ("chat_template.jinja", b"{{ 1 }}\xff", "it is not UTF-8 text: invalid start byte at byte 7", "bad-config"),
+        ("tokenizer.json", b'{"model": []}', "", ""),
+        ("tokenizer.json", b'{"model": [1]}', "its vocabulary or its added tokens are malformed", "bad-config"),
+        (
+            "tokenizer.json",
+            b'{"model": {"vocab": [1]}}',
+            "its vocabulary or its added tokens are malformed",
+            "bad-config",
+        ),
+        ("tokenizer.json", b'{"model": {"vocab": [[]]}}', "its vocabulary or its added tokens are malf", "bad-config"),
+        ("tokenizer.json", b'{"added_tokens": ["<s>"]}', "its vocabulary or its added tokens are malf", "bad-config"),
+    ],
+)
+def test_a_malformed_file(name: str, content: bytes, message: str, kind: str, tmp_path: Path) -> None:
+    files = {"tokenizer.json": tmp_path / "tokenizer.json", name: tmp_path / name}
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    (tmp_path / name).write_bytes(content)
+    if not kind:
+        assert assemble.read_tokenizer(files, {}).ids == {}
+        return
+    with pytest.raises(Refusal) as caught:
+        assemble.read_tokenizer(files, {})
+    (problem,) = caught.value.diagnostics
+    assert problem.message.startswith(message)
+    assert (problem.kind, problem.span.path) == (kind, str(tmp_path / name))
+
+
+def test_a_template_that_takes_too_long_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its process ends by itself, or is stopped."""
+    wanted = "it takes more than 2 seconds, or more than 1024 MiB of memory"
+    assert chat_template.problem("{{ 'a' * 10000000000 }}", {}) == wanted
+    assert chat_template.problem("{{ messages[0].content }}", {}) == ""
+    assert chat_template.problem("{{ messages[9].content }}", {}).startswith("UndefinedError: ")
+
+    def run(*_: Any, timeout: float, **rest: Any) -> None:
+        raise subprocess.TimeoutExpired("python", timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert chat_template.problem("{{ 1 }}", {}) == wanted

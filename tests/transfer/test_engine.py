@@ -345,3 +345,20 @@ def test_any_number_of_jobs_starts_a_bounded_number_of_threads(
     engine.transfer([job[0]], job[1], jobs=2000)
     assert len(started) == engine.MOST_THREADS == engine.crew_size(10**30)
     assert [engine.crew_size(n) for n in (1, 2, 5)] == [1, 2, 5]
+
+
+@pytest.mark.parametrize("way", ["write", "write_each", "write_all"])
+def test_a_buffer_takes_bytes_as_a_file_does(way: str, tmp_path: Path) -> None:
+    """Each of the three ways to write puts the same bytes in the same places."""
+    parts = [memoryview(bytes([n] * n)) for n in range(1, 8)]
+    buffer = memoryview(bytearray(100))
+    with files.OutputFile(tmp_path / "x", 100) as file:
+        for sink in (worker.Memory(buffer), file):
+            if way == "write_each":
+                sink.write_each((part, 90 - 10 * n) for n, part in enumerate(parts))
+            elif way == "write_all":
+                sink.write_all([*parts], 5)
+            else:
+                sink.write(parts[-1], 93)
+    assert bytes(buffer) == (tmp_path / "x").read_bytes()
+    assert sum(map(bool, buffer)) == (7 if way == "write" else 28)
