@@ -6,7 +6,7 @@ two layouts store as tensors. Raises `Misfit`.
 
 Sources: compressed-tensors 0.20 (`compressors`), transformers 5.24 (`integrations/finegrained_fp8.py`), gptqmodel 7.7 and
 auto-gptq 0.7 (`qlinear`), autoawq 0.2 (`utils/packing_utils.py`), bitsandbytes 0.50 (`functional.QuantState`), mlx 0.32
-(`mlx.core.dequantize`).
+(`mlx.core.dequantize`), nvidia-modelopt 0.47 (`torch/quantization/qtensor`).
 """
 
 from __future__ import annotations
@@ -228,11 +228,39 @@ def _compressed_pairs(parts: Parts, packed: Tensor) -> Encoded:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# ModelOpt
+
+
+def _modelopt(parts: Parts) -> Encoded:
+    """FP8 with a scale for rows or all, or pairs of FP4 with scales of groups and one of all."""
+    if ".pre_quant_scale" in parts.tensors:
+        raise Misfit(f"{parts.stem}.pre_quant_scale: weights that are scaled before they are quantized are not read")
+    weight, dtype = parts.need(".weight", 2, "uint8", *FP8), parts.dtype or "bfloat16"
+    name, (height, width) = f"{parts.stem}.weight", weight.shape
+    if weight.dtype != "uint8":
+        scale = parts.need(".weight_scale", 0, "float32")
+        if _size(scale) != 1 and scale.shape not in ((height,), (height, 1)):
+            parts.refuse_shape(".weight_scale", (), (height,))
+        rows = 0 if _size(scale) == 1 else 1
+        op = ops.Scaled("ModelOpt FP8", dtype, rows, 0, dtype)
+        return Encoded(name, dtype, weight.shape, op, (weight, _shaped(scale, _size(scale), 1)))
+    scale, factor = parts.need(".weight_scale", 2, "float8_e4m3fn"), parts.need(".weight_scale_2", 0, "float32")
+    if scale.shape != (height, width // 8) or width % 8:
+        parts.refuse_shape(".weight_scale", (height, width // 8))
+    if _size(factor) != 1:
+        parts.refuse_shape(".weight_scale_2", ())
+    pairs = ops.Fp4Multiplied("ModelOpt NVFP4", dtype)
+    return Encoded(name, dtype, (height, 2 * width), pairs, (weight, scale, _shaped(factor, 1, 1)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # GPTQ and AWQ
 
 
 def _gptq(parts: Parts) -> Encoded:
     bits = parts.setting("bits")
+    if parts.setting("dynamic"):  # modules have bits of their own, which the words of zero points show
+        bits = _stored_bits(parts.need(".qzeros", 2, "int32"), parts.need(".scales", 2, *WIDE))
     if bits not in (2, 4, 8):
         raise Misfit(f"GPTQ with {bits!r} bits; 2, 4 and 8 are read")
     form = parts.setting("checkpoint_format", "format", default="gptq")
@@ -259,6 +287,11 @@ def _gptq(parts: Parts) -> Encoded:
         op = ops.Gptq(*values)
         operands += (_shaped(groups, 1, inputs),)
     return Encoded(f"{parts.stem}.weight", dtype, (outputs, inputs), op, operands)
+
+
+def _stored_bits(zeros: Tensor, scales: Tensor) -> int:
+    """The bits of a zero point, of which one is stored for each scale."""
+    return 32 * zeros.shape[1] // max(1, scales.shape[1])
 
 
 def _awq(parts: Parts) -> Encoded:
@@ -419,6 +452,13 @@ LAYOUTS = (
         (".weight",),
         _compressed,
         _STATIC,
+    ),
+    Layout(
+        "modelopt",
+        (".weight_scale", ".weight_scale_2", ".pre_quant_scale"),
+        (".weight",),
+        _modelopt,
+        (".input_scale", ".k_scale", ".v_scale", ".k_proj.output_scale", ".v_proj.output_scale"),
     ),
     Layout("gptq", (".qweight", ".qzeros", ".scales", ".g_idx"), (), _gptq),
     Layout("awq", (".qweight", ".qzeros", ".scales"), (), _awq),

@@ -106,6 +106,12 @@ def test_a_module_with_settings_of_its_own(tmp_path: Path) -> None:
     assert same(loaded(opened(tmp_path, tensors, config).tensors[WEIGHT]), wanted)
 
 
+def test_bits_of_single_modules(tmp_path: Path) -> None:
+    tensors, wanted, config = case("gptq_int8")
+    config["quantization_config"] |= {"bits": 4, "dynamic": {"+:.*q_proj": {"bits": 8}}}
+    assert same(loaded(opened(tmp_path, tensors, config).tensors[WEIGHT]), wanted)
+
+
 def test_experts_in_one_tensor(tmp_path: Path) -> None:
     tensors, wanted, config = case("fp8_blocks")
     name = "model.layers.0.mlp.experts.gate_up_proj"
@@ -216,6 +222,25 @@ CONTROLS = [
         changed(".weight.quant_state.bitsandbytes__nf4", lambda t: t[:9]),
         "quantized-weights",
         "holds no JSON object",
+    ),
+    ("modelopt_nvfp4", without(".weight_scale_2"), "missing-tensor", f"but no {MODULE}.weight_scale_2"),
+    (
+        "modelopt_nvfp4",
+        changed(".weight_scale", lambda t: t[:, :4]),
+        "wrong-shape",
+        "has the shape [32, 4], not [32, 8]",
+    ),
+    (
+        "modelopt_fp8_rows",
+        changed(".weight_scale", lambda t: t[:3]),
+        "wrong-shape",
+        "has the shape [3], not [] or [32]",
+    ),
+    (
+        "modelopt_fp8",
+        more(f"{MODULE}.pre_quant_scale", torch.ones(128)),
+        "quantized-weights",
+        "q_proj.pre_quant_scale: weights",
     ),
     (
         "bnb_nf4",
