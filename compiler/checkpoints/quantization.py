@@ -14,15 +14,8 @@ from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import AnyTensor, Encoded, Tensor, dequantized
-from compiler.checkpoints.quantized_layouts import (
-    LAYOUTS,
-    METHODS,
-    Layout,
-    Misfit,
-    Parts,
-    quantized_ends,
-    result_dtype,
-)
+from compiler.checkpoints.layouts.parts import Misfit, Parts
+from compiler.checkpoints.layouts.table import LAYOUTS, METHODS, Layout, quantized_ends, result_dtype
 from compiler.diagnostics import listed, refuse
 
 FIELDS = ("quantization_config", "compression_config", "quantization")  # of a config.json; the last is MLX's

@@ -20,8 +20,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import Encoded
+from compiler.checkpoints.layouts.table import LAYOUTS
 from compiler.checkpoints.quantization import decoded, method_of
-from compiler.checkpoints.quantized_layouts import LAYOUTS
 from compiler.diagnostics import Refusal
 from compiler.executor.apply_rule import loaded
 from compiler.executor.evaluator import ArrayEvaluator
