@@ -42,6 +42,7 @@ FLOORS = (
     "render plan",
     "program tokenizer transfer",
     "checkpoints ops console",
+    "checkpoints.layouts",
     "checkpoints.formats language target templating",
     "quantized",
     "layout",

@@ -14,15 +14,8 @@ from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import AnyTensor, Encoded, Tensor, dequantized
-from compiler.checkpoints.quantized_layouts import (
-    LAYOUTS,
-    METHODS,
-    Layout,
-    Misfit,
-    Parts,
-    quantized_ends,
-    result_dtype,
-)
+from compiler.checkpoints.layouts.parts import Misfit, Parts
+from compiler.checkpoints.layouts.table import LAYOUTS, METHODS, Layout, quantized_ends, result_dtype
 from compiler.diagnostics import listed, refuse
 
 FIELDS = ("quantization_config", "compression_config", "quantization")  # of a config.json; the last is MLX's
@@ -52,7 +45,7 @@ def decoded(checkpoint: Checkpoint, config: Mapping[str, Any], path: str) -> Che
     _refuse_unread(settings, path)
     layouts = [layout for layout in LAYOUTS if layout.method == method]
     unused = tuple(end for layout in layouts for end in layout.unused)
-    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(unused or "\0")}
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(unused)}
     made: dict[str, Encoded] = {}
     first: dict[str, str] = {}
     for layout in layouts:
@@ -75,7 +68,7 @@ def decoded(checkpoint: Checkpoint, config: Mapping[str, Any], path: str) -> Che
             tensors[first[name]] = made[first[name]]
         elif name in kept:
             tensors[name] = kept[name]
-    dropped = sum(name.endswith(unused or "\0") for name in checkpoint.tensors)
+    dropped = sum(name.endswith(unused) for name in checkpoint.tensors)
     notes = [*dequantized(tensors.values())]
     notes += [f"{dropped} tensors that only quantized activations need are dropped"] * (dropped > 0)
     return replace(checkpoint, tensors=MappingProxyType(tensors), notes=(*checkpoint.notes, *notes))
@@ -125,6 +118,6 @@ def _refuse_others(method: str, tensors: Mapping[str, AnyTensor], path: str) -> 
     own = quantized_ends(method)
     for layout in LAYOUTS:
         ends = tuple(end for end in layout.marks if end not in own)
-        if name := next((name for name in tensors if name.endswith(ends or "\0")), None):
+        if name := next((name for name in tensors if name.endswith(ends)), None):
             message = f"it says that weights are quantized by {method}, but {name} has a name of {layout.method}"
             refuse(path, message, "quantized-weights", "weights that two methods quantized are not read")

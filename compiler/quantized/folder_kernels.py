@@ -42,7 +42,7 @@ def _by_blocks(numbers: Tensor, blocks: Tensor, rows: int, columns: int, change:
 
 
 def dequantize_scaled(numbers: Tensor, scale: Tensor, rows: int, columns: int, arithmetic: str, dtype: str) -> Tensor:
-    product = _by_blocks(numbers.to(torch.float32), scale, rows, columns, Tensor.mul_)
+    product = _by_blocks(numbers.to(torch.float32), scale.to(_type(arithmetic)), rows, columns, Tensor.mul_)
     return product.to(_type(arithmetic)).to(_type(dtype))
 
 
@@ -77,11 +77,28 @@ def dequantize_packed_shifted(
 
 
 def dequantize_nvfp4(pairs: Tensor, scale: Tensor, divisor: Tensor, dtype: str) -> Tensor:
+    factors = scale.to(torch.float32) / divisor
+    return (
+        _fp4(pairs)
+        .unflatten(1, (scale.shape[1], -1))
+        .mul_(factors.unsqueeze(-1))
+        .flatten(1)
+        .to(torch.bfloat16)
+        .to(_type(dtype))
+    )
+
+
+def dequantize_fp4_multiplied(pairs: Tensor, scale: Tensor, factor: Tensor, dtype: str) -> Tensor:
+    factors = scale.to(torch.float32) * factor
+    numbers = _fp4(pairs).add_(0.0)  # makes a negative zero positive
+    return numbers.unflatten(1, (scale.shape[1], -1)).mul_(factors.unsqueeze(-1)).flatten(1).to(_type(dtype))
+
+
+def _fp4(pairs: Tensor) -> Tensor:
+    """E2M1 numbers in float32, two to a byte, the low half first."""
     table = torch.tensor(E2M1, dtype=torch.float32, device=pairs.device)
     places = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)
-    numbers = table.index_select(0, places.flatten().to(torch.int32)).view(len(pairs), scale.shape[1], -1)
-    factors = scale.to(torch.bfloat16).to(torch.float32) / divisor
-    return numbers.mul_(factors.unsqueeze(-1)).flatten(1).to(torch.bfloat16).to(_type(dtype))
+    return table.index_select(0, places.flatten().to(torch.int32)).view(places.shape)
 
 
 def dequantize_gptq(
@@ -148,6 +165,7 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
         dequantize_packed,
         dequantize_packed_shifted,
         dequantize_nvfp4,
+        dequantize_fp4_multiplied,
         dequantize_gptq,
         dequantize_gptq_in_order,
         dequantize_awq,

@@ -96,6 +96,13 @@ class Fp4(FolderLayout):
 
 
 @dataclass(frozen=True)
+class Fp4Multiplied(Fp4):
+    """E2M1 numbers as in `Fp4`, times a scale of all; zeros have no sign."""
+
+    kernel: ClassVar[str] = "dequantize_fp4_multiplied"
+
+
+@dataclass(frozen=True)
 class Gptq(FolderLayout):
     """Words of inputs [output, input word], words of zero points [output word, group], scales [output, group] and the group of
     each input [1, input]. `offset` is added to the words of zero points."""

@@ -20,8 +20,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import Encoded
+from compiler.checkpoints.layouts.table import LAYOUTS
 from compiler.checkpoints.quantization import decoded, method_of
-from compiler.checkpoints.quantized_layouts import LAYOUTS
 from compiler.diagnostics import Refusal
 from compiler.executor.apply_rule import loaded
 from compiler.executor.evaluator import ArrayEvaluator
@@ -103,6 +103,12 @@ def test_a_group_that_is_not_there(tmp_path: Path) -> None:
 def test_a_module_with_settings_of_its_own(tmp_path: Path) -> None:
     tensors, wanted, config = case("mlx_int8")
     config["quantization"] = {"bits": 4, "group_size": 64, "lm_head": False, MODULE: config["quantization"]}
+    assert same(loaded(opened(tmp_path, tensors, config).tensors[WEIGHT]), wanted)
+
+
+def test_bits_of_single_modules(tmp_path: Path) -> None:
+    tensors, wanted, config = case("gptq_int8")
+    config["quantization_config"] |= {"bits": 4, "dynamic": {"+:.*q_proj": {"bits": 8}}}
     assert same(loaded(opened(tmp_path, tensors, config).tensors[WEIGHT]), wanted)
 
 
@@ -216,6 +222,25 @@ CONTROLS = [
         changed(".weight.quant_state.bitsandbytes__nf4", lambda t: t[:9]),
         "quantized-weights",
         "holds no JSON object",
+    ),
+    ("modelopt_nvfp4", without(".weight_scale_2"), "missing-tensor", f"but no {MODULE}.weight_scale_2"),
+    (
+        "modelopt_nvfp4",
+        changed(".weight_scale", lambda t: t[:, :4]),
+        "wrong-shape",
+        "has the shape [32, 4], not [32, 8]",
+    ),
+    (
+        "modelopt_fp8_rows",
+        changed(".weight_scale", lambda t: t[:3]),
+        "wrong-shape",
+        "has the shape [3], not [] or [32]",
+    ),
+    (
+        "modelopt_fp8",
+        more(f"{MODULE}.pre_quant_scale", torch.ones(128)),
+        "quantized-weights",
+        "q_proj.pre_quant_scale: weights",
     ),
     (
         "bnb_nf4",

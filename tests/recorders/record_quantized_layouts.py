@@ -1,10 +1,10 @@
 """Record what the packages that own quantized layouts make of small seeded weights: stored tensors, config and values.
 
-Usage: python record_quantized_layouts.py OUT --gptqmodel DIR --autogptq DIR --autoawq DIR, in an environment with transformers,
-compressed-tensors, bitsandbytes and mlx. The folders are unpacked distributions of gptqmodel, auto-gptq and autoawq, whose
-packages need a GPU to be imported; of gptqmodel and auto-gptq single functions are run, by their text. Writes
-OUT/CASE.safetensors: the stored tensors, and under `expected:` the values that the package gives; the metadata has what config.json says
-of it, and the origin.
+Usage: python record_quantized_layouts.py OUT --gptqmodel DIR --autogptq DIR --autoawq DIR --modelopt DIR, in an environment with
+transformers, compressed-tensors, bitsandbytes and mlx. The folders are unpacked distributions of gptqmodel, auto-gptq, autoawq and
+nvidia-modelopt, most of which need a GPU to be imported; of all but autoawq single functions are run, by their text. Writes
+OUT/CASE.safetensors: the stored tensors, and under `expected:` the values that the package gives; the metadata has what config.json
+says of it, and the origin.
 """
 
 from __future__ import annotations
@@ -138,6 +138,30 @@ def scales(dense: Tensor, args: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]
     return scale, zero, {}
 
 
+def modelopt(package: Path) -> Iterator[Case]:
+    folder = package / "modelopt/torch/quantization/qtensor"
+    (dequantize,) = functions(folder / "nvfp4_tensor.py", "dequantize", torch=torch)
+    (unscale,) = functions(folder / "fp8_tensor.py", "dequantize", torch=torch)
+    tree = ast.parse((folder / "nvfp4_tensor.py").read_text())
+    tables = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    values = eval(ast.unparse(tables["e2m1_values"]), {"torch": torch})
+    metadata = {"dtype": torch.bfloat16, "shape": (OUT, IN)}
+    origin = "nvidia-modelopt 0.47.0: torch.quantization.qtensor, dequantize"
+    pairs = torch.randint(0, 256, (OUT, IN // 2), dtype=torch.uint8)
+    scale, factor = (torch.rand(OUT, IN // 16) * 400).to(torch.float8_e4m3fn), torch.rand(()) / 1000
+    own = SimpleNamespace(metadata=metadata, _quantized_data=pairs, get_e2m1_values=lambda device: values)
+    expected = dequantize(own, scale=scale, double_scale=factor, block_sizes={-1: 16})
+    ends = {"weight": pairs, "weight_scale": scale, "weight_scale_2": factor, "input_scale": torch.rand(())}
+    config = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    yield "modelopt_nvfp4", config, {f"{NAME}.{end}": tensor for end, tensor in ends.items()}, expected, origin
+    for name, scale in (("modelopt_fp8", torch.rand(())), ("modelopt_fp8_rows", torch.rand(OUT))):
+        stored = weight().to(torch.float8_e4m3fn)
+        own = SimpleNamespace(metadata=metadata, _quantized_data=stored)
+        expected = unscale(own, scale=scale.view(-1, 1) if scale.ndim else scale)
+        tensors = {f"{NAME}.weight": stored, f"{NAME}.weight_scale": scale, f"{NAME}.input_scale": torch.rand(())}
+        yield name, {"quant_method": "modelopt", "quant_algo": "FP8"}, tensors, expected, origin
+
+
 def gptq(model: Path, auto: Path) -> Iterator[Case]:
     linear = model / "gptqmodel/nn_modules/qlinear/__init__.py"
     scope = {"t": torch, "torch": torch}
@@ -249,11 +273,12 @@ def torch_of(array: mx.array) -> Tensor:
 
 
 def main() -> None:
-    options = recording.arguments(__doc__ or "", "--gptqmodel", "--autogptq", "--autoawq")
+    options = recording.arguments(__doc__ or "", "--gptqmodel", "--autogptq", "--autoawq", "--modelopt")
     options.out.mkdir(parents=True, exist_ok=True)
     cases = (
         fp8,
         compressed,
+        lambda: modelopt(options.modelopt),
         lambda: gptq(options.gptqmodel, options.autogptq),
         lambda: awq(options.autoawq),
         bitsandbytes,
