@@ -97,6 +97,8 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
         raise SystemExit(
             "the rows are not those of queries, keys and values; this may be one of several model-parallel ranks"
         )
+    if f.no_weight_tying not in [None, not f.tied]:
+        raise SystemExit("no_weight_tying and the output layer contradict each other")
     if f.attention_config not in [
         None,
         [[["global"], f.num_layers]],
@@ -226,6 +228,7 @@ def main() -> None:
     parser.add_argument("--layernorm_epsilon", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--bias_gelu_fusion", action=BooleanOptionalAction, default=False, help="default: %(default)s")
     parser.add_argument("--attention_config", type=json.loads, help="default: %(default)s")
+    parser.add_argument("--no_weight_tying", action=BooleanOptionalAction, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=0, help="default: %(default)s")
     # fmt: on
