@@ -111,9 +111,16 @@ def test_the_layers_become_the_model(run: Path, tmp_path: Path) -> None:
     for name, tensor in expected.items():
         assert bytes(read_bytes(found[name])) == tensor.view(torch.uint8).numpy().tobytes(), name
     assert all(not group.ops for group in plan.groups)
-    config = plan.config
-    assert (config["num_hidden_layers"], config["rotary_pct"], config["use_parallel_residual"]) == (3, 0.25, True)
-    assert config["tie_word_embeddings"] is False
+    stated = {
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "rotary_pct": 0.25,
+        "use_parallel_residual": True,
+    }
+    shapes = {"vocab_size": TOKENS, "hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": LAYERS}
+    defaults = {"rotary_emb_base": 10000.0, "layer_norm_eps": 1e-5, "hidden_act": "gelu", "tie_word_embeddings": False}
+    wanted_fields = stated | shapes | defaults | {"bos_token_id": 0, "eos_token_id": 0, "attention_bias": True}
+    assert {name: plan.config.get(name) for name in wanted_fields} == wanted_fields
 
 
 def test_one_file_without_a_pipeline(run: Path, tmp_path: Path) -> None:
