@@ -23,6 +23,7 @@ from compiler.checkpoints.formats.safetensors_header import open_safetensors
 from compiler.checkpoints.formats.stored_tensor import AnyTensor, dequantized
 from compiler.checkpoints.formats.torch_distributed import Distributed
 from compiler.checkpoints.formats.torch_save import open_legacy, open_zip
+from compiler.checkpoints.layer_files import open_layers
 from compiler.checkpoints.opened import Opened, Replica
 from compiler.checkpoints.rank_files import open_ranks
 from compiler.checkpoints.sliced_files import open_slices
@@ -115,6 +116,8 @@ def _open(path: Path, root: str | None, nested: bool) -> Opened:
             opened = open_ranks(file.path, root, nested)
         elif file.kind == "zero":
             opened = open_zero(file.path)
+        elif file.kind == "layers":
+            opened = open_layers(file.path)
         elif file.kind == "slices":
             opened = open_slices(file.path)
         elif file.path.name == METADATA:

@@ -53,8 +53,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
 def _fields(path: Path, stamp: object) -> Any:
     """The content of a file. `stamp` changes when the file does: inode, size and time of change."""
     if path.suffix in (".yaml", ".yml"):
-        return document.plain(document.read_document(path))
+        fields = document.plain(document.read_document(path))
+        return _with_underscores(fields) if isinstance(fields, dict) else fields
     return _json(path)
+
+
+def _with_underscores(fields: dict[Any, Any]) -> dict[Any, Any]:
+    """The fields, those that are written like options of a command line (`num-layers`) with underscores."""
+    named = {name.replace("-", "_") if isinstance(name, str) else name: value for name, value in fields.items()}
+    return named if len(named) == len(fields) else fields
 
 
 def _json(path: Path) -> Any:

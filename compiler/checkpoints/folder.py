@@ -35,6 +35,7 @@ _RELEASE = "release"  # in place of a number: a subfolder without one
 # Folders of shards inside the folder of a step: accelerate's and Trainer's, DeepSpeed's.
 RANK_FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")  # FSDP: verl
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d{1,6})_mp_rank_(\d{1,6})_optim_states\.pt")  # ZeRO
+LAYER_FILE = re.compile(r"layer_(\d{1,6})(?:-model_(\d{1,6}))?-model_states\.pt")  # a pipeline of DeepSpeed
 _SHARDS = re.compile(r"pytorch_model_fsdp_\d+|global_step\d+|dist_cp|actor|critic")
 METADATA = ".metadata"  # the index of a distributed checkpoint
 COMMON = "common.pt"  # in the same folder, what all ranks share (NVIDIA: core/dist_checkpointing/strategies/common.py)
@@ -48,7 +49,7 @@ class Found:
 
     path: Path
     notes: list[str]
-    kind: str = ""  # `ranks`, `zero` or `slices` for a folder whose files are one checkpoint together
+    kind: str = ""  # `ranks`, `layers`, `zero` or `slices` for a folder whose files are one checkpoint together
 
 
 def find(path: Path) -> Found:
@@ -60,7 +61,12 @@ def find(path: Path) -> Found:
         return Found(path.parent, [], "ranks")
     if path.is_file() and _is_of_ranks([path.name]):
         hint = f"give the folder: {path.parent}"
-        refuse(str(path), "the file of one rank, which has a part of each tensor", "missing-part", hint)
+        what = (
+            "the file of one layer"
+            if LAYER_FILE.fullmatch(path.name)
+            else "the file of one rank, which has a part of each tensor"
+        )
+        refuse(str(path), what, "missing-part", hint)
     if path.is_file():
         return Found(path, [])
     if not path.exists():
@@ -101,9 +107,11 @@ def find(path: Path) -> Found:
 
 
 def _is_of_ranks(names: Iterable[str]) -> str:
-    """Whether files of ranks are among the names: `ranks`, `zero` or empty."""
+    """Whether files of ranks or layers are among the names: `ranks`, `layers`, `zero` or empty."""
     if any(RANK_FILE.fullmatch(name) for name in names):
         return "ranks"
+    if any(LAYER_FILE.fullmatch(name) for name in names):
+        return "layers"
     return "zero" if any(OPTIMIZER_FILE.fullmatch(name) for name in names) else ""
 
 

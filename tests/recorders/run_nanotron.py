@@ -4,7 +4,7 @@ The model runs on the CPU in one process; ranks that talk over gloo then load it
 save their parts. flash_attn, which wants a GPU, is replaced by plain torch: attention, RMS norms, and rotary embeddings of
 neighbours, as its documentation defines them.
 
-Usage: python run_nanotron.py OUT [--seed N], with nanotron 0.4 installed (`pip install --no-deps nanotron dacite`); writes
+Usage: python run_nanotron.py OUT [--seed N], with nanotron 0.4 and dacite installed (without what else they ask for); writes
 OUT/nanotron/CASE.
 """
 
@@ -120,7 +120,9 @@ def target(state: Mapping[str, Tensor], fields: Mapping[str, Any]) -> dict[str, 
     return {name: tensor.half().contiguous() for name, tensor in found.items()}
 
 
-def in_rank(rank: int, fields: dict[str, Any], ranks: int, stages: int, place: Path, input_ids: Tensor) -> None:
+def in_rank(
+    rank: int, fields: dict[str, Any], ranks: int, stages: int, place: Path, input_ids: Tensor, seed: int
+) -> None:
     """Build the part of one rank and save it in `place`/step. The only rank seeds it and computes; others load that."""
     world = ranks * stages
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
@@ -148,7 +150,7 @@ def in_rank(rank: int, fields: dict[str, Any], ranks: int, stages: int, place: P
     )
     mark_tied_parameters(model, context, parallel)
     if world == 1:
-        recording.seed_weights(model, 1)
+        recording.seed_weights(model, seed)
         with torch.no_grad():
             logits = model.model(input_ids=input_ids, input_mask=torch.ones_like(input_ids).bool())
         torch.save(logits.transpose(0, 1), place / "logits.pt")
@@ -171,12 +173,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as text:
             place = Path(text)
             for size in ((1, 1), (ranks, stages)):
-                given = (fields, *size, place, input_ids)
+                given = (fields, *size, place, input_ids, options.seed + 1)
                 multiprocessing.start_processes(in_rank, given, nprocs=size[0] * size[1], start_method="fork")
             config = {**SIZES, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2, **fields}
             recording.record(
                 options.out / "nanotron" / case,
-                {"spec": "nanotron_llama", "weights": ".", "tolerance": 2e-5},
+                {"spec": "nanotron_llama", "weights": ".", "tolerance": 5e-5},
                 save=lambda source, saved=place / "step": shutil.copytree(saved, source, dirs_exist_ok=True),
                 target=target(torch.load(place / "weights.pt", weights_only=False), fields),
                 model_class="LlamaForCausalLM",

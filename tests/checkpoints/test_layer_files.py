@@ -1,0 +1,203 @@
+"""Folders with a file for each layer of a pipeline, cut here by gpt-neox's rule: the embedding is layer 0, layer 1 has no
+weights, then come the layers of the transformer, one without weights, the norm, and the output.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from compiler.checkpoints.checkpoint import open_checkpoint
+from compiler.checkpoints.config_file import read_config_file
+from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.diagnostics import Refusal
+from compiler.jobs.detect import detect, unique
+from compiler.jobs.prepare import prepare
+from compiler.jobs.request import Request
+from compiler.program.loading import load_program
+
+LAYERS, WIDTH, FFN, TOKENS = 3, 16, 40, 32
+SPEC = "gpt_neox_gpt_neox"
+# As gpt-neox keeps its configuration, in YAML's flow style with hyphens, comments and a comma behind the last field.
+CONFIG = """{
+  # model settings
+  "num-layers": 3,
+  "hidden-size": 16,
+  "num-attention-heads": 2,
+  "max-position-embeddings": 64,
+  "pos-emb": "rotary",
+  "rotary-pct": 0.25,
+  "gpt-j-residual": true,
+  "attention-config": [[["flash"], 3]],
+  "model-parallel-size": 1,
+  "train-iters": 143000,
+}
+"""
+
+
+def layer(number: int) -> dict[str, Tensor]:
+    """The tensors of one transformer layer, by gpt-neox's names."""
+    random = torch.Generator().manual_seed(number)
+    shapes = {
+        "attention.query_key_value": (3 * WIDTH, WIDTH), "attention.dense": (WIDTH, WIDTH),
+        "mlp.dense_h_to_4h": (FFN, WIDTH), "mlp.dense_4h_to_h": (WIDTH, FFN),
+    }  # fmt: skip
+    found = {f"{name}.weight": torch.randn(shape, generator=random).half() for name, shape in shapes.items()}
+    found |= {f"{name}.bias": torch.randn(shape[0], generator=random).half() for name, shape in shapes.items()}
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        found |= {f"{norm}.{kind}": torch.randn(WIDTH, generator=random).half() for kind in ("weight", "bias")}
+    return found | {"attention.rotary_emb.inv_freq": torch.ones(1)}
+
+
+def model() -> dict[int, dict[str, Tensor]]:
+    """Number of a layer of the pipeline -> its tensors."""
+    return {
+        0: {"word_embeddings.weight": torch.randn(TOKENS, WIDTH).half()},
+        **{n + 2: layer(n) for n in range(LAYERS)},
+        LAYERS + 3: {"norm.weight": torch.randn(WIDTH).half(), "norm.bias": torch.randn(WIDTH).half()},
+        LAYERS + 4: {"final_linear.weight": torch.randn(TOKENS, WIDTH).half()},
+    }
+
+
+def wanted(layers: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The same under the names of the standard class."""
+    found = {
+        "gpt_neox.embed_in.weight": layers[0]["word_embeddings.weight"],
+        "embed_out.weight": layers[LAYERS + 4]["final_linear.weight"],
+    }
+    found |= {f"gpt_neox.final_layer_norm.{kind}": layers[LAYERS + 3][f"norm.{kind}"] for kind in ("weight", "bias")}
+    for n in range(LAYERS):
+        own = {name: tensor for name, tensor in layers[n + 2].items() if "inv_freq" not in name}
+        found |= {f"gpt_neox.layers.{n}.{name}": tensor for name, tensor in own.items()}
+    return found
+
+
+def file(folder: Path, number: int, rank: int = 0) -> Path:
+    return folder / f"layer_{number:02}-model_{rank:02}-model_states.pt"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run, with one step."""
+    folder = tmp_path / "run" / "global_step10"
+    folder.mkdir(parents=True)
+    (tmp_path / "run" / "latest").write_text("global_step10")
+    (tmp_path / "run" / "125M.yml").write_text(CONFIG)
+    torch.manual_seed(0)
+    for number, tensors in model().items():
+        torch.save(tensors, file(folder, number))
+    torch.save({"module": None, "global_steps": 10}, folder / "mp_rank_00_model_states.pt")
+    return tmp_path / "run"
+
+
+def request(run: Path) -> Request:
+    return Request([run], config=run / "125M.yml")
+
+
+def test_the_layers_become_the_model(run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    expected = wanted(model())
+    prepared = prepare(load_program(SPEC), request(run))
+    checkpoint, plan = prepared.checkpoint, prepared.plan
+    found = {
+        target.name: checkpoint.tensors[group.source_names[0]] for group in plan.groups for target in group.target_list
+    }
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert bytes(read_bytes(found[name])) == tensor.view(torch.uint8).numpy().tobytes(), name
+    assert all(not group.ops for group in plan.groups)
+    stated = {
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "rotary_pct": 0.25,
+        "use_parallel_residual": True,
+    }
+    shapes = {"vocab_size": TOKENS, "hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": LAYERS}
+    defaults = {"rotary_emb_base": 10000.0, "layer_norm_eps": 1e-5, "hidden_act": "gelu", "tie_word_embeddings": False}
+    wanted_fields = stated | shapes | defaults | {"bos_token_id": 0, "eos_token_id": 0, "attention_bias": True}
+    assert {name: plan.config.get(name) for name in wanted_fields} == wanted_fields
+
+
+def test_one_file_without_a_pipeline(run: Path, tmp_path: Path) -> None:
+    """As gpt-neox saves with pipe-parallel-size 0: the same names in one file."""
+    torch.manual_seed(0)
+    module = {f"sequential.{n}.{name}": tensor for n, own in model().items() for name, tensor in own.items()}
+    torch.save({"module": module}, tmp_path / "mp_rank_00_model_states.pt")
+    joined = open_checkpoint(run)
+    alone = open_checkpoint(tmp_path / "mp_rank_00_model_states.pt")
+    assert {n: read_bytes(t) for n, t in joined.tensors.items()} == {n: read_bytes(t) for n, t in alone.tensors.items()}
+
+
+def test_detect_names_the_spec(run: Path) -> None:
+    programs = [load_program(name) for name in (SPEC, "litgpt_gpt_neox", "megatron_gpt2")]
+    fit = unique(detect(request(run), programs), run)
+    assert (fit.spec, fit.status) == (SPEC, "fits")
+
+
+def test_hyphens_are_underscores(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text(CONFIG)
+    assert read_config_file(tmp_path / "a.yml")["num_attention_heads"] == 2
+    (tmp_path / "b.yml").write_text("a-b: 1\na_b: 2\n")
+    assert read_config_file(tmp_path / "b.yml") == {"a-b": 1, "a_b": 2}
+
+
+def second_rank(step: Path) -> None:
+    shutil.copy(file(step, 2), file(step, 2, rank=1))
+
+
+def other_rank(step: Path) -> None:
+    for path in step.glob("layer_*"):
+        path.rename(step / path.name.replace("model_00", "model_01"))
+
+
+def truncated(step: Path) -> None:
+    file(step, 3).write_bytes(file(step, 3).read_bytes()[:-300])
+
+
+def lost_layer(step: Path) -> None:
+    file(step, 3).unlink()
+
+
+def last_layer(step: Path) -> None:
+    file(step, LAYERS + 1).unlink()
+
+
+def lost_norm(step: Path) -> None:
+    file(step, LAYERS + 3).unlink()
+
+
+def half(step: Path) -> None:
+    """Its queries are those of one of two model-parallel ranks."""
+    held = torch.load(file(step, 2))
+    held["attention.query_key_value.weight"] = held["attention.query_key_value.weight"][: 3 * WIDTH // 2].clone()
+    torch.save(held, file(step, 2))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says", "kind"),
+    [
+        (second_rank, "files of the model-parallel ranks 0, 1; only rank 0 alone is read", "unsupported-tensor"),
+        (other_rank, "files of the model-parallel ranks 1; only rank 0 alone is read", "unsupported-tensor"),
+        (truncated, "cut short", "damaged-file"),
+        (lost_layer, "num_layers = 3 (125M.yml), but the checkpoint has 2", "config-mismatch"),
+        (last_layer, "num_layers = 3 (125M.yml), but the checkpoint has 2", "config-mismatch"),
+        (lost_norm, "norm", "missing-tensor"),
+        (half, "this may be one of several model-parallel ranks", "unmet-requirement"),
+    ],
+)
+def test_files_that_do_not_fit(run: Path, spoil: Callable[[Path], None], says: str, kind: str) -> None:
+    spoil(run / "global_step10")
+    with pytest.raises(Refusal) as refused:
+        prepare(load_program(SPEC), request(run))
+    assert refused.value.diagnostics[0].kind == kind, refused.value
+    assert says in str(refused.value), refused.value
+
+
+def test_one_layer_alone(run: Path) -> None:
+    with pytest.raises(Refusal, match="the file of one layer"):
+        open_checkpoint(file(run / "global_step10", 2))
