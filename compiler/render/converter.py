@@ -90,6 +90,7 @@ class _Context:
             "written_twice": self.written_twice(),
             "auto_map": dict(self.auto_map),
             "code": self.code,
+            "processor": [*self.processor()],
         }
         helpers = self.printer.helpers | ({"matches", "same"} if self.program.merged else set())
         asked = [*found["sizing"], *found["facts"]]
@@ -159,6 +160,7 @@ class _Context:
             else "{name: tensor.shape for name, tensor in source.items()}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
             "beside": beside if config else "",
+            "source_folder": "args.source.parent" if kind in ("torch", "gguf") else place,
         }
 
     def facts(self) -> Iterator[dict[str, str]]:
@@ -187,6 +189,14 @@ class _Context:
                 needed = quoted(f"--{name} is needed, as an option or in a config")
             value = {"name": name, "target": f"f.{name}", "value": self.printer(values[name])}
             yield value | {"default": default, "computed": name if name in computed else "", "needed": needed}
+
+    def processor(self) -> Iterator[tuple[str, str]]:
+        """The fields of preprocessor_config.json as code."""
+        section = self.spec.processor
+        for name, value in section.classes.items() if section else ():
+            yield quoted(name), quoted(value)
+        for field in section.fields if section else ():
+            yield quoted(field.name), self.printer(field.expr) if field.expr else literal(field.constant)
 
     def sizing(self) -> set[str]:
         """The facts by which released models are recognised, and those that they read."""
@@ -248,13 +258,7 @@ class _Context:
                 case "rope_scaling":
                     yield quoted(name), "None"
                 case _:
-                    others = listed(
-                        n
-                        for pair in (config_dialects.THETA, config_dialects.SHARE)
-                        if name in pair
-                        for n in pair
-                        if n in fields
-                    )
+                    others = listed(n for pair in config_dialects.SYNONYMS if name in pair for n in pair if n in fields)
                     message = f"the config gives {others} and not {name}, which some versions read instead"
                     refuse(self.spec.name.span, message, "missing-field", f"give {name} as well")
 

@@ -181,6 +181,25 @@ def convert_config(f: Namespace) -> dict[str, Any]:
     }
 
 
+def convert_processor(f: Namespace) -> dict[str, Any]:
+    """The fields of preprocessor_config.json."""
+    return {
+        "processor_class": "CLIPProcessor",
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": f.side * f.patch_size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": f.side * f.patch_size, "width": f.side * f.patch_size},
+        "do_rescale": True,
+        "rescale_factor": 0.00392156862745098,
+        "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "do_convert_rgb": True,
+    }
+
+
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     for old, new in STATE_DICT_MAPPING.items():
@@ -284,6 +303,9 @@ def main() -> None:
             config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
             config["torch_dtype"] = config["dtype"]
             (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
+            given = args.source.parent / "preprocessor_config.json"
+            text = json.dumps(convert_processor(f), indent=2, sort_keys=True, allow_nan=False) + "\n"
+            (folder / given.name).write_bytes(given.read_bytes() if given.is_file() else text.encode())
             folder.rename(args.out)
     except KeyError as error:
         raise SystemExit(f"the checkpoint has no tensor called {error}") from None
