@@ -84,18 +84,19 @@ def _known_config(
 
 
 def _without_effect(target: TargetClass, config: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
-    """The measured fields that the class does not declare, and that change no shape: the model's code looks for them to no
-    effect."""
+    """The measured sizes that the class does not declare, and that change no shape when they are doubled: the model's code
+    looks for them to no effect."""
     looked_for = set(target_class.config_schema(target.name).looked_for) & config.keys() - given.keys()
 
-    def shapes(without: str = "") -> object:
+    def shapes(**others: int) -> object:
         try:
-            return target.signature({name: value for name, value in config.items() if name != without}).shapes
-        except Refusal:  # it cannot be left out
+            return target.signature({**config, **others}).shapes
+        except Refusal:  # the class reads it
             return None
 
-    whole = shapes() if looked_for else None
-    return {name for name in looked_for if shapes(name) == whole is not None}
+    sizes = {name: config[name] for name in looked_for if type(config[name]) is int}
+    usual = shapes() if sizes else None
+    return {name for name, value in sizes.items() if shapes(**{name: 2 * value}) == usual is not None}
 
 
 def _stated(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]) -> set[str]:
