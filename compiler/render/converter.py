@@ -237,6 +237,11 @@ class _Context:
         env = Environment(self.program, SourceShapes(self.program, {}), given, trusted=True)
         fields = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in self.spec.config}
         written = config_dialects.config_json(fields, model_class="", model_type="", dtype="float32")
+        for name, value in fields.items():
+            submodel = isinstance(value, Mapping) and value.get("model_type")
+            if submodel and (more := written[name].keys() - value.keys()):
+                message = f"{name} does not give {listed(sorted(more))}, which some versions read"
+                refuse(self.spec.name.span, message, "missing-field", "a converter does not derive fields of submodels")
         apart = fields.keys() | {"architectures", "model_type", "dtype", "torch_dtype"}
         for name in [n for n in written if n not in apart]:  # in a fixed order
             match name:
