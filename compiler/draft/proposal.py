@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compiler.diagnostics import Refusal
 from compiler.draft.config_fields import TargetClass, class_families, find_fields, start_fit
 from compiler.draft.rules import LOOSE, UNUSED, Draft, draft
 from compiler.draft.sizes import SIZE_FIELDS, Sizes, measure, submodel_fields, target_config
@@ -54,7 +55,8 @@ def propose(
         fit.fit()
         rules = _rules(families, target, fit.config, sizes)
     own = find_fields(fit, target, rules, families)
-    config = {name: value for name, value in fit.config.items() if all(path[0] != name for path in own)}
+    idle = _without_effect(target, fit.config, given)
+    config = {n: v for n, v in fit.config.items() if n not in idle and all(path[0] != n for path in own)}
     sizes.guessed = {name for name in sizes.guessed if any(field in config for field in SIZE_FIELDS[name])}
     return Proposal(name, model_class, weights, rules, sizes, config, own)
 
@@ -79,6 +81,22 @@ def _known_config(
         if fields.get(name) is not None:
             config.setdefault(name, None)
     return config
+
+
+def _without_effect(target: TargetClass, config: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+    """The measured sizes that the class does not declare, and that change no shape when they are doubled: the model's code
+    looks for them to no effect."""
+    looked_for = set(target_class.config_schema(target.name).looked_for) & config.keys() - given.keys()
+
+    def shapes(**others: int) -> object:
+        try:
+            return target.signature({**config, **others}).shapes
+        except Refusal:  # the class reads it
+            return None
+
+    sizes = {name: config[name] for name in looked_for if type(config[name]) is int}
+    usual = shapes() if sizes else None
+    return {name for name, value in sizes.items() if shapes(**{name: 2 * value}) == usual is not None}
 
 
 def _stated(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]) -> set[str]:

@@ -7,7 +7,7 @@ without any, and a file that links out of its folder or names code of another re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from compiler.checkpoints.config_file import read_config_file
@@ -16,6 +16,8 @@ from compiler.plan.plan import Plan
 from compiler.tokenizer.find import check_file, own_code
 
 PREPROCESSOR = "preprocessor_config.json"  # of an image processor or a feature extractor
+# Config fields of models that read something else than text.
+_SENSES = frozenset(["audio_config", "feat_extract_norm", "image_size", "num_mel_bins", "patch_size", "vision_config"])
 FILES = (PREPROCESSOR, "processor_config.json", "video_preprocessor_config.json")
 
 
@@ -37,6 +39,18 @@ def processor_files(place: Path, say: Callable[[str], None], *, named: bool) -> 
     return files
 
 
+def missing_parts(plan: Plan, processors: Mapping[str, Path], *, tokenizer: bool) -> Iterator[str]:
+    """What `AutoProcessor` will not find in the folder: settings for images or audio, or the `tokenizer` of a processor that
+    joins both."""
+    settings = [*map(read_config_file, processors.values()), plan.processor]
+    name = next((str(fields["processor_class"]) for fields in settings if fields.get("processor_class")), "")
+    if name and not tokenizer:
+        yield f"the folder has no tokenizer, which {name} needs: pass --tokenizer DIR"
+    fields = sorted(_SENSES & plan.config.keys())
+    if fields and not processors and not plan.processor:
+        yield f"the model reads images or audio ({listed(fields)}), and the folder has no {PREPROCESSOR}: pass --processor DIR"
+
+
 def spec_text(plan: Plan) -> str:
     """The text of preprocessor_config.json by the spec's `processor` section."""
-    return json.dumps(dict(sorted(plan.processor.items())), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(plan.processor, indent=2, sort_keys=True, allow_nan=False) + "\n"

@@ -16,7 +16,7 @@ from typing import Any
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.folder import METADATA, companions
 from compiler.model_folder import card
-from compiler.model_folder.processor_files import PREPROCESSOR, processor_files, spec_text
+from compiler.model_folder.processor_files import PREPROCESSOR, missing_parts, processor_files, spec_text
 from compiler.output import safetensors_layout
 from compiler.output.atomic_output import AtomicOutput
 from compiler.output.earlier_run import INDEX, MANIFEST
@@ -71,7 +71,8 @@ def collect(
     files = tokenizer_files(given or beside, say, named=named and not (processors and not processor))
     spec = plan.program.spec
     tokenizer = assemble.complete_tokenizer(files, plan.config, spec.tokenizer, plan.places, say, named=named)
-    for line in assemble.lint(tokenizer, plan.config):
+    missing = missing_parts(plan, processors, tokenizer=bool(tokenizer.names))
+    for line in (*assemble.lint(tokenizer, plan.config), *missing):
         say(line)
     copies = {**tokenizer.copies, **processors, **_generation_config(plan, source)}
     written = {**texts(plan, assemble.generation_fields(tokenizer, plan.config)), **tokenizer.texts}

@@ -106,6 +106,7 @@ class _Context:
             "written_twice": self.written_twice(),
             "auto_map": dict(self.auto_map),
             "code": self.code,
+            "processor": [*self.processor()],
         }
         helpers = self.printer.helpers | ({"matches", "same"} if self.program.merged else set())
         asked = [*found["sizing"], *found["facts"]]
@@ -169,6 +170,7 @@ class _Context:
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
             "hub": f'{place} / "config.json"',
             "beside": beside if config else "",
+            "source_folder": "args.source.parent" if kind in ("torch", "gguf") else place,
         }
 
     def facts(self) -> Iterator[dict[str, str]]:
@@ -197,6 +199,14 @@ class _Context:
                 needed = quoted(f"--{name} is needed, as an option or in a config")
             value = {"name": name, "target": f"f.{name}", "value": self.printer(values[name])}
             yield value | {"default": default, "computed": name if name in computed else "", "needed": needed}
+
+    def processor(self) -> Iterator[tuple[str, str]]:
+        """The fields of preprocessor_config.json as code."""
+        section = self.spec.processor
+        for name, value in section.classes.items() if section else ():
+            yield quoted(name), quoted(value)
+        for field in section.fields if section else ():
+            yield quoted(field.name), self.printer(field.expr) if field.expr else literal(field.constant)
 
     def sizing(self) -> set[str]:
         """The facts by which released models are recognised, and those that they read."""
@@ -237,6 +247,11 @@ class _Context:
         env = Environment(self.program, SourceShapes(self.program, {}), given, trusted=True)
         fields = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in self.spec.config}
         written = config_dialects.config_json(fields, model_class="", model_type="", dtype="float32")
+        for name, value in fields.items():
+            submodel = isinstance(value, Mapping) and value.get("model_type")
+            if submodel and (more := written[name].keys() - value.keys()):
+                message = f"{name} does not give {listed(sorted(more))}, which some versions read"
+                refuse(self.spec.name.span, message, "missing-field", "a converter does not derive fields of submodels")
         apart = fields.keys() | {"architectures", "model_type", "dtype", "torch_dtype"}
         for name in [n for n in written if n not in apart]:  # in a fixed order
             match name:
@@ -258,13 +273,7 @@ class _Context:
                 case "rope_scaling":
                     yield name, "None"
                 case _:
-                    others = listed(
-                        n
-                        for pair in (config_dialects.THETA, config_dialects.SHARE)
-                        if name in pair
-                        for n in pair
-                        if n in fields
-                    )
+                    others = listed(n for pair in config_dialects.SYNONYMS if name in pair for n in pair if n in fields)
                     message = f"the config gives {others} and not {name}, which some versions read instead"
                     refuse(self.spec.name.span, message, "missing-field", f"give {name} as well")
 

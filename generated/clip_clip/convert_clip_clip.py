@@ -166,6 +166,25 @@ def convert_config(f: Namespace) -> dict[str, Any]:
     return config
 
 
+def convert_processor(f: Namespace) -> dict[str, Any]:
+    """The fields of preprocessor_config.json."""
+    return {
+        "processor_class": "CLIPProcessor",
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": f.side * f.patch_size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": f.side * f.patch_size, "width": f.side * f.patch_size},
+        "do_rescale": True,
+        "rescale_factor": 0.00392156862745098,
+        "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "do_convert_rgb": True,
+    }
+
+
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     for old, new in STATE_DICT_MAPPING.items():
@@ -281,6 +300,9 @@ def main() -> None:
             check_class(config, written, stated | given)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        beside = args.source.parent / "preprocessor_config.json"
+        text = json.dumps(convert_processor(f), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        (folder / beside.name).write_bytes(beside.read_bytes() if beside.is_file() else text.encode())
         folder.rename(args.out)
 
 

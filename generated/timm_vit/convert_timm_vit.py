@@ -137,6 +137,21 @@ def convert_config(f: Namespace) -> dict[str, Any]:
     return config
 
 
+def convert_processor(f: Namespace) -> dict[str, Any]:
+    """The fields of preprocessor_config.json."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": f.image_size, "width": f.image_size},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 0.00392156862745098,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+
+
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     for old, new in STATE_DICT_MAPPING.items():
@@ -242,6 +257,9 @@ def main() -> None:
             check_class(config, written, stated | fields)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        beside = (args.source if args.source.is_dir() else args.source.parent) / "preprocessor_config.json"
+        text = json.dumps(convert_processor(f), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        (folder / beside.name).write_bytes(beside.read_bytes() if beside.is_file() else text.encode())
         folder.rename(args.out)
 
 

@@ -148,6 +148,24 @@ def convert_config(f: Namespace) -> dict[str, Any]:
     return config
 
 
+def convert_processor(f: Namespace) -> dict[str, Any]:
+    """The fields of preprocessor_config.json."""
+    return {
+        "processor_class": "WhisperProcessor",
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": f.n_mels,
+        "sampling_rate": 16000,
+        "hop_length": 160,
+        "chunk_length": 30,
+        "n_fft": 400,
+        "n_samples": 480000,
+        "nb_max_frames": 3000,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+    }
+
+
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     require(f.n_text_layer, "there is no {s:encoder|decoder}.blocks.{i}.attn.query.{t:weight|bias}")
@@ -258,6 +276,9 @@ def main() -> None:
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():
             if content:
                 (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        beside = args.source.parent / "preprocessor_config.json"
+        text = json.dumps(convert_processor(f), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        (folder / beside.name).write_bytes(beside.read_bytes() if beside.is_file() else text.encode())
         folder.rename(args.out)
 
 

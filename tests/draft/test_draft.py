@@ -31,6 +31,8 @@ from compiler.jobs.convert import convert
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.program.loading import load_program
+from compiler.proof.config_faults import unfilled_fields
+from compiler.proof.proof import config_schema
 from compiler.settings.arguments import BAGGAGE
 from compiler.target.config_dialects import read_config
 from compiler.verify.compare import SourceModel
@@ -258,3 +260,25 @@ def test_one_shape_to_another(source: tuple[int, ...], target: tuple[int, ...], 
     one, other = (NameFamily("a", (shape,), "float32", (), ("a",)) for shape in (source, target))
     found = reshape(one, other)
     assert (found.steps if found else None) == steps
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("litgpt_llama", "LlamaForCausalLM"), ("gemma_gemma", "GemmaForCausalLM"), ("persimmon_persimmon", "")],
+)
+def test_a_draft_compiles_without_warnings(name: str, target: str) -> None:
+    """No config gives the ids of tokens: they are arguments that are null, not the defaults of the class. A width of heads
+    that the class only looks for is not written."""
+    program = load_program(name)
+    source, _, _ = benchmark.example(program)
+    config = benchmark.own_words(program)
+    config = {field: value for field, value in config.items() if not field.endswith("_token_id")}
+    proposal = benchmark.draft(program, source, config)
+    text = proposal.text(decided=True)
+    drafted = benchmark.compile_spec(benchmark.load_spec(f"{proposal.name}.yaml", text))
+    if target:
+        assert drafted.spec.arguments["eos_token_id"].default is None
+    else:
+        assert "head_dim" not in {field.name for field in drafted.spec.config}
+    assert (schema := config_schema(drafted)) is not None
+    assert [d.message for d in unfilled_fields(drafted, schema)] == []

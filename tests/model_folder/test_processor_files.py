@@ -5,6 +5,7 @@ Both versions of Transformers load it; those for images need Pillow.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.converter_process import ConverterProcess
 from support.oracle_cases import Case
 from support.parity import ORACLES
 
@@ -78,6 +80,38 @@ def test_images(tmp_path: Path, case: Case, name: str, python: str) -> None:
         assert {n: found[n] for n in ("image_mean", "image_std", "resample")} == {
             n: fields[n] for n in ("image_mean", "image_std", "resample")
         }
+
+
+@pytest.mark.parametrize("case", [AUDIO, IMAGES, PAIRS])
+def test_a_converter_writes_the_same(server: ConverterProcess, tmp_path: Path, case: Case) -> None:
+    """Made from the spec, or copied where the source has one."""
+    name, request = case.program.spec.name.value, case.request
+    source = given = request.source[0]
+    options = [f"--{argument}={value}" for argument, value in request.assigned.items()]
+    options += ["--config", str(request.config)] if request.config else []
+    assert server.run(name, str(source), str(tmp_path / "made"), *options) == ""
+    converted(case, tmp_path / "out")
+    assert (tmp_path / "made" / NAME).read_bytes() == (tmp_path / "out" / NAME).read_bytes()
+    (tmp_path / "source").mkdir()
+    for file in source.iterdir() if source.is_dir() else [source]:
+        (given := tmp_path / "source" / file.name).symlink_to(file.resolve())
+    given = given.parent if source.is_dir() else given
+    (tmp_path / "source" / NAME).write_text('{"size": 7}')
+    assert server.run(name, str(given), str(tmp_path / "copied"), *options) == ""
+    assert (tmp_path / "copied" / NAME).read_text() == '{"size": 7}'
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    def said(program: Any, request: Request, out: Path) -> str:
+        notes: list[str] = []
+        convert(program, request, out, on_note=lambda note: notes.append(str(note)))
+        return " ".join(notes)
+
+    request = PAIRS.request
+    assert "no tokenizer, which CLIPProcessor needs" in said(PAIRS.program, request, tmp_path / "out")
+    bare = dataclasses.replace(PAIRS.program, spec=dataclasses.replace(PAIRS.program.spec, processor=None))
+    assert "(vision_config), and the folder has no preprocessor_config.json" in said(bare, request, tmp_path / "bare")
+    assert "processor" not in said(IMAGES.program, IMAGES.request, tmp_path / "images")
 
 
 def test_a_file_is_copied_before_the_spec_is_asked(tmp_path: Path) -> None:

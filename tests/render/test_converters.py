@@ -882,3 +882,14 @@ def test_an_op_stands_everywhere(op: type[algebra.Op]) -> None:
     code = "".join(Path(module.__file__ or "").read_text() for module in (rule_function, rule_steps))
     assert re.search(rf"(structural\.|isinstance\(op, ){op.__name__}\b", code)
     assert f'"{op.word}"' in (Path(__file__).parent.parent / "language" / "test_language.py").read_text()
+
+
+def test_a_submodel_gives_both_dialects_itself(tmp_path: Path) -> None:
+    """A converter prints the fields of submodels as the spec has them, so that they must be complete."""
+    text = Path(load_program("clip_clip").spec.path).read_text()
+    place = tmp_path / "clip_clip.yaml"
+    place.write_text(text.replace('"clip_text_model", ', '"clip_text_model", "rope_theta": 5.0, '))
+    with pytest.raises(Refusal) as caught:
+        build(str(place), prove=False)
+    assert [d.kind for d in caught.value.diagnostics] == ["missing-field"]
+    assert "text_config does not give rope_parameters, rope_scaling" in str(caught.value)

@@ -32,6 +32,9 @@ from compiler.program.environment import Environment, Given, NamedShapes
 from compiler.program.loading import load_program
 from compiler.program.program import Program
 from compiler.proof.class_check import config_written
+from compiler.target import signature_cache
+from compiler.target.ask_class import PendingAnswer
+from compiler.target.class_signature import ClassSignature
 
 LOG = os.environ.get("MAPSPEC_PAIRS_LOG")  # a file for one line of each pair
 
@@ -217,3 +220,33 @@ def test_a_plan_names_the_tensors_between(tmp_path: Path, capsys: pytest.Capture
     assert out.startswith("meta_llama --to torchtune_llama: ")
     assert "as model.layers.#.self_attn.q_proj.weight" in out
     assert out.count("rearrange (head pair two) ... -> (head two pair) ...") == 2
+
+
+def test_config_and_class_are_checked_in_one_pass_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both halves look at the config between them, and the class is asked about the folder that is never written."""
+    made = synthetic(PROGRAMS["meta_llama"], finite=True)
+    source = made.save(tmp_path, "*.pth")
+    given = [word for name, value in made.arguments.items() for word in ("--set", f"{name}={value}")]
+    words = ("run", "meta_llama", source, tmp_path / "out", "--to", "litgpt_llama", *given)
+    assert run(capsys, *words)[0] == 0
+    shutil.rmtree(tmp_path / "out")
+    tied = Path(PROGRAMS["meta_llama"].spec.path).read_text().replace("rope_theta, tie_word_embeddings]", "rope_theta]")
+    tied = tied.replace("set: {hidden_act", "set: {tie_word_embeddings: true, hidden_act")
+    (tmp_path / "meta_llama.yaml").write_text(tied)
+    status, _, err = run(capsys, "run", tmp_path / "meta_llama.yaml", *words[2:])
+    assert (status, "lm_head.weight [unclaimed-tensor]" in err) == (1, True)
+
+    def with_another(pending: PendingAnswer) -> ClassSignature:
+        answer = signature_cache.ask(pending.question)
+        return replace(answer, shapes={**answer.shapes, "model.another.weight": (1,)})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PendingAnswer, "result", with_another)
+        status, _, err = run(capsys, *words)
+    assert (status, "needs model.another.weight, which the conversion does not write" in err) == (1, True)
+    (source.parent / "config.json").write_text('{"model_type": "gemma", "architectures": ["GemmaForCausalLM"]}')
+    status, _, err = run(capsys, *words)
+    assert (status, "[other-architecture]" in err) == (1, True)
+    assert not (tmp_path / "out").exists()
