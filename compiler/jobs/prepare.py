@@ -108,6 +108,8 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
             preconditions.check_ties(plan, checkpoint)
             preconditions.check_copies(plan, checkpoint)
             preconditions.check_constants(plan, checkpoint)
+            if not plan.reverse:
+                preconditions.check_vectors(env, checkpoint)
     except Refusal:
         verify(checkpoint)  # a damaged file explains any difference
         raise
