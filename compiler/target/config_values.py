@@ -53,13 +53,25 @@ def value_faults(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Itera
             yield from _unknown(here, value, names, "an activation of Transformers")
         elif name in ("rope_type", "type") and _ROPE & {*path[-1:]} and (names := _rope_types()):
             yield from _unknown(here, value, names, "a rotary scaling of Transformers")
+        elif name == "factor" and _ROPE & {*path[-1:]} and _kind(config) == "default" and value != 1:
+            yield ValueFault(
+                here, value, "1 without a rope_type, which says how it scales", "name the kind, such as linear"
+            )
         for known in _RANGES:
             if known.names.fullmatch(name) and not known.accepts(value):
                 yield ValueFault(here, value, known.expected)
 
 
-def expected_number(name: str) -> str:
+def _kind(scaling: Mapping[str, Any]) -> Any:
+    """The kind of a rotary scaling under either of its names."""
+    kinds = [scaling[word] for word in ("rope_type", "type") if scaling.get(word) not in (None, "default")]
+    return kinds[0] if kinds else "default"
+
+
+def expected_value(name: str) -> str:
     """What a top-level field must be that no class computes by itself; empty for a field that may be null."""
+    if name == "hidden_act":
+        return "an activation of Transformers"
     return (
         next((known.expected for known in _RANGES if known.names.fullmatch(name)), "")
         if _NEEDED.fullmatch(name)
