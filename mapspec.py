@@ -14,7 +14,7 @@ The keywords that several functions share:
 - `config`: the source's config file (JSON, YAML, or Meta's params.json)
 - `arguments`: values for the spec's arguments by name; they override the config, as `--set` does
 - `weights`: which weights of a torch file to read: "ema", "model", or a dotted path of keys
-- `dtype`: cast every floating-point tensor to "float32", "float16" or "bfloat16"
+- `dtype`: cast every floating-point tensor to "float32", "float16" or "bfloat16"; "q8_0" for a GGUF file
 - `reverse`: convert a Transformers folder back to the source's layout
 - `on_note`: called with each note, one sentence: defaults that were used, config fields that nothing reads
 """

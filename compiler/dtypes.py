@@ -1,6 +1,7 @@
 """Element types: one name, the name torch gives them, their size in bytes, and their code in safetensors files.
 
-Codes: https://github.com/huggingface/safetensors (`Dtype` in safetensors/src/tensor.rs).
+Codes: https://github.com/huggingface/safetensors (`Dtype` in safetensors/src/tensor.rs). Blocks: `block_q8_0` in
+ggml-common.h (https://github.com/ggml-org/ggml).
 """
 
 from __future__ import annotations
@@ -44,4 +45,6 @@ ITEM_SIZES = {
     "float8_e5m2": 1,
     "float8_e8m0fnu": 1,
 }
+# Types that only containers know -> how many elements of a row make a block, and the bytes of a block.
+BLOCKS = {"q8_0": (32, 34)}
 FLOATING = frozenset(n for n in SAFETENSORS_CODES if n.startswith(("float", "bfloat")))

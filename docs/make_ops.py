@@ -1,12 +1,15 @@
-"""Makes docs/ops.md: every op as it declares itself.
+"""Makes docs/ops.md: every op as it declares itself, and the pictures of `make_op_pictures`.
 
-Reads the classes of `ops`, `arithmetic` and `lossy`, and the words of the schema; knows no op by name.
+Reads the classes of `ops`, `arithmetic` and `lossy`, and the words of the schema.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+
+import make_op_pictures
+from op_examples import EXAMPLES
 
 from compiler.language.schema import schema
 from compiler.ops import arithmetic, lossy, structural
@@ -34,6 +37,13 @@ WORDS = """
 |---|---|
 """
 
+PICTURES = """
+## In pictures
+
+Each picture is made by the op itself. A letter is a row of a source and a digit a column; colours show where cells go. An
+op that computes has numbers instead. A tensor with more than two axes is drawn as matrices side by side.
+"""
+
 
 def declared() -> Iterator[type[Op]]:
     """Every op that a spec can name, in the order of its module."""
@@ -58,7 +68,13 @@ def page() -> str:
         told = [said["description"]]
         told += [f"`{key}`: {value['description']}" for key, value in said.get("properties", {}).items()]
         words += f"| `{word}` | {' '.join(told).replace('|', '/')} |\n"
-    return TOP + rows + WORDS + words
+    return TOP + rows + WORDS + words + PICTURES + "".join(map(pictured, EXAMPLES))
+
+
+def pictured(name: str) -> str:
+    """The section of an example: its rule and its picture."""
+    alt = make_op_pictures.alt(name)
+    return f"\n### `{name}`\n\n```yaml\n{EXAMPLES[name].rule}\n```\n\n![{alt}](images/ops/{name}.svg)\n"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Makes docs/reference.md: every key of the spec language with its meaning, its form and an example.
 
-Keys and meanings are those of compiler/schema.json. The example of a key is the shortest use of it in the shipped specs;
-for what no shipped spec uses, it stands in EXAMPLES.
+Keys and meanings are those of compiler/schema.json. The example of a key is the shortest use of it in the shipped specs,
+one for each form (text, list, mapping) that it takes; for what no shipped spec uses, it is in EXAMPLES or FURTHER.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from compiler.language.schema import schema
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference.md"
 Path_ = tuple[str, ...]
+Scalar = (str, int, float, bool, type(None))
 LONGEST = 300  # characters of an example
 
 TOP = """# Language reference
@@ -81,6 +82,13 @@ EXAMPLES = {
 }
 
 
+# Path -> more uses, each for a form that no shipped spec uses or that one example does not show.
+FURTHER = {
+    "example": ["example: {vocab_size: 128, hidden_size: 64, n_layers: 2, n_heads: 4}"],
+    "transform.[].rearrange": [_RULE + "rearrange: row column -> row 1 column # 1 is a new axis of length 1"],
+}
+
+
 def keys() -> dict[Path_, Mapping[str, Any]]:
     """Path -> the schema of every key of the language, in the order of the schema."""
     found: dict[Path_, Mapping[str, Any]] = {}
@@ -122,24 +130,26 @@ def shipped() -> Mapping[str, Any]:
     return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
 
 
-def uses(content: Any, path: Path_) -> Iterator[Any]:
-    """The parts of a spec that reach the end of a path, each cut down to it. An op may also stand in a step of a rule."""
+def uses(content: Any, path: Path_, kind: type = object) -> Iterator[Any]:
+    """The parts of a spec that reach a value of that kind at the end of a path, each cut down to it. An op may also be in a
+    step of a rule."""
     if path and path[0] == "[]" and isinstance(content, list):
         stepped = [rule for rule in content if isinstance(rule, dict) and "steps" in rule and len(path) > 1]
         for rule in stepped:
-            for step in uses(rule["steps"], path):
+            for step in uses(rule["steps"], path, kind):
                 yield [{key: rule[key] for key in ("from", "to")} | {"steps": step}]
     if not path:
-        yield content
+        if isinstance(content, kind):
+            yield content
         return
     key, rest = path[0], path[1:]
     if key == "[]":
         entries = content if isinstance(content, list) else [content] if isinstance(content, dict) and rest else []
         for entry in entries:
-            yield from ([inner] if isinstance(content, list) else inner for inner in uses(entry, rest))
+            yield from ([inner] if isinstance(content, list) else inner for inner in uses(entry, rest, kind))
     elif isinstance(content, dict):
         for name in content if key == "*" else [key] if key in content else []:
-            for inner in uses(_few(content[name], rest), rest):
+            for inner in uses(_few(content[name], rest), rest, kind):
                 yield {name: inner} if not _beside(content, rest) else {**_beside(content, rest), name: inner}
 
 
@@ -163,19 +173,32 @@ def schema_at(path: Path_) -> Mapping[str, Any]:
     return keys()[path]
 
 
-def example(path: Path_) -> tuple[str, str]:
-    """The YAML of the shortest use of a key, and the spec that has it; empty where the key has none."""
+def kinds(node: Mapping[str, Any]) -> list[type]:
+    """The kinds of value that a key takes: a mapping, a list, a scalar; of a key that takes one, anything."""
+    types = node.get("type", [])
+    types = [types] if isinstance(types, str) else list(types)
+    for word in ("anyOf", "oneOf"):
+        types += [_resolved(inner).get("type", "string") for inner in node.get(word, ())]
+    found = dict.fromkeys({"object": dict, "array": list}.get(one, Scalar) for one in types)
+    return list(found) if len(found) > 1 else [object]
+
+
+def examples(path: Path_) -> list[tuple[str, str]]:
+    """The YAML of the shortest use of a key in each of its forms, and the spec that has it; of a key that no shipped spec
+    uses, that of EXAMPLES. Empty where the key has none."""
+    further = [(text, "") for text in FURTHER.get(".".join(path), ())]
     if (own := EXAMPLES.get(".".join(path))) is not None:
-        return own, ""
+        return [(own, ""), *further]
     if "default" in schema_at(path) and path[1:3] == ("blocks", "names"):
-        return f"{_BLOCKS}names: {{{path[-1]}: {schema_at(path)['default']}}}", ""
-    best = ("", "")
+        return [(f"{_BLOCKS}names: {{{path[-1]}: {schema_at(path)['default']}}}", "")]
+    best: dict[type, tuple[str, str]] = {}
     for name, content in shipped().items():
-        for use in uses(content, path):
-            text = _yaml(use)
-            if len(text) <= LONGEST and (not best[0] or len(text) < len(best[0])):
-                best = (text, name)
-    return best
+        for kind in kinds(schema_at(path)):
+            for use in uses(content, path, kind):
+                text = _yaml(use)
+                if len(text) <= LONGEST and (kind not in best or len(text) < len(best[kind][0])):
+                    best[kind] = (text, name)
+    return [*best.values(), *further]
 
 
 def _yaml(value: Any) -> str:
@@ -215,10 +238,10 @@ def page() -> str:
         lines += [" ".join(node.get("description", "").split()), ""]
         if said := form(node):
             lines += [f"Form: {said}.", ""]
-        text, spec = example(path)
-        lines += ["```yaml", text, "```", ""]
-        if spec:
-            lines += [f"From [{spec}](../specs/{spec}.yaml).", ""]
+        for text, spec in examples(path):
+            lines += ["```yaml", text, "```", ""]
+            if spec:
+                lines += [f"From [{spec}](../specs/{spec}.yaml).", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

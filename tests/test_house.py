@@ -42,7 +42,9 @@ FLOORS = (
     "render plan",
     "program tokenizer transfer",
     "checkpoints ops console",
-    "checkpoints.formats language layout target templating",
+    "checkpoints.formats language target templating",
+    "quantized",
+    "layout",
     "packages",
     "diagnostics dtypes process progress strict_json tensor_names",
     "resources",
@@ -64,6 +66,9 @@ ROOMS = {
         "jobs.adapter",
         "jobs.peft_format",
         "ops.kernels",
+        "output.dcp_layout",
+        "quantized.folder_kernels",
+        "quantized.ggml_kernels",
         "target.model_class",
         "verify.model_inputs",
         "verify.neutral_weights",
@@ -83,7 +88,14 @@ ROOMS = {
 AT_ONCE = {
     "yaml": {"language.document"},
     "numpy": ROOMS["numpy"] - {"jobs.sample"},
-    "torch": {"ops.kernels", "executor.evaluator", "executor.gpu_pipeline", "executor.torch_layout"},
+    "torch": {
+        "ops.kernels",
+        "quantized.folder_kernels",
+        "quantized.ggml_kernels",
+        "executor.evaluator",
+        "executor.gpu_pipeline",
+        "executor.torch_layout",
+    },
 }
 
 

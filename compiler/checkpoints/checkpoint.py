@@ -20,11 +20,12 @@ from compiler.checkpoints.formats.gguf_header import open_gguf
 from compiler.checkpoints.formats.numpy_archive import open_npz
 from compiler.checkpoints.formats.pickle_plain import shown
 from compiler.checkpoints.formats.safetensors_header import open_safetensors
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
+from compiler.checkpoints.formats.stored_tensor import AnyTensor, dequantized
 from compiler.checkpoints.formats.torch_distributed import Distributed
 from compiler.checkpoints.formats.torch_save import open_legacy, open_zip
 from compiler.checkpoints.opened import Opened, Replica
 from compiler.checkpoints.rank_files import open_ranks
+from compiler.checkpoints.sliced_files import open_slices
 from compiler.checkpoints.state_dict_search import Contents, unwrapped
 from compiler.checkpoints.zero_partitions import open_zero
 from compiler.diagnostics import Refusal, Report, Span, listed, refuse
@@ -41,7 +42,7 @@ class Checkpoint:
     two ranks hold and that must be equal."""
 
     path: Path
-    tensors: Mapping[str, Tensor | Joined]
+    tensors: Mapping[str, AnyTensor]
     objects: Mapping[str, object]
     notes: tuple[str, ...]
     files: tuple[Path, ...]
@@ -114,6 +115,8 @@ def _open(path: Path, root: str | None, nested: bool) -> Opened:
             opened = open_ranks(file.path, root, nested)
         elif file.kind == "zero":
             opened = open_zero(file.path)
+        elif file.kind == "slices":
+            opened = open_slices(file.path)
         elif file.path.name == METADATA:
             opened = _open_distributed(file.path, root, nested)
         else:
@@ -135,7 +138,7 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
         stored, values = open_gguf(path)
         if not stored:
             refuse(str(path), "a GGUF file without tensors", "missing-weights", "it may be a vocabulary-only file")
-        return Opened(dict(stored), {"config": values}, files=[path])
+        return Opened(dict(stored), {"config": values}, dequantized(stored.values()), [path])
     if kind == "npz":
         arrays, checksums = open_npz(path)
         return Opened(dict(arrays), files=[path], checksums=checksums)
@@ -151,7 +154,7 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
         tree, places = open_legacy(path)
         contents(tree)
     inside = searched[0]
-    tensors: dict[str, Tensor | Joined] = {n: places.locate(n, view) for n, view in inside.named.items()}
+    tensors: dict[str, AnyTensor] = {n: places.locate(n, view) for n, view in inside.named.items()}
     return Opened(tensors, inside.objects, inside.notes, [path], places.checksums)
 
 
@@ -160,7 +163,7 @@ def _open_distributed(path: Path, root: str | None, nested: bool) -> Opened:
     shared = open_zip(common, lambda tree: ())[0] if common.is_file() and sniff(common) == "zip" else None
     tree = (shared if isinstance(shared, dict) else {}) | source.tree
     inside = Contents(tree, str(path), root, nested)
-    tensors = {name: source.locate(name, view) for name, view in inside.named.items()}
+    tensors: dict[str, AnyTensor] = {name: source.locate(name, view) for name, view in inside.named.items()}
     indexes = [path, common] if shared is not None else [path]
     return Opened(tensors, inside.objects, inside.notes, source.files, source.checksums, indexes)
 
@@ -213,7 +216,7 @@ def _unwrap(path: Path, united: Opened) -> Checkpoint:
             "rename it first",
         )
     names, notes = unwrapped(list(united.tensors), str(path))
-    tensors: dict[str, Tensor | Joined] = {}
+    tensors: dict[str, AnyTensor] = {}
     for name, bare in names.items():
         tensor = united.tensors[name]
         if bare in tensors and tensors[bare].region != tensor.region:

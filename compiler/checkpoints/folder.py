@@ -28,6 +28,10 @@ _NO_WEIGHTS = re.compile(
 )
 _LATEST = "latest"  # DeepSpeed: the name of the subfolder of the last step
 _ITERATION = "latest_checkpointed_iteration.txt"  # NVIDIA: the number of the last step, in the subfolder iter_0000010
+_STEP = re.compile(r"iter_\d{7,}")
+STEP_METADATA = "checkpoint_metadata.json"  # huggingface: in the folder of a step that has one file for each parameter
+_LATEST_NUMBER = "latest.txt"  # the same: the number of the last step, which is the name of its subfolder
+_RELEASE = "release"  # in place of a number: a subfolder without one
 # Folders of shards inside the folder of a step: accelerate's and Trainer's, DeepSpeed's.
 RANK_FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")  # FSDP: verl
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d{1,6})_mp_rank_(\d{1,6})_optim_states\.pt")  # ZeRO
@@ -44,7 +48,7 @@ class Found:
 
     path: Path
     notes: list[str]
-    kind: str = ""  # `ranks` or `zero` for a folder whose files are one checkpoint together
+    kind: str = ""  # `ranks`, `zero` or `slices` for a folder whose files are one checkpoint together
 
 
 def find(path: Path) -> Found:
@@ -65,6 +69,8 @@ def find(path: Path) -> Found:
         refuse(str(path), "there is no such file", "unreadable-file", hint)
     if not path.is_dir():
         refuse(str(path), "neither a file nor a folder", "unreadable-file")
+    if (path / STEP_METADATA).is_file() and (path / "model").is_dir():
+        return Found(path, [], "slices")
     names = sorted(p.name for p in path.iterdir() if p.is_file())
     if (kind := _is_of_ranks(names)) and not any(n in names for n in _PREFERRED):
         return Found(path, [], kind)
@@ -123,14 +129,31 @@ def companions(source: Path) -> list[Path]:
 
 
 def last_step(path: Path) -> Path | None:
-    """The subfolder that a file `latest` names, or the number of a step."""
-    file = next((path / name for name in (_LATEST, _ITERATION) if (path / name).is_file()), None)
+    """The subfolder that a file `latest` names, or the number of a step; without such a file, the only step. Raises Refusal
+    where there are several."""
+    file = next((path / name for name in (_LATEST, _ITERATION, _LATEST_NUMBER) if (path / name).is_file()), None)
     if file is None or file.stat().st_size > 255:
-        return None
+        steps = sorted(p for p in path.iterdir() if _is_step(p))
+        if len(steps) > 1:
+            file_name = _ITERATION if _STEP.fullmatch(steps[0].name) else _LATEST_NUMBER
+            hint = f"give one of them; the file {file_name} would name the last one"
+            message = f"several steps in one folder: {listed(p.name for p in steps)}"
+            refuse(str(path), message, "ambiguous-container", hint)
+        return steps[0] if steps else None
     name = file.read_text(encoding="utf-8", errors="replace").strip()
-    if file.name == _ITERATION:
+    if file.name == _ITERATION and name.isdecimal() and not (path / f"iter_{name:>07}").is_dir():
+        there = sorted(p.name for p in path.iterdir() if p.is_dir() and _STEP.fullmatch(p.name))
+        hint = f"give the folder of a step: {listed(there)}" if there else "copy its folder"
+        refuse(str(file), f"the folder of step {name} is missing", "missing-part", hint)
+    if file.name == _ITERATION and name != _RELEASE:
         name = f"iter_{name:>07}"
     return path / name if name and Path(name).name == name and (path / name).is_dir() else None
+
+
+def _is_step(path: Path) -> bool:
+    """Whether it is the folder of a step, by the names that trainers give it."""
+    by_number = path.name.isdecimal() and (path / STEP_METADATA).is_file()
+    return by_number or (bool(_STEP.fullmatch(path.name)) and path.is_dir())
 
 
 def read_index(path: Path) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
+from compiler.checkpoints.formats.stored_tensor import AnyTensor, Tensor
 
 Replica = tuple[Tensor, Tensor]  # two stored tensors that must have the same bytes
 
@@ -14,7 +14,7 @@ Replica = tuple[Tensor, Tensor]  # two stored tensors that must have the same by
 class Opened:
     """The contents of one or more files. `replicas`: what several ranks hold alike, of which `tensors` has the first."""
 
-    tensors: dict[str, Tensor | Joined] = field(default_factory=dict)
+    tensors: dict[str, AnyTensor] = field(default_factory=dict)
     objects: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)

@@ -8,6 +8,7 @@ carry. Optimizer state is never taken for weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -21,6 +22,9 @@ TRAINING = ("optim", "sched", "scaler", "rng", "callbacks", "loops", "loss")  # 
 MAX_DEPTH = 16  # of dictionaries in dictionaries
 MAX_LOOKS = 5_000_000  # at values, to find out where tensors are
 NAME_ROOT = "name the one with the weights with --weights"
+RUN = re.compile(
+    r"model\d{1,4}"
+)  # of layers: what one stage of an interleaved pipeline has (NVIDIA: generate_state_dict)
 WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _TENSORS, _HOLDERS = (View, Unreadable), (dict, list, tuple, Inert)
 
@@ -44,7 +48,7 @@ class Contents:
         self.looks = MAX_LOOKS
         self.root = root
         choice = self._known if nested else self._choice
-        node = self._search(self._descend(tree, root) if root else tree, choice)
+        node = self._search(self._descend(tree, root) if root else self._joined_runs(tree), choice)
         self.named: dict[str, Any] = self._names(dict(self._flat(node)) if nested else node)
 
     def _descend(self, tree: Any, root: str) -> dict[Any, Any]:
@@ -64,6 +68,16 @@ class Contents:
         if node is None:
             refuse(self.path, f"--weights {root!r} is not a dictionary of tensors", "missing-weights")
         return node
+
+    def _joined_runs(self, tree: Any) -> Any:
+        """The object with the dictionaries `model0`, `model1` ... as one, whose names begin with `model0.` and so on."""
+        node = _mapping(tree) or {}
+        runs = {key: held for key, value in node.items() if isinstance(key, str) and RUN.fullmatch(key)
+                and (held := _mapping(value)) is not None and self._holds_tensors(held)}  # fmt: skip
+        if len(runs) < 2 or any(f"model{n}" not in runs for n in range(len(runs))) or WEIGHTS[0] in node:
+            return tree
+        joined = {f"{run}.{name}": value for run, held in runs.items() for name, value in held.items()}
+        return {key: value for key, value in node.items() if key not in runs} | {WEIGHTS[0]: joined}
 
     def _search(self, tree: Any, choose: Callable[[dict[Any, Any]], Any]) -> dict[Any, Any]:
         node = _mapping(tree)

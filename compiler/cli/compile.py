@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 import sys
 from pathlib import Path
 
 from compiler import __version__
 from compiler.cli.options import SPEC_HELP, Parser, print_json, report
 from compiler.console import usage
+from compiler.console.terminal import painter
 from compiler.diagnostics import Diagnostic, Refusal
 
 PAUSE = 0.3  # seconds between two looks at the files
@@ -113,6 +115,9 @@ def _compile(options: argparse.Namespace) -> int:
         print_json({"diagnostics": [d.as_json() for d in sorted(warnings)], "files": outcomes})
     elif warnings:
         report(sorted(warnings), options.output_format)
+    if len(options.specs) == 1 and not (options.json or options.quiet or options.check or options.watch):
+        command = f"mapspec run {shlex.quote(options.specs[0])} SOURCE OUT"
+        print(painter(sys.stdout)("command", f"next: {command}"))
     return 1 if "differs" in outcomes.values() else 0
 
 

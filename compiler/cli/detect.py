@@ -43,10 +43,12 @@ def detect(options: argparse.Namespace) -> int:
     """Exit status 0 if a spec fits, else 1."""
     from compiler.jobs.detect import detect as fits_of
     from compiler.jobs.detect import known_specs
+    from compiler.jobs.identity import named_class
 
     usage.check_places("mapspec detect", None, options.source, {options.config: "unreadable-file"})
     paint, columns = painter(sys.stdout), min(100, width(sys.stdout) or 100)
-    fits = fits_of(request(options), known_specs(options.specs))
+    asked = request(options)
+    fits = fits_of(asked, known_specs(options.specs))
     source = shlex.join(map(str, options.source))
     good = [fit for fit in fits if fit.status in ("fits", "asks")]
     near = [fit for fit in fits if fit.status == "near"]
@@ -72,15 +74,17 @@ def detect(options: argparse.Namespace) -> int:
             print(f"    - and {len(fit.reasons) - len(reasons)} more")
         if not fit.container:
             print("    the spec expects another file name")
+    words = ["--config", str(options.config)] if options.config else []
+    given = shlex.join([*words, *(word for one in options.set for word in ("--set", one))])
     if not options.json and not good:
-        print("no spec fits; next: " + paint("command", f"mapspec draft {source} --target CLASS -o NAME.yaml"))
-        if not any(fit.spec == "hf" for fit in fits):
+        named = named_class(asked)
+        command = f"mapspec draft {source} --target {named.name if named else 'CLASS'} -o mine.yaml"
+        print("no spec fits; next: " + paint("command", f"{command} {given}".rstrip()))
+        if not named:
             command = f"mapspec run hf {source} OUT --config CONFIG_JSON"
             print("for the names of a Transformers class: " + paint("command", command))
     elif not options.json and not options.quiet:
-        given = [word for one in options.set for word in ("--set", one)]
-        given = ["--config", str(options.config), *given] if options.config else given
-        first, *others = next_command(good, source, shlex.join(given)).splitlines()
+        first, *others = next_command(good, source, given).splitlines()
         print("\n".join([paint("command", first), *others]))
     return 0 if good else 1
 

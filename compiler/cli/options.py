@@ -93,10 +93,13 @@ class Parser(argparse.ArgumentParser):
     def add_to(self) -> None:
         self.add_field("to", "write the layout of this spec or family, such as gguf, in one pass", metavar="SPEC")
 
-    def add_conversion(self) -> None:
-        """Add the options that `run` and `plan` share."""
+    def add_conversion(self, *blocks: str) -> None:
+        """Add the options that `run` and `plan` share. `blocks`: types that only a file to write has."""
         self.add_settings()
-        self.add_field("dtype", "cast every floating tensor to this type", choices=["float32", "float16", "bfloat16"])
+        choices = ["float32", "float16", "bfloat16", *blocks]
+        self.add_field(
+            "dtype", "cast every floating tensor to this type" + "; q8_0 for GGUF" * bool(blocks), choices=choices
+        )
         self.add_field(
             "reverse",
             "convert back: SOURCE is a Transformers folder; OUT becomes the source's own folder, or one file if it ends in .pth or .safetensors",

@@ -32,7 +32,7 @@ def run_parser() -> Parser:
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="the folder to write (with --reverse also a file: model.pth)"
     )
-    parser.add_conversion()
+    parser.add_conversion("q8_0")
     parser.add_field(
         "tokenizer", "the tokenizer to include: a folder, or a file such as tokenizer.json", type=Path, metavar="PLACE"
     )
@@ -45,6 +45,7 @@ def run_parser() -> Parser:
     parser.add_field("jobs", "number of threads that copy (default: %(default)s, at most 256)", metavar="N")
     parser.add_field("max_shard_size", "maximum size of a weights file (default: %(default)s)", metavar="SIZE")
     parser.add_to()
+    parser.add_field("container", "store the weights as torch.distributed.checkpoint does: dcp", choices=["dcp"])
     parser.add_field("parts", "with --reverse: write a folder of N tensor-parallel parts", metavar="N")
     parser.add_field("force", "write into a folder that is not empty")
     parser.add_field("resume", "continue a run that was killed or interrupted")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import combinations, permutations
 
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.checkpoints.formats.stored_tensor import dense, read_bytes
 from compiler.diagnostics import Refusal
 from compiler.draft.fuse_steps import IN_GROUPS, PAIRED
 from compiler.draft.name_similarity import slug
@@ -151,6 +151,6 @@ def _same_bytes(group: Group, checkpoint: Checkpoint, answer: Checkpoint) -> boo
                     with open(extent.source, "rb") as file:
                         file.seek(extent.source_offset)
                         made[extent.target_offset : extent.target_offset + extent.length] = file.read(extent.length)
-            if bytes(made) != bytes(read_bytes(wanted)):
+            if bytes(made) != bytes(read_bytes(dense(wanted))):
                 return False
     return True

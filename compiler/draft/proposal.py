@@ -16,6 +16,7 @@ from compiler.draft.rules import LOOSE, UNUSED, Draft, draft
 from compiler.draft.sizes import SIZE_FIELDS, Sizes, measure, submodel_fields, target_config
 from compiler.draft.spec_text import Proposal
 from compiler.draft.tensor_roles import NameFamily, Shape, name_families
+from compiler.proof.config_faults import TOKENS
 from compiler.target import model_class as target_class
 
 MOSTLY = 0.8  # of the target's tensors; where fewer are matched, sizes that names suggest are not relied upon
@@ -74,6 +75,9 @@ def _known_config(
     pad = config.get("pad_token_id", fields.get("pad_token_id"))
     if isinstance(pad, int) and pad >= sizes["vocab_size"] > 0:
         config["pad_token_id"] = None  # the class's own default is for another vocabulary
+    for name in TOKENS:  # so are these, which generation reads; null leaves them to the tokenizer
+        if fields.get(name) is not None:
+            config.setdefault(name, None)
     return config
 
 

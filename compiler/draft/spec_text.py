@@ -252,7 +252,7 @@ class _Values:
             self.need(word)
             self.copied += [name] if name == word else []
             self.renamed |= {name: word} if name != word else {}
-        elif isinstance(value, str | int | float | bool):
+        elif isinstance(value, str | int | float | bool) or (value is None and name.endswith("_token_id")):
             source = sizes.named.get(name, name)
             self.argument(source, value)
             self.copied += [name] if source == name else []

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
+from compiler.checkpoints.formats.stored_tensor import AnyTensor, Encoded, read_bytes
 from compiler.ops.algebra import Bundle
 from compiler.plan.plan import Group
 
 
-def loaded(tensor: Tensor | Joined) -> Any:
-    """A tensor of a checkpoint, in its own dtype."""
-    from compiler.ops.kernels import tensor_of
+def loaded(tensor: AnyTensor) -> Any:
+    """A tensor of a checkpoint, in its own dtype; a quantized one in that of its op."""
+    from compiler.ops.kernels import TorchAlgebra, tensor_of
 
+    if isinstance(tensor, Encoded):
+        made = TorchAlgebra().compute(tensor.op, [loaded(stored) for stored in tensor.stored], tensor.matrix)
+        return made.reshape(tensor.shape)
     return tensor_of(read_bytes(tensor), tensor.dtype, tuple(tensor.shape))
 
 

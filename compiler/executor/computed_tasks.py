@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from compiler.diagnostics import Diagnostic, Refusal
 from compiler.dtypes import ITEM_SIZES
-from compiler.layout.array import Array, narrow
+from compiler.layout.array import Array, narrow, reshape
 from compiler.layout.computed import Node, block_rows
 from compiler.transfer.engine import Portion, Targets, Task
 from compiler.transfer.worker import Worker
@@ -60,6 +60,7 @@ def tasks_of(
     places: Sequence[Place], nodes: Mapping[str, Node], failure: Callable[[str], Diagnostic], gate: MemoryGate
 ) -> Iterator[Task]:
     """The tasks that write the targets of one group."""
+    places = [_in_rows(place, nodes) for place in places]
     heights = [block_rows(place.array, nodes) for place in places]
     if not all(heights):
         portions = tuple(Portion(p.path, p.offset, p.offset + p.nbytes) for p in places)
@@ -73,6 +74,16 @@ def tasks_of(
             stop = min(rows, start + step)
             portion = Portion(place.path, place.offset + start * row, place.offset + stop * row)
             yield Task(partial(_write_rows, place, nodes, failure, (start, stop, height)), (portion,))
+
+
+def _in_rows(place: Place, nodes: Mapping[str, Node]) -> Place:
+    """The place with a matrix of the same bytes, if its rows can be computed separately and those of the first axis
+    cannot, because they are too large."""
+    shape = place.array.shape
+    if len(shape) < 3 or block_rows(place.array, nodes):
+        return place
+    matrix = reshape(place.array, (math.prod(shape[:-1]), shape[-1]))
+    return replace(place, array=matrix) if block_rows(matrix, nodes) else place
 
 
 def _write_rows(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler import packages
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
+from compiler.checkpoints.formats.stored_tensor import AnyTensor, Encoded, Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, nearest, refuse
 from compiler.executor.computed_tasks import MemoryGate, Place, tasks_of
 from compiler.layout import array as layout
@@ -56,6 +56,9 @@ def write_folder(
     """
     layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets, file.gaps) for file in files]
     _write(plan, checkpoint, layouts, device, jobs, progress, ledger)
+    for file in files:
+        if file.finish:
+            file.finish(folder / file.name)
 
 
 def _uncut(name: str, array: layout.Array) -> layout.Array:
@@ -162,10 +165,10 @@ def _tasks(
 def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tuple[TargetTensor, layout.Array]]]:
     """The targets of a group as arrangements of stored and computed bytes. Raises Refusal."""
     formulas = Formulas()
-    arrays = group.apply(lambda name: _array(checkpoint.tensors[name]), formulas)
+    arrays = group.apply(lambda name: array_of(checkpoint.tensors[name], formulas), formulas)
     arrays_by_target = list(zip(group.target_list, _in_order(group, arrays), strict=True))
     for target, array in arrays_by_target:
-        if (array.shape, array.dtype) != (target.shape, target.dtype):
+        if (array.shape, array.dtype) != target.stored:
             message = (
                 f"{target.name} becomes {array.dtype} {list(array.shape)}, not {target.dtype} {list(target.shape)}"
             )
@@ -175,16 +178,42 @@ def _formulate(group: Group, checkpoint: Checkpoint) -> tuple[Formulas, list[tup
 
 def arrange_group(group: Group, checkpoint: Checkpoint) -> Bundle[layout.Array]:
     """The targets of a group as arrangements of source bytes. Raises NotImplementedError if an op computes."""
-    return group.apply(lambda name: _array(checkpoint.tensors[name]), layout.LayoutAlgebra())
+    algebra = layout.LayoutAlgebra()
+    return group.apply(lambda name: array_of(checkpoint.tensors[name], algebra), algebra)
 
 
 def _sources(group: Group, checkpoint: Checkpoint) -> list[layout.Array]:
-    return [_array(checkpoint.tensors[name]) for name in group.source_names]
+    """What is read for a group: each source, or what it is computed from."""
+    algebra, tensors = layout.LayoutAlgebra(), [checkpoint.tensors[name] for name in group.source_names]
+    return [array_of(stored, algebra) for tensor in tensors for stored in _stored(tensor)]
 
 
-def _array(tensor: Tensor | Joined) -> layout.Array:
+def _stored(tensor: AnyTensor) -> Iterator[Tensor | Joined]:
+    """The tensor itself, or those that it is computed from."""
+    if isinstance(tensor, Encoded):
+        for operand in tensor.stored:
+            yield from _stored(operand)
+    else:
+        yield tensor
+
+
+def _decoded(tensor: AnyTensor, stored: Iterator[Any]) -> Any:
+    """The torch tensor of a source, given those of `_stored`, in their order."""
+    from compiler.ops.kernels import TorchAlgebra
+
+    if not isinstance(tensor, Encoded):
+        return next(stored)
+    operands = [_decoded(operand, stored) for operand in tensor.stored]
+    return TorchAlgebra().compute(tensor.op, operands, tensor.matrix).reshape(tensor.shape)
+
+
+def array_of(tensor: AnyTensor, algebra: layout.LayoutAlgebra) -> layout.Array:
+    """A tensor as an arrangement of stored and computed bytes. Raises what `algebra.compute` raises."""
     if isinstance(tensor, Joined):
-        return layout.concat([_array(member) for member in tensor.members], tensor.axis)
+        return layout.concat([array_of(member, algebra) for member in tensor.members], tensor.axis)
+    if isinstance(tensor, Encoded):
+        rows = algebra.compute(tensor.op, [array_of(stored, algebra) for stored in tensor.stored], tensor.matrix)
+        return layout.reshape(rows, tensor.shape)
     return layout.source(str(tensor.path), tensor.dtype, tensor.shape, tensor.offset, tensor.strides)
 
 
@@ -211,7 +240,7 @@ def _tensors(plan: Plan, checkpoint: Checkpoint, host: Sender, there: Sender) ->
             sources = _sources(group, checkpoint)
             sender = host if any(op.host_only for op in group.all_ops) else there
             with _failing(group, checkpoint):
-                made, _ = sender.compute(partial(_call, group), sources, worker.fill)
+                made, _ = sender.compute(partial(_call, group, checkpoint), sources, worker.fill)
                 sender.engine.hand_over(made)
                 results = [tensor.to(there.engine.device) for tensor in made]
             yield from zip((target.name for target in group.target_list), results, strict=True)
@@ -235,7 +264,7 @@ def _on_device(
     def run(worker: Worker, targets: Targets) -> Iterator[int]:
         arrays = _sources(group, checkpoint)
         with _failing(group, checkpoint):
-            for number, start, data in pipeline.run(partial(_call, group), arrays, worker.fill):
+            for number, start, data in pipeline.run(partial(_call, group, checkpoint), arrays, worker.fill):
                 if (place := places[number]) is not None:
                     targets[place[0]].write(data, place[1] + start)
                     yield len(data)
@@ -258,12 +287,13 @@ def _in_order(group: Group, bundle: Bundle[Any]) -> list[Any]:
     return [slot[key] for slot, targets in zip(bundle.slots, group.targets.slots, strict=True) for key in targets]
 
 
-def _call(group: Group, tensors: list[Any]) -> list[Any]:
-    """The targets of a group in their order, from its sources in the order of their names; in one pass if no op computes."""
+def _call(group: Group, checkpoint: Checkpoint, tensors: list[Any]) -> list[Any]:
+    """The targets of a group in their order, from what `_sources` reads; in one pass if no op computes."""
     from compiler.executor.torch_layout import MOST_PIECES, arranged, stored
     from compiler.ops.kernels import TorchAlgebra
 
-    named = dict(zip(group.source_names, tensors, strict=True))
+    stored_tensors = iter(tensors)
+    named = {name: _decoded(checkpoint.tensors[name], stored_tensors) for name in group.source_names}
     try:
         arrays = _in_order(group, group.apply(lambda name: stored(name, named[name]), layout.LayoutAlgebra()))
         if sum(len(array.pieces) for array in arrays) <= MOST_PIECES:

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from compiler.checkpoints.folder import METADATA
 from compiler.checkpoints.formats.stored_tensor import Tensor, read_bytes, span
 from compiler.diagnostics import listed, refuse
-from compiler.dtypes import ITEM_SIZES
+from compiler.dtypes import BLOCKS, ITEM_SIZES
 from compiler.plan.plan import Group, Plan
 from compiler.plan.source_files import open_source
 from compiler.transfer.files import InputFile
@@ -86,10 +87,13 @@ def survey(checkpoint: Checkpoint, names: Iterable[str], whole: bool) -> dict[st
     tensors = {name: checkpoint.tensors[name] for name in names if checkpoint.tensors[name].dtype in FORMATS}
     counts: dict[str, Count] = {}
     for name, tensor in tensors.items():
-        seen = sum((_count_samples(part, whole) for part in tensor.parts), Count())
+        parts = [
+            part for part in tensor.parts if part.dtype in FORMATS
+        ]  # quantized numbers have no NaN, their scales may
+        seen = sum((_count_samples(part, whole) for part in parts), Count())
         if seen:
-            exact = whole and all(part.contiguous for part in tensor.parts)
-            seen = seen if exact else sum((_count_all(part) for part in tensor.parts), Count())
+            exact = whole and all(part.contiguous for part in parts)
+            seen = seen if exact else sum((_count_all(part) for part in parts), Count())
         if seen:
             counts[name] = seen
     return counts
@@ -157,8 +161,10 @@ def narrowed(plan: Plan, checkpoint: Checkpoint) -> list[Group]:
 
 def after_casts(checkpoint: Checkpoint, plan: Plan, place: Path) -> Iterator[str]:
     """Sentences about values that became infinite in a cast, read from what was written."""
+    if any(target.dtype in BLOCKS for target in plan.targets):
+        return  # no such file is read back
     if groups := narrowed(plan, checkpoint):
-        parts = plan.reverse and place.is_dir()
+        parts = plan.reverse and place.is_dir() and not (place / METADATA).exists()
         yield from overflowed(
             groups, checkpoint, open_source(plan.program, [place]) if parts else open_checkpoint(place)
         )

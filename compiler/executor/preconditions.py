@@ -13,7 +13,7 @@ from operator import eq
 from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
+from compiler.checkpoints.formats.stored_tensor import AnyTensor, Encoded, Joined, read_bytes
 from compiler.diagnostics import Report, Span, listed, refuse
 from compiler.executor.apply_rule import applied, loaded, transformed
 from compiler.ops.structural import Cast, Copy
@@ -105,11 +105,20 @@ def equal_tensors(checkpoint: Checkpoint, one: str, other: str) -> bool:
     a, b = checkpoint.tensors[one], checkpoint.tensors[other]
     if a.region == b.region:
         return True
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and all(starmap(eq, zip(_blocks(a), _blocks(b), strict=True)))
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    stored = zip(*(t.stored for t in (a, b) if isinstance(t, Encoded)), strict=False)
+    pairs = [*stored] if isinstance(a, Encoded) and isinstance(b, Encoded) and a.op == b.op else [(a, b)]
+    return all(all(starmap(eq, zip(_blocks(one), _blocks(other), strict=True))) for one, other in pairs)
 
 
-def _blocks(tensor: Tensor | Joined) -> Iterator[bytearray]:
-    """The bytes of a tensor, some of its rows at a time; those of a joined tensor at once."""
+def _blocks(tensor: AnyTensor) -> Iterator[bytes | bytearray | memoryview]:
+    """The bytes of a tensor, some of its rows at a time; those of a joined or computed tensor at once."""
+    if isinstance(tensor, Encoded):
+        from compiler.ops import kernels
+
+        yield kernels.bytes_of(loaded(tensor))
+        return
     if isinstance(tensor, Joined) or not tensor.shape:
         yield read_bytes(tensor)
         return

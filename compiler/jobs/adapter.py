@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.checkpoints.formats.stored_tensor import dense, read_bytes
 from compiler.diagnostics import listed, nearest, refuse
 from compiler.executor.apply_rule import applied
 from compiler.jobs.peft_format import MERGE, Adapter, Pair
@@ -28,7 +28,7 @@ def check_copies(base: Checkpoint, adapter: Adapter, path: str) -> None:
     for name, copy in adapter.copies.items():
         tensor = base.tensors.get(name)
         same = tensor is not None and (tensor.shape, tensor.dtype) == (copy.shape, copy.dtype)
-        if tensor is None or not same or read_bytes(tensor) != read_bytes(copy):
+        if tensor is None or not same or read_bytes(dense(tensor)) != read_bytes(copy):
             message = f"it contains base weights for {name} that differ from those of BASE"
             refuse(path, message, "unsupported-adapter", MERGE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from compiler import packages
 from compiler.diagnostics import Diagnostic, Refusal, located
@@ -17,6 +18,8 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
     from compiler.proof.proof import prove as prove_program
     from compiler.render.converter import render
     from compiler.render.remote_code.from_spec import remote_code
+    from compiler.settings import checkpoint_statements, config_guard
+    from compiler.settings.arguments import HUB_CONFIG
     from compiler.target import model_class
 
     program = load_program(text)
@@ -32,11 +35,16 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
         for warning in proof.warnings:
             warn(warning)
     spec = program.spec
+    neutral: dict[str, tuple[Any, ...]] = {}
+    if spec.source_config == HUB_CONFIG:
+        neutral |= config_guard.neutral_values(program)
+    elif not spec.source_config:  # the checkpoint has the arguments
+        neutral |= checkpoint_statements.neutral_values(program)
     if spec.target.model is not None:
         with located(spec.target.model.span):
             model_type = model_class.model_type(spec.target.model.value)
-        files = render(program, model_type)
+        files = render(program, model_type, neutral=neutral)
     else:
         code = remote_code(spec)
-        files = {**code.files, **render(program, code.model_type, code.auto_map, code.files)}
+        files = {**code.files, **render(program, code.model_type, code.auto_map, code.files, neutral)}
     return {f"{program.spec.name}/{name}": content for name, content in files.items()}

@@ -39,6 +39,9 @@ def second_program(first: Program, name: str) -> Program:
         return second
     paths = sorted(folder("specs").glob("*.yaml"))
     family = [path for path in paths if path.stem.startswith(f"{name}_")]
+    if name == "dcp":
+        hint = "for a Transformers folder of that kind, leave --to out; with --to SPEC, for another layout"
+        refuse("--to", "dcp is a container, not a layout: use --container dcp", "no-route", hint)
     if not family:
         known = [path.stem for path in paths]
         families = sorted({stem.partition("_")[0] for stem in known})

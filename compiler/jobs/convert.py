@@ -18,10 +18,11 @@ from compiler import __version__, packages
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
+from compiler.dtypes import BLOCKS
 from compiler.executor import execute
 from compiler.executor.tensor_parallel_parts import check_parts
 from compiler.jobs.compose import prepare_both, second_program
-from compiler.jobs.destination import Destination, as_stored, is_folder
+from compiler.jobs.destination import Destination, as_stored, check_container, is_folder
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.language import document
@@ -29,6 +30,7 @@ from compiler.model_folder import card, sidecar_files
 from compiler.output import ranks, safetensors_layout
 from compiler.output.atomic_output import AtomicOutput
 from compiler.output.earlier_run import MANIFEST
+from compiler.plan.gguf_types import unquantized
 from compiler.plan.notes import Listener, Remark, ignore_note
 from compiler.plan.plan import Plan
 from compiler.process import Interrupted, stoppable
@@ -56,14 +58,18 @@ def convert(
     safetensors_layout.parse_size(request.max_shard_size)
     second = second_program(program, request.to) if request.to else None
     check_parts(second or program, request.parts)
+    check_container(second or program, request, out)
     output = _output(out, request, second or program)
     output.check()
     output.protect(_named_files(program, request), [])
     with ranks.from_environment(out) as crew:
         if not crew.leads:  # the leading process prints notes and looks at values
             on_note = ignore_note
-        prepared = prepare_both(program, second, request, on_note) if second else prepare(program, request, on_note)
+        asked = replace(request, dtype=None) if request.dtype in BLOCKS else request
+        prepared = prepare_both(program, second, asked, on_note) if second else prepare(program, asked, on_note)
         plan, checkpoint = as_stored(prepared.plan, request, out), prepared.checkpoint
+        for line in unquantized(plan) if request.dtype in BLOCKS else ():
+            on_note(Remark(line))
         output.check_room(sum(target.nbytes for target in plan.targets))
         for line in nonfinite_values.in_source(checkpoint, plan, request.check_values) if crew.leads else ():
             on_note(Remark(line))

@@ -11,34 +11,65 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from compiler import packages
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.diagnostics import refuse
 from compiler.executor import tensor_parallel_parts
 from compiler.executor.execute import StateDict
 from compiler.jobs.request import Request
 from compiler.model_folder import gguf_tokenizer, gguf_values, sidecar_files, source_folder
-from compiler.output import gguf_layout, pth_layout, safetensors_layout
+from compiler.output import dcp_layout, gguf_layout, pth_layout, safetensors_layout
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
-from compiler.plan.bind import with_float32_vectors
+from compiler.plan.gguf_types import Q8_0, with_float32_vectors, with_q8_0
 from compiler.plan.plan import Plan
+from compiler.program.program import Program
 from compiler.tokenizer.find import FILES as TOKENIZER_FILES
 from compiler.tokenizer.find import tokenizer_files
 
 # Endings of files of weights; an OUT of another name is a folder.
 TORCH, SAFETENSORS, GGUF = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors", ".gguf"
 ONE_FILE = 10**18  # bytes
+DCP = "dcp"
 
 
 def is_folder(request: Request, out: Path) -> bool:
     """Whether OUT is a folder."""
+    if request.container == DCP:
+        return True
     return not (request.reverse or request.to) or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS, GGUF)
 
 
 def as_stored(plan: Plan, request: Request, out: Path) -> Plan:
     """The plan with the dtypes that the container of OUT needs."""
-    name = source_folder.weights_name(plan) if is_folder(request, out) else out.name
-    return with_float32_vectors(plan) if plan.reverse and name.endswith(GGUF) else plan
+    if not plan.reverse or not weights_file(plan.program, request, out).endswith(GGUF):
+        return plan
+    return with_q8_0(plan) if request.dtype == Q8_0 else with_float32_vectors(plan)
+
+
+def weights_file(program: Program, request: Request, out: Path) -> str:
+    """The name of the file of weights that a program writes backwards, or of the first of several."""
+    return source_folder.weights_name(program) if is_folder(request, out) else out.name
+
+
+def check_container(program: Program, request: Request, out: Path) -> None:
+    """Raises Refusal: `wrong-usage` for a container that OUT or the layout cannot have, and for a type that it does not have;
+    `missing-package`."""
+    if request.container == DCP:
+        backwards = request.reverse or request.to
+        if out.suffix in (*TORCH, SAFETENSORS, GGUF):
+            refuse(
+                "--container", "a distributed checkpoint is a folder", "wrong-usage", f"name it {out.with_suffix('')}"
+            )
+        if request.parts > 1 or (backwards and weights_file(program, request, out).endswith(GGUF)):
+            other = "a folder of tensor-parallel parts" if request.parts > 1 else f"{program.spec.name}, a GGUF file,"
+            refuse("--container", f"{other} has no other container", "wrong-usage", "leave --container out")
+        packages.need("--container dcp", "torch")
+    backwards = request.reverse or request.to
+    if request.dtype == Q8_0 and not (backwards and weights_file(program, request, out).endswith(GGUF)):
+        hint = "add --to gguf, with an OUT such as model.gguf"
+        refuse("--dtype", f"only GGUF files have the type {Q8_0}", "wrong-usage", hint)
 
 
 @dataclass(frozen=True)
@@ -54,12 +85,15 @@ class Destination:
 
     @cached_property
     def files(self) -> list[OutFile]:
-        """The files that are written range by range: safetensors or GGUF; none where torch files are written. Raises
-        Refusal."""
+        """The files that are written range by range: safetensors, GGUF or a distributed checkpoint; none where torch files
+        are written. Raises Refusal."""
         plan, request = self.plan, self.request
+        if request.container == DCP:
+            keys = plan.program.spec.layout.state_dict if plan.reverse else ()
+            return dcp_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size), keys)
         if not plan.reverse:
             return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
-        name = source_folder.weights_name(plan) if self.folder else self.out.name
+        name = weights_file(plan.program, request, self.out)
         if name.endswith(GGUF):
             return [self._gguf(name)]
         if not name.endswith(SAFETENSORS):
@@ -75,7 +109,7 @@ class Destination:
 
     def _torch_names(self) -> list[str]:
         if self.request.parts == 1:
-            return [source_folder.weights_name(self.plan)]
+            return [source_folder.weights_name(self.plan.program)]
         return [self.plan.program.spec.weights.replace("*", f"{n:02d}") for n in range(self.request.parts)]
 
     def state_dicts(self, place: Path) -> list[StateDict]:
@@ -84,13 +118,14 @@ class Destination:
             return tensor_parallel_parts.state_dicts(self.plan, place, 1, Wrapping())
         wrapping = source_folder.wrapping(self.plan)
         if self.request.parts == 1:
-            place = place / source_folder.weights_name(self.plan)
+            place = place / source_folder.weights_name(self.plan.program)
         return tensor_parallel_parts.state_dicts(self.plan, place, self.request.parts, wrapping)
 
     def _gguf(self, name: str) -> OutFile:
         plan, beside = self.plan, self.beside
         fields = source_folder.fields(plan)
-        values = gguf_values.model_values(fields, self.out.stem, plan.dtype)
+        dtype = Q8_0 if any(target.dtype == Q8_0 for target in plan.targets) else plan.dtype
+        values = gguf_values.model_values(fields, self.out.stem, dtype)
         rows = int(fields["vocab_size"])
         ids = gguf_values.token_ids(fields)
         values |= gguf_tokenizer.tokenizer_values(beside.texts, beside.copies, rows, ids, self.say)

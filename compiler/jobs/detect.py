@@ -18,12 +18,13 @@ from typing import Any
 
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
+from compiler.checkpoints.formats.stored_tensor import AnyTensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.jobs import identity
 from compiler.jobs.model_evidence import Comparison, compare_evidence, read_evidence
 from compiler.jobs.prepare import bind_source
 from compiler.jobs.request import Request
+from compiler.language.spec import in_parts
 from compiler.plan.notes import ChosenSpec, Listener, ignore_note
 from compiler.plan.source_files import Opened, open_source
 from compiler.program.environment import NamedShapes
@@ -219,7 +220,8 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
     spec = program.spec
 
     def fit(status: str, share: float, reasons: Iterable[str] = (), asks: Iterable[str] = ()) -> Fit:
-        container = any(fnmatch(name, spec.weights) for name in names)
+        globs = [spec.weights, *([f"*/{spec.weights}"] if in_parts(spec.weights) else ())]  # of the folder of a step
+        container = any(fnmatch(name, glob) for name in names for glob in globs)
         standard = spec.target.model is not None
         return Fit(
             spec.name.value,
@@ -259,7 +261,7 @@ def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tup
     return ()
 
 
-def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[float, list[str]]:
+def _names(program: Program, tensors: Mapping[str, AnyTensor]) -> tuple[float, list[str]]:
     """The share of names that a rule reads and of unguarded patterns that match a name, 0 to 1; and the names and
     patterns without a match, as reasons."""
     # The first two layers or experts, and those that the spec writes as numbers, represent all of them.
@@ -285,7 +287,7 @@ def _names(program: Program, tensors: Mapping[str, Tensor | Joined]) -> tuple[fl
     return (1 - (len(unread) + len(absent)) / total if total else 0.0), reasons
 
 
-def _has_names_of_facts(program: Program, tensors: Mapping[str, Tensor | Joined]) -> bool:
+def _has_names_of_facts(program: Program, tensors: Mapping[str, AnyTensor]) -> bool:
     """Whether the checkpoint has the names that the facts measure. A spec with `keep: all` has no other patterns."""
     facts = program.spec.facts.values()
     plain = [fact for fact in facts if " if " not in fact.text]

@@ -18,14 +18,15 @@ from typing import Any
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.checkpoints.folder import companions
-from compiler.diagnostics import Span, listed, nearest, refuse
+from compiler.checkpoints.quantization import FIELDS, decoded, method_of
+from compiler.diagnostics import Diagnostic, Refusal, Span, listed, nearest, refuse
 from compiler.jobs.request import Request
 from compiler.language.document import Mapping, Node, Scalar, Sequence, read_document
 from compiler.language.parser import read_spec
 from compiler.plan.source_files import DEPTH
 from compiler.program.loading import compile_spec
-from compiler.program.program import Program
-from compiler.target import model_class
+from compiler.program.program import Program, QuantizedBy
+from compiler.target import config_class, config_dialects, config_values, model_class
 from compiler.target.ask_class import PendingAnswer
 from compiler.target.class_signature import ClassSignature
 from compiler.target.signature_cache import ClassQuestion
@@ -35,7 +36,16 @@ NAME = "hf"
 SUMMARY = "The checkpoint's tensors have the names of its Transformers class"
 # Fields of a config.json that every run writes itself, or that describe a folder rather than a model.
 _NOT_COPIED = frozenset(
-    ["_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"]
+    [
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "dtype",
+        "model_type",
+        "torch_dtype",
+        "transformers_version",
+        *FIELDS,
+    ]
 )
 
 
@@ -55,15 +65,18 @@ def identity_program(request: Request, named: NamedClass | None = None) -> Progr
     Refusal: `missing-config`, `unknown-class`, `quantized-weights`, and what opening the source raises.
     """
     named = named or required_class(request)
-    if "quantization_config" in named.config:
-        hint = "use a spec that dequantizes, or remove the field if the weights are not quantized"
-        refuse(str(named.path), "the config says that the weights are quantized", "quantized-weights", hint)
+    _check_types(named.path, named.config)
     paths = [Path(path) for path in request.source]
     checkpoint = open_checkpoint(paths[0] if len(paths) == 1 else paths, request.weights)
+    quantized_by = None
+    if method_of(named.config):
+        quantized_by = QuantizedBy(str(named.path), named.config)
+        checkpoint = decoded(checkpoint, named.config, str(named.path))
     config = {n: v for n, v in named.config.items() if n not in _NOT_COPIED}
-    signature = PendingAnswer(ClassQuestion(named.name, config | _type(named.config))).result()
-    text = _text(named, config, list(checkpoint.tensors), signature)
-    return compile_spec(read_spec(_without_lines(read_document(str(named.path), text))))
+    signature = _signature(named, config)
+    text = _text(named, _flat(config) | dict(signature.added), list(checkpoint.tensors), signature)
+    program = compile_spec(read_spec(_without_lines(read_document(str(named.path), text))))
+    return replace(program, quantized_by=quantized_by)
 
 
 def named_class(request: Request) -> NamedClass | None:
@@ -95,6 +108,7 @@ def required_class(request: Request) -> NamedClass:
         hint = "pass the model's config.json with --config; the trainer started from one"
         refuse(source, "there is no config.json with it, which names the class", "missing-config", hint)
     path, config = found
+    _check_types(path, config)
     if (named := named_class(request)) is None:
         classes = config.get("architectures")
         name = _first_class(config)
@@ -107,12 +121,18 @@ def required_class(request: Request) -> NamedClass:
         elif not classes:
             hint = 'add the class, such as "architectures": ["SomethingForCausalLM"]'
         else:
-            hint = nearest(
-                str(classes[0] if isinstance(classes, list) else classes), model_class.model_types_by_class()
-            )
+            hint = nearest(classes[0], model_class.model_types_by_class())
         message = f"its architectures, {classes!r}, name no class of Transformers" if classes else "it names no class"
         refuse(str(path), message, "unknown-class", hint)
     return named
+
+
+def _check_types(path: Path, config: dict[str, Any]) -> None:
+    """Raises Refusal: `wrong-type` for fields of another type than a class's, and for a null where it needs a number."""
+    defaults = config_class.config_defaults(str(config.get("model_type")))
+    faults = [*config_values.type_faults(config), *config_values.null_faults(config, defaults)]
+    if faults:
+        raise Refusal(fault.at(str(path)) for fault in faults)
 
 
 def _config(request: Request) -> tuple[Path, dict[str, Any]] | None:
@@ -123,6 +143,44 @@ def _config(request: Request) -> tuple[Path, dict[str, Any]] | None:
         if (path := folder / "config.json").is_file():
             return path, config_file.read_config_file(path)
     return None
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config in the flat dialect, and `rope_parameters` where only they state the kinds of layers."""
+    kinds = config_dialects.has_kinds(parameters := config.get("rope_parameters"))
+    return config_dialects.read_config(config) | ({"rope_parameters": parameters} if kinds else {})
+
+
+def _signature(named: NamedClass, config: dict[str, Any]) -> ClassSignature:
+    """What the class says of a folder with this config.
+
+    Raises Refusal: `unknown-class`, `unbuildable-target`; `misread-field` where the rotary fields of the config.json that a
+    run writes would not mean what the source's do.
+    """
+    hint = f"write its rotary fields as {named.name} saves them, in a form that Transformers 4 and 5 both have"
+    try:
+        signature = PendingAnswer(ClassQuestion(named.name, config | _type(named.config))).result()
+    except Refusal as refusal:
+        if not isinstance(config.get("rope_parameters"), dict):
+            raise
+        raise Refusal(
+            replace(d, hint=hint) if d.kind == "unbuildable-target" else d for d in refusal.diagnostics
+        ) from None
+    if signature.misread:
+        raise Refusal(
+            Diagnostic(
+                Span(str(named.path)),
+                f"{named.name} reads {field} = {_value(meant)} from this config, and {_value(read)} from the one that is written",
+                "misread-field",
+                hint,
+            )
+            for field, (meant, read) in signature.misread.items()
+        )
+    return signature
+
+
+def _value(value: Any) -> str:
+    return "nothing" if value is None else repr(value)
 
 
 def _type(config: dict[str, Any]) -> dict[str, Any]:
@@ -150,11 +208,12 @@ def _text(named: NamedClass, config: dict[str, Any], names: list[str], signature
     unsaved = [re.compile(text) for text in signature.unsaved]
     held = signature.shapes.keys() | moved.keys() | signature.ties.keys()
     dropped = [name for name in bare if name not in held and any(p.search(name) for p in unsaved)]
+    unread = {name: "the weights are converted to dense ones" for name in FIELDS if name in named.config}
     spec = {
         "spec": 1,
         "name": NAME,
         "summary": f"{SUMMARY}, {named.name}",
-        "source": {"weights": "*"},
+        "source": {"weights": "*", "unread": unread} if unread else {"weights": "*"},
         "target": {"model": named.name},
         "facts": _probe(bare, signature),
         "config": {"set": dict(config)},

@@ -21,7 +21,7 @@ from typing import Any
 from compiler import __version__
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.config_file import read_config_file
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor
+from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, dense
 from compiler.diagnostics import listed, refuse
 from compiler.executor.apply_rule import loaded
 from compiler.language.spec import TargetModel
@@ -142,7 +142,7 @@ def read_adapter(path: Path, kinds: ModuleKinds = ModuleKinds()) -> Adapter:
             embeddings |= {name} if match["embedding"] else set()
             plain |= {name} if match["plain"] else set()
         elif match := BASE_COPY.fullmatch(stored):
-            copies[f"{match[1]}.weight"] = tensor
+            copies[f"{match[1]}.weight"] = dense(tensor)
         else:
             strange.append(stored)
     if not factors:

@@ -17,7 +17,8 @@ class Request:
 
     `assigned`: the values of `--set`. `check`: compare the result with the target class before it gets its name. Without
     `compare` and `checksums` only file headers are read, no tensor. `parts`: how many tensor-parallel parts a reversed
-    conversion writes. `to`: the spec whose layout is written in place of a Transformers folder.
+    conversion writes. `to`: the spec whose layout is written in place of a Transformers folder. `container`: `dcp` to store the
+    weights as torch.distributed.checkpoint does.
     """
 
     source: Sequence[Path]
@@ -43,6 +44,7 @@ class Request:
     any_model_type: bool = False
     strict: bool = False
     to: str | None = None
+    container: str | None = None
 
 
 # Field -> its default; not of `source` and `assigned`.

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from re import _constants as _c  # type: ignore[attr-defined]
+from typing import assert_never
 
 from compiler.diagnostics import Span
 
@@ -162,7 +163,7 @@ def _fill(part: Part, captures: Mapping[str, str]) -> str:
         case Chars(mask=mask):
             preferred = (c for c in "0aA_." if mask >> ord(c) & 1)
             return next(preferred, chr((mask & -mask).bit_length() - 1))
-    raise TypeError(part)
+    assert_never(part)
 
 
 def regex_of(part: Part) -> str:
@@ -179,7 +180,7 @@ def regex_of(part: Part) -> str:
             return "(?:" + "|".join("".join(regex_of(p) for p in option) for option in options) + ")"
         case Chars(mask=mask):
             return _SHORTHANDS.get(mask) or _char_class(mask)
-    raise TypeError(part)
+    assert_never(part)
 
 
 def _char_class(mask: int) -> str:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import assert_never
 
 from compiler.language.name_pattern import Chars, Choice, Hole, Part, Pattern, Repeat
 
@@ -50,7 +51,7 @@ class _Automaton:
                 return after
             case Repeat(body=body, least=least, most=most):
                 return self.repeat(body, least, most, start)
-        raise TypeError(part)
+        assert_never(part)
 
     def sequence(self, parts: tuple[Part, ...], start: int) -> int:
         for part in parts:
@@ -142,7 +143,7 @@ def _matches_dot(part: Part) -> bool:
             return any(map(_matches_dot, body))
         case Choice(options=options):
             return any(_matches_dot(p) for option in options for p in option)
-    raise TypeError(part)
+    assert_never(part)
 
 
 @lru_cache(maxsize=4096)

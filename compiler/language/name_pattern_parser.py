@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from re import _constants as _c  # type: ignore[attr-defined]
 from re import _parser as _regex_parser  # type: ignore[attr-defined]
-from typing import Any
+from typing import Any, NoReturn
 
 from compiler.diagnostics import Span, refuse
 from compiler.language.name_pattern import (
@@ -130,10 +130,17 @@ def _parse_regex(text: str, span: Span, named: bool) -> tuple[Part, ...]:
         tree = _regex_parser.parse(text, re.ASCII)
     except (re.error, RecursionError, OverflowError) as error:
         refuse(span, f"not a regular expression: {error}", "name-syntax")
-    reader = _RegexReader(text, span, {number: name for name, number in tree.state.groupdict.items()} if named else {})
-    parts = reader.sequence(tree, 0)
-    if not named and tree.state.groupdict:
+    groups = tree.state.groupdict
+    if groups and not named:
         refuse(span, "a choice cannot contain a named group", "name-syntax")
+    reader = _RegexReader(text, span, {number: name for name, number in groups.items()})
+    if tree.state.flags != re.ASCII:
+        reader.no("an inline flag")
+    parts = reader.sequence(tree, 0)
+    if len(groups) != sum(isinstance(part, Hole) for part in parts):
+        reader.no(
+            "a named group within a repetition, an alternative or another group", "every name must have each group once"
+        )
     return parts
 
 
@@ -143,7 +150,7 @@ class _RegexReader:
     def __init__(self, text: str, span: Span, names: Mapping[int, str]) -> None:
         self.text, self.span, self.names = text, span, names
 
-    def no(self, what: str, hint: str = "") -> None:
+    def no(self, what: str, hint: str = "") -> NoReturn:
         refuse(self.span, f"{what} is not allowed in a name pattern", "name-syntax", hint)
 
     def sequence(self, items: Any, stars: int) -> tuple[Part, ...]:
@@ -152,7 +159,7 @@ class _RegexReader:
             part = self.part(op, value, stars)
             if isinstance(part, str) and parts and isinstance(parts[-1], str):
                 parts[-1] += part
-            elif part != "":
+            else:
                 parts.append(part)
         return tuple(parts)
 
@@ -188,19 +195,13 @@ class _RegexReader:
                 self.no("a lookaround", "a pattern always matches the whole name")
             case _c.GROUPREF:
                 self.no("a back reference")
-        self.no(f"the construct {str(op).lower()}")
-        raise AssertionError
+        return self.no(f"the construct {str(op).lower()}")
 
     def group(self, group: int | None, flags: int, body: Any, stars: int) -> Part:
         if flags:
             self.no("an inline flag")
-        if group is None:
-            inner = self.sequence(body, stars)
-            return inner[0] if len(inner) == 1 else Choice((inner,))
-        if group not in self.names:
+        if group is None or group not in self.names:
             self.no("an unnamed group", "name it, (?P<i>...), or make it non-capturing, (?:...)")
-        if stars:
-            self.no("a named group that repeats")
         name = self.names[group]
         parts = self.sequence(body, stars)
         return Hole(name, parts, "".join(regex_of(part) for part in parts) if parts != INDEX_BODY else r"\d+")
@@ -214,6 +215,6 @@ class _RegexReader:
                 mask |= mask_of(chr(value))
             elif op is _c.RANGE:
                 mask |= mask_of("".join(chr(c) for c in range(value[0], min(value[1], ALPHABET - 1) + 1)))
-            elif op is _c.CATEGORY:
+            else:
                 mask |= CATEGORIES[value]
         return ALL_CHARS & ~mask if negate else mask

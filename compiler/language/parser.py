@@ -20,6 +20,7 @@ from compiler.language.spec import (
     Merge,
     Named,
     ProcessorSection,
+    Ranks,
     ReleasedModel,
     SourceLayout,
     Spec,
@@ -81,6 +82,7 @@ def read_spec(root: Node) -> Spec:
         ignore=tuple((Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "ignore")),
         create=tuple(_create(key, node) for key, node in _entries(root, "create")),
         merge=tuple(_merge(key, node) for key, node in _entries(root.get("source"), "merge")),
+        ranks=_ranks(root.get("source")),
         tokenizer=read_special(root.get("tokenizer")),
         verify_inputs=tuple(_verify_input(key, node) for key, node in _entries(root.get("verify"), "inputs")),
         processor=_processor(root.get("processor")),
@@ -323,6 +325,17 @@ def _merge(key: Scalar, node: Node) -> Merge:
         axis = node.get("axis") or node
         blocks = document.plain(given) if (given := node.get("blocks")) else 1  # type: ignore[assignment]
     return Merge(Text(key.text, key.span), _expr(axis), blocks)
+
+
+def _ranks(source: Node | None) -> Ranks | None:
+    node = source.get("ranks") if isinstance(source, document.Mapping) else None
+    if node is None:
+        return None
+    copies = tuple(
+        (Text(key.text, key.span), Text(str(document.plain(value)), value.span))
+        for key, value in _entries(node, "copies")
+    )
+    return Ranks(_text(node, "pipeline"), _text(node, "expert"), copies)
 
 
 def _verify_input(key: Scalar, node: Node) -> VerifyInput:

@@ -108,6 +108,16 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """The indices of names that model-parallel files count from 0: of layers in each `pipeline` stage, of experts in each
+    `expert`-parallel rank. `copies`: tensors of the last stage that repeat one of the first stage where weights are tied."""
+
+    pipeline: Text
+    expert: Text
+    copies: tuple[tuple[Text, Text], ...]
+
+
+@dataclass(frozen=True)
 class Create:
     """A target tensor that the source lacks: one for each source tensor that matches `like`, of its dtype, filled with `fill`."""
 
@@ -213,6 +223,7 @@ class Spec:
     ignore: tuple[tuple[Text, str], ...]
     create: tuple[Create, ...]
     merge: tuple[Merge, ...]
+    ranks: Ranks | None
     tokenizer: TiktokenSection | None
     verify_inputs: tuple[VerifyInput, ...]
     processor: ProcessorSection | None

@@ -15,7 +15,7 @@ from typing import Any
 
 from compiler import __version__, strict_json
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from compiler.checkpoints.formats.stored_tensor import read_bytes
+from compiler.checkpoints.formats.stored_tensor import dense, read_bytes
 from compiler.diagnostics import printable
 from compiler.dtypes import FLOATING
 from compiler.language import document
@@ -58,7 +58,7 @@ def manifest(
             entry: dict[str, Any] = {"dtype": target.dtype, "shape": list(target.shape), "from": group.source_names}
             entry["rule"] = {key: value for key, value in rule.items() if value}
             if digests:
-                entry["sha256"] = hashlib.sha256(read_bytes(written[target.name])).hexdigest()
+                entry["sha256"] = hashlib.sha256(read_bytes(dense(written[target.name]))).hexdigest()
                 tick(target.nbytes)
             tensors[target.name] = entry
     sources: list[dict[str, Any]] = [{"file": path.name, "bytes": path.stat().st_size} for path in checkpoint.files]
@@ -144,8 +144,11 @@ def has_own_readme(place: Path) -> bool:
     return path.is_file() and b"of mapspec " not in path.read_bytes()
 
 
-def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked: bool = True) -> str:
-    """The text of README.md. `files`: the names of the files next to the weights."""
+def card(
+    plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked: bool = True, distributed: bool = False
+) -> str:
+    """The text of README.md. `files`: the names of the files next to the weights; `distributed`: whether these are a
+    distributed checkpoint."""
     spec = plan.program.spec
     causal = spec.target.class_name.endswith("ForCausalLM")
     ignored: dict[str, list[str]] = {}
@@ -172,6 +175,7 @@ def card(plan: Plan, checkpoint: Checkpoint, files: Collection[str], *, checked:
         chat="chat_template.jinja" in files,
         proof=UNVERIFIED,
         checked=checked,
+        distributed=distributed,
         guesses=[f"`{name}` = {value!r}" for name, value in plan.guesses.items()],
         released=", ".join(plan.released),
         ignored={reason: names if len(names) < 5 else [*names[:4], "..."] for reason, names in ignored.items()},

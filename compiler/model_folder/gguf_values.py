@@ -12,6 +12,7 @@ from typing import Any
 
 from compiler.checkpoints.formats.gguf_header import STRING
 from compiler.diagnostics import refuse
+from compiler.dtypes import BLOCKS
 from compiler.output.gguf_layout import FLOAT32, UINT32, Typed
 
 # Keys of the model, which begin with the architecture's name in the file.
@@ -38,13 +39,14 @@ _KEYS: dict[str, int] = {
     "rope.scaling.original_context_length": UINT32,
 }
 _REQUIRED = ("context_length", "embedding_length", "block_count")  # the runtime of such files does not load one without
-_FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}
+_FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
+_QUANTIZATION_VERSION = 2  # of the layouts of blocks
 _MOST = 2**32 - 1
 
 
 def model_values(fields: Mapping[str, Any], name: str, dtype: str) -> dict[str, Typed]:
-    """The key-values that describe the model. `name` is shown to people. Raises Refusal for a field without a key, and for a
-    value that the type of its key cannot hold."""
+    """The key-values that describe the model. `name` is shown to people; `dtype`: of most matrices. Raises Refusal for a
+    field without a key, and for a value that the type of its key cannot hold."""
     architecture = fields["general_architecture"]
     values: dict[str, Typed] = {
         "general.architecture": (STRING, architecture),
@@ -52,6 +54,8 @@ def model_values(fields: Mapping[str, Any], name: str, dtype: str) -> dict[str, 
         "general.name": (STRING, name),
         "general.file_type": (UINT32, _FILE_TYPES.get(dtype, 0)),
     }
+    if dtype in BLOCKS:
+        values["general.quantization_version"] = (UINT32, _QUANTIZATION_VERSION)
     keys = {key.replace(".", "_"): key for key in _KEYS}
     for field, value in fields.items():
         if field in keys:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.folder import companions
+from compiler.checkpoints.folder import METADATA, companions
 from compiler.model_folder import card
 from compiler.model_folder.processor_files import PREPROCESSOR, processor_files, spec_text
 from compiler.output import safetensors_layout
@@ -76,12 +76,14 @@ def collect(
     copies = {**tokenizer.copies, **processors, **_generation_config(plan, source)}
     written = {**texts(plan, assemble.generation_fields(tokenizer, plan.config)), **tokenizer.texts}
     written = {name: text for name, text in written.items() if name not in copies}
-    if len(parts) > 1:
+    if safetensors_layout.is_divided(parts):
         written[INDEX] = safetensors_layout.index_json(parts, plan.targets)
     if plan.processor and not processors:
         written[PREPROCESSOR] = spec_text(plan)
     if not card.has_own_readme(out):
-        written[card.CARD] = card.card(plan, checkpoint, [*written, MANIFEST, *copies], checked=checked)
+        distributed = any(part.name == METADATA for part in parts)
+        names = [*written, MANIFEST, *copies]
+        written[card.CARD] = card.card(plan, checkpoint, names, checked=checked, distributed=distributed)
     sidecars = SidecarFiles(written, copies, (*files.values(), *copies.values()))
     sizes = {part.name: part.size for part in parts} | sidecars.sizes()
     return SidecarFiles(

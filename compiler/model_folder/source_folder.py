@@ -24,6 +24,7 @@ from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import Plan
 from compiler.program.environment import Environment, Given, NamedShapes, Origin, reads_data
+from compiler.program.program import Program
 from compiler.settings import config_inverse
 
 # Of a folder of Transformers: many trainers keep them beside weights of their own, and a conversion reads them.
@@ -31,9 +32,9 @@ HUB = "config.json"
 CONFIGS = (HUB, "generation_config.json")
 
 
-def weights_name(plan: Plan) -> str:
-    """The name of the one weights file in a folder, or of the first of several parts."""
-    spec = plan.program.spec
+def weights_name(program: Program) -> str:
+    """The name of the one weights file in a folder of the source, or of the first of several parts."""
+    spec = program.spec
     if spec.layout.file:
         return spec.layout.file
     stem = "model" if spec.weights.startswith("*") else "00"
@@ -148,7 +149,7 @@ def collect(
     env = environment(plan)  # every argument has a value, also where no config file has a place for it
     plan = replace(plan, values={**plan.values, **{name: env[name] for name in plan.program.spec.arguments}})
     texts = {**beside.texts, **config_text(plan)}
-    if len(files) > 1:
+    if safetensors_layout.is_divided(files):
         texts[INDEX] = safetensors_layout.index_json(files, plan.targets)
     sidecars = SidecarFiles(texts, beside.copies, beside.reads)
     manifest = card.manifest(plan, checkpoint, {**weights, **sidecars.sizes()}, checked=checked)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from compiler.layout.kernel_op import KernelOp
+from compiler.quantized import folder_kernels
+from compiler.quantized.ggml_kernels import dequantize_ggml
 
 
 class TorchAlgebra:
@@ -89,10 +91,34 @@ def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tens
     return weight + delta.to(weight.dtype)
 
 
+def quantize_q8_0(rows: Tensor) -> Tensor:
+    """Blocks of 32 elements as a float16 scale, their largest magnitude / 127, and 32 int8. Halves round away from zero.
+    Bit for bit what `gguf.quants.Q8_0` of the package gguf computes."""
+    blocks = rows.reshape(-1, 32)
+    scale = blocks.abs().amax(dim=1, keepdim=True) / 127
+    inverse = 1 / scale
+    quotients = blocks * inverse.masked_fill(inverse.isinf(), 0.0)
+    size = quotients.abs()
+    down = size.floor()
+    numbers = quotients.sign() * (down + (2 * (size - down)).floor())
+    packed = torch.cat([scale.to(torch.float16).view(torch.uint8), numbers.to(torch.int8).view(torch.uint8)], dim=1)
+    return packed.reshape(*rows.shape[:-1], -1)
+
+
 KERNELS: dict[str, Callable[..., Tensor]] = {
     function.__name__: function
-    for function in (full, pad, affine, normalize, dequantize_blocks, dequantize_mxfp4, add_low_rank)
-}
+    for function in (
+        full,
+        pad,
+        affine,
+        normalize,
+        dequantize_blocks,
+        dequantize_mxfp4,
+        dequantize_ggml,
+        add_low_rank,
+        quantize_q8_0,
+    )
+} | folder_kernels.KERNELS
 
 
 def tensor_of(data: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:

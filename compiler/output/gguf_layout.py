@@ -11,13 +11,14 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compiler.checkpoints.formats.gguf_header import ARRAY, MAGIC, SCALARS, STRING, TYPES
+from compiler.checkpoints.formats.gguf_header import ARRAY, MAGIC, SCALARS, STRING
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import TargetTensor
+from compiler.quantized.ggml_blocks import PLAIN
 
 ALIGNMENT = 32
 UINT32, INT32, FLOAT32, BOOL = 4, 5, 6, 7
-_CODES = {name: code for code, name in TYPES.items()}
+_CODES = {name: code for code, name in PLAIN.items()} | {"q8_0": 8}
 DTYPES = frozenset(_CODES)
 
 Typed = tuple[int, Any]  # the type of a value, or of the elements of a list, and the value

@@ -81,28 +81,37 @@ class PthFile:
         starts = [*(record.start for record in tensors), self.size]
         return [(end, start - end) for end, start in zip(ends, starts, strict=True)]
 
-    def finish(self, path: Path) -> None:
-        """Write the headers with the checksums of what was written, and the table of contents. Raises OSError."""
+    def finish(self, path: Path, base: int = 0) -> None:
+        """Write the headers with the checksums of what was written, and the table of contents. The zip starts at byte
+        `base` of the file. Raises OSError."""
         with path.open("r+b") as file:
             table = bytearray()
             for record in self.records:
                 if record.content is None:
-                    crc = _checksum(file, record.start, record.size)
+                    crc = _checksum(file, base + record.start, record.size)
                 else:
                     crc = zlib.crc32(record.content)
-                    _put(file, record.start, record.content)
-                _put(file, record.header, record.local(crc))
+                    _put(file, base + record.start, record.content)
+                _put(file, base + record.header, record.local(crc))
                 table += record.central(crc)
             start = self.records[-1].start + self.records[-1].size
-            _put(file, start, bytes(table) + _end(start, len(table), len(self.records)))
+            _put(file, base + start, bytes(table) + _end(start, len(table), len(self.records)))
 
 
 def lay_out(name: str, targets: Sequence[TargetTensor], wrapping: Wrapping = Wrapping()) -> PthFile:
     """The file of that name for these tensors, in their order."""
-    root = name.strip(".").split(".")[0] or "archive"
+    return _lay_out(name.strip(".").split(".")[0] or "archive", targets, _pickled(targets, wrapping))
+
+
+def lay_out_tensor(target: TargetTensor) -> PthFile:
+    """What torch.save writes for one tensor."""
+    return _lay_out("archive", [target], b"\x80\x02" + _tensor(0, target) + b".")
+
+
+def _lay_out(root: str, targets: Sequence[TargetTensor], pickled: bytes) -> PthFile:
     records: list[PthRecord] = []
     end = 0
-    texts = {"data.pkl": _pickled(targets, wrapping), "byteorder": b"little", "version": b"3\n"}
+    texts = {"data.pkl": pickled, "byteorder": b"little", "version": b"3\n"}
     contents: list[tuple[str, int, bytes | None]] = [(f"data/{n}", t.nbytes, None) for n, t in enumerate(targets)]
     for short, size, content in [*contents, *((short, len(text), text) for short, text in texts.items())]:
         full = f"{root}/{short}".encode()
@@ -141,10 +150,12 @@ def _put(file: BinaryIO, offset: int, data: bytes) -> None:
 # The pickle, in protocol 2 as torch writes it, spelled out because Python's pickler would import what it names
 
 
+_ORDERED = b"ccollections\nOrderedDict\n)R"
+
+
 def _pickled(targets: Sequence[TargetTensor], wrapping: Wrapping) -> bytes:
-    ordered = b"ccollections\nOrderedDict\n)R"
-    items = b"".join(_text(t.name) + _tensor(n, t, ordered) for n, t in enumerate(targets))
-    held = ordered + b"(" + items + b"u"
+    items = b"".join(_text(t.name) + _tensor(n, t) for n, t in enumerate(targets))
+    held = _ORDERED + b"(" + items + b"u"
     for depth, key in reversed(list(enumerate(wrapping.keys))):
         others = wrapping.objects.items() if depth == 0 else ()
         held = (
@@ -179,7 +190,7 @@ def _object(value: Any, namespace: bool = False) -> bytes:
     raise TypeError(f"{type(value).__name__} is not plain")
 
 
-def _tensor(key: int, target: TargetTensor, ordered: bytes) -> bytes:
+def _tensor(key: int, target: TargetTensor) -> bytes:
     """A call of the function that rebuilds a tensor. One that names the element type serves the newer ones."""
     count = target.nbytes
     storage, function, more = (
@@ -192,7 +203,7 @@ def _tensor(key: int, target: TargetTensor, ordered: bytes) -> bytes:
         storage, function, more = f"ctorch\n{_STORAGES[target.dtype]}\n".encode(), b"_rebuild_tensor_v2", b""
     saved = b"(" + _text("storage") + storage + _text(str(key)) + _text("cpu") + _number(count) + b"tQ"
     view = saved + _number(0) + _numbers(target.shape) + _numbers(dense_strides(target.shape))
-    return b"ctorch._utils\n" + function + b"\n(" + view + b"\x89" + ordered + more + b"tR"
+    return b"ctorch._utils\n" + function + b"\n(" + view + b"\x89" + _ORDERED + more + b"tR"
 
 
 def _text(text: str) -> bytes:

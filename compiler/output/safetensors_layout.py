@@ -6,8 +6,9 @@ Format: an 8-byte little-endian length, a JSON header, the data (safetensors 0.6
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from compiler.diagnostics import refuse
 from compiler.dtypes import ITEM_SIZES, SAFETENSORS_CODES
@@ -29,14 +30,15 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class OutFile:
-    """One file: its name, its first bytes, the absolute offset of each target's data, its size, and the (start, length) of
-    gaps between them."""
+    """One file: its name, its first bytes, the absolute offset of each target's data, its size, the (start, length) of
+    gaps between them, and what writes into these once the data is there, given the file's path."""
 
     name: str
     header: bytes
     offsets: Mapping[str, int]
     size: int
     gaps: tuple[tuple[int, int], ...] = ()
+    finish: Callable[[Path], None] | None = None
 
 
 def parse_size(text: str) -> int:
@@ -53,7 +55,16 @@ def parse_size(text: str) -> int:
 
 
 def lay_out(targets: Sequence[TargetTensor], limit: int) -> list[OutFile]:
-    """Files of at most `limit` data bytes each, filled in the order of the targets; a larger tensor gets a file of its own."""
+    """Files of at most `limit` data bytes each, filled in the order of the targets."""
+    parts = in_parts(targets, limit)
+    names = ["model.safetensors"]
+    if len(parts) > 1:
+        names = [f"model-{n:05d}-of-{len(parts):05d}.safetensors" for n in range(1, len(parts) + 1)]
+    return [_lay_out_one(name, part) for name, part in zip(names, parts, strict=True)]
+
+
+def in_parts(targets: Sequence[TargetTensor], limit: int) -> list[list[TargetTensor]]:
+    """The targets in their order, in parts of at most `limit` bytes; a larger tensor is a part of its own."""
     parts: list[list[TargetTensor]] = [[]]
     filled = 0
     for target in targets:
@@ -62,10 +73,7 @@ def lay_out(targets: Sequence[TargetTensor], limit: int) -> list[OutFile]:
             filled = 0
         parts[-1].append(target)
         filled += target.nbytes
-    names = ["model.safetensors"]
-    if len(parts) > 1:
-        names = [f"model-{n:05d}-of-{len(parts):05d}.safetensors" for n in range(1, len(parts) + 1)]
-    return [_lay_out_one(name, part) for name, part in zip(names, parts, strict=True)]
+    return parts
 
 
 def _lay_out_one(name: str, targets: Sequence[TargetTensor]) -> OutFile:
@@ -84,6 +92,11 @@ def _lay_out_one(name: str, targets: Sequence[TargetTensor]) -> OutFile:
     text += b" " * (-len(text) % 8)
     first = len(text).to_bytes(8, "little") + text
     return OutFile(name, first, {n: len(first) + at for n, at in places.items()}, len(first) + offset)
+
+
+def is_divided(files: Sequence[OutFile]) -> bool:
+    """Whether these are safetensors files that need an index."""
+    return len(files) > 1 and all(file.name.endswith(".safetensors") for file in files)
 
 
 def index_json(files: Sequence[OutFile], targets: Sequence[TargetTensor]) -> str:

@@ -64,18 +64,6 @@ def _processor(program: Program, env: Environment) -> dict[str, Any]:
     return {**section.classes, **values}
 
 
-def with_float32_vectors(plan: Plan) -> Plan:
-    """The plan with every floating vector (norms, biases) in float32, as the runtime of GGUF files needs them."""
-    return replace(plan, groups=tuple(map(_with_float32_vectors, plan.groups)))
-
-
-def _with_float32_vectors(group: Group) -> Group:
-    if not all(len(t.shape) < 2 and t.dtype in ("float16", "bfloat16") for t in group.target_list):
-        return group
-    targets = group.targets.map(lambda t: replace(t, dtype="float32"))
-    return replace(group, ops=(*group.ops, Cast("float32")), targets=targets)
-
-
 class _Binder:
     def __init__(
         self, program: Program, signature: TensorTable, env: Environment, dtype: str | None, reverse: bool
@@ -97,8 +85,6 @@ class _Binder:
         order = {name: n for n, name in enumerate(self.signature)}
         groups: list[Group] = []
         for n, rule in enumerate(self.rules):
-            if not self.claims[n].groups:
-                continue
             try:
                 ops = tuple(op.bind(self.env.number) for op, _ in rule.steps)
             except Refusal as refusal:
@@ -132,9 +118,8 @@ class _Binder:
         try:
             ops, dtypes = self.typed(ops, sources)
         except OpError as error:
-            self.report.add(
-                rule.span, f"{rule.name}: {error}: {listed(names, 4)}", "mixed-dtypes", "cast all tensors with --dtype"
-            )
+            hint = "--dtype casts floating-point tensors only" if self.dtype else "cast all tensors with --dtype"
+            self.report.add(rule.span, f"{rule.name}: {error}: {listed(names, 4)}", "mixed-dtypes", hint)
             return None
         bundle = sources_map(sources, self.signature)
         places = dict(zip(map(id, ops), (span for _, span in rule.steps), strict=False))

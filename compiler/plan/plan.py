@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compiler.dtypes import FLOATING, ITEM_SIZES
+from compiler.dtypes import BLOCKS, FLOATING, ITEM_SIZES
 from compiler.ops.algebra import Algebra, Bundle, Op
 from compiler.plan.provenance import Provenance
 from compiler.program.program import Program, Rule
@@ -18,16 +18,25 @@ from compiler.program.program import Program, Rule
 
 @dataclass(frozen=True)
 class TargetTensor:
-    """One tensor to write: shape in elements, dtype by its torch name."""
+    """One tensor to write: shape in elements, dtype by its torch name, or one of `BLOCKS`."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
 
     @property
+    def stored(self) -> tuple[tuple[int, ...], str]:
+        """The shape and dtype of what is written: of blocks, their bytes."""
+        if self.dtype not in BLOCKS:
+            return self.shape, self.dtype
+        elements, nbytes = BLOCKS[self.dtype]
+        return (*self.shape[:-1], self.shape[-1] // elements * nbytes), "uint8"
+
+    @property
     def nbytes(self) -> int:
-        size = ITEM_SIZES[self.dtype]
-        for length in self.shape:
+        shape, dtype = self.stored
+        size = ITEM_SIZES[dtype]
+        for length in shape:
             size *= length
         return size
 

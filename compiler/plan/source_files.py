@@ -14,14 +14,13 @@ from types import MappingProxyType
 
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, open_parts
 from compiler.checkpoints.folder import last_step
-from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, read_bytes
-from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, refuse
+from compiler.checkpoints.quantization import decoded
+from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.language.name_pattern import Pattern
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.language.spec import in_parts
-from compiler.ops.algebra import OpError, axis_of, shown
-from compiler.program.environment import NamedShapes
-from compiler.program.program import Merged, Program
+from compiler.plan.joined_parts import joined
+from compiler.program.program import Program
 
 Opened = dict[object, list[Checkpoint] | tuple[Diagnostic, ...]]
 
@@ -33,7 +32,9 @@ def open_source(
     failures, shared between programs. Raises Refusal."""
     files = _files(program.spec.weights, paths, bool(program.merged))
     checkpoints = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
-    return merge(program.merged, checkpoints) if program.merged else without_attribute_prefix(program, checkpoints[0])
+    if how := program.quantized_by:
+        checkpoints = [decoded(checkpoint, how.config, how.path) for checkpoint in checkpoints]
+    return joined(program, checkpoints) if program.merged else without_attribute_prefix(program, checkpoints[0])
 
 
 def _opened(files: list[Path], apart: bool, nested: bool, weights: str | None, opened: Opened) -> list[Checkpoint]:
@@ -87,65 +88,6 @@ def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
 
 def _numbers(path: Path) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", "/".join(path.parts[-2:]))]
-
-
-def merge(rules: Sequence[Merged], parts: Sequence[Checkpoint]) -> Checkpoint:
-    """One checkpoint of parts that have the same tensor names. Raises Refusal with every problem."""
-    if len(parts) == 1:
-        return parts[0]
-    first, report = parts[0], Report()
-    span = Span(str(first.path))
-    for part in parts[1:]:
-        if differing := sorted(first.tensors.keys() ^ part.tensors.keys()):
-            report.add(span, f"only one of this and {part.path} has {listed(differing)}", "missing-tensor")
-    report.settle()
-    axes = [(rule, rule.axis.evaluate({}, NamedShapes(first.tensors))) for rule in rules]
-    merged: dict[str, Tensor | Joined] = {}
-    for name in first.tensors:
-        tensors = [tensor for part in parts for tensor in part.tensors[name].parts]
-        rule, axis = next(((r, a) for r, a in axes if r.pattern.match(name) is not None), (None, 0))
-        try:
-            merged[name] = _same(tensors) if rule is None else _joined(tensors, axis, rule.blocks)
-        except OpError as error:
-            report.add(span if rule is None else rule.pattern.span, f"{name}: {error}", "unfit-parts")
-    report.settle()
-    return Checkpoint(
-        first.path,
-        MappingProxyType(merged),
-        first.objects,
-        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-        tuple(file for part in parts for file in part.files),
-        MappingProxyType({place: crc for part in parts for place, crc in part.checksums.items()}),
-        tuple(file for part in parts for file in part.indexes),
-    )
-
-
-def _same(tensors: Sequence[Tensor]) -> Tensor:
-    first = tensors[0]
-    bits = read_bytes(first)
-    for other in tensors[1:]:
-        if (other.dtype, other.shape) != (first.dtype, first.shape):
-            raise OpError(
-                f"the spec joins it along no axis, but the parts have the shapes {shown(first.shape)} and {shown(other.shape)}"
-            )
-        if read_bytes(other) != bits:
-            raise OpError(f"it should be equal in every part, but differs in {other.path}")
-    return first
-
-
-def _joined(tensors: Sequence[Tensor], axis: int, blocks: int) -> Joined:
-    first = tensors[0]
-    axis = axis_of(axis, len(first.shape), "joining", first.shape)
-    for other in tensors:
-        fits = (other.dtype, len(other.shape)) == (first.dtype, len(first.shape))
-        if not fits or any(a != b and n != axis for n, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
-            raise OpError(f"parts of {shown(first.shape)} and {shown(other.shape)} cannot be joined along axis {axis}")
-        if other.shape[axis] % blocks:
-            raise OpError(f"axis {axis} of {shown(other.shape)} cannot be divided into {blocks} equal blocks")
-    sizes = [t.shape[axis] // blocks for t in tensors]
-    pieces = [t.narrow(axis, n * size, size) for n in range(blocks) for t, size in zip(tensors, sizes, strict=True)]
-    shape = (*first.shape[:axis], blocks * sum(sizes), *first.shape[axis + 1 :])
-    return Joined(first.name, first.dtype, shape, axis, tuple(pieces))
 
 
 DEPTH = 3  # components

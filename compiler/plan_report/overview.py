@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.checkpoints.formats.stored_tensor import Encoded
 from compiler.diagnostics import listed
 from compiler.executor.execute import arrange_group
 from compiler.language.expression import Expr
@@ -203,7 +204,7 @@ def _line(groups: list[Group], checkpoint: Checkpoint, symbols: _Symbols) -> Lin
         label(one.ops),
         _near(one.rule.span.path),
         one.rule.span.line,
-        [*_through(one), *_steps(one)],
+        [*_decoding(one, checkpoint), *_through(one), *_steps(one)],
         [symbols.side(folded) for folded in _fold(read)],
         [symbols.side(folded) for folded in _fold(made)],
         len(groups),
@@ -223,6 +224,12 @@ def _rules(group: Group) -> tuple[str, ...]:
 
 def _steps(group: Group) -> list[str]:
     return [op_text(op) for op in (*(op for op, _ in group.rule.steps), *group.ops[len(group.rule.steps) :])]
+
+
+def _decoding(group: Group, checkpoint: Checkpoint) -> list[str]:
+    """What is done to quantized sources before the first step."""
+    sources = (checkpoint.tensors[name] for name in group.source_names)
+    return list(dict.fromkeys(f"dequantize {s.op.label}" for s in sources if isinstance(s, Encoded)))
 
 
 def _through(group: Group) -> list[str]:

@@ -20,6 +20,7 @@ def check(program: Program) -> None:
         checker.report.add(text.span, f"undecided: {question}", "undecided", "decide it, then remove this entry")
     checker.check_claims(program)
     checker.check_merge(program)
+    checker.check_ranks(program)
     checker.check_indices(program)
     checker.check_names(program)
     checker.report.settle()
@@ -64,6 +65,21 @@ class _Checker:
                     "unknown-name",
                     "it may use dim, count and exists, which read the first part",
                 )
+
+    def check_ranks(self, program: Program) -> None:
+        """The indices that ranks count are plain ones of source names, and copies are names of the source."""
+        ranks = self.spec.ranks
+        if ranks is None:
+            return
+        read = [p for rule in program.rules for p in rule.sources]
+        plain = {name for p in read for name, hole in p.holes.items() if hole.is_index and not hole.shift}
+        for index in (ranks.pipeline, ranks.expert):
+            if index.value and index.value not in plain:
+                message = f"no source name has the index {{{index}}}"
+                self.report.add(index.span, message, "unknown-name", nearest(index.value, plain))
+        for name in (text for pair in ranks.copies for text in pair):
+            if not any(p.match(name.value) is not None for p in read):
+                self.report.add(name.span, f"no rule reads {name}", "unknown-name")
 
     def check_indices(self, program: Program) -> None:
         """A guard uses its own index, and that index is a plain one on both sides of every rule."""

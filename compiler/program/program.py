@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from compiler.diagnostics import Span
 from compiler.language.expression import Expr
@@ -77,6 +79,14 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class QuantizedBy:
+    """The config.json at `path`, which says how weights are quantized."""
+
+    path: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Program:
     """A checked spec. `keep_all` keeps every name that nothing else claims."""
 
@@ -89,6 +99,9 @@ class Program:
     ] = ()  # they use the dtype and shape of their source, not its data; the one step is `arithmetic.Full`
     merged: tuple[Merged, ...] = ()
     unread: tuple[tuple[Pattern, str], ...] = ()  # fields of the source's config, and why they make no difference
+    quantized_by: QuantizedBy | None = (
+        None  # how the source's weights are quantized, if its config.json says that they are
+    )
 
     def passes_over(self, field: str) -> bool:
         """Whether the spec says that a field of the source's config makes no difference."""

@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Fields that `config_dialects.config_json` and the model folder write.
 RESERVED = frozenset(["architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"])
 # What generation reads; their defaults belong to the first model of a family.
-_TOKENS = ("bos_token_id", "eos_token_id")
+TOKENS = ("bos_token_id", "eos_token_id")
 _NUMERIC = re.compile(r"[-+]?[\d.,_]+([eE][-+]?\d+)?")
 _FIELD = re.compile(r"[Ff]ield '(\w+)'")
 
@@ -99,7 +99,7 @@ def unfilled_fields(program: Program, schema: ConfigSchema) -> Iterator[Diagnost
         for name in fields
         if name not in BAGGAGE and defaults.get(name) is not None and not config_meaning.has_no_effect(name, defaults)
     }
-    left |= {name: defaults[name] for name in _TOKENS if name not in written and defaults.get(name) is not None}
+    left |= {name: defaults[name] for name in TOKENS if name not in written and defaults.get(name) is not None}
     if left and spec.config:
         values = listed(f"{name} ({value!r})" for name, value in left.items())
         message = f"config does not set fields of {spec.target.class_name} that only its defaults would fill: {values}"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.diagnostics import refuse
 from compiler.language.spec import Argument, Spec
+from compiler.render.long_lines import LINE, loop_over, packed
 from compiler.render.python_source import literal, quoted
 
 # Names of a converter's own options.
 OWN = frozenset(["source", "out", "config", "dtype", "cast", "limit", "help"])
-MOST_COLUMNS = 95  # of an option whose line ruff does not wrap
+FEW = 3  # so many fields that can have the same values, and options that differ in their names, are written together
 
 
-def values(spec: Spec) -> dict[str, Any]:
-    """The template variables for the command line. Raises Refusal for an argument named like one of `OWN`."""
+def values(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The template variables for the command line.
+
+    `neutral`: fields that nothing reads, and the values with which they change nothing. Raises Refusal for an argument named
+    like one of `OWN`.
+    """
     for argument in spec.arguments.values():
         if argument.name in OWN:
             message = f"the argument {argument.name!r} is named like an option that every converter has"
@@ -22,21 +28,23 @@ def values(spec: Spec) -> dict[str, Any]:
     own = [n for n, e in spec.facts.items() if n in e.names and n in spec.fields and n not in OWN]
     options = [_option(a, spec) for a in spec.arguments.values()]
     options += [f"{quoted(f'--{name}')}, type=json.loads, help={quoted(_default(spec, name))}" for name in own]
+    options, alike = _grouped(options)
     arguments = spec.arguments.values()
     required = tuple(a.name for a in arguments if a.required)
     guesses = tuple(a.name for a in arguments if a.guess)
-    fixed = _fixed(spec)
+    fixed = _fixed(spec, neutral)
     reads_config = bool(options or fixed)
     yaml_config = spec.source_config.endswith((".yaml", ".yml"))
     what = f"{'YAML' if yaml_config else 'JSON'} file of the arguments below"
     beside = f" ({spec.source_config} beside the weights)" if spec.source_config else ""
-    config = f'"--config", type=Path, help={quoted((what + beside).replace("%", "%%"))}'
     known = spec.arguments.keys() | set(own)
     rotary = "rope_theta" in known and "config.json" in spec.source_config
     return {
         "options": options,
+        "alike": alike,
         "required": required,
-        "guesses": guesses,
+        "each_required": loop_over(required),
+        "guesses": [quoted(name) for name in sorted(guesses)],
         "fixed": fixed,
         "released": [(m.name, literal(dict(m.when)), literal(dict(m.sets))) for m in spec.models],
         # Whether it matters which arguments were given, beside their values.
@@ -49,28 +57,35 @@ def values(spec: Spec) -> dict[str, Any]:
         "rotary": rotary,
         "scaled": "rope_scaling" in known,
         "whole_heads": "partial_rotary_factor" not in known,
-        "long_options": any(len(option) > MOST_COLUMNS for option in (*options, config)),
     }
 
 
-def _fixed(spec: Spec) -> list[tuple[str, list[str]]]:
-    """Each reason, and the lines of a dict of the fields that it holds for with the values that can be converted."""
-    held: dict[str, list[str]] = {}
-    for field in spec.fixed.values():
-        held.setdefault(field.reason or "the spec has no rule for others", []).append(
-            f"{quoted(field.name)}: {literal(list(field.values))}"
-        )
-    return [(quoted(reason), _lines(pairs)) for reason, pairs in held.items()]
+def _grouped(options: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The options, and loops over those that are the same but for their names; not for flags, whose names have two forms."""
+    rest: dict[str, list[str]] = {}
+    for option in options:
+        name, _, others = option.partition(", ")
+        rest.setdefault(others, []).append(name)
+    alike = {others for others, names in rest.items() if len(names) >= FEW and "BooleanOptionalAction" not in others}
+    left = [option for option in options if option.partition(", ")[2] not in alike]
+    return left, [(loop_over(n[3:-1] for n in names), others) for others, names in rest.items() if others in alike]
 
 
-def _lines(pairs: list[str]) -> list[str]:
-    """The pairs, as many on each line as fit."""
-    lines = [""]
-    for pair in pairs:
-        if lines[-1] and len(lines[-1]) + len(pair) > MOST_COLUMNS:
-            lines.append("")
-        lines[-1] += f"{pair}, "
-    return [line.rstrip() for line in lines]
+def _fixed(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The lines of a dict of the fields that can have only some values. Null is the same as false."""
+    names: dict[str, list[str]] = {}  # code of the values -> the fields that can have these
+    for name, values in {**neutral, **{field.name: field.values for field in spec.fixed.values()}}.items():
+        held = [*values, *(None for one in values if one is False)]
+        unique = [literal(one) for n, one in enumerate(held) if repr(one) not in map(repr, held[:n])]
+        names.setdefault(f"({', '.join(unique)}{',' * (len(unique) == 1)})", []).append(quoted(name))
+    single = packed((f"{n}: {code}" for code, found in names.items() if len(found) < FEW for n in found), LINE - 4)
+    lines = single if any(single) else []
+    for code, found in names.items():
+        if len(found) >= FEW:
+            first, *others = packed(found, LINE - len("    **dict.fromkeys(["))
+            start = [f"**dict.fromkeys([{first}", *(f"    {line}" for line in others)]
+            lines += [*start[:-1], f"{start[-1].rstrip(',')}], {code}),"]
+    return lines
 
 
 def _default(spec: Spec, name: str) -> str:

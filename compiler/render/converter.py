@@ -7,10 +7,11 @@ as finished Python text. ruff formats the result and removes unused imports. The
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compiler.diagnostics import listed, refuse
+from compiler.language.expression import Expr
 from compiler.language.name_pattern_overlap import common_name
 from compiler.language.spec import in_parts
 from compiler.ops.lossy import Lora
@@ -18,38 +19,54 @@ from compiler.program.environment import Environment, Given
 from compiler.program.inverse import SourceShapes
 from compiler.program.program import Program
 from compiler.render import command_line
+from compiler.render.long_lines import LINE, WIDEST, loop_over, packed, shortened
 from compiler.render.python_source import ExprPrinter, in_f_string, inside, literal, names_regex, opposite, quoted, raw
 from compiler.render.rule_function import kernel_text
 from compiler.render.state_dict import StateDict
 from compiler.target import config_dialects
+from compiler.target.config_meaning import ACTIVATIONS
+from compiler.target.config_values import is_fraction, is_positive
 from compiler.templating import banner, environment, formatted
 
 _ONE_COUNT = re.compile(r"len\(matches\(shapes, (.*)\)\)")
+MOST_PACKED = 80  # characters of a config field's value that is written in a line with others
 # Helper functions of a converter that are printed only where they are called.
 HELPERS = ("matches", "same", "concat", "stack")
 
 
 def render(
-    program: Program, model_type: str, auto_map: Mapping[str, str] | None = None, code: Iterable[str] = ()
+    program: Program,
+    model_type: str,
+    auto_map: Mapping[str, str] | None = None,
+    code: Iterable[str] = (),
+    neutral: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, str]:
     """The converter. For a target with code of its own: `auto_map` for config.json, and the names of the `code` files,
-    which the converter copies from beside itself.
+    which the converter copies from beside itself. `neutral`: fields of the source that nothing reads, and the values with
+    which they change nothing; a source that states others is rejected.
 
     Raises Refusal for a rule that cannot be written as a loop, and for an argument named like an option of converters.
     """
     module = f"convert_{program.spec.name.value}"
-    context = _Context(program, module, model_type, auto_map or {}, code).values()
-    return {f"{module}.py": formatted(environment().get_template("converter/module.py.jinja").render(**context))}
+    context = _Context(program, module, model_type, auto_map or {}, code, neutral or {}).values()
+    text = environment().get_template("converter/module.py.jinja").render(**context)
+    return {f"{module}.py": formatted(shortened(formatted(text, WIDEST)))}
 
 
 class _Context:
     """The variables of the templates."""
 
     def __init__(
-        self, program: Program, module: str, model_type: str, auto_map: Mapping[str, str], code: Iterable[str]
+        self,
+        program: Program,
+        module: str,
+        model_type: str,
+        auto_map: Mapping[str, str],
+        code: Iterable[str],
+        neutral: Mapping[str, Sequence[Any]],
     ) -> None:
         self.program, self.spec, self.module, self.model_type = program, program.spec, module, model_type
-        self.auto_map, self.code = auto_map, sorted(code)
+        self.auto_map, self.code, self.neutral = auto_map, sorted(code), neutral
         self.printer = ExprPrinter("f")
 
     def values(self) -> dict[str, Any]:
@@ -59,17 +76,16 @@ class _Context:
         early, late = self.requirements()
         facts, sizing = [*self.facts()], self.sizing()
         fields = {field.name for field in spec.config}
-        dialect = [*self.dialect()]
         found = {
             "banner": banner(spec.name.value),
             "summary": inside(spec.summary),
             "module": self.module,
             **self.container(),
-            **command_line.values(spec),
+            **command_line.values(spec, self.neutral),
             "mapping": _aligned(
                 [(r.source, r.target) for r in state_dict.rows if not r.condition and not state_dict.kept]
             ),
-            "kept": [r.source for r in state_dict.rows if not r.condition and state_dict.kept],
+            "kept": packed((r.source for r in state_dict.rows if not r.condition and state_dict.kept), LINE - 4),
             "optional": _aligned([(r.source, r.target, r.condition) for r in state_dict.rows if r.condition]),
             "ranges": state_dict.comment,
             "first": [condition for condition in early if "f." not in condition[0]],
@@ -77,12 +93,12 @@ class _Context:
             "early": [condition for condition in early if "f." in condition[0]],
             "late": late,
             "facts": _unpacked([fact for fact in facts if fact["name"] not in sizing]),
-            "config": [(quoted(f.name), self.printer(f.expr) if f.expr else literal(f.constant)) for f in spec.config],
-            "dialect": [(name, value) for name, value in dialect if "config[" not in value],
-            "later": [(name, value) for name, value in dialect if "config[" in value],
-            "model_class": quoted(spec.target.class_name),
-            "model_type": quoted(self.model_type),
+            **self.config(),
             "padding": {"pad_token_id", "vocab_size"} <= fields,
+            "class_name": spec.target.class_name,
+            # The model types of a config that the converter accepts; a spec that lists some accepts no others.
+            "types": [] if self.code else sorted(map(quoted, {self.model_type, *spec.model_types})),
+            "closed": bool(spec.model_types),
             "token_ids": tuple(name for name in config_dialects.TOKEN_IDS if name in fields),
             "state_dict": lines,
             "functions": state_dict.made,
@@ -125,14 +141,9 @@ class _Context:
             "files": f"its {suffix} files" if several else f"the folder of {weights}, or a file",
             "safetensors": "a .safetensors file, or the folder of one or of an index",
         }.get(kind, f"a {suffix} file")
-        place = "args.source[0].parent" if several else "args.source"
-        if kind in ("files", "safetensors") and not several:
-            place = "(args.source if args.source.is_dir() else args.source.parent)"
-        beside = (
-            f"args.source.with_name({quoted(config)})" if kind in ("torch", "gguf") else f"{place} / {quoted(config)}"
-        )
+        place = "args.source[0].parent" if several else "(args.source if args.source.is_dir() else args.source.parent)"
+        beside = f"{place} / {quoted(config)}"
         if "*" in config:
-            place = "args.source.parent" if kind in ("torch", "gguf") else place
             beside = f"min({place}.glob({quoted(config)}), default=args.out / 'none')"
         example = (
             "folder/" if kind in ("parts", "safetensors") or (kind == "files" and not several) else f"model{suffix}"
@@ -154,10 +165,9 @@ class _Context:
             "digits": len(re.findall(r"\d+", weights.partition("*")[0])),
             "source_example": f"{example} lora{suffix}" if several else example,
             "source_help": quoted(f"the checkpoint: {text}".replace("%", "%%")),
-            "shapes": "source.shapes()"
-            if kind == "parts"
-            else "{name: tensor.shape for name, tensor in source.items()}",
+            "shapes": f"{{name: tensor.shape for name, tensor in {'meta' if kind == 'parts' else 'source'}.items()}}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
+            "hub": f'{place} / "config.json"',
             "beside": beside if config else "",
         }
 
@@ -197,14 +207,14 @@ class _Context:
         return wanted
 
     def requirements(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Pairs of a condition for rejection and its reason. Those of the first list need neither facts nor shapes. They
+        """The requirements: pairs of a condition and a reason. Those of the first list need neither facts nor shapes. They
         are checked first, because their reason explains more than a missing tensor does."""
         early: list[tuple[str, str]] = []
         late: list[tuple[str, str]] = []
         late_names = {*self.spec.facts, *(n for n, a in self.spec.arguments.items() if a.derive)}
         for expr, reason in self.spec.require:
             simple = not expr.names & late_names and all(function != "dim" for function, _, _ in expr.asked)
-            (early if simple else late).append((self.printer.refusal(expr), quoted(reason)))
+            (early if simple else late).append((self.printer(expr), quoted(reason)))
         return early, late
 
     def written_twice(self) -> bool:
@@ -242,11 +252,11 @@ class _Context:
                         parameters = (
                             f'{{"{config_dialects.FULL}": {parameters}, "{config_dialects.SLIDING}": {sliding}}}'
                         )
-                    yield quoted(name), parameters
+                    yield name, parameters
                 case "num_local_experts" | "num_experts":
-                    yield quoted(name), self.field(next(n for n in config_dialects.EXPERTS if n != name))
+                    yield name, self.field(next(n for n in config_dialects.EXPERTS if n != name))
                 case "rope_scaling":
-                    yield quoted(name), "None"
+                    yield name, "None"
                 case _:
                     others = listed(
                         n
@@ -257,6 +267,38 @@ class _Context:
                     )
                     message = f"the config gives {others} and not {name}, which some versions read instead"
                     refuse(self.spec.name.span, message, "missing-field", f"give {name} as well")
+
+    def config(self) -> dict[str, Any]:
+        """The fields of config.json: those whose value is a name or a constant in lines, and the others."""
+        plain = {"architectures": literal([self.spec.target.class_name]), "model_type": quoted(self.model_type)}
+        computed: dict[str, str] = {}
+        for field in self.spec.config:
+            if field.expr is None or field.carried:
+                plain[field.name] = self.printer(field.expr) if field.expr else literal(field.constant)
+            else:
+                computed[field.name] = self.printer(field.expr)
+        dialect = dict(self.dialect())
+        # What has no quotes needs no formatting, and what does not read other fields may be in any order.
+        every = computed | dialect
+        plain |= {
+            n: v for n, v in every.items() if len(v) < MOST_PACKED and not {*v} & {*"'\"\n"} and "config" not in v
+        }
+        given = [field for field in self.spec.config if field.expr and self.depends_on_arguments(field.expr)]
+        return {
+            "config": packed((f"{quoted(name)}: {value}" for name, value in plain.items()), LINE - 8),
+            "computed": [(quoted(n), value) for n, value in every.items() if n not in plain],
+            "dialects": bool(dialect),
+            "positive": loop_over(field.name for field in given if is_positive(field.name)),
+            "activations": [field.name for field in given if field.name in ACTIVATIONS],
+            "fractions": [field.name for field in given if is_fraction(field.name)],
+        }
+
+    def depends_on_arguments(self, expr: Expr) -> bool:
+        """Whether the value of an expression depends on an argument, directly or through facts without shapes."""
+        facts = [self.spec.facts[name] for name in expr.names & self.spec.facts.keys()]
+        return bool(expr.names & self.spec.arguments.keys()) or any(
+            not fact.asked and self.depends_on_arguments(fact) for fact in facts
+        )
 
     def field(self, name: str) -> str:
         """The value of a config field as code: repeated where it is a name or a constant, else read from `config`."""

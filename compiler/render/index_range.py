@@ -22,11 +22,37 @@ from compiler.program.program import Program, Rule
 from compiler.render.python_source import ExprPrinter, names_regex, opposite, quoted, raw
 
 # Names that the code of a converter uses itself, which no variable and no function of a rule may take.
-_LOCAL = ["f", "source", "name", "old", "new", "match", "found", "each", "alias", "owner", "w", "joined", "result"]
-_PYTHON = ["bool", "dict", "enumerate", "int", "len", "list", "max", "min", "range", "sum", "zip", "SystemExit"]
-_IMPORTED = ["json", "math", "re", "torch", "Iterator", "Namespace", "Path", "Sequence", "Tensor", "Parts", "Loader"]
+_LOCAL = [
+    "alias", "complete", "each", "equal", "f", "fits", "found", "joined", "match", "name", "new", "numbers", "old", "owner",
+    "result", "source", "w",
+]  # fmt: skip
+_PYTHON = ["bool", "dict", "enumerate", "int", "len", "list", "max", "min", "range", "sum", "zip"]
+_IMPORTED = [
+    "json",
+    "math",
+    "re",
+    "torch",
+    "Iterator",
+    "Namespace",
+    "Path",
+    "Sequence",
+    "Tensor",
+    "Parts",
+    "JOINS",
+    "Loader",
+]
 _LOADING = ["load_state_dict", "load_torch_file", "flattened", "unique", "scaling", "read_sizes", "convert_config"]
-_CONVERTING = ["matches", "same", "concat", "stack", "convert_state_dict", "write_weights", "main"]
+_CONVERTING = [
+    "require",
+    "matches",
+    "same",
+    "concat",
+    "stack",
+    "convert_state_dict",
+    "write_weights",
+    "check_class",
+    "main",
+]
 _KERNELS = ["full", "pad", "affine", "normalize", "dequantize_blocks", "dequantize_mxfp4", "add_low_rank"]
 RESERVED = frozenset([*_LOCAL, *_PYTHON, *_IMPORTED, *_LOADING, *_CONVERTING, *_KERNELS])
 

@@ -118,34 +118,8 @@ class ExprPrinter:
         """A part of an expression as text."""
         return ast.unparse(ast.fix_missing_locations(_Rewriter(self).visit(copy.deepcopy(tree))))
 
-    def refusal(self, expr: Expr) -> str:
-        """The negation of a requirement: the condition for rejecting a checkpoint."""
-        tree = copy.deepcopy(expr.tree)
-        negated = (
-            tree.operand
-            if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Not)
-            else ast.UnaryOp(ast.Not(), tree)
-        )
-        if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and type(tree.ops[0]) in _OPPOSITE:
-            negated = ast.Compare(tree.left, [_OPPOSITE[type(tree.ops[0])]()], tree.comparators)
-        return ast.unparse(_Rewriter(self).visit(ast.fix_missing_locations(negated)))
-
     def size(self, size: Size) -> str:
         return self(size) if isinstance(size, Expr) else repr(size)
-
-
-_OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Lt: ast.GtE,
-    ast.GtE: ast.Lt,
-    ast.Gt: ast.LtE,
-    ast.LtE: ast.Gt,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-}
 
 
 class _Rewriter(ast.NodeTransformer):

@@ -28,12 +28,13 @@ SUGAR = {
     rearrange_notation.DEINTERLEAVE: "deinterleave",
     rearrange_notation.TRANSPOSE: "transpose",
 }
-# The shapes that an op rejects although torch accepts them: a condition over the tensors and values of the kernel.
-_MISFITS = {
-    "add_low_rank": "{1}.shape != ({3}, {0}.shape[1]) or {2}.shape != ({0}.shape[0], {3})",
-    "dequantize_blocks": "{0}.ndim < 2 or {1}.shape != (*{0}.shape[:-2], -(-{0}.shape[-2] // {2}), -(-{0}.shape[-1] // {3}))",
-    "dequantize_mxfp4": "{0}.shape != (*{1}.shape, 16)",
-    "pad": "{0}.shape[{1}] != {2}",
+FEW = 3  # from so many variables on, a method is applied to all in one line
+# The shapes that an op needs although torch accepts others: a condition over the tensors and values of the kernel.
+_FITS = {
+    "add_low_rank": "({1}.shape, {2}.shape) == (({3}, {0}.shape[1]), ({0}.shape[0], {3}))",
+    "dequantize_blocks": "{0}.ndim > 1 and {1}.shape == (*{0}.shape[:-2], -(-{0}.shape[-2] // {2}), -(-{0}.shape[-1] // {3}))",
+    "dequantize_mxfp4": "{0}.shape == (*{1}.shape, 16)",
+    "pad": "{0}.shape[{1}] == {2}",
 }
 
 
@@ -93,7 +94,7 @@ class Functions:
             case structural.Concat():
                 self.printer.helpers.add("concat")
                 return concat(ops[0], ", ".join(tensors), self.printer.size)
-            case arithmetic.Computed() if ops[0].kernel not in _MISFITS and ops[0].takes == len(tensors):
+            case arithmetic.Computed() if ops[0].kernel not in _FITS and ops[0].takes == len(tensors):
                 self.kernels.add(ops[0].kernel)
                 return f"{ops[0].kernel}({', '.join([*tensors, *values(ops[0], self.printer.size)])})"
             case structural.Rearrange(left=left, right=right) if not all(len(g) == 1 for g in (*left, *right)):
@@ -138,7 +139,7 @@ class _Body:
                 self.axes |= {self.printer(s): axis for axis, s in op.sizes if isinstance(s, Expr)}
                 chosen = [slots[n] for n in op.only] or slots
                 lines.append(f"# {', '.join(chosen)}: {op}" if op.only else f"# {op}")
-                lines += [f"{slot} = {slot}{method(op, size)}" for slot in chosen]
+                lines += _each(chosen, method(op, size))
             elif isinstance(op, structural.Split):
                 last = all(
                     not isinstance(o, structural.Split | structural.Concat) for o in self.ops[self.ops.index(op) + 1 :]
@@ -156,7 +157,7 @@ class _Body:
                 self.kernels.add(op.kernel)
                 slots = self.computed(op, slots, lines, size)
             else:
-                lines += [f"{slot} = {slot}{method(op, size)}" for slot in slots]
+                lines += _each(slots, method(op, size))
         self.results = len(slots)
         return (*_returned(lines, slots),)
 
@@ -169,11 +170,11 @@ class _Body:
         checked = [size(getattr(op, extra))] if extra else passed
         groups = [[slot] for slot in slots] if op.takes == 1 else [slots]
         for group in groups:
-            if op.kernel in _MISFITS:
+            if op.kernel in _FITS:
                 given = [*group, passed[0], *checked] if op.kernel == "pad" else [*group, *checked]
-                lines.append(f"if {_MISFITS[op.kernel].format(*given)}:")
+                lines.append(f"fits = {_FITS[op.kernel].format(*given)}")
                 shapes = ", ".join(f"{{list({tensor}.shape)}}" for tensor in group)
-                lines.append(f'    raise SystemExit(f"{op.word} does not fit the shapes {shapes}")')
+                lines.append(f'require(fits, f"{op.word} does not fit the shapes {shapes}")')
             result = group[0] if op.takes == 1 else "result"
             lines.append(f"{result} = {op.kernel}({', '.join([*group, *passed])})")
         return slots if op.takes == 1 else ["result"]
@@ -189,10 +190,18 @@ class _Body:
         return wanted
 
 
+def _each(slots: Sequence[str], call: str) -> list[str]:
+    """The lines that apply a method to each of some variables."""
+    if len(slots) < FEW:
+        return [f"{slot} = {slot}{call}" for slot in slots]
+    together = ", ".join(slots)
+    return [f"{together} = (each{call} for each in ({together}))"]
+
+
 def _returned(lines: list[str], slots: list[str]) -> list[str]:
     """The lines with a `return` at the end. The last assignment becomes the `return` where it makes all results."""
     together = f"{', '.join(slots)} = "
-    if lines[-1].startswith(together):
+    if lines[-1].startswith(together) and " for each in " not in lines[-1]:
         return [*lines[:-1], f"return {lines[-1].removeprefix(together)}"]
     return [*lines, f"return {', '.join(slots)}"]
 

@@ -107,6 +107,10 @@ class RuleSteps:
     def unstack(self, op: Unstack) -> None:
         parts = self.parts()
         tensors = self.finish(parts)
+        if self.popped and self.slots == 1 and len(tensors[0]) > 60:  # the header of the loop would not fit
+            word = short_names(self.rule.sources, [*self.taken, *self.parts()])[0]
+            self.block.items.append(f"{word} = {tensors[0]}")
+            tensors = [word]
         number = next(name for name in _variables(op.hole) if name not in self.taken)
         self.variables = {**self.variables, op.hole: number}
         each = f"{tensors[0]}.unbind({op.axis})"

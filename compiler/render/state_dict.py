@@ -75,7 +75,7 @@ class StateDict:
         found = [*self.first.lines(), *self.ties.lines(), *self.table(), *self.rest.lines(), *self.last.lines()]
         if self.program.keep_all:
             return [*found, "for name in list(source):", "    yield name, source.pop(name)"]
-        return [*found, "if source:", "    raise SystemExit(f\"no rule claims {', '.join(source)}\")"]
+        return [*found, "require(not source, f\"no rule claims {', '.join(source)}\")"]
 
     @property
     def made(self) -> list[Function]:
@@ -205,18 +205,10 @@ class StateDict:
 
     def demand(self, index: IndexRange, block: Block) -> None:
         """Add a check that a range is not empty, where `read_sizes` has not checked it: a rule must read some tensor."""
-        check = self.nonempty(index)
-        if not index.certain and check[0] not in block.first:
-            block.first += check
-
-    def nonempty(self, index: IndexRange) -> list[str]:
-        """The lines that reject an empty range."""
         counter = index.code.removeprefix("range(").removesuffix(")")
-        condition = f"not {counter}" if counter.replace(".", "").isidentifier() else f"not {index.code}"
-        return [
-            f"if {condition}:",
-            f"    raise SystemExit({quoted(f'the checkpoint has no tensor called {index.names}')})",
-        ]
+        start = f"require({counter if counter.replace('.', '').isidentifier() else index.code}, "
+        if not index.certain and not any(line.startswith(start) for line in block.first):
+            block.first.append(f"{start}{quoted(f'there is no {index.names}')})")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Names that need a regular expression, ties, ignored names, constants
@@ -232,7 +224,7 @@ class StateDict:
         found = f"found = matches(source, {raw(names_regex(source, outer))})"
         guard = [f"if {self.printer(rule.when)}:"] if rule.when else []
         top = self.rest.below(guard)
-        top.items += [found, "if not found:", f'    raise SystemExit("the checkpoint has no {inside(source.text)}")']
+        top.items += [found, f'require(found, "there is no {inside(source.text)}")']
         for name in [n for n, hole in source.holes.items() if hole.is_index and n not in self.program.spec.indices]:
             top.items += _gapless(source, name)
         block = Block("for match in found:")
@@ -264,29 +256,29 @@ class StateDict:
         condition = self.printer(when) if when else ""
         if alias.is_name and owner.is_name:
             a, b = quoted(str(alias)), quoted(str(owner))
+            message = quoted(f"{alias} should equal {owner} but differs from it")
             if len(self.program.ties) == 1 and not self.program.merged:
-                message = quoted(f"{alias} should equal {owner} but differs from it")
                 self.ties.items += [
                     f"if {' and '.join([condition] * bool(when) + [f'{a} in source'])}:",
                     f"    alias, owner = source.pop({a}).contiguous(), source[{b}].contiguous()",
-                    "    if not torch.equal(alias.view(torch.uint8), owner.view(torch.uint8)):  # bits: a NaN equals itself",
-                    f"        raise SystemExit({message})",
+                    "    equal = torch.equal(alias.view(torch.uint8), owner.view(torch.uint8))  # bits: a NaN equals itself",
+                    f"    require(equal, {message})",
                 ]
                 return
             self.printer.helpers.add("same")
-            conditions = [condition] * bool(when) + [f"{a} in source", f"not same(source.pop({a}), source[{b}])"]
-            message = quoted(f"{alias} should equal {owner} but differs from it")
-            self.ties.items += [f"if {' and '.join(conditions)}:", f"    raise SystemExit({message})"]
+            conditions = [condition] * bool(when) + [f"{a} in source"]
+            self.ties.items += [
+                f"if {' and '.join(conditions)}:",
+                f"    require(same(source.pop({a}), source[{b}]), {message})",
+            ]
             return
         self.printer.helpers |= {"matches", "same"}
         regex = raw(names_regex(alias, alias.holes))
         block = self.ties.below([f"if {condition}:"] * bool(when) + [f"for match in matches(source, {regex}):"])
         block = self.numbers_of(alias, block)
         written = f_string(owner, lambda hole: self.matched(alias.holes[hole.name]))
-        block.items += [
-            f"if not same(source.pop(match[0]), source[{written}]):",
-            '    raise SystemExit(f"{match[0]} differs from the tensor that it should equal")',
-        ]
+        message = 'f"{match[0]} differs from the tensor that it should equal"'
+        block.items.append(f"require(same(source.pop(match[0]), source[{written}]), {message})")
 
     def ignore(self, pattern: Pattern, reason: str) -> None:
         """Add the statements that drop ignored tensors."""
@@ -346,8 +338,8 @@ def _gapless(pattern: Pattern, name: str) -> list[str]:
     least = f" if {number} >= {shift}" if shift > 0 else ""
     return [
         f"numbers = sorted({{{number} for match in found{least}}})",
-        f"if numbers != list(range({f'{shift}, {shift} + ' if shift else ''}len(numbers))):",
-        f'    raise SystemExit(f"the checkpoint has only the numbers {{numbers}} of {in_f_string(pattern.text)}")',
+        f"complete = numbers == list(range({f'{shift}, {shift} + ' if shift else ''}len(numbers)))",
+        f'require(complete, f"the checkpoint has only the numbers {{numbers}} of {in_f_string(pattern.text)}")',
     ]
 
 

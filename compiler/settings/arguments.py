@@ -17,7 +17,7 @@ from compiler.plan.notes import ConfigNextToWeights, Note
 from compiler.program.environment import Given, Origin
 from compiler.program.program import Program
 from compiler.settings import config_guard, config_inverse
-from compiler.target import config_class, config_dialects
+from compiler.target import config_class, config_dialects, config_values
 from compiler.target.config_meaning import HARMLESS, is_neutral, same_value
 
 # Keys under which trainers store the model's arguments in the same file as the weights.
@@ -117,8 +117,8 @@ def gather(
     """Collect the values of a source's arguments.
 
     `any_model_type`: accept a config of another architecture. `recorded`: what the manifest beside the source has, which
-    ranks below all else. Raises Refusal for a config that cannot be read, of
-    another architecture, or with a field that changes the function and that the spec neither reads nor writes.
+    ranks below all else. Raises Refusal for a config that cannot be read, of another architecture, with a field of another
+    type (`wrong-type`), or with a field that changes the function and that the spec neither reads nor writes.
     """
     known = {*program.spec.arguments, *program.spec.facts, *program.spec.fixed}
     wrong: list[Diagnostic] = []
@@ -141,6 +141,14 @@ def gather(
         whole = read_config_file(path)
         model_fields = model_part(whole, known)
         fields = config_dialects.read_config(whole | model_fields)
+        of_target = _is_of_target(program, model_fields)
+        typed = {n: v for n, v in model_fields.items() if of_target or n in known}
+        mistyped = [*config_values.type_faults(typed)]
+        if of_target:
+            given_fields = {name: value for name, value in typed.items() if name in program.spec.arguments}
+            mistyped += config_values.null_faults(given_fields, config_guard.target_defaults(program))
+        if mistyped:
+            raise Refusal([*wrong, *(fault.at(str(path)) for fault in mistyped)])
         if fields.get("use_sliding_window") is False:
             fields["sliding_window"] = None  # no layer uses it
         if config is None:
@@ -149,7 +157,6 @@ def gather(
         def from_file(value: Any) -> Given:
             return Given(value, path.name, Origin.CONFIG_FILE)
 
-        of_target = _is_of_target(program, model_fields)
         if of_target:
             stated = {f.name: from_file(fields[f.name]) for f in program.spec.config if f.name in fields}
             carried = {f.carried: stated[f.name] for f in program.spec.config if f.carried and f.name in stated}
@@ -299,6 +306,7 @@ def contradictions(program: Program, stated: Mapping[str, Given], written: Mappi
     """The fields of a config of the target's model type that the conversion would write with another value."""
     fixed = {f.name for f in program.spec.config if f.expr is None}
     types = config_guard.target_types(program)
+    written = config_dialects.read_config(written)
     return [
         Diagnostic(
             Span(value.place),
@@ -322,6 +330,7 @@ def _same_field(name: str, stated: Any, written: Any, types: Iterable[str]) -> b
     if not (isinstance(stated, dict) and isinstance(written, dict) and "model_type" in stated):
         return same_value(name, stated, written)
     kind = str(stated["model_type"])
+    stated, written = (config_dialects.read_config(part) for part in (stated, written))
     family = tuple(of.replace("-", "_") for of in types)
     if written["model_type"] != kind if "model_type" in written else not kind.startswith(family):
         return False

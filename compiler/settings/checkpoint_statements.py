@@ -155,6 +155,15 @@ def unread_statements(program: Program, objects: Mapping[str, object], path: str
     return list(unread)
 
 
+def neutral_values(program: Program) -> Mapping[str, tuple[Any, ...]]:
+    """The statements that nobody reads, and the values under which they change nothing, in the checkpoints of a spec."""
+    spec = program.spec
+    known = {*spec.arguments, *spec.facts, *spec.fixed} | BAGGAGE
+    table = _neutral(dict.fromkeys(known & {"general_architecture", "padded_vocab_size", "num_experts"}, 1))
+    unread = {name: values for name, values in table.items() if name not in known and not program.passes_over(name)}
+    return {name: (*values, None) if values else (False, None) for name, values in unread.items()}
+
+
 def _containers(objects: Mapping[str, object]) -> Iterator[Mapping[Any, Any]]:
     """The mappings in which trainers keep the arguments of a model."""
     for key in OBJECTS:

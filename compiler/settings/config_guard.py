@@ -6,6 +6,7 @@ and states fields that a conversion may not pass over. Takes a Program and the f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,10 @@ from compiler.checkpoints.config_file import read_config_file
 from compiler.diagnostics import Diagnostic, Span, listed, located
 from compiler.program.environment import Given
 from compiler.program.program import Program
-from compiler.target import config_class, config_meaning, model_class, model_file
+from compiler.target import class_registry, config_class, config_meaning, model_class, model_file
 
+# A field that so many config classes declare is one that users have heard of.
+_SEVERAL = 3
 # What a reversed conversion may lose: fields that no source of weights holds.
 _NOT_REVERSED = frozenset(["tie_word_embeddings", *config_meaning.HARMLESS])
 
@@ -70,12 +73,15 @@ def other_architecture(
     closed = bool(allowed) and (reverse or bool(program.spec.model_types))
     found: dict[str, Any] = {}
     kind, classes = config.get("model_type"), config.get("architectures")
+    classes = [classes] if isinstance(classes, str) else classes
     known = config_class.known_model_types()
     if kind is not None and kind not in [*allowed] and (closed or not isinstance(kind, str) or kind in known):
         found["model_type"] = kind
     classes = [classes] if isinstance(classes, str) else classes
     for name in classes if isinstance(classes, list) and not found else ():
-        types = _types_by_class().get(str(name).lower(), frozenset())
+        if not isinstance(name, str):
+            continue
+        types = _types_by_class().get(name.lower(), frozenset())
         if not allowed & types if types else kind in [*known]:
             found["architectures"] = name
     takes = "reverses" if reverse else "converts"
@@ -135,6 +141,25 @@ def unconverted_fields(
             hint = "the model would compute something else; if it makes no difference, list it under source: unread"
             wrong.append(Diagnostic(Span(place), text, "unconverted-field", hint))
     return wrong, unheard
+
+
+def neutral_values(program: Program) -> Mapping[str, tuple[Any, ...]]:
+    """The fields that several kinds of models have and nobody reads, and the values with which they have no effect.
+
+    Which fields those are does not depend on the installed Transformers.
+    """
+    spec = program.spec
+    known = {*spec.arguments, *spec.facts, *spec.fixed}
+    written = {field.name: field for field in spec.config}
+    having = Counter(name for fields in class_registry.stored()["defaults"].values() for name in fields)
+    found = {}
+    for name, values in config_meaning.NEUTRAL.items():
+        field = written.get(name)
+        varies = field is not None and (field.expr is not None or field.constant not in values)
+        common = having[name] >= _SEVERAL or name == "quantization_config"  # which every config may have
+        if common and not (varies or name in known or program.passes_over(name)):
+            found[name] = values
+    return found
 
 
 def _written_activation(program: Program, name: str, value: Any) -> bool | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 Step = tuple[tuple[str, str | int], ...]  # a step of a spec, as its keys and values
 
@@ -23,12 +24,17 @@ class ClassSignature:
     """The tensors of a folder of the class. `shapes`: every tensor of the weights file, parameters and persistent buffers;
     `ties`: alias -> owner, for parameters that share the owner's tensor and are not written; `memory`: the tensors that
     the model in memory has in another form; `unsaved`: regular expressions of names that are not written, such as buffers
-    that the class computes."""
+    that the class computes. `added`: rotary fields that
+    the config lacks, under names that only this class has or with the values that it takes for them;
+    `misread`: rotary field -> what the class reads from the config that it was asked about, and from the config.json that
+    mapspec writes for it, for those that differ."""
 
     shapes: Mapping[str, tuple[int, ...]]
     ties: Mapping[str, str]
     memory: tuple[MemoryTensor, ...] = ()
     unsaved: tuple[str, ...] = ()
+    added: Mapping[str, Any] = field(default_factory=dict)
+    misread: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from compiler.diagnostics import refuse
@@ -26,7 +26,11 @@ THETA = ("rope_theta", "rotary_emb_base")
 SHARE = ("partial_rotary_factor", "rotary_pct")
 # Where layers are of two kinds, generation 5 nests the parameters; generation 4 has a second theta instead.
 FULL, SLIDING, SLIDING_THETA = "full_attention", "sliding_attention", "rope_local_base_freq"
+# Name -> another name that some classes have for it.
+SYNONYMS = (THETA, SHARE, (THETA[0], "global_rope_theta"), (SLIDING_THETA, "local_rope_theta"))
 ORIGINAL = "original_max_position_embeddings"
+# The kinds of scaling that generation 4 does not have.
+NEW_KINDS = ("axial", "proportional")
 # What generation 5 states of other kinds of layers beside a theta; no field of generation 4 holds it.
 BY_LAYER = "rope_scaling_by_layer_type"
 # The flat fields that `rope_parameters` states, without theta, which every spec reads.
@@ -42,10 +46,7 @@ def config_json(fields: Mapping[str, Any], *, model_class: str, model_type: str,
     Raises Refusal: `contradictory-field` where two names of one thing differ, `wrong-type` where a nested field is not a
     mapping, `unwritable-value` for a value that JSON cannot represent.
     """
-    config = _flat(fields)
-    config.pop(BY_LAYER, None)
-    if (parameters := _parameters(config, fields.get("rope_parameters") or {})) is not None:
-        config["rope_parameters"] = parameters
+    config = _both(fields)
     config |= {"architectures": [model_class], "model_type": model_type, "dtype": dtype, "torch_dtype": dtype}
     return {key: _plain(config[key], key) for key in sorted(config, key=str)}
 
@@ -68,6 +69,7 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     Raises Refusal (`contradictory-field`) where the two dialects of one file differ.
     """
     fields = _flat(config)
+    fields |= {name: read_config(part) for name, part in _nested(fields)}
     old = fields.pop("torch_dtype", None)
     if (dtype := fields.get("dtype") or old) is not None:
         fields["dtype"] = dtype
@@ -77,26 +79,61 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     return fields
 
 
+def has_kinds(parameters: Any) -> bool:
+    """Whether `rope_parameters` has a part for each kind of layers."""
+    return isinstance(parameters, Mapping) and any(isinstance(part, Mapping) for part in parameters.values())
+
+
+def own_names(config: Mapping[str, Any], declared: Collection[str]) -> Fields:
+    """The flat fields of `config` under those names among `declared` that only some classes have for them."""
+    flat = _flat(config)
+    return {other: flat[name] for name, other in SYNONYMS if other in declared and flat.get(name) is not None}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Rotary embeddings
+
+
+def _both(fields: Mapping[str, Any]) -> Fields:
+    """`fields`, and the nested configs among them, in both dialects."""
+    config = _flat(fields)
+    config.pop(BY_LAYER, None)
+    if (parameters := _parameters(config, fields.get("rope_parameters") or {})) is not None:
+        config["rope_parameters"] = parameters
+        if has_kinds(parameters):  # of flat fields that generation 4 has no use for, 5 would apply them to all kinds
+            new = (config.get("rope_scaling") or {}).get("rope_type") in NEW_KINDS
+            absent = {name for name in ("rope_scaling", SHARE[0]) if new or (name in fields and fields[name] is None)}
+            config = {name: value for name, value in config.items() if name not in absent}
+    return config | {name: _both(part) for name, part in _nested(config)}
+
+
+def _nested(fields: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The configs of submodels inside of a config, such as `text_config`: those that state their model type."""
+    return [(name, part) for name, part in fields.items() if isinstance(part, Mapping) and part.get("model_type")]
 
 
 def _flat(given: Mapping[str, Any]) -> Fields:
     """Every field of `given` in the flat dialect, including values given only by `rope_parameters` or a synonym."""
     fields = {key: value for key, value in given.items() if key != "rope_parameters"}
     parameters = _mapping("rope_parameters", given.get("rope_parameters"))
-    nested = any(isinstance(part, Mapping) for part in parameters.values())
+    nested = has_kinds(parameters)
     main = _mapping(FULL, parameters.get(FULL)) if nested else parameters
     for names in (EXPERTS, EXPERTS[::-1]):
         _agree(fields, names[0], fields.get(names[1]))
-    for names in (THETA, SHARE):
+    old = _mapping("rope_scaling", fields.pop("rope_scaling", None))
+    for names in SYNONYMS:
         _agree(fields, names[0], fields.get(names[1]))
-        _agree(fields, names[0], main.get(names[0]))
+    for name in (THETA[0], SHARE[0]):
+        _agree(fields, name, main.get(name))
+        _agree(fields, name, old.get(name))
     if nested:
         _agree(fields, SLIDING_THETA, _mapping(SLIDING, parameters.get(SLIDING)).get("rope_theta"))
         if others := _other_kinds(parameters, main.get(SHARE[0])):
             fields[BY_LAYER] = others
-    for part in (_mapping("rope_scaling", fields.pop("rope_scaling", None)), main):
+    if main and _scaling(main) is None and _scaling(old) is not None:
+        text = "rope_scaling scales the rotary embedding, and rope_parameters does not"
+        refuse("config.json", text, "contradictory-field", "give one of them; the other is derived")
+    for part in (old, main):
         scaling = _scaling(part)
         if scaling and scaling["rope_type"] == "longrope":
             # Generation 4 calls this kind `type`, wants the original length beside it, and some classes count the keys.
@@ -138,19 +175,23 @@ def _other_kinds(parameters: Mapping[str, Any], share: Any) -> Fields:
 
 
 def _parameters(flat: Mapping[str, Any], given: Mapping[str, Any]) -> Fields | None:
-    """`rope_parameters` for flat fields; None if theta is unknown, so that the class uses its own default."""
+    """`rope_parameters` for flat fields and the `given` ones; None if theta is unknown, so that the class uses its own
+    default."""
+    kinds = dict(given) if has_kinds(given) else {}
     if flat.get(THETA[0]) is None:
-        return None
+        return kinds or None
     scaling = dict(flat.get("rope_scaling") or {})
     kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
     if kind == "longrope" and flat.get(ORIGINAL) is not None:
         scaling[ORIGINAL] = flat[ORIGINAL]
     share = {SHARE[0]: flat[SHARE[0]]} if flat.get(SHARE[0]) is not None else {}
     main = {"rope_theta": flat[THETA[0]], "rope_type": kind} | share | scaling
-    if flat.get(SLIDING_THETA) is None:
+    if flat.get(SLIDING_THETA) is not None:
+        sliding = kinds.get(SLIDING) or {"rope_type": "default"} | share
+        kinds[SLIDING] = {"rope_theta": flat[SLIDING_THETA]} | sliding
+    if not kinds:
         return main
-    sliding = {"rope_theta": flat[SLIDING_THETA], "rope_type": "default"} | share
-    return {FULL: main, SLIDING: sliding | (given.get(SLIDING) or {})}
+    return kinds | ({FULL: main} if kinds.get(FULL, main) is not None else {})  # null: layers without positions
 
 
 def _agree(fields: Fields, name: str, value: Any) -> None:

@@ -8,6 +8,7 @@ names of activations and of rotary scalings are read from the source text of the
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compiler.diagnostics import Refusal, nearest
+from compiler.diagnostics import Diagnostic, Refusal, Span, nearest
 from compiler.target import class_registry
 from compiler.target.model_class import package_folder
 
@@ -29,37 +30,92 @@ class ValueFault:
     expected: str
     hint: str = ""
 
+    def at(self, place: str) -> Diagnostic:
+        """The fault as a `wrong-type` of the config file `place`."""
+        message = f"{'.'.join(self.path)} is {json.dumps(self.value, default=str)}, but must be {self.expected}"
+        return Diagnostic(Span(place), message, "wrong-type", self.hint)
+
 
 @dataclass(frozen=True)
 class _Range:
-    """The values that fields of one meaning may have; `names` matches the whole field name."""
+    """The values that fields of one meaning may have; `names` matches the whole field name. `typed`: whether a value is of
+    the right type at least. `shown`: shapes of tensors depend on the field, so a class that is built of a wrong value has
+    other tensors, or none."""
 
     names: re.Pattern[str]
     accepts: Callable[[Any], bool]
     expected: str
+    typed: Callable[[Any], bool]
+    shown: bool = False
 
 
-def value_faults(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[ValueFault]:
-    """The fields of a config, and of the mappings in it, whose values no class can use. None is always accepted."""
+def type_faults(config: Mapping[str, Any]) -> Iterator[ValueFault]:
+    """The fields of a config.json, and of the mappings in it, that have another JSON type than the class's: a text for a
+    number, 2.0 for 2, one name for a list of names. Null is always accepted: the class, or a spec, decides what it means."""
+    for name, value in config.items():
+        if name == "architectures" and value is not None and not _are_texts(value):
+            wanted = [value] if isinstance(value, str) else ["SomethingForCausalLM"]
+            yield ValueFault((name,), value, "a list of class names", f"write {json.dumps(wanted)}")
+        elif name == "model_type" and value is not None and not isinstance(value, str):
+            yield ValueFault((name,), value, "a text")
+    yield from value_faults(config, types_only=True)
+
+
+def null_faults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[ValueFault]:
+    """The sizes, base frequencies and epsilons that are null in a config of a class whose `defaults` have a number."""
+    for name, value in config.items():
+        inside = name == "rope_theta" and config.get("rope_parameters")  # which has its own
+        if value is None and _NEVER_NULL.fullmatch(name) and _number(defaults.get(name)) and not inside:
+            yield ValueFault((name,), value, expected_value(name))
+
+
+def value_faults(
+    config: Mapping[str, Any], path: tuple[str, ...] = (), *, types_only: bool = False
+) -> Iterator[ValueFault]:
+    """The fields of a config, and of the mappings in it, whose values no class can use, or only those of another type. None
+    is always accepted."""
     for name, value in config.items():
         here = (*path, name)
         if value is None:
             continue
-        if isinstance(value, Mapping):
+        known = [known for known in _RANGES if known.names.fullmatch(name)]
+        if isinstance(value, Mapping) and not known:
             if name != "quantization_config":
-                yield from value_faults(value, here)
+                yield from value_faults(value, here, types_only=types_only)
             continue
-        if _ACTIVATION.fullmatch(name) and (names := _activations()):
+        if _MAPPING.fullmatch(name):
+            yield ValueFault(here, value, "a mapping", "or null")
+            continue
+        text = _ACTIVATION.fullmatch(name) or (name in ("rope_type", "type") and _ROPE & {*path[-1:]})
+        if text and not isinstance(value, str):
+            yield ValueFault(here, value, "a text")
+        elif types_only:
+            pass
+        elif _ACTIVATION.fullmatch(name) and (names := _activations()):
             yield from _unknown(here, value, names, "an activation of Transformers")
-        elif name in ("rope_type", "type") and _ROPE & {*path[-1:]} and (names := _rope_types()):
+        elif text and (names := _rope_types()):
             yield from _unknown(here, value, names, "a rotary scaling of Transformers")
         elif name == "factor" and _ROPE & {*path[-1:]} and _kind(config) == "default" and value != 1:
-            yield ValueFault(
-                here, value, "1 without a rope_type, which says how it scales", "name the kind, such as linear"
-            )
-        for known in _RANGES:
-            if known.names.fullmatch(name) and not known.accepts(value):
-                yield ValueFault(here, value, known.expected)
+            expected = "1 without a rope_type, which says how it scales"
+            yield ValueFault(here, value, expected, "name the kind, such as linear")
+        for one in known:
+            if not (one.typed if types_only else one.accepts)(value):
+                yield ValueFault(here, value, one.expected)
+
+
+def is_positive(name: str) -> bool:
+    """Whether a field of this name must be a positive number, which no shape shows."""
+    return _accepts(name, 2) and not _accepts(name, 0)
+
+
+def is_fraction(name: str) -> bool:
+    """Whether a field of this name must be a number from 0 to 1; which of the two it may be does not matter here."""
+    return _accepts(name, 0.5) and not _accepts(name, 2)
+
+
+def _accepts(name: str, value: float) -> bool:
+    known = [known for known in _RANGES if known.names.fullmatch(name) and not known.shown]
+    return bool(known) and all(one.accepts(value) for one in known)
 
 
 def _kind(scaling: Mapping[str, Any]) -> Any:
@@ -72,11 +128,7 @@ def expected_value(name: str) -> str:
     """What a top-level field must be that no class computes by itself; empty for a field that may be null."""
     if name == "hidden_act":
         return "an activation of Transformers"
-    return (
-        next((known.expected for known in _RANGES if known.names.fullmatch(name)), "")
-        if _NEEDED.fullmatch(name)
-        else ""
-    )
+    return next((r.expected for r in _RANGES if r.names.fullmatch(name)), "") if _NEVER_NULL.fullmatch(name) else ""
 
 
 def _unknown(path: tuple[str, ...], value: Any, names: Collection[str], expected: str) -> Iterator[ValueFault]:
@@ -96,47 +148,89 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _counts(value: Any) -> bool:
+    return _count(value) or (isinstance(value, list | tuple) and all(map(_count, value)))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _all_whole(value: Any) -> bool:
+    return all(map(_whole, _items(value)))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+# Sizes that are one number; others may be a list with one for each layer.
+_ONE_SIZE = r"vocab_size|hidden_size|d_model|n_embd|n_layer|num_hidden_layers"
 _RANGES = (
     _Range(
         re.compile(r"\w*theta|rotary_emb_base|rope_local_base_freq"),
         lambda v: _number(v) and v > 0,
         "a positive number",
+        _number,
     ),
-    _Range(re.compile(r"\w*_(eps|epsilon)"), lambda v: _number(v) and 0 <= v < 1, "a number from 0 to below 1"),
-    _Range(re.compile(r"\w*(dropout|_pdrop|layerdrop)"), lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    _Range(
+        re.compile(r"\w*_(eps|epsilon)"), lambda v: _number(v) and 0 <= v < 1, "a number from 0 to below 1", _number
+    ),
+    _Range(
+        re.compile(r"\w*(dropout|_pdrop|layerdrop)"),
+        lambda v: _number(v) and 0 <= v <= 1,
+        "a number from 0 to 1",
+        _number,
+    ),
     _Range(
         re.compile(r"partial_rotary_factor|rotary_pct"),
         lambda v: _number(v) and 0 < v <= 1,
         "a number above 0 and at most 1",
+        _number,
     ),
     _Range(
         re.compile(
-            r"vocab_size|hidden_size|head_dim|d_model|d_kv|d_ff|n_embd|n_head|n_layer|n_positions|intermediate_size"
-            r"|num_(hidden_layers|attention_heads|key_value_heads|experts|local_experts|experts_per_tok|channels)"
-            r"|max_position_embeddings|original_max_position_embeddings|moe_intermediate_size|image_size|patch_size"
-            r"|(encoder|decoder)_(layers|attention_heads|ffn_dim)"
+            r"head_dim|d_kv|d_ff|n_head|intermediate_size|num_(attention_heads|key_value_heads|experts|local_experts|channels)"
+            r"|moe_intermediate_size|image_size|patch_size|(encoder|decoder)_(layers|attention_heads|ffn_dim)"
         ),
-        lambda v: _count(v) or (isinstance(v, list | tuple) and all(map(_count, v))),
+        _counts,
         "a positive integer",
+        _all_whole,
+        shown=True,
     ),
-    _Range(re.compile(r"sliding_window"), lambda v: _count(v) or v is False, "a positive integer or null"),
-    _Range(re.compile(r"factor|(low|high)_freq_factor"), lambda v: _number(v) and v > 0, "a positive number"),
+    _Range(
+        re.compile(r"num_experts_per_tok|max_position_embeddings|original_max_position_embeddings|n_positions"),
+        _counts,
+        "a positive integer",
+        _all_whole,
+    ),
+    _Range(re.compile(_ONE_SIZE), _count, "a positive integer", _whole, shown=True),
+    _Range(
+        re.compile(r"sliding_window"),
+        lambda v: _count(v) or v is False,
+        "a positive integer or null",
+        lambda v: _whole(v) or v is False,
+    ),
+    _Range(re.compile(r"factor|(low|high)_freq_factor"), lambda v: _number(v) and v > 0, "a positive number", _number),
     _Range(
         re.compile(r"\w*_token_id"),
         lambda v: all(isinstance(n, int) and not isinstance(n, bool) and n >= -1 for n in _items(v)),
         "a token id: an integer from 0 on, or -1 for none",
+        _all_whole,
     ),
     _Range(
         re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|qkv_bias|norm_topk_prob|use_cache"),
         lambda v: isinstance(v, bool),
         "true or false",
+        lambda v: isinstance(v, bool),
     ),
 )
-# A null in these is no word for a default: the model does not load, or has a default that nobody stated.
-_NEEDED = re.compile(
-    r"rope_theta|\w*_(eps|epsilon)|vocab_size|hidden_size|num_hidden_layers|num_attention_heads|max_position_embeddings"
-)
 _ACTIVATION = re.compile(r"(\w+_)?hidden_act|hidden_activation|activation(_function|_fn)?")
+# A null in these is no word for a default: the model does not load, or has a default that nobody stated.
+_NEVER_NULL = re.compile(
+    rf"{_ONE_SIZE}|n_head|intermediate_size|num_attention_heads|max_position_embeddings|rope_theta|\w*_(eps|epsilon)"
+)
+_MAPPING = re.compile(r"rope_(scaling|parameters)|(text|vision|audio|quantization)_config|auto_map")
 _ROPE = {"rope_scaling", "rope_parameters", "full_attention", "sliding_attention"}  # mappings that name a scaling
 
 

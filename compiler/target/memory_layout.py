@@ -112,10 +112,11 @@ def _filled(pattern: str, number: int) -> str:
 
 
 def _fits(shape: tuple[int, ...], found: tuple[tuple[str, ...], tuple[Step, ...]], real: Mapping[str, Any]) -> bool:
-    """Whether the names at the real size are those of the patterns."""
+    """Whether the names at the real size are those of the patterns, and the parts are alike, as all steps make them."""
     targets, _ = found
     names = [_filled(p, k) for p in targets for k in range(shape[0] if f"{{{INDEX}}}" in p else 1)]
-    return names == list(real) and sum(prod(t.shape) for t in real.values()) == prod(shape)
+    shapes = [tuple(t.shape) for t in real.values()]
+    return names == list(real) and len({*shapes}) == 1 and sum(map(prod, shapes)) == prod(shape)
 
 
 def unsaved_names(model: Any) -> Iterator[str]:

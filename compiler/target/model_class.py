@@ -30,9 +30,10 @@ from typing import Any, NoReturn
 
 from compiler import packages
 from compiler.diagnostics import nearest, refuse
-from compiler.target import class_registry
+from compiler.target import class_registry, rotary_reading
 from compiler.target.class_signature import ClassSignature, ConfigSchema
-from compiler.target.config_dialects import EXPERTS, SHARE, THETA, json_text, read_config
+from compiler.target.config_dialects import EXPERTS, SHARE, THETA, config_json, json_text, read_config
+from compiler.target.declared_fields import assigned, declared, taken
 from compiler.target.memory_layout import memory_tensors, shared_names, unsaved_names
 
 # Fields that any config may hold although newer base classes leave them to the model's own.
@@ -41,8 +42,7 @@ COMMON_FIELDS = {
     "eos_token_id": None, "model_type": None, "pad_token_id": None, "tie_word_embeddings": True, "torch_dtype": None,
     "num_labels": 2, "transformers_version": None, "use_cache": True,
 }  # fmt: skip
-# A config class may read fields from `kwargs`, and a model may read fields that the config class does not declare.
-_TAKEN = re.compile(r"""kwargs\.(?:pop|get|setdefault)\(\s*["'](\w+)["']""")
+# A model may read fields that its config class does not declare.
 _LOOKED_FOR = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
 # Fields for training, generation and initialization: their defaults do not change what a converted model computes.
 _UNNEEDED = re.compile(
@@ -132,7 +132,19 @@ def signature(model_class: str, config: Mapping[str, Any]) -> ClassSignature:
     Raises Refusal: `unknown-class`; `unbuildable-target` where the class does not accept the config.
     """
     with _quiet():
-        return signature_of(class_of(model_class), config)
+        found = class_of(model_class)
+        return dataclasses.replace(signature_of(found, config), **_rotary_reading(found, config))
+
+
+def _rotary_reading(found: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`added` and `misread` of a signature."""
+    own = {name for base in found.config_class.__mro__[:-1] for name in (*declared(base), *assigned(base))}
+    kind, held = found.config_class.model_type, _configure(found, config).to_dict()
+    added = rotary_reading.complete(config, held, own)
+    written = config_json({**config, **added}, model_class=found.__name__, model_type=kind, dtype="float32")
+    read, knows = _configure(found, written).to_dict(), hasattr(found.config_class, "convert_rope_params_to_dict")
+    misread = rotary_reading.misread(config, held, read, own, knows)
+    return {"added": added, "misread": misread}
 
 
 def signature_of(found: Any, config: Mapping[str, Any]) -> ClassSignature:
@@ -163,10 +175,10 @@ def config_schema(model_class: str) -> ConfigSchema:
 
 
 def _schema(config_class: Any, looked_for: Iterable[str]) -> ConfigSchema:
-    declared = _declared_fields(config_class)
+    every = _declared_fields(config_class)
     bases = config_class.__mro__[:-1]
-    common = {name for base in bases if ".models." not in base.__module__ for name in _declared(base)}
-    own = {name for base in bases for name in _declared(base)} - common
+    common = {name for base in bases if ".models." not in base.__module__ for name in declared(base)}
+    own = {name for base in bases for name in declared(base)} - common
     nested = {}
     for name, sub in (getattr(config_class, "sub_configs", None) or {}).items():
         # `AutoConfig` stands for any class; the default is an instance of the one that is usual.
@@ -176,8 +188,8 @@ def _schema(config_class: Any, looked_for: Iterable[str]) -> ConfigSchema:
     return ConfigSchema(
         class_name=config_class.__name__,
         model_type=config_class.model_type,
-        declared=tuple(sorted(declared)),
-        looked_for=tuple(sorted({*looked_for} - declared.keys())),
+        declared=tuple(sorted(every)),
+        looked_for=tuple(sorted({*looked_for} - every.keys())),
         needed=tuple(sorted(name for name in own if name not in nested and not _UNNEEDED.search(name))),
         synonyms=dict(config_class.attribute_map),
         nested=nested,
@@ -191,7 +203,7 @@ def _looked_for(cls: Any) -> list[str]:
 def _declared_fields(config_class: Any) -> dict[str, Any]:
     fields: dict[str, Any] = dict(COMMON_FIELDS)
     for base in reversed(config_class.__mro__[:-1]):
-        fields |= _declared(base)
+        fields |= {name: fields.get(name) for name in assigned(base)} | declared(base)
     pairs = [*config_class.attribute_map.items(), *([EXPERTS] if fields.keys() & set(EXPERTS) else [])]
     for one, other in pairs:
         value = fields.get(one) if fields.get(one) is not None else fields.get(other)
@@ -342,27 +354,6 @@ def stored_names(model: Any) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _declared(config_class: type) -> dict[str, Any]:
-    """The fields that one class of a config's ancestry declares: dataclass fields in the newest versions, else arguments of
-    `__init__`; in both cases also the names it reads from `kwargs`."""
-    found: dict[str, Any] = {}
-    if dataclasses.is_dataclass(config_class):
-        found = {f.name: _default(f) for f in dataclasses.fields(config_class) if f.init}
-    elif "__init__" in vars(config_class):
-        arguments = inspect.signature(config_class).parameters.values()
-        named = [a for a in arguments if a.kind is not a.VAR_KEYWORD]
-        found = {a.name: None if a.default is a.empty else a.default for a in named}
-    # The base classes read names from `kwargs` too, but none is a field of a model.
-    own = inspect.getsource(config_class) if ".models." in config_class.__module__ else ""
-    return dict.fromkeys(_TAKEN.findall(own)) | found
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the warnings of Transformers."""
@@ -431,10 +422,10 @@ def describe(module: Any, name: str, config_name: str | None) -> tuple[str, dict
     fields = set(COMMON_FIELDS)
     for base in config.__mro__[:-1]:
         own = base.__module__.rpartition(".")[0] == package
-        fields |= _declared(base).keys()
+        fields |= declared(base).keys()
         fields |= {f for f in {**vars(base), **vars(base).get("__annotations__", {})} if own and not f.startswith("_")}
         if own:
-            fields |= set(_TAKEN.findall(inspect.getsource(base)))
+            fields |= set(taken(base))
             fields |= set(inspect.signature(base).parameters) - {"kwargs"}
     if fields & {"rope_parameters", *THETA}:
         fields |= {"rope_parameters", "rope_scaling", THETA[0]}

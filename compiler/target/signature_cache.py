@@ -110,6 +110,8 @@ def as_json(signature: ClassSignature) -> dict[str, Json]:
         "ties": dict(signature.ties),
         "memory": [asdict(tensor) for tensor in signature.memory],
         "unsaved": list(signature.unsaved),
+        "added": dict(signature.added),
+        "misread": {name: list(values) for name, values in signature.misread.items()},
     }
 
 
@@ -120,7 +122,8 @@ def from_json(answer: Mapping[str, Json]) -> ClassSignature:
         for t in answer["memory"]
     ]
     shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
-    return ClassSignature(shapes, answer["ties"], tuple(memory), tuple(answer["unsaved"]))
+    misread = {name: (values[0], values[1]) for name, values in answer["misread"].items()}
+    return ClassSignature(shapes, answer["ties"], tuple(memory), tuple(answer["unsaved"]), answer["added"], misread)
 
 
 def _recall(question: list[Json], ask: Callable[[], Json]) -> Json:
@@ -190,6 +193,8 @@ def _source() -> str:
         "class_signature.py",
         "memory_layout.py",
         "config_dialects.py",
+        "declared_fields.py",
+        "rotary_reading.py",
         "signature_cache.py",
     ):
         found.update((Path(__file__).parent / name).read_bytes())

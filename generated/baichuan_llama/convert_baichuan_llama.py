@@ -2,15 +2,15 @@
 """Baichuan-7B (first generation, remote code) as a standard LlamaForCausalLM
 
 Usage: python convert_baichuan_llama.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,33 @@ from torch import Tensor
 # fmt: off
 # The names that stay the same, for i in range(f.num_hidden_layers)
 KEPT = [
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "model.layers.{i}.input_layernorm.weight",
-    "model.layers.{i}.post_attention_layernorm.weight",
-    "model.layers.{i}.self_attn.o_proj.weight",
-    "model.layers.{i}.mlp.gate_proj.weight",
-    "model.layers.{i}.mlp.up_proj.weight",
+    "model.embed_tokens.weight", "model.norm.weight", "model.layers.{i}.input_layernorm.weight",
+    "model.layers.{i}.post_attention_layernorm.weight", "model.layers.{i}.self_attn.o_proj.weight",
+    "model.layers.{i}.mlp.gate_proj.weight", "model.layers.{i}.mlp.up_proj.weight",
     "model.layers.{i}.mlp.down_proj.weight",
 ]
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "quantized weights have no rule here": {"quantization_config": [None]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "n_shared_experts": (None, 0), "num_shared_experts": (None, 0),
+    "position_embedding_type": (None, "absolute", "rope", "rotary"), "scale_attn_weights": (None, True),
+    "mlp_only_layers": (None, []),
+    **dict.fromkeys(["attention_bias", "mlp_bias", "qk_layernorm", "qkv_bias", "rope_interleave",
+        "scale_attn_by_inverse_layer_idx", "scale_embedding", "use_bias", "use_bidirectional_attention",
+        "use_qk_norm", "use_sliding_window"], (None, False)),
+    **dict.fromkeys(["attention_multiplier", "attn_logit_softcapping", "final_logit_softcapping",
+        "query_pre_attn_scalar", "rope_scaling", "sliding_window", "sliding_window_pattern",
+        "quantization_config"], (None,)),
+    **dict.fromkeys(["decoder_sparse_step", "embedding_multiplier", "logit_scale", "logits_scaling",
+        "residual_multiplier", "routed_scaling_factor"], (None, 1)),
+    **dict.fromkeys(["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "n_group", "topk_group"], (None, 0, 1)),
 }
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -44,21 +57,20 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     if index.is_file() and files != [path / "model.safetensors"]:
         weight_map = json.loads(index.read_text(), object_pairs_hook=unique)["weight_map"]
         files = [path / Path(name).name for name in sorted(set(weight_map.values()))]
-    elif len(files) != 1:
-        raise SystemExit(f"{path} should hold one file *.safetensors or an index, it holds {len(files)} files")
+    require(weight_map or len(files) == 1,
+            f"{path} should hold one file *.safetensors or an index, it holds {len(files)} files")  # fmt: skip
     state: dict[str, Tensor] = {}
     for file in files:
         tensors = load_file(file)
-        if weight_map and tensors.keys() != {name for name, shard in weight_map.items() if shard == file.name}:
-            raise SystemExit(f"{file} does not hold the tensors that {index} looks for in it")
+        wanted = {name for name, shard in weight_map.items() if shard == file.name} if weight_map else tensors.keys()
+        require(tensors.keys() == wanted, f"{file} does not hold the tensors that {index} looks for in it")
         state |= tensors
     return state
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -67,59 +79,46 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
+    f = Namespace(**args)
     f.vocab_size, f.hidden_size = shapes["model.embed_tokens.weight"][:2]
     f.intermediate_size = shapes["model.layers.0.mlp.gate_proj.weight"][0]
     f.num_hidden_layers = len(matches(shapes, r"model\.layers\.\d+\.input_layernorm\.weight"))
     f.head_dim = f.hidden_size // f.num_attention_heads
-    if f.vocab_size == 125696:
-        raise SystemExit(
-            "Baichuan 2 scales each row of its head to length 1 whenever it runs; use specs/baichuan2_llama.yaml"
-        )
-    if f.hidden_size >= 5120:
-        raise SystemExit("the 13B models have ALiBi instead of rotary embeddings, which Llama cannot express")
-    if f.hidden_size % f.num_attention_heads != 0:
-        raise SystemExit("num_attention_heads does not divide hidden_size")
-    if shapes["model.layers.0.self_attn.W_pack.weight"][0] != 3 * f.hidden_size:
-        raise SystemExit("Baichuan has a key and a value for each query head")
+    require(f.vocab_size != 125696,
+            "Baichuan 2 scales each row of its head to length 1 whenever it runs; use specs/baichuan2_llama.yaml")  # fmt: skip
+    require(f.hidden_size < 5120, "the 13B models have ALiBi instead of rotary embeddings, which Llama cannot express")
+    require(f.hidden_size % f.num_attention_heads == 0, "num_attention_heads does not divide hidden_size")
+    require(shapes["model.layers.0.self_attn.W_pack.weight"][0] == 3 * f.hidden_size,
+            "Baichuan has a key and a value for each query head")  # fmt: skip
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": f.vocab_size,
-        "hidden_size": f.hidden_size,
-        "intermediate_size": f.intermediate_size,
-        "num_hidden_layers": f.num_hidden_layers,
-        "num_attention_heads": f.num_attention_heads,
-        "head_dim": f.head_dim,
-        "max_position_embeddings": f.max_position_embeddings,
-        "rms_norm_eps": f.rms_norm_eps,
-        "hidden_act": f.hidden_act,
-        "tie_word_embeddings": f.tie_word_embeddings,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "pad_token_id": f.pad_token_id,
-        "num_key_value_heads": f.num_attention_heads,
-        "rope_theta": 10000.0,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        "rope_scaling": None,
-    }
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": f.vocab_size,
+        "hidden_size": f.hidden_size, "intermediate_size": f.intermediate_size,
+        "num_hidden_layers": f.num_hidden_layers, "num_attention_heads": f.num_attention_heads, "head_dim": f.head_dim,
+        "max_position_embeddings": f.max_position_embeddings, "rms_norm_eps": f.rms_norm_eps,
+        "hidden_act": f.hidden_act, "tie_word_embeddings": f.tie_word_embeddings, "bos_token_id": f.bos_token_id,
+        "eos_token_id": f.eos_token_id, "pad_token_id": f.pad_token_id, "num_key_value_heads": f.num_attention_heads,
+        "rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False, "rope_scaling": None,
+    }  # fmt: skip
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
+    for name in ("max_position_embeddings",):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     if f.tie_word_embeddings and "lm_head.weight" in source:
         alias, owner = source.pop("lm_head.weight").contiguous(), source["model.embed_tokens.weight"].contiguous()
-        if not torch.equal(alias.view(torch.uint8), owner.view(torch.uint8)):  # bits: a NaN equals itself
-            raise SystemExit("lm_head.weight should equal model.embed_tokens.weight but differs from it")
+        equal = torch.equal(alias.view(torch.uint8), owner.view(torch.uint8))  # bits: a NaN equals itself
+        require(equal, "lm_head.weight should equal model.embed_tokens.weight but differs from it")
     for name in KEPT:
         for i in range(f.num_hidden_layers) if "{i}" in name else range(1):
             yield name.format(i=i), source.pop(name.format(i=i))
@@ -133,46 +132,63 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
     # recomputed from rope_theta
     for match in matches(source, r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"):
         del source[match[0]]
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaForCausalLM.config_class.from_dict(fields))
+    require(config["hidden_act"] in transformers.activations.ACT2FN,
+            f"hidden_act is {config['hidden_act']!r}, not an activation")  # fmt: skip
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} - {None}
+    require(kinds <= {"baichuan", "llama"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
-    parser.add_argument("source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index")
+    parser.add_argument(
+        "source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (config.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attention_heads", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--max_position_embeddings", type=int, default=4096, help="default: %(default)s")
     parser.add_argument("--rms_norm_eps", type=float, default=1e-06, help="default: %(default)s")
@@ -180,53 +196,55 @@ def main() -> None:
     parser.add_argument("--bos_token_id", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--pad_token_id", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args)
-        config = convert_config(f)
-        made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
-        for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if fields[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
-            raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args))
+    config = convert_config(f)
+    made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
+    for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    row = config["pad_token_id"]
+    require(not isinstance(row, int) or row < config["vocab_size"], f"the vocabulary has no row {row} for pad_token_id")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | fields)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,15 +2,16 @@
 """DeepSeek-V3 and its kin in FP8 blocks (weight_scale_inv), as published, as DeepseekV3ForCausalLM in bfloat16
 
 Usage: python convert_deepseek_v3_fp8_deepseek_v3.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,29 @@ from torch import Tensor
 # fmt: off
 # The names that stay the same, for layer in range(f.num_hidden_layers), moe in range(f.first_k_dense_replace, f.num_hidden_layers)
 KEPT = [
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "lm_head.weight",
-    "model.layers.{layer}.input_layernorm.weight",
-    "model.layers.{layer}.post_attention_layernorm.weight",
-    "model.layers.{layer}.self_attn.kv_a_layernorm.weight",
-    "model.layers.{moe}.mlp.gate.weight",
-    "model.layers.{moe}.mlp.gate.e_score_correction_bias",
+    "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers.{layer}.input_layernorm.weight",
+    "model.layers.{layer}.post_attention_layernorm.weight", "model.layers.{layer}.self_attn.kv_a_layernorm.weight",
+    "model.layers.{moe}.mlp.gate.weight", "model.layers.{moe}.mlp.gate.e_score_correction_bias",
 ]
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "num_shared_experts": (None, 0), "position_embedding_type": (None, "absolute", "rope", "rotary"),
+    "scale_attn_weights": (None, True), "mlp_only_layers": (None, []),
+    **dict.fromkeys(["mlp_bias", "qk_layernorm", "qkv_bias", "scale_attn_by_inverse_layer_idx", "scale_embedding",
+        "use_bias", "use_bidirectional_attention", "use_qk_norm", "use_sliding_window"], (None, False)),
+    **dict.fromkeys(["attention_multiplier", "attn_logit_softcapping", "final_logit_softcapping",
+        "query_pre_attn_scalar", "sliding_window", "sliding_window_pattern"], (None,)),
+    **dict.fromkeys(["decoder_sparse_step", "embedding_multiplier", "logit_scale", "logits_scaling",
+        "residual_multiplier"], (None, 1)),
+    **dict.fromkeys(["num_experts", "num_local_experts", "moe_num_experts"], (None, 0, 1)),
+}
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -40,21 +54,20 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     if index.is_file() and files != [path / "model.safetensors"]:
         weight_map = json.loads(index.read_text(), object_pairs_hook=unique)["weight_map"]
         files = [path / Path(name).name for name in sorted(set(weight_map.values()))]
-    elif len(files) != 1:
-        raise SystemExit(f"{path} should hold one file *.safetensors or an index, it holds {len(files)} files")
+    require(weight_map or len(files) == 1,
+            f"{path} should hold one file *.safetensors or an index, it holds {len(files)} files")  # fmt: skip
     state: dict[str, Tensor] = {}
     for file in files:
         tensors = load_file(file)
-        if weight_map and tensors.keys() != {name for name, shard in weight_map.items() if shard == file.name}:
-            raise SystemExit(f"{file} does not hold the tensors that {index} looks for in it")
+        wanted = {name for name, shard in weight_map.items() if shard == file.name} if weight_map else tensors.keys()
+        require(tensors.keys() == wanted, f"{file} does not hold the tensors that {index} looks for in it")
         state |= tensors
     return state
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -71,48 +84,32 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "model.layers.0.self_attn.indexer.wk.weight" in shapes:
-        raise SystemExit("the sparse attention of DeepSeek-V3.2 has no place in this class")
-    for name in (
-        "num_attention_heads",
-        "moe_intermediate_size",
-        "n_shared_experts",
-        "num_experts_per_tok",
-        "n_group",
-        "topk_group",
-        "routed_scaling_factor",
-        "rope_theta",
-        "rope_scaling",
-    ):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
-    if f.quantization_config["quant_method"] != "fp8":
-        raise SystemExit("the weights are quantized in another way")
-    if f.attention_bias:
-        raise SystemExit("the biases of attention have no rule here")
-    if f.tie_word_embeddings:
-        raise SystemExit("a tied head has no rule here")
-    if not (f.scoring_func == "sigmoid" and f.topk_method == "noaux_tc"):
-        raise SystemExit("the class chooses experts by their sigmoid and a bias alone")
-    if f.moe_layer_freq != 1:
-        raise SystemExit("the class has experts in every layer behind the dense ones")
-    if f.n_shared_experts < 1:
-        raise SystemExit("the class has a shared expert in every layer")
-    if not (f.num_key_value_heads is None or f.num_key_value_heads == f.num_attention_heads):
-        raise SystemExit("each head has keys and values of its own")
+    f = Namespace(**args)
+    require("model.layers.0.self_attn.indexer.wk.weight" not in shapes,
+            "the sparse attention of DeepSeek-V3.2 has no place in this class")  # fmt: skip
+    for name in ("num_attention_heads", "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok",
+                 "n_group", "topk_group", "routed_scaling_factor", "rope_theta", "rope_scaling"):  # fmt: skip
+        require(name in stated, f"--{name} is needed, as an option or in a config")
+    require(f.quantization_config["quant_method"] == "fp8", "the weights are quantized in another way")
+    require(not f.attention_bias, "the biases of attention have no rule here")
+    require(not f.tie_word_embeddings, "a tied head has no rule here")
+    require(f.scoring_func == "sigmoid" and f.topk_method == "noaux_tc",
+            "the class chooses experts by their sigmoid and a bias alone")  # fmt: skip
+    require(f.moe_layer_freq == 1, "the class has experts in every layer behind the dense ones")
+    require(f.n_shared_experts >= 1, "the class has a shared expert in every layer")
+    require(f.num_key_value_heads is None or f.num_key_value_heads == f.num_attention_heads,
+            "each head has keys and values of its own")  # fmt: skip
     f.vocab_size, f.hidden_size = shapes["model.embed_tokens.weight"][:2]
     f.num_hidden_layers = len(matches(shapes, r"model\.layers\.\d+\.input_layernorm\.weight")) - len(
         matches(shapes, r"model\.layers\.\d+\.eh_proj\.weight")
     )
     f.first_k_dense_replace = len(matches(shapes, r"model\.layers\.\d+\.mlp\.gate_proj\.weight"))
     f.width = (
-        shapes["model.layers.0.mlp.gate_proj.weight"][0]
-        if "model.layers.0.mlp.gate_proj.weight" in shapes
-        else f.intermediate_size or 18432
-    )
+        shapes["model.layers.0.mlp.gate_proj.weight"][0] if "model.layers.0.mlp.gate_proj.weight" in shapes else
+        f.intermediate_size or 18432
+    )  # fmt: skip
     f.n_routed_experts = len(matches(shapes, r"model\.layers\.\d+\.mlp\.experts\.\d+\.gate_proj\.weight")) // len(
         matches(shapes, r"model\.layers\.\d+\.mlp\.gate\.weight")
     )
@@ -124,68 +121,50 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
     f.kv_lora_rank = shapes["model.layers.0.self_attn.kv_a_layernorm.weight"][0]
     f.qk_rope_head_dim = shapes["model.layers.0.self_attn.kv_a_proj_with_mqa.weight"][0] - f.kv_lora_rank
     f.q_rows = (
-        shapes["model.layers.0.self_attn.q_proj.weight"][0]
-        if f.q_lora_rank is None
-        else shapes["model.layers.0.self_attn.q_b_proj.weight"][0]
-    )
+        shapes["model.layers.0.self_attn.q_proj.weight"][0] if f.q_lora_rank is None else
+        shapes["model.layers.0.self_attn.q_b_proj.weight"][0]
+    )  # fmt: skip
     f.qk_nope_head_dim = f.q_rows // f.num_attention_heads - f.qk_rope_head_dim
     f.v_head_dim = shapes["model.layers.0.self_attn.o_proj.weight"][1] // f.num_attention_heads
     f.rows, f.columns = f.quantization_config["weight_block_size"][:2]
-    if f.first_k_dense_replace >= f.num_hidden_layers:
-        raise SystemExit("no layer has experts")
-    if f.intermediate_size not in [None, f.width]:
-        raise SystemExit("the width of the dense layers is not intermediate_size")
-    if not (f.n_routed_experts % f.n_group == 0 and f.topk_group <= f.n_group):
-        raise SystemExit("n_group and topk_group do not fit the experts")
-    if f.num_experts_per_tok > f.n_routed_experts // f.n_group * f.topk_group:
-        raise SystemExit("num_experts_per_tok exceeds the experts of topk_group groups")
-    if f.q_rows != f.num_attention_heads * (f.qk_nope_head_dim + f.qk_rope_head_dim):
-        raise SystemExit("num_attention_heads does not fit the queries")
-    if shapes["model.layers.0.self_attn.kv_b_proj.weight"][0] != f.num_attention_heads * (
-        f.qk_nope_head_dim + f.v_head_dim
-    ):
-        raise SystemExit("num_attention_heads does not fit kv_b_proj")
+    require(f.first_k_dense_replace < f.num_hidden_layers, "no layer has experts")
+    require(f.intermediate_size in [None, f.width], "the width of the dense layers is not intermediate_size")
+    require(f.n_routed_experts % f.n_group == 0 and f.topk_group <= f.n_group,
+            "n_group and topk_group do not fit the experts")  # fmt: skip
+    require(f.num_experts_per_tok <= f.n_routed_experts // f.n_group * f.topk_group,
+            "num_experts_per_tok exceeds the experts of topk_group groups")  # fmt: skip
+    require(f.q_rows == f.num_attention_heads * (f.qk_nope_head_dim + f.qk_rope_head_dim),
+            "num_attention_heads does not fit the queries")  # fmt: skip
+    require(
+        shapes["model.layers.0.self_attn.kv_b_proj.weight"][0]
+        == f.num_attention_heads * (f.qk_nope_head_dim + f.v_head_dim),
+        "num_attention_heads does not fit kv_b_proj",
+    )
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "model_type": "deepseek_v3",
-        "vocab_size": f.vocab_size,
-        "hidden_size": f.hidden_size,
-        "moe_intermediate_size": f.moe_intermediate_size,
-        "num_hidden_layers": f.num_hidden_layers,
-        "num_attention_heads": f.num_attention_heads,
-        "n_shared_experts": f.n_shared_experts,
-        "n_routed_experts": f.n_routed_experts,
-        "num_experts_per_tok": f.num_experts_per_tok,
-        "first_k_dense_replace": f.first_k_dense_replace,
-        "n_group": f.n_group,
-        "topk_group": f.topk_group,
-        "norm_topk_prob": f.norm_topk_prob,
-        "routed_scaling_factor": f.routed_scaling_factor,
-        "q_lora_rank": f.q_lora_rank,
-        "kv_lora_rank": f.kv_lora_rank,
-        "qk_rope_head_dim": f.qk_rope_head_dim,
-        "qk_nope_head_dim": f.qk_nope_head_dim,
-        "v_head_dim": f.v_head_dim,
-        "rope_theta": f.rope_theta,
-        "rope_scaling": f.rope_scaling,
-        "rope_interleave": f.rope_interleave,
-        "max_position_embeddings": f.max_position_embeddings,
-        "rms_norm_eps": f.rms_norm_eps,
-        "hidden_act": f.hidden_act,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "pad_token_id": f.pad_token_id,
-        "num_key_value_heads": f.num_attention_heads,
-        "intermediate_size": f.width,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "rope_parameters": {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta},
-    }
+    config: dict[str, Any] = {
+        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": f.vocab_size,
+        "hidden_size": f.hidden_size, "moe_intermediate_size": f.moe_intermediate_size,
+        "num_hidden_layers": f.num_hidden_layers, "num_attention_heads": f.num_attention_heads,
+        "n_shared_experts": f.n_shared_experts, "n_routed_experts": f.n_routed_experts,
+        "num_experts_per_tok": f.num_experts_per_tok, "first_k_dense_replace": f.first_k_dense_replace,
+        "n_group": f.n_group, "topk_group": f.topk_group, "norm_topk_prob": f.norm_topk_prob,
+        "routed_scaling_factor": f.routed_scaling_factor, "q_lora_rank": f.q_lora_rank, "kv_lora_rank": f.kv_lora_rank,
+        "qk_rope_head_dim": f.qk_rope_head_dim, "qk_nope_head_dim": f.qk_nope_head_dim, "v_head_dim": f.v_head_dim,
+        "rope_theta": f.rope_theta, "rope_scaling": f.rope_scaling, "rope_interleave": f.rope_interleave,
+        "max_position_embeddings": f.max_position_embeddings, "rms_norm_eps": f.rms_norm_eps,
+        "hidden_act": f.hidden_act, "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id,
+        "pad_token_id": f.pad_token_id, "num_key_value_heads": f.num_attention_heads, "intermediate_size": f.width,
+        "attention_bias": False, "tie_word_embeddings": False,
+    }  # fmt: skip
+    config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
+    for name in ("num_experts_per_tok", "rope_theta", "max_position_embeddings"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
+    return config
 
 
 def dequantize_blocks(weight: Tensor, scale: Tensor, rows: int, columns: int, dtype: str) -> Tensor:
@@ -196,35 +175,27 @@ def dequantize_blocks(weight: Tensor, scale: Tensor, rows: int, columns: int, dt
 
 
 def dequantize(self_attn: Tensor, weight_scale_inv: Tensor, rows: int, columns: int) -> Tensor:
-    if self_attn.ndim < 2 or weight_scale_inv.shape != (
+    fits = self_attn.ndim > 1 and weight_scale_inv.shape == (
         *self_attn.shape[:-2],
         -(-self_attn.shape[-2] // rows),
         -(-self_attn.shape[-1] // columns),
-    ):
-        raise SystemExit(f"dequantize does not fit the shapes {list(self_attn.shape)}, {list(weight_scale_inv.shape)}")
+    )
+    require(fits, f"dequantize does not fit the shapes {list(self_attn.shape)}, {list(weight_scale_inv.shape)}")
     return dequantize_blocks(self_attn, weight_scale_inv, rows, columns, "bfloat16")
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
-    if not f.num_hidden_layers:
-        raise SystemExit(
-            "the checkpoint has no tensor called model.layers.{layer}.{n:input|post_attention}_layernorm.weight"
-        )
-    if not range(f.first_k_dense_replace, f.num_hidden_layers):
-        raise SystemExit(
-            "the checkpoint has no tensor called model.layers.{moe}.mlp.gate.{t:weight|e_score_correction_bias}"
-        )
+    require(f.num_hidden_layers, "there is no model.layers.{layer}.{n:input|post_attention}_layernorm.weight")
+    require(range(f.first_k_dense_replace, f.num_hidden_layers),
+            "there is no model.layers.{moe}.mlp.gate.{t:weight|e_score_correction_bias}")  # fmt: skip
     experts = len(
         {
             match["e"]
             for match in matches(source, r"model\.layers\.\d+\.mlp\.experts\.(?P<e>\d+)\.(?:gate|up|down)_proj\.weight")
         }
     )
-    if not experts:
-        raise SystemExit(
-            "the checkpoint has no tensor called model.layers.{moe}.mlp.experts.{e}.{p:gate|up|down}_proj.weight"
-        )
+    require(experts, "there is no model.layers.{moe}.mlp.experts.{e}.{p:gate|up|down}_proj.weight")
     for name in KEPT:
         for layer in range(f.num_hidden_layers) if "{layer}" in name else range(1):
             for moe in range(f.first_k_dense_replace, f.num_hidden_layers) if "{moe}" in name else range(1):
@@ -236,99 +207,102 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             for p in ("a", "b"):
                 q_0_proj = source.pop(f"model.layers.{layer}.self_attn.q_{p}_proj.weight")
                 weight_scale_inv = source.pop(f"model.layers.{layer}.self_attn.q_{p}_proj.weight_scale_inv")
-                yield (
-                    f"model.layers.{layer}.self_attn.q_{p}_proj.weight",
-                    dequantize(q_0_proj, weight_scale_inv, f.rows, f.columns),
-                )
+                yield (f"model.layers.{layer}.self_attn.q_{p}_proj.weight",
+                       dequantize(q_0_proj, weight_scale_inv, f.rows, f.columns))  # fmt: skip
     for layer in range(f.num_hidden_layers):
         for p in ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
             self_attn = source.pop(f"model.layers.{layer}.self_attn.{p}.weight")
             weight_scale_inv = source.pop(f"model.layers.{layer}.self_attn.{p}.weight_scale_inv")
-            yield (
-                f"model.layers.{layer}.self_attn.{p}.weight",
-                dequantize(self_attn, weight_scale_inv, f.rows, f.columns),
-            )
+            yield (f"model.layers.{layer}.self_attn.{p}.weight",
+                   dequantize(self_attn, weight_scale_inv, f.rows, f.columns))  # fmt: skip
     if f.q_lora_rank is None:
         for layer in range(f.num_hidden_layers):
             q_proj = source.pop(f"model.layers.{layer}.self_attn.q_proj.weight")
             weight_scale_inv = source.pop(f"model.layers.{layer}.self_attn.q_proj.weight_scale_inv")
-            yield (
-                f"model.layers.{layer}.self_attn.q_proj.weight",
-                dequantize(q_proj, weight_scale_inv, f.rows, f.columns),
-            )
+            yield (f"model.layers.{layer}.self_attn.q_proj.weight",
+                   dequantize(q_proj, weight_scale_inv, f.rows, f.columns))  # fmt: skip
     if f.first_k_dense_replace > 0:
-        if not f.first_k_dense_replace:
-            raise SystemExit(
-                "the checkpoint has no tensor called model.layers.{dense}.mlp.{p:gate|up|down}_proj.weight"
-            )
+        require(f.first_k_dense_replace, "there is no model.layers.{dense}.mlp.{p:gate|up|down}_proj.weight")
         for dense in range(f.first_k_dense_replace):
             for p in ("gate", "up", "down"):
                 t_0_proj = source.pop(f"model.layers.{dense}.mlp.{p}_proj.weight")
                 weight_scale_inv = source.pop(f"model.layers.{dense}.mlp.{p}_proj.weight_scale_inv")
-                yield (
-                    f"model.layers.{dense}.mlp.{p}_proj.weight",
-                    dequantize(t_0_proj, weight_scale_inv, f.rows, f.columns),
-                )
+                yield (f"model.layers.{dense}.mlp.{p}_proj.weight",
+                       dequantize(t_0_proj, weight_scale_inv, f.rows, f.columns))  # fmt: skip
     for moe in range(f.first_k_dense_replace, f.num_hidden_layers):
         for e in range(experts):
             for p in ("gate", "up", "down"):
                 t_0_proj = source.pop(f"model.layers.{moe}.mlp.experts.{e}.{p}_proj.weight")
                 weight_scale_inv = source.pop(f"model.layers.{moe}.mlp.experts.{e}.{p}_proj.weight_scale_inv")
-                yield (
-                    f"model.layers.{moe}.mlp.experts.{e}.{p}_proj.weight",
-                    dequantize(t_0_proj, weight_scale_inv, f.rows, f.columns),
-                )
+                yield (f"model.layers.{moe}.mlp.experts.{e}.{p}_proj.weight",
+                       dequantize(t_0_proj, weight_scale_inv, f.rows, f.columns))  # fmt: skip
         for p in ("gate", "up", "down"):
             t_0_proj = source.pop(f"model.layers.{moe}.mlp.shared_experts.{p}_proj.weight")
             weight_scale_inv = source.pop(f"model.layers.{moe}.mlp.shared_experts.{p}_proj.weight_scale_inv")
-            yield (
-                f"model.layers.{moe}.mlp.shared_experts.{p}_proj.weight",
-                dequantize(t_0_proj, weight_scale_inv, f.rows, f.columns),
-            )
+            yield (f"model.layers.{moe}.mlp.shared_experts.{p}_proj.weight",
+                   dequantize(t_0_proj, weight_scale_inv, f.rows, f.columns))  # fmt: skip
     # a layer that predicts further tokens, which is no part of the class
     for match in matches(source, r"model\.layers\.(?P<further>\d+)\.(?:.+)"):
         if int(match["further"]) >= f.num_hidden_layers:
             del source[match[0]]
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3ForCausalLM.config_class.from_dict(fields))
+    require(config["hidden_act"] in transformers.activations.ACT2FN,
+            f"hidden_act is {config['hidden_act']!r}, not an activation")  # fmt: skip
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} - {None}
+    require(kinds <= {"deepseek_v3", "kimi_k2"},
+            f"the config is of {kinds}, where the same names may mean something else")  # fmt: skip
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
-    parser.add_argument("source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index")
+    parser.add_argument(
+        "source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (config.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attention_heads", type=int, help="needed: the number of attention heads")
     parser.add_argument("--num_key_value_heads", type=json.loads, help="default: %(default)s")
     parser.add_argument("--intermediate_size", type=int, help="default: %(default)s")
@@ -343,7 +317,7 @@ def main() -> None:
     parser.add_argument("--topk_method", default="noaux_tc", help="default: %(default)s")
     parser.add_argument("--moe_layer_freq", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, help="needed: 10000 for DeepSeek-V3, 50000 for Kimi K2")
-    parser.add_argument("--rope_scaling", type=json.loads, help="needed: the mapping of config.json; every released model has one")
+    parser.add_argument("--rope_scaling", type=json.loads, help="needed: the mapping of config.json; every released model has one")  # fmt: skip
     parser.add_argument("--rope_interleave", action=BooleanOptionalAction, default=True, help="default: %(default)s")
     parser.add_argument("--max_position_embeddings", type=int, default=4096, help="default: %(default)s")
     parser.add_argument("--rms_norm_eps", type=float, default=1e-06, help="default: %(default)s")
@@ -351,14 +325,14 @@ def main() -> None:
     parser.add_argument("--bos_token_id", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--pad_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--attention_bias", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--quantization_config", type=json.loads, default={"quant_method": "fp8", "weight_block_size": [128, 128]}, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--quantization_config", type=json.loads, default={"quant_method": "fp8", "weight_block_size": [128, 128]}, help="default: %(default)s")  # fmt: skip
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
@@ -366,47 +340,52 @@ def main() -> None:
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     fields |= {"rope_scaling": scaling(fields["rope_scaling"])} if "rope_scaling" in fields else {}
     rope = fields.get("rope_parameters") or {}  # where transformers 5 keeps both of these
-    if rope.get("partial_rotary_factor", 1) != 1 or any(isinstance(part, dict) for part in rope.values()):
-        raise SystemExit(f"rope_parameters is {rope}, where one kind of layers and whole heads are needed")
+    whole = rope.get("partial_rotary_factor", 1) == 1 and not any(isinstance(part, dict) for part in rope.values())
+    require(whole, f"rope_parameters is {rope}, where one kind of layers and whole heads are needed")
     for name, value in {"rope_theta": rope.get("rope_theta"), "rope_scaling": scaling(rope)}.items():
-        if value is not None and fields.get(name) not in (None, value):
-            raise SystemExit(f"{name} is {fields[name]!r} in the config, and {value!r} in its rope_parameters")
+        held = fields.get(name)
+        require(None in (value, held) or held == value, f"{name} is {held!r}, and {value!r} in rope_parameters")
         fields |= {name: value} if value is not None else {}
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     args.rope_scaling = scaling(args.rope_scaling)
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
-        for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if fields[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
-            raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
+    for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    row = config["pad_token_id"]
+    require(not isinstance(row, int) or row < config["vocab_size"], f"the vocabulary has no row {row} for pad_token_id")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | fields)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,7 +2,7 @@
 """fairseq2's LLaMA (interleaved RoPE) as a standard LlamaForCausalLM
 
 Usage: python convert_fairseq2_llama.py model.pt out/ --num_attn_heads N --rope_theta N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -10,8 +10,8 @@ import re
 import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -46,6 +46,12 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 # fmt: on
 
 
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
+
+
 def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a torch file, mapped into memory, and the arguments of the model that are stored beside them."""
     with torch.serialization.safe_globals([Namespace]):
@@ -56,8 +62,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given |= vars(held) if isinstance(held, Namespace) else held if isinstance(held, dict) else {}
     keys = ("model", "state_dict", "model_state_dict", "module")
     while inner := [state[key] for key in keys if isinstance(state.get(key), dict)]:
-        if len(inner) > 1 or any(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in state.values()):
-            raise SystemExit(f"{path} holds more than one state dict")
+        others = [t for t in state.values() if isinstance(t, Tensor) and t.ndim and t.is_floating_point()]
+        require(len(inner) == 1 and not others, f"{path} holds more than one state dict")
         state = inner[0]
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in ("module.", "_orig_mod.", "module."):  # of DistributedDataParallel and torch.compile
@@ -67,81 +73,64 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "decoder.layers.0.self_attn.q_proj.bias" in shapes:
-        raise SystemExit("Llama has no biases here")
+    f = Namespace(**args)
+    require("decoder.layers.0.self_attn.q_proj.bias" not in shapes, "Llama has no biases here")
     f.vocab_size, f.model_dim = shapes["decoder_frontend.embed.weight"][:2]
     f.num_layers = sum(bool(re.fullmatch(r"decoder\.layers\.\d+\.ffn_layer_norm\.weight", name)) for name in shapes)
     values: dict[str, Any] = {}
     for model in [model for sizes, model in RELEASED if all(getattr(f, name) == size for name, size in sizes.items())]:
         for name in sorted(model.keys() - stated):
-            if values.setdefault(name, model[name]) != model[name]:
-                raise SystemExit(f"the sizes fit several models; give --{name}: {values[name]!r} or {model[name]!r}")
-            setattr(f, name, model[name])
-    stated = stated | values.keys()
+            value = values.setdefault(name, model[name])
+            require(value == model[name], f"the sizes fit several models; give --{name}: {value!r} or {model[name]!r}")
+            setattr(f, name, value)
+    stated |= values.keys()
     if "max_seq_len" not in stated:
         print(f"warning: max_seq_len = {f.max_seq_len!r} is a guess, see --help", file=sys.stderr)
     for name in ("num_attn_heads", "rope_theta", "use_scaled_rope"):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
+        require(name in stated, f"--{name} is needed, as an option or in a config")
     f.mlp_dim = shapes["decoder.layers.0.ffn.gate_proj.weight"][0]
     f.head_dim = shapes["decoder.layers.0.self_attn.output_proj.weight"][1] // f.num_attn_heads
     f.num_key_value_heads = shapes["decoder.layers.0.self_attn.v_proj.weight"][0] // f.head_dim
     if "rope_scale" not in stated:
         f.rope_scale = False if not f.use_scaled_rope else None
-        if f.rope_scale is None:
-            raise SystemExit("--rope_scale is needed, as an option or in a config")
-    if f.num_attn_heads % f.num_key_value_heads != 0:
-        raise SystemExit("num_key_value_heads does not divide num_attn_heads")
-    if shapes["decoder.layers.0.self_attn.q_proj.weight"][0] != f.num_attn_heads * f.head_dim:
-        raise SystemExit("num_attn_heads does not fit q_proj")
-    if shapes["decoder.layers.0.self_attn.k_proj.weight"][0] != f.num_key_value_heads * f.head_dim:
-        raise SystemExit("num_attn_heads does not fit k_proj")
-    if f.head_dim % 2 != 0:
-        raise SystemExit("rotary embeddings need an even head_dim")
+        require(f.rope_scale is not None, "--rope_scale is needed, as an option or in a config")
+    require(f.num_attn_heads % f.num_key_value_heads == 0, "num_key_value_heads does not divide num_attn_heads")
+    require(shapes["decoder.layers.0.self_attn.q_proj.weight"][0] == f.num_attn_heads * f.head_dim,
+            "num_attn_heads does not fit q_proj")  # fmt: skip
+    require(shapes["decoder.layers.0.self_attn.k_proj.weight"][0] == f.num_key_value_heads * f.head_dim,
+            "num_attn_heads does not fit k_proj")  # fmt: skip
+    require(f.head_dim % 2 == 0, "rotary embeddings need an even head_dim")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
-    """The fields of config.json."""
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": f.vocab_size,
-        "head_dim": f.head_dim,
-        "num_key_value_heads": f.num_key_value_heads,
-        "rope_theta": f.rope_theta,
-        "hidden_size": f.model_dim,
-        "intermediate_size": f.mlp_dim,
-        "num_hidden_layers": f.num_layers,
-        "num_attention_heads": f.num_attn_heads,
-        "max_position_embeddings": f.max_seq_len,
-        "rms_norm_eps": f.norm_eps,
-        "tie_word_embeddings": f.tied_embeddings,
-        "bos_token_id": 1 if f.vocab_size == 32000 else 128000,
-        "eos_token_id": 2 if f.vocab_size == 32000 else 128001,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": f.rope_scale["factor"],
-            "low_freq_factor": f.rope_scale["frequency_factors"][0],
-            "high_freq_factor": f.rope_scale["frequency_factors"][1],
-            "original_max_position_embeddings": f.rope_scale["original_context_length"],
-        }
-        if f.use_scaled_rope
-        else None,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-    }
+    """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": f.vocab_size,
+        "head_dim": f.head_dim, "num_key_value_heads": f.num_key_value_heads, "rope_theta": f.rope_theta,
+        "hidden_size": f.model_dim, "intermediate_size": f.mlp_dim, "num_hidden_layers": f.num_layers,
+        "num_attention_heads": f.num_attn_heads, "max_position_embeddings": f.max_seq_len, "rms_norm_eps": f.norm_eps,
+        "tie_word_embeddings": f.tied_embeddings, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+        "bos_token_id": 1 if f.vocab_size == 32000 else 128000, "eos_token_id": 2 if f.vocab_size == 32000 else 128001,
+    }  # fmt: skip
+    config["rope_scaling"] = (
+        {"rope_type": "llama3", "factor": f.rope_scale["factor"],
+         "low_freq_factor": f.rope_scale["frequency_factors"][0],
+         "high_freq_factor": f.rope_scale["frequency_factors"][1],
+         "original_max_position_embeddings": f.rope_scale["original_context_length"]} if f.use_scaled_rope else
+        None
+    )  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(config["rope_scaling"] or {}), "rope_theta": f.rope_theta}
+    for name in ("rope_theta", "max_position_embeddings"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
 
 
@@ -157,8 +146,8 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             source.pop("final_proj.weight").contiguous(),
             source["decoder_frontend.embed.weight"].contiguous(),
         )
-        if not torch.equal(alias.view(torch.uint8), owner.view(torch.uint8)):  # bits: a NaN equals itself
-            raise SystemExit("final_proj.weight should equal decoder_frontend.embed.weight but differs from it")
+        equal = torch.equal(alias.view(torch.uint8), owner.view(torch.uint8))  # bits: a NaN equals itself
+        require(equal, "final_proj.weight should equal decoder_frontend.embed.weight but differs from it")
     for old, new in STATE_DICT_MAPPING.items():
         for i in range(f.num_layers) if "{i}" in old else range(1):
             yield new.format(i=i), source.pop(old.format(i=i))
@@ -169,95 +158,109 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         yield f"model.layers.{i}.self_attn.q_proj.weight", rope_to_half(q_proj, f.num_attn_heads)
         k_proj = source.pop(f"decoder.layers.{i}.self_attn.k_proj.weight")
         yield f"model.layers.{i}.self_attn.k_proj.weight", rope_to_half(k_proj, f.num_key_value_heads)
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaForCausalLM.config_class.from_dict(fields))
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"llama"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attn_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--rope_theta", type=float, help="needed where no released model has these sizes: 10000 for LLaMA 1 and 2, 500000 from Llama 3 on")
-    parser.add_argument("--use_scaled_rope", action=BooleanOptionalAction, help="needed where no released model has these sizes: false up to Llama 3, true from Llama 3.1 on")
-    parser.add_argument("--rope_scale", type=json.loads, help="{factor: 8.0, frequency_factors: [1.0, 4.0], original_context_length: 8192} for Llama 3.1, with a factor of 32.0 for Llama 3.2; default: False if not use_scaled_rope else None")
-    parser.add_argument("--max_seq_len", type=int, default=2048, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
+    parser.add_argument("--rope_theta", type=float, help="needed where no released model has these sizes: 10000 for LLaMA 1 and 2, 500000 from Llama 3 on")  # fmt: skip
+    parser.add_argument("--use_scaled_rope", action=BooleanOptionalAction, help="needed where no released model has these sizes: false up to Llama 3, true from Llama 3.1 on")  # fmt: skip
+    parser.add_argument("--rope_scale", type=json.loads, help="{factor: 8.0, frequency_factors: [1.0, 4.0], original_context_length: 8192} for Llama 3.1, with a factor of 32.0 for Llama 3.2; default: False if not use_scaled_rope else None")  # fmt: skip
+    parser.add_argument("--max_seq_len", type=int, default=2048, help="the number of positions; it differs from release to release; default: %(default)s, a guess")  # fmt: skip
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--tied_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    own = {"source", "out", "config", "cast", "limit"}
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own)
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | given)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,7 +2,7 @@
 """Foundation Model Stack's LLaMA (projections fused or apart, interleaved RoPE) as a standard LlamaForCausalLM
 
 Usage: python convert_fms_llama.py model.pth out/ --nheads N --rope_theta N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -10,8 +10,8 @@ import re
 import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -43,11 +43,17 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"src_vocab_size": 128256, "emb_dim": 4096, "nlayers": 32}, {"rope_theta": 500000.0, "max_expected_seq_len": 8192}),  # llama-3-8b
     ({"src_vocab_size": 32008}, {"rope_theta": 10000.0, "rope_scaling": {}}),  # granite-7b
 ]
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "quantized projections have no rule here": {"linear_config": [None]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "linear_config": (None,),
 }
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -60,8 +66,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given |= vars(held) if isinstance(held, Namespace) else held if isinstance(held, dict) else {}
     keys = ("model", "state_dict", "model_state_dict", "module")
     while inner := [state[key] for key in keys if isinstance(state.get(key), dict)]:
-        if len(inner) > 1 or any(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in state.values()):
-            raise SystemExit(f"{path} holds more than one state dict")
+        others = [t for t in state.values() if isinstance(t, Tensor) and t.ndim and t.is_floating_point()]
+        require(len(inner) == 1 and not others, f"{path} holds more than one state dict")
         state = inner[0]
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in ("module.", "_orig_mod.", "module."):  # of DistributedDataParallel and torch.compile
@@ -71,9 +77,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -90,35 +95,26 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if bool(matches(shapes, r"base_model\.layers\.0\.attn\.in_proj\.(?:query|qkv_fused)\.bias")):
-        raise SystemExit("the biases of attention have no rule here")
+    f = Namespace(**args)
+    require(not bool(matches(shapes, r"base_model\.layers\.0\.attn\.in_proj\.(?:query|qkv_fused)\.bias")),
+            "the biases of attention have no rule here")  # fmt: skip
     f.src_vocab_size, f.emb_dim = shapes["base_model.embedding.weight"][:2]
     f.nlayers = len(matches(shapes, r"base_model\.layers\.\d+\.ln\.weight"))
     values: dict[str, Any] = {}
     for model in [model for sizes, model in RELEASED if all(getattr(f, name) == size for name, size in sizes.items())]:
         for name in sorted(model.keys() - stated):
-            if values.setdefault(name, model[name]) != model[name]:
-                raise SystemExit(f"the sizes fit several models; give --{name}: {values[name]!r} or {model[name]!r}")
-            setattr(f, name, model[name])
-    stated = stated | values.keys()
-    for name in sorted(
-        {
-            "rope_scaling",
-            "max_expected_seq_len",
-        }
-        - stated
-    ):
+            value = values.setdefault(name, model[name])
+            require(value == model[name], f"the sizes fit several models; give --{name}: {value!r} or {model[name]!r}")
+            setattr(f, name, value)
+    stated |= values.keys()
+    for name in sorted({"max_expected_seq_len", "rope_scaling"} - stated):
         print(f"warning: {name} = {getattr(f, name)!r} is a guess, see --help", file=sys.stderr)
     for name in ("nheads", "rope_theta"):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
-    if f.rope_scaling:
-        raise SystemExit("the scaling of rotary embeddings has no rule here")
-    if f.activation_fn != "swish":
-        raise SystemExit("Llama's activation is SiLU")
+        require(name in stated, f"--{name} is needed, as an option or in a config")
+    require(not f.rope_scaling, "the scaling of rotary embeddings has no rule here")
+    require(f.activation_fn == "swish", "Llama's activation is SiLU")
     f.fused_weights = "base_model.layers.0.attn.in_proj.qkv_fused.weight" in shapes
     f.intermediate_size = shapes["base_model.layers.0.ff_sub_layer.w2.weight"][1]
     f.head_dim = shapes["base_model.layers.0.attn.dense.weight"][1] // f.nheads
@@ -134,46 +130,34 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
         f.bos_token_id = 128000 if f.src_vocab_size >= 128256 else 1
     if "eos_token_id" not in stated:
         f.eos_token_id = 128001 if f.src_vocab_size >= 128256 else 2
-    if not (f.kv_heads >= 1 and f.nheads % f.kv_heads == 0):
-        raise SystemExit("the number of key and value heads does not divide nheads")
-    if not (
-        not f.fused_weights
-        or shapes["base_model.layers.0.attn.in_proj.qkv_fused.weight"][0] == f.q_rows + 2 * f.kv_rows
-    ):
-        raise SystemExit("nheads does not fit qkv_fused")
-    if not (f.fused_weights or shapes["base_model.layers.0.attn.in_proj.query.weight"][0] == f.q_rows):
-        raise SystemExit("nheads does not fit query")
-    if not (f.fused_weights or shapes["base_model.layers.0.attn.in_proj.key.weight"][0] == f.kv_rows):
-        raise SystemExit("nheads does not fit key")
-    if f.head_dim % 2 != 0:
-        raise SystemExit("rotary embeddings need an even head_dim")
+    require(f.kv_heads >= 1 and f.nheads % f.kv_heads == 0, "the number of key and value heads does not divide nheads")
+    require(not f.fused_weights
+            or shapes["base_model.layers.0.attn.in_proj.qkv_fused.weight"][0] == f.q_rows + 2 * f.kv_rows,
+            "nheads does not fit qkv_fused")  # fmt: skip
+    require(f.fused_weights or shapes["base_model.layers.0.attn.in_proj.query.weight"][0] == f.q_rows,
+            "nheads does not fit query")  # fmt: skip
+    require(f.fused_weights or shapes["base_model.layers.0.attn.in_proj.key.weight"][0] == f.kv_rows,
+            "nheads does not fit key")  # fmt: skip
+    require(f.head_dim % 2 == 0, "rotary embeddings need an even head_dim")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "intermediate_size": f.intermediate_size,
-        "head_dim": f.head_dim,
-        "rope_theta": f.rope_theta,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "vocab_size": f.src_vocab_size,
-        "hidden_size": f.emb_dim,
-        "num_hidden_layers": f.nlayers,
-        "num_attention_heads": f.nheads,
-        "num_key_value_heads": f.kv_heads,
-        "max_position_embeddings": f.max_expected_seq_len,
-        "rms_norm_eps": f.norm_eps,
-        "tie_word_embeddings": f.tie_heads,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": f.rope_theta},
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": f.intermediate_size,
+        "head_dim": f.head_dim, "rope_theta": f.rope_theta, "bos_token_id": f.bos_token_id,
+        "eos_token_id": f.eos_token_id, "vocab_size": f.src_vocab_size, "hidden_size": f.emb_dim,
+        "num_hidden_layers": f.nlayers, "num_attention_heads": f.nheads, "num_key_value_heads": f.kv_heads,
+        "max_position_embeddings": f.max_expected_seq_len, "rms_norm_eps": f.norm_eps,
+        "tie_word_embeddings": f.tie_heads, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
         "rope_scaling": None,
-    }
+    }  # fmt: skip
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rope_theta}
+    for name in ("rope_theta", "max_position_embeddings"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
+    return config
 
 
 def rope_to_half(w: Tensor, head: int) -> Tensor:
@@ -193,8 +177,8 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     if f.tie_heads and "head.weight" in source:
         alias, owner = source.pop("head.weight").contiguous(), source["base_model.embedding.weight"].contiguous()
-        if not torch.equal(alias.view(torch.uint8), owner.view(torch.uint8)):  # bits: a NaN equals itself
-            raise SystemExit("head.weight should equal base_model.embedding.weight but differs from it")
+        equal = torch.equal(alias.view(torch.uint8), owner.view(torch.uint8))  # bits: a NaN equals itself
+        require(equal, "head.weight should equal base_model.embedding.weight but differs from it")
     for old, new in [*STATE_DICT_MAPPING.items(), *((old, new) for old, new, when in OPTIONAL_MAPPING if when(f))]:
         for i in range(f.nlayers) if "{i}" in old else range(1):
             yield new.format(i=i), source.pop(old.format(i=i))
@@ -215,102 +199,114 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             gate_proj, up_proj = wg1_fused.unflatten(0, (2, -1)).unbind(0)
             yield f"model.layers.{i}.mlp.gate_proj.weight", gate_proj
             yield f"model.layers.{i}.mlp.up_proj.weight", up_proj
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaForCausalLM.config_class.from_dict(fields))
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"llama"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--nheads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--rope_theta", type=float, help="needed where no released model has these sizes: 10000 for Llama 2 and Granite, 500000 for Llama 3")
-    parser.add_argument("--rope_scaling", type=json.loads, default={}, help="the mapping of Llama 3.1, which is not converted; default: %(default)s, a guess")
-    parser.add_argument("--max_expected_seq_len", type=int, default=4096, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
+    parser.add_argument("--rope_theta", type=float, help="needed where no released model has these sizes: 10000 for Llama 2 and Granite, 500000 for Llama 3")  # fmt: skip
+    parser.add_argument("--rope_scaling", type=json.loads, default={}, help="the mapping of Llama 3.1, which is not converted; default: %(default)s, a guess")  # fmt: skip
+    parser.add_argument("--max_expected_seq_len", type=int, default=4096, help="the number of positions; it differs from release to release; default: %(default)s, a guess")  # fmt: skip
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--activation_fn", default="swish", help="default: %(default)s")
     parser.add_argument("--tie_heads", action=BooleanOptionalAction, default=False, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=json.loads, help="default: 128000 if src_vocab_size >= 128256 else 1")
     parser.add_argument("--eos_token_id", type=json.loads, help="default: 128001 if src_vocab_size >= 128256 else 2")
-    # fmt: on
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     args.rope_scaling = scaling(args.rope_scaling)
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | given)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

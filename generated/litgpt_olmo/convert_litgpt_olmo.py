@@ -2,15 +2,16 @@
 """LitGPT's OLMo 1 (fused QKV, norms without weights) as a standard OlmoForCausalLM
 
 Usage: python convert_litgpt_olmo.py model.pth out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -29,28 +30,28 @@ STATE_DICT_MAPPING = {
     "transformer.h.{i}.mlp.fc_2.weight":  "model.layers.{i}.mlp.up_proj.weight",
     "transformer.h.{i}.mlp.proj.weight":  "model.layers.{i}.mlp.down_proj.weight",
 }
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "latent attention has no place in the class": {"latent_attention": [None]},
-    "the spec has no rule for others": {"mlp_class_name": ["LLaMAMLP"]},
-    "the class has norms of this kind alone": {"norm_class_name": ["LayerNorm"]},
-    "attention and MLP one after the other are the blocks of the class": {"parallel_residual": [False]},
-    "rotary embeddings of another kind have no rule here": {"rope_interleave": [False], "rope_adjustments": [None], "rope_condense_ratio": [1]},
-    "the class rotates the whole head": {"rotary_percentage": [1.0]},
-    "a second base for sliding layers has no place in the class": {"rope_local_base_freq": [None]},
-    "scaled or capped scores and logits have no place in the class": {"attention_logit_softcapping": [None], "final_logit_softcapping": [None]},
-    "the class does not scale its embeddings": {"scale_embeddings": [False]},
-    "a sliding window has no place in the class": {"sliding_window_size": [None]},
-    "the class has an epsilon of 1e-5": {"norm_eps": [1e-05]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "mlp_class_name": ("LLaMAMLP",), "norm_class_name": ("LayerNorm",), "rope_condense_ratio": (1,),
+    "rotary_percentage": (1.0,), "norm_eps": (1e-05,),
+    **dict.fromkeys(["latent_attention", "rope_adjustments", "rope_local_base_freq", "attention_logit_softcapping",
+        "final_logit_softcapping", "sliding_window_size"], (None,)),
+    **dict.fromkeys(["parallel_residual", "rope_interleave", "scale_embeddings"], (False, None)),
 }
 # fmt: on
 
 
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
+
+
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a torch file that holds a state dict and no more, mapped into memory."""
-    state = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
-    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SystemExit(f"{path} is not a bare state dict; mapspec's `compile run` reads others")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
+    bare = all(isinstance(tensor, Tensor) for tensor in state.values())
+    require(bare, f"{path} is not a bare state dict; mapspec's `compile run` reads others")
     return state
 
 
@@ -58,26 +59,26 @@ class Loader(yaml.SafeLoader):
     """Reads 1e-5 as a number, as YAML 1.2 does. Rejects a key that is there twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        if len(fields := super().construct_mapping(node, deep)) < len(node.value):
-            raise SystemExit(f"a key of the config is there twice, at line {node.start_mark.line + 1}")
+        fields = super().construct_mapping(node, deep)
+        require(
+            len(fields) == len(node.value), f"a key is there twice, at line {node.start_mark.line + 1} of the config"
+        )
         return fields
 
 
-NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if not ("transformer.h.0.norm_1.weight" not in shapes and "transformer.h.0.post_mlp_norm.weight" not in shapes):
-        raise SystemExit("the norms of OLMo 1 have no weights")
-    if "transformer.h.0.attn.qkv.bias" in shapes:
-        raise SystemExit("the biases of attention have no rule here")
-    if "transformer.h.0.attn.norm_q.weight" in shapes:
-        raise SystemExit("OLMo 1 has no QK-norm; use specs/litgpt_olmo2.yaml")
-    if "n_head" not in stated:
-        raise SystemExit("--n_head is needed, as an option or in a config")
+    f = Namespace(**args)
+    require("transformer.h.0.norm_1.weight" not in shapes and "transformer.h.0.post_mlp_norm.weight" not in shapes,
+            "the norms of OLMo 1 have no weights")  # fmt: skip
+    require("transformer.h.0.attn.qkv.bias" not in shapes, "the biases of attention have no rule here")
+    require("transformer.h.0.attn.norm_q.weight" not in shapes, "OLMo 1 has no QK-norm; use specs/litgpt_olmo2.yaml")
+    require("n_head" in stated, "--n_head is needed, as an option or in a config")
     f.padded_vocab_size, f.n_embd = shapes["transformer.wte.weight"][:2]
     f.intermediate_size = shapes["transformer.h.0.mlp.fc_1.weight"][0]
     f.n_layer = sum(bool(re.fullmatch(r"transformer\.h\.\d+\.attn\.proj\.weight", name)) for name in shapes)
@@ -85,50 +86,37 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
     f.n_query_groups = (shapes["transformer.h.0.attn.qkv.weight"][0] // f.head_size - f.n_head) // 2
     f.q_rows = f.n_head * f.head_size
     f.kv_rows = f.n_query_groups * f.head_size
-    if f.attention_scores_scalar not in [None, f.head_size]:
-        raise SystemExit("scores that are scaled in another way have no place in the class")
-    if f.n_head % f.n_query_groups != 0:
-        raise SystemExit("the number of query groups does not divide n_head")
-    if shapes["transformer.h.0.attn.qkv.weight"][0] != f.q_rows + 2 * f.kv_rows:
-        raise SystemExit("n_head does not fit attn.qkv")
-    if shapes["transformer.h.0.attn.proj.weight"][1] != f.q_rows:
-        raise SystemExit("n_head does not fit attn.proj")
-    if f.n_embd != f.q_rows:
-        raise SystemExit("the class has heads of n_embd / n_head")
+    require(f.attention_scores_scalar in [None, f.head_size],
+            "scores that are scaled in another way have no place in the class")  # fmt: skip
+    require(f.n_head % f.n_query_groups == 0, "the number of query groups does not divide n_head")
+    require(shapes["transformer.h.0.attn.qkv.weight"][0] == f.q_rows + 2 * f.kv_rows, "n_head does not fit attn.qkv")
+    require(shapes["transformer.h.0.attn.proj.weight"][1] == f.q_rows, "n_head does not fit attn.proj")
+    require(f.n_embd == f.q_rows, "the class has heads of n_embd / n_head")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["OlmoForCausalLM"],
-        "model_type": "olmo",
-        "intermediate_size": f.intermediate_size,
-        "tie_word_embeddings": f.tie_word_embeddings,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "pad_token_id": f.pad_token_id,
-        "vocab_size": f.padded_vocab_size,
-        "hidden_size": f.n_embd,
-        "num_hidden_layers": f.n_layer,
-        "num_attention_heads": f.n_head,
-        "num_key_value_heads": f.n_query_groups,
-        "max_position_embeddings": f.block_size,
-        "rope_theta": f.rope_base,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "clip_qkv": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": f.rope_base},
-        "rope_scaling": None,
-    }
+    config: dict[str, Any] = {
+        "architectures": ["OlmoForCausalLM"], "model_type": "olmo", "intermediate_size": f.intermediate_size,
+        "tie_word_embeddings": f.tie_word_embeddings, "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id,
+        "pad_token_id": f.pad_token_id, "vocab_size": f.padded_vocab_size, "hidden_size": f.n_embd,
+        "num_hidden_layers": f.n_layer, "num_attention_heads": f.n_head, "num_key_value_heads": f.n_query_groups,
+        "max_position_embeddings": f.block_size, "rope_theta": f.rope_base, "hidden_act": "silu",
+        "attention_bias": False, "clip_qkv": None, "rope_scaling": None,
+    }  # fmt: skip
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rope_base}
+    for name in ("max_position_embeddings", "rope_theta"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     if f.tie_word_embeddings and "lm_head.weight" in source:
         alias, owner = source.pop("lm_head.weight").contiguous(), source["transformer.wte.weight"].contiguous()
-        if not torch.equal(alias.view(torch.uint8), owner.view(torch.uint8)):  # bits: a NaN equals itself
-            raise SystemExit("lm_head.weight should equal transformer.wte.weight but differs from it")
+        equal = torch.equal(alias.view(torch.uint8), owner.view(torch.uint8))  # bits: a NaN equals itself
+        require(equal, "lm_head.weight should equal transformer.wte.weight but differs from it")
     for old, new in STATE_DICT_MAPPING.items():
         for i in range(f.n_layer) if "{i}" in old else range(1):
             yield new.format(i=i), source.pop(old.format(i=i))
@@ -140,103 +128,115 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         yield f"model.layers.{i}.self_attn.q_proj.weight", q_proj
         yield f"model.layers.{i}.self_attn.k_proj.weight", k_proj
         yield f"model.layers.{i}.self_attn.v_proj.weight", v_proj
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.OlmoForCausalLM(transformers.OlmoForCausalLM.config_class.from_dict(fields))
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"olmo"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")
+    parser.add_argument("--config", type=Path, help="YAML file of the arguments below (model_config.yaml beside the weights)")  # fmt: skip
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_head", type=int, help="needed: the number of attention heads")
     parser.add_argument("--rope_base", type=float, default=10000.0, help="default: %(default)s")
     parser.add_argument("--block_size", type=int, default=2048, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--attention_scores_scalar", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--pad_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    for name in ("attention_scores_scalar", "bos_token_id", "eos_token_id", "pad_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
-    config_file = args.config or args.source.with_name("model_config.yaml")
+    config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "model_config.yaml"
     if args.config or config_file.is_file():
         fields = yaml.load(config_file.read_text(encoding="utf-8"), Loader)
         fields |= fields["model"] if isinstance(fields.get("model"), dict) else {}
     json.dumps(fields, allow_nan=False, default=str)  # an error where a number is not finite
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
-        for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if fields[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
-            raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
+    for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    row = config["pad_token_id"]
+    require(not isinstance(row, int) or row < config["vocab_size"], f"the vocabulary has no row {row} for pad_token_id")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | fields)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

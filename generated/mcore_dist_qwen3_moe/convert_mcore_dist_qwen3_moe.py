@@ -2,15 +2,16 @@
 """Qwen3-MoE from Megatron-Core (distributed checkpoints, torch_dist; one tensor for all layers) as Qwen3MoeForCausalLM
 
 Usage: python convert_mcore_dist_qwen3_moe.py model.pt out/ --num_attention_heads N --rotary_base N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -24,36 +25,28 @@ from torch import Tensor
 STATE_DICT_MAPPING = {
     "decoder.final_layernorm.weight": "model.norm.weight",
 }
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "the class rotates the whole head": {"rotary_percent": [1.0]},
-    "the class has rotary embeddings": {"position_embedding_type": ["rope"]},
-    "the class rotates the two halves of a head": {"rotary_interleaved": [False]},
-    "interpolated positions have no rule here": {"rotary_seq_len_interpolation_factor": [None, 1]},
-    "positions of several axes have no place in the class": {"mrope_section": [None]},
-    "the MLP of this class is gated by SiLU": {"swiglu": [True], "gated_linear_unit": [True], "activation_func": ["silu", "F.silu", "swiglu"]},
-    "the spec has no rule for others": {"squared_relu": [False], "quick_geglu": [False], "openai_gelu": [False]},
-    "the gate of this class has no offset": {"glu_linear_offset": [0.0]},
-    "the gate of this class is not clamped": {"activation_func_clamp_value": [None]},
-    "the class has RMS norms": {"normalization": ["RMSNorm"]},
-    "norms whose weights lack their one have no rule here": {"apply_layernorm_1p": [False], "layernorm_zero_centered_gamma": [False]},
-    "the residual of the class does not come behind the norm": {"apply_residual_connection_post_layernorm": [False]},
-    "layers that see a window alone have no rule here": {"window_size": [None]},
-    "layers without positions have no rule here": {"no_rope_freq": [None]},
-    "attention of another kind has no rule here": {
-        "softmax_scale": [None], "softmax_type": ["vanilla"], "qk_l2_norm": [False],
-        "attention_output_gate": [False], "multi_latent_attention": [False],
-        "experimental_attention_variant": [None], "linear_attention_freq": [None],
-    },
-    "layers of another kind have no rule here": {"is_hybrid_model": [False]},
-    "layers of several kinds have no rule here": {"heterogeneous_block_specs": [False]},
-    "the scaling of rotary embeddings has no rule here": {"use_rope_scaling": [False]},
-    "a router that first chooses among groups has no place in this class": {"moe_router_num_groups": [None]},
-    "the router of this class is a plain softmax": {"moe_router_score_function": ["softmax"], "moe_router_topk_scaling_factor": [None, 1]},
-    "the class weighs what comes out of the experts": {"moe_apply_probs_on_input": [False]},
-    "experts of a narrower space have no place in this class": {"moe_latent_size": [None]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "rotary_percent": (1.0,), "position_embedding_type": ("rope",), "rotary_seq_len_interpolation_factor": (None, 1),
+    "moe_router_topk_scaling_factor": (None, 1), "swiglu": (True,), "gated_linear_unit": (True,),
+    "activation_func": ("silu", "F.silu", "swiglu"), "glu_linear_offset": (0.0,), "normalization": ("RMSNorm",),
+    "softmax_type": ("vanilla",), "moe_router_score_function": ("softmax",),
+    **dict.fromkeys(["enable_mhc_connections", "hybrid_layer_pattern", "hybrid_override_pattern", "quick_gelu",
+        "use_mup", "rotary_interleaved", "squared_relu", "quick_geglu", "openai_gelu",
+        "apply_layernorm_1p", "layernorm_zero_centered_gamma", "apply_residual_connection_post_layernorm",
+        "qk_l2_norm", "attention_output_gate", "multi_latent_attention", "is_hybrid_model",
+        "heterogeneous_block_specs", "use_rope_scaling", "moe_apply_probs_on_input"], (False, None)),
+    **dict.fromkeys(["mrope_section", "activation_func_clamp_value", "window_size", "no_rope_freq", "softmax_scale",
+        "experimental_attention_variant", "linear_attention_freq", "moe_router_num_groups",
+        "moe_latent_size"], (None,)),
 }
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,8 +59,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given |= vars(held) if isinstance(held, Namespace) else held if isinstance(held, dict) else {}
     keys = ("model", "state_dict", "model_state_dict", "module")
     while inner := [state[key] for key in keys if isinstance(state.get(key), dict)]:
-        if len(inner) > 1 or any(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in state.values()):
-            raise SystemExit(f"{path} holds more than one state dict")
+        others = [t for t in state.values() if isinstance(t, Tensor) and t.ndim and t.is_floating_point()]
+        require(len(inner) == 1 and not others, f"{path} holds more than one state dict")
         state = inner[0]
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in ("module.", "_orig_mod.", "module."):  # of DistributedDataParallel and torch.compile
@@ -77,9 +70,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -88,20 +80,16 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "decoder.layers.self_attention.linear_qkv.bias" in shapes:
-        raise SystemExit("the biases of linear_qkv have no place in this class")
-    if "decoder.layers.mlp.linear_fc1.weight" in shapes:
-        raise SystemExit("dense layers among the experts have no rule here")
-    if "decoder.layers.mlp.shared_experts.linear_fc1.weight" in shapes:
-        raise SystemExit("shared experts have no place in this class")
+    f = Namespace(**args)
+    require("decoder.layers.self_attention.linear_qkv.bias" not in shapes, "linear_qkv has biases, the class has none")
+    require("decoder.layers.mlp.linear_fc1.weight" not in shapes, "dense layers among the experts have no rule here")
+    require("decoder.layers.mlp.shared_experts.linear_fc1.weight" not in shapes, "the class has no shared experts")
     for name in ("num_attention_heads", "rotary_base", "moe_router_topk"):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
-    if f.untie_embeddings_and_output_weights not in [None, "output_layer.weight" in shapes]:
-        raise SystemExit("untie_embeddings_and_output_weights and the output layer contradict each other")
+        require(name in stated, f"--{name} is needed, as an option or in a config")
+    require(f.untie_embeddings_and_output_weights in [None, "output_layer.weight" in shapes],
+            "untie_embeddings_and_output_weights and the output layer contradict each other")  # fmt: skip
     f.own_norms = "decoder.layers.pre_mlp_layernorm.weight" in shapes
     f.share_embeddings_and_output_weights = "output_layer.weight" not in shapes
     f.padded_vocab_size = shapes["embedding.word_embeddings.weight"][0]
@@ -114,53 +102,38 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
     f.head_dim = f.kv_channels
     f.groups = (shapes["decoder.layers.self_attention.linear_qkv.weight"][1] // f.head_dim - f.num_attention_heads) // 2
     f.q_rows = f.num_attention_heads // f.groups * f.head_dim
-    if not (f.groups >= 1 and f.num_attention_heads % f.groups == 0):
-        raise SystemExit("num_attention_heads does not fit linear_qkv")
-    if shapes["decoder.layers.self_attention.linear_qkv.weight"][1] != f.groups * (f.q_rows + 2 * f.head_dim):
-        raise SystemExit("the heads do not fit linear_qkv")
-    if shapes["decoder.layers.self_attention.linear_proj.weight"][2] != f.num_attention_heads * f.head_dim:
-        raise SystemExit("the heads do not fit linear_proj")
-    if f.tokens > f.padded_vocab_size:
-        raise SystemExit("vocab_size exceeds the rows of the embedding")
-    if not (not f.group_query_attention or f.num_query_groups in [None, f.groups]):
-        raise SystemExit("num_query_groups does not fit linear_qkv")
-    if f.moe_router_topk > f.num_experts:
-        raise SystemExit("moe_router_topk exceeds the number of experts")
+    require(f.groups >= 1 and f.num_attention_heads % f.groups == 0, "num_attention_heads does not fit linear_qkv")
+    require(shapes["decoder.layers.self_attention.linear_qkv.weight"][1] == f.groups * (f.q_rows + 2 * f.head_dim),
+            "the heads do not fit linear_qkv")  # fmt: skip
+    require(shapes["decoder.layers.self_attention.linear_proj.weight"][2] == f.num_attention_heads * f.head_dim,
+            "the heads do not fit linear_proj")  # fmt: skip
+    require(f.tokens <= f.padded_vocab_size, "vocab_size exceeds the rows of the embedding")
+    require(not f.group_query_attention or f.num_query_groups in [None, f.groups], "num_query_groups does not fit")
+    require(f.moe_router_topk <= f.num_experts, "moe_router_topk exceeds the number of experts")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        "hidden_size": f.hidden_size,
-        "num_attention_heads": f.num_attention_heads,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "head_dim": f.head_dim,
-        "num_experts": f.num_experts,
-        "vocab_size": f.tokens,
-        "num_hidden_layers": f.num_layers,
-        "num_key_value_heads": f.groups,
-        "moe_intermediate_size": f.moe_ffn_hidden_size,
-        "num_experts_per_tok": f.moe_router_topk,
-        "rope_theta": f.rotary_base,
-        "tie_word_embeddings": f.share_embeddings_and_output_weights,
+    config: dict[str, Any] = {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": f.hidden_size,
+        "num_attention_heads": f.num_attention_heads, "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id,
+        "head_dim": f.head_dim, "num_experts": f.num_experts, "vocab_size": f.tokens, "num_hidden_layers": f.num_layers,
+        "num_key_value_heads": f.groups, "moe_intermediate_size": f.moe_ffn_hidden_size,
+        "num_experts_per_tok": f.moe_router_topk, "rope_theta": f.rotary_base,
+        "tie_word_embeddings": f.share_embeddings_and_output_weights, "hidden_act": "silu", "attention_bias": False,
+        "use_sliding_window": False, "sliding_window": None, "decoder_sparse_step": 1, "mlp_only_layers": [],
         "norm_topk_prob": f.norm_topk_prob and (not f.moe_router_pre_softmax),
         "rms_norm_eps": f.norm_epsilon if f.layernorm_epsilon is None else f.layernorm_epsilon,
         "max_position_embeddings": f.max_position_embeddings or 32768,
-        "intermediate_size": f.ffn_hidden_size or f.moe_ffn_hidden_size,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "use_sliding_window": False,
-        "sliding_window": None,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "num_local_experts": f.num_experts,
-        "rope_parameters": {"rope_type": "default", "rope_theta": f.rotary_base},
+        "intermediate_size": f.ffn_hidden_size or f.moe_ffn_hidden_size, "num_local_experts": f.num_experts,
         "rope_scaling": None,
-    }
+    }  # fmt: skip
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rotary_base}
+    for name in ("num_experts_per_tok", "rope_theta", "max_position_embeddings"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
+    return config
 
 
 def split_qkv(w: Tensor, group: int, q_rows: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,9 +141,7 @@ def split_qkv(w: Tensor, group: int, q_rows: int, head_dim: int) -> tuple[Tensor
     w = w.unflatten(0, (group, -1))
     q_proj, k_proj, v_proj = w.split([q_rows, head_dim, head_dim], dim=1)
     # group row ... -> (group row) ...
-    q_proj = q_proj.flatten(0, 1)
-    k_proj = k_proj.flatten(0, 1)
-    v_proj = v_proj.flatten(0, 1)
+    q_proj, k_proj, v_proj = (each.flatten(0, 1) for each in (q_proj, k_proj, v_proj))
     return q_proj, k_proj, v_proj
 
 
@@ -182,34 +153,37 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         yield "model.embed_tokens.weight", source.pop("embedding.word_embeddings.weight")
     if f.vocab_size is None and (not f.share_embeddings_and_output_weights):
         yield "lm_head.weight", source.pop("output_layer.weight")
-    for i, input_layernorm in enumerate(
-        source.pop("decoder.layers.self_attention.linear_qkv.layer_norm_weight").unbind(0)
-    ):
+    layer_norm_weight = source.pop("decoder.layers.self_attention.linear_qkv.layer_norm_weight")
+    for i, input_layernorm in enumerate(layer_norm_weight.unbind(0)):
         yield f"model.layers.{i}.input_layernorm.weight", input_layernorm
-    for i, o_proj in enumerate(source.pop("decoder.layers.self_attention.linear_proj.weight").unbind(0)):
+    linear_proj = source.pop("decoder.layers.self_attention.linear_proj.weight")
+    for i, o_proj in enumerate(linear_proj.unbind(0)):
         yield f"model.layers.{i}.self_attn.o_proj.weight", o_proj
     for p in ("q", "k"):
-        for i, t_0_norm in enumerate(source.pop(f"decoder.layers.self_attention.{p}_layernorm.weight").unbind(0)):
+        t_0_layernorm = source.pop(f"decoder.layers.self_attention.{p}_layernorm.weight")
+        for i, t_0_norm in enumerate(t_0_layernorm.unbind(0)):
             yield f"model.layers.{i}.self_attn.{p}_norm.weight", t_0_norm
     if f.own_norms:
         for i, post_attention_layernorm in enumerate(source.pop("decoder.layers.pre_mlp_layernorm.weight").unbind(0)):
             yield f"model.layers.{i}.post_attention_layernorm.weight", post_attention_layernorm
     if not f.own_norms:
-        for i, post_attention_layernorm in enumerate(
-            source.pop("decoder.layers.mlp.linear_fc1.layer_norm_weight").unbind(0)
-        ):
+        layer_norm_weight = source.pop("decoder.layers.mlp.linear_fc1.layer_norm_weight")
+        for i, post_attention_layernorm in enumerate(layer_norm_weight.unbind(0)):
             yield f"model.layers.{i}.post_attention_layernorm.weight", post_attention_layernorm
     for i, gate in enumerate(source.pop("decoder.layers.mlp.router.weight").unbind(0)):
         yield f"model.layers.{i}.mlp.gate.weight", gate
-    for i, down_proj in enumerate(source.pop("decoder.layers.mlp.experts.experts.linear_fc2.weight").unbind(0)):
+    linear_fc2 = source.pop("decoder.layers.mlp.experts.experts.linear_fc2.weight")
+    for i, down_proj in enumerate(linear_fc2.unbind(0)):
         for e, down_proj_2 in enumerate(down_proj.unbind(0)):
             yield f"model.layers.{i}.mlp.experts.{e}.down_proj.weight", down_proj_2
-    for i, linear_qkv in enumerate(source.pop("decoder.layers.self_attention.linear_qkv.weight").unbind(0)):
+    linear_qkv_ = source.pop("decoder.layers.self_attention.linear_qkv.weight")
+    for i, linear_qkv in enumerate(linear_qkv_.unbind(0)):
         q_proj, k_proj, v_proj = split_qkv(linear_qkv, f.groups, f.q_rows, f.head_dim)
         yield f"model.layers.{i}.self_attn.q_proj.weight", q_proj
         yield f"model.layers.{i}.self_attn.k_proj.weight", k_proj
         yield f"model.layers.{i}.self_attn.v_proj.weight", v_proj
-    for i, linear_fc1 in enumerate(source.pop("decoder.layers.mlp.experts.experts.linear_fc1.weight").unbind(0)):
+    linear_fc1_ = source.pop("decoder.layers.mlp.experts.experts.linear_fc1.weight")
+    for i, linear_fc1 in enumerate(linear_fc1_.unbind(0)):
         for e, linear_fc1_2 in enumerate(linear_fc1.unbind(0)):
             gate_proj, up_proj = linear_fc1_2.unflatten(0, (2, -1)).unbind(0)
             yield f"model.layers.{i}.mlp.experts.{e}.gate_proj.weight", gate_proj
@@ -224,109 +198,117 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         del source[match[0]]
     for match in matches(source, r"chained_(?:[0-9]+)\.(?:.+)"):  # the state of one of several optimizers
         del source[match[0]]
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        if name in numbers:
-            raise SystemExit(f"{name} would be written twice")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        require(name not in written, f"{name} would be written twice")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeForCausalLM.config_class.from_dict(fields))
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"qwen3_moe"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attention_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--vocab_size", type=int, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")
+    parser.add_argument("--vocab_size", type=int, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")  # fmt: skip
     parser.add_argument("--norm_epsilon", type=float, default=1e-06, help="default: %(default)s")
-    parser.add_argument("--layernorm_epsilon", type=json.loads, help="the word of Megatron-Core's own config for norm_epsilon; default: %(default)s")
+    parser.add_argument("--layernorm_epsilon", type=json.loads, help="the word of Megatron-Core's own config for norm_epsilon; default: %(default)s")  # fmt: skip
     parser.add_argument("--rotary_base", type=float, help="needed: 1000000 for the released models")
-    parser.add_argument("--max_position_embeddings", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--group_query_attention", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--num_query_groups", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--ffn_hidden_size", type=json.loads, help="default: %(default)s")
+    parser.add_argument("--group_query_attention", action=BooleanOptionalAction, default=True, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--moe_router_topk", type=int, help="needed: how many experts a token goes to")
     parser.add_argument("--norm_topk_prob", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--moe_router_pre_softmax", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--untie_embeddings_and_output_weights", action=BooleanOptionalAction, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--moe_router_pre_softmax", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--untie_embeddings_and_output_weights", action=BooleanOptionalAction, help="default: %(default)s")  # fmt: skip
+    for name in ("max_position_embeddings", "num_query_groups", "ffn_hidden_size", "bos_token_id", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | given)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,15 +2,16 @@
 """Megatron-LM's GPT-2 (model_optim_rng.pt, any checkpoint_version, one rank) as GPT2LMHeadModel
 
 Usage: python convert_megatron_gpt2.py model.pt out/ --num_attention_heads N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -52,17 +53,26 @@ OPTIONAL_MAPPING: list[tuple[str, str, Callable[[Namespace], bool]]] = [
 RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"num_layers": 24, "hidden_size": 1024}, {"num_attention_heads": 16}),  # megatron-gpt2-345m
 ]
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "norms whose weights lack their one have no rule here": {"apply_layernorm_1p": [False]},
-    "the residual of GPT-2 does not come behind the norm": {"apply_residual_connection_post_layernorm": [False]},
-    "GPT-2 has no squared ReLU": {"squared_relu": [False]},
-    "GPT-2's MLP has no gate": {"swiglu": [False], "quick_geglu": [False]},
-    "another form of the GELU has no rule here": {"onnx_safe": [None]},
-    "GPT-2 has learned positions": {"position_embedding_type": ["learned_absolute"], "rotary_percent": [1.0, None]},
-    "GPT-2 has LayerNorms": {"normalization": ["LayerNorm"]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "glu_linear_offset": (0, None), "rotary_seq_len_interpolation_factor": (1, None), "softmax_type": ("vanilla", None),
+    "onnx_safe": (None,), "position_embedding_type": ("learned_absolute",), "rotary_percent": (1.0, None),
+    "normalization": ("LayerNorm",),
+    **dict.fromkeys(["activation_func_clamp_value", "attention_output_gate", "enable_mhc_connections",
+        "experimental_attention_variant", "heterogeneous_block_specs", "hybrid_layer_pattern",
+        "hybrid_override_pattern", "is_hybrid_model", "layernorm_zero_centered_gamma",
+        "linear_attention_freq", "mrope_section", "multi_latent_attention", "no_rope_freq", "qk_l2_norm",
+        "quick_gelu", "rotary_interleaved", "softmax_scale", "use_mup", "use_rope_scaling", "window_size",
+        "apply_layernorm_1p", "apply_residual_connection_post_layernorm", "squared_relu", "swiglu",
+        "quick_geglu"], (False, None)),
 }
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -75,8 +85,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given |= vars(held) if isinstance(held, Namespace) else held if isinstance(held, dict) else {}
     keys = ("model", "state_dict", "model_state_dict", "module")
     while inner := [state[key] for key in keys if isinstance(state.get(key), dict)]:
-        if len(inner) > 1 or any(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in state.values()):
-            raise SystemExit(f"{path} holds more than one state dict")
+        others = [t for t in state.values() if isinstance(t, Tensor) and t.ndim and t.is_floating_point()]
+        require(len(inner) == 1 and not others, f"{path} holds more than one state dict")
         state = inner[0]
     state = dict(flattened(state))
     for prefix in ("module.", "_orig_mod.", "module."):  # of DistributedDataParallel and torch.compile
@@ -95,15 +105,14 @@ def flattened(state: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Te
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
+    f = Namespace(**args)
     f.hidden_size = shapes["language_model.embedding.word_embeddings.weight"][1]
     f.num_layers = sum(
         bool(re.fullmatch(r"language_model\.(?:encoder|transformer)\.layers\.\d+\.input_layernorm\.weight", name))
@@ -112,57 +121,49 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
     values: dict[str, Any] = {}
     for model in [model for sizes, model in RELEASED if all(getattr(f, name) == size for name, size in sizes.items())]:
         for name in sorted(model.keys() - stated):
-            if values.setdefault(name, model[name]) != model[name]:
-                raise SystemExit(f"the sizes fit several models; give --{name}: {values[name]!r} or {model[name]!r}")
-            setattr(f, name, model[name])
-    stated = stated | values.keys()
-    if "num_attention_heads" not in stated:
-        raise SystemExit("--num_attention_heads is needed, as an option or in a config")
+            value = values.setdefault(name, model[name])
+            require(value == model[name], f"the sizes fit several models; give --{name}: {value!r} or {model[name]!r}")
+            setattr(f, name, value)
+    stated |= values.keys()
+    require("num_attention_heads" in stated, "--num_attention_heads is needed, as an option or in a config")
     f.modern = "language_model.encoder.layers.0.self_attention.query_key_value.weight" in shapes
     f.padded_vocab_size = shapes["language_model.embedding.word_embeddings.weight"][0]
     f.tokens = f.padded_vocab_size if f.vocab_size is None else f.vocab_size
     f.positions = shapes["language_model.embedding.position_embeddings.weight"][0]
     f.ffn_hidden_size = (
-        shapes["language_model.encoder.layers.0.mlp.dense_h_to_4h.weight"][0]
-        if f.modern
-        else shapes["language_model.transformer.layers.0.mlp.dense_h_to_4h.weight"][0]
-    )
-    if f.hidden_size % f.num_attention_heads != 0:
-        raise SystemExit("num_attention_heads does not divide the model's width")
-    if (
-        shapes["language_model.encoder.layers.0.self_attention.query_key_value.weight"][0]
-        if f.modern
-        else shapes["language_model.transformer.layers.0.attention.query_key_value.weight"][0]
-    ) != 3 * f.hidden_size:
-        raise SystemExit(
-            "the rows are not those of queries, keys and values; this may be one of several tensor-parallel ranks"
+        shapes["language_model.encoder.layers.0.mlp.dense_h_to_4h.weight"][0] if f.modern else
+        shapes["language_model.transformer.layers.0.mlp.dense_h_to_4h.weight"][0]
+    )  # fmt: skip
+    require(f.hidden_size % f.num_attention_heads == 0, "num_attention_heads does not divide the model's width")
+    require(
+        (
+            shapes["language_model.encoder.layers.0.self_attention.query_key_value.weight"][0]
+            if f.modern
+            else shapes["language_model.transformer.layers.0.attention.query_key_value.weight"][0]
         )
-    if f.tokens > f.padded_vocab_size:
-        raise SystemExit("vocab_size exceeds the rows of the embedding")
+        == 3 * f.hidden_size,
+        "the rows are not those of queries, keys and values; this may be one of several tensor-parallel ranks",
+    )
+    require(f.tokens <= f.padded_vocab_size, "vocab_size exceeds the rows of the embedding")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "vocab_size": f.tokens,
-        "n_positions": f.positions,
-        "n_embd": f.hidden_size,
-        "n_layer": f.num_layers,
-        "n_head": f.num_attention_heads,
-        "n_inner": f.ffn_hidden_size,
-        "layer_norm_epsilon": f.layernorm_epsilon,
-        "activation_function": "gelu_fast"
-        if f.bias_gelu_fusion
-        else "gelu_new"
-        if f.openai_gelu or f.bias_gelu_fusion is None
-        else "gelu",
-        "tie_word_embeddings": True,
-    }
+    config: dict[str, Any] = {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "bos_token_id": f.bos_token_id,
+        "eos_token_id": f.eos_token_id, "vocab_size": f.tokens, "n_positions": f.positions, "n_embd": f.hidden_size,
+        "n_layer": f.num_layers, "n_head": f.num_attention_heads, "n_inner": f.ffn_hidden_size,
+        "layer_norm_epsilon": f.layernorm_epsilon, "tie_word_embeddings": True,
+    }  # fmt: skip
+    config["activation_function"] = (
+        "gelu_fast" if f.bias_gelu_fusion else
+        "gelu_new" if f.openai_gelu or f.bias_gelu_fusion is None else
+        "gelu"
+    )  # fmt: skip
+    require(0 <= config["layer_norm_epsilon"] < 1,
+            f"layer_norm_epsilon is {config['layer_norm_epsilon']!r}, not a number from 0 to 1")  # fmt: skip
+    return config
 
 
 def rearrange_query_key_value(w: Tensor, head: int) -> Tensor:
@@ -187,10 +188,7 @@ def rearrange_qkv_2_bias(w: Tensor, head: int) -> Tensor:
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
-    if not f.num_layers:
-        raise SystemExit(
-            "the checkpoint has no tensor called language_model.encoder.layers.{i}.input_layernorm.{t:weight|bias}"
-        )
+    require(f.num_layers, "there is no language_model.encoder.layers.{i}.input_layernorm.{t:weight|bias}")
     for old, new in [*STATE_DICT_MAPPING.items(), *((old, new) for old, new, when in OPTIONAL_MAPPING if when(f))]:
         for i in range(f.num_layers) if "{i}" in old else range(1):
             yield new.format(i=i), source.pop(old.format(i=i))
@@ -212,19 +210,15 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
     if f.modern and 1 <= f.checkpoint_version < 2:
         for i in range(f.num_layers):
             query_key_value = source.pop(f"language_model.encoder.layers.{i}.self_attention.query_key_value.weight")
-            yield (
-                f"transformer.h.{i}.attn.c_attn.weight",
-                rearrange_query_key_value(query_key_value, f.num_attention_heads),
-            )
+            yield (f"transformer.h.{i}.attn.c_attn.weight",
+                   rearrange_query_key_value(query_key_value, f.num_attention_heads))  # fmt: skip
             query_key_value = source.pop(f"language_model.encoder.layers.{i}.self_attention.query_key_value.bias")
             yield f"transformer.h.{i}.attn.c_attn.bias", rearrange_qkv_1_bias(query_key_value, f.num_attention_heads)
     if f.modern and f.checkpoint_version >= 2:
         for i in range(f.num_layers):
             query_key_value = source.pop(f"language_model.encoder.layers.{i}.self_attention.query_key_value.weight")
-            yield (
-                f"transformer.h.{i}.attn.c_attn.weight",
-                rearrange_qkv_2_weight(query_key_value, f.num_attention_heads),
-            )
+            yield (f"transformer.h.{i}.attn.c_attn.weight",
+                   rearrange_qkv_2_weight(query_key_value, f.num_attention_heads))  # fmt: skip
             query_key_value = source.pop(f"language_model.encoder.layers.{i}.self_attention.query_key_value.bias")
             yield f"transformer.h.{i}.attn.c_attn.bias", rearrange_qkv_2_bias(query_key_value, f.num_attention_heads)
     if not f.modern:
@@ -242,117 +236,126 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
     if not f.modern and 1 <= f.checkpoint_version < 2:
         for i in range(f.num_layers):
             query_key_value = source.pop(f"language_model.transformer.layers.{i}.attention.query_key_value.weight")
-            yield (
-                f"transformer.h.{i}.attn.c_attn.weight",
-                rearrange_query_key_value(query_key_value, f.num_attention_heads),
-            )
+            yield (f"transformer.h.{i}.attn.c_attn.weight",
+                   rearrange_query_key_value(query_key_value, f.num_attention_heads))  # fmt: skip
             query_key_value = source.pop(f"language_model.transformer.layers.{i}.attention.query_key_value.bias")
             yield f"transformer.h.{i}.attn.c_attn.bias", rearrange_qkv_1_bias(query_key_value, f.num_attention_heads)
     if not f.modern and f.checkpoint_version >= 2:
         for i in range(f.num_layers):
             query_key_value = source.pop(f"language_model.transformer.layers.{i}.attention.query_key_value.weight")
-            yield (
-                f"transformer.h.{i}.attn.c_attn.weight",
-                rearrange_qkv_2_weight(query_key_value, f.num_attention_heads),
-            )
+            yield (f"transformer.h.{i}.attn.c_attn.weight",
+                   rearrange_qkv_2_weight(query_key_value, f.num_attention_heads))  # fmt: skip
             query_key_value = source.pop(f"language_model.transformer.layers.{i}.attention.query_key_value.bias")
             yield f"transformer.h.{i}.attn.c_attn.bias", rearrange_qkv_2_bias(query_key_value, f.num_attention_heads)
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        if name in numbers:
-            raise SystemExit(f"{name} would be written twice")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        require(name not in written, f"{name} would be written twice")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2LMHeadModel.config_class.from_dict(fields))
+    require(config["activation_function"] in transformers.activations.ACT2FN,
+            f"activation_function is {config['activation_function']!r}, not an activation")  # fmt: skip
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"gpt2"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
-    parser.add_argument("--checkpoint_version", type=float, default=0.0, help="how queries, keys and values lie: below 1 [3 head dim], below 2 [head dim 3], else [head 3 dim]; default: %(default)s")
-    parser.add_argument("--num_attention_heads", type=int, help="needed where no released model has these sizes: the number of attention heads")
-    parser.add_argument("--vocab_size", type=json.loads, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")
-    parser.add_argument("--bias_gelu_fusion", type=json.loads, help="the fused kernel computes the tanh approximation, as did the first releases, which keep no args; default: %(default)s")
-    parser.add_argument("--openai_gelu", action=BooleanOptionalAction, default=False, help="the tanh approximation; default: %(default)s")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
+    parser.add_argument("--checkpoint_version", type=float, default=0.0, help="how queries, keys and values lie: below 1 [3 head dim], below 2 [head dim 3], else [head 3 dim]; default: %(default)s")  # fmt: skip
+    parser.add_argument("--num_attention_heads", type=int, help="needed where no released model has these sizes: the number of attention heads")  # fmt: skip
+    parser.add_argument("--vocab_size", type=json.loads, help="how many rows of the embedding are tokens; null keeps them all; default: %(default)s")  # fmt: skip
+    parser.add_argument("--bias_gelu_fusion", type=json.loads, help="the fused kernel computes the tanh approximation, as did the first releases, which keep no args; default: %(default)s")  # fmt: skip
+    parser.add_argument("--openai_gelu", action=BooleanOptionalAction, default=False, help="the tanh approximation; default: %(default)s")  # fmt: skip
     parser.add_argument("--layernorm_epsilon", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=int, default=50256, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=50256, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | given)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

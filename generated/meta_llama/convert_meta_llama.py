@@ -2,15 +2,17 @@
 """Meta's Llama 1, 2, 3, 3.1 and 3.2 (consolidated.NN.pth in one or more parts, params.json) as LlamaForCausalLM
 
 Usage: python convert_meta_llama.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter, UserDict
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
+from collections import UserDict
+from collections.abc import Iterable, Iterator, MutableMapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -32,6 +34,14 @@ STATE_DICT_MAPPING = {
     "layers.{i}.feed_forward.w2.weight": "model.layers.{i}.mlp.down_proj.weight",
     "layers.{i}.feed_forward.w3.weight": "model.layers.{i}.mlp.up_proj.weight",
 }
+# Names whose parts are joined -> along which axis, and in how many blocks
+JOINS: dict[str, tuple[int, int]] = {
+    r"output\.weight": (0, 1),
+    r"layers\.\d+\.attention\.w(?:q|k|v)\.weight": (0, 1),
+    r"layers\.\d+\.attention\.wo\.weight": (1, 1),
+    r"layers\.\d+\.feed_forward\.w(?:1|3)\.weight": (0, 1),
+    r"layers\.\d+\.feed_forward\.w2\.weight": (1, 1),
+}
 # Sizes of released models -> their arguments
 RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"rows": 32000}, {"rope_theta": 10000.0}),  # llama-1-or-2
@@ -41,73 +51,59 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"n_layers": 16, "width": 2048, "hidden_dim": 8192}, {"rope_scale_factor": 32.0}),  # llama-3.2-1b
     ({"n_layers": 28, "width": 3072, "hidden_dim": 8192}, {"rope_scale_factor": 32.0}),  # llama-3.2-3b
 ]
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "quantized weights have no rule here": {"quantization_args": [None]},
-    "the weights of an adapter have no rule here": {"lora_args": [None]},
-    "the models of Llama 3.2 with images have another class": {"vision_chunk_size": [-1]},
-    "a mixture of experts has no Llama form": {"moe": [None]},
-    "a model of images has no Llama form": {"vision_encoder": [None]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "vision_chunk_size": (-1,),
+    **dict.fromkeys(["quantization_args", "lora_args", "moe", "vision_encoder"], (None,)),
 }
 # fmt: on
 
 
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
+
+
 def load_torch_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a torch file that holds a state dict and no more, mapped into memory."""
-    state = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
-    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SystemExit(f"{path} is not a bare state dict; mapspec's `compile run` reads others")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
+    bare = all(isinstance(tensor, Tensor) for tensor in state.values())
+    require(bare, f"{path} is not a bare state dict; mapspec's `compile run` reads others")
     return state
 
 
 class Parts(UserDict[str, Any]):
-    """The parts of each tensor, joined when it is asked for. `joins`: name -> axis and number of blocks, where joined."""
-
-    def __init__(self, parts: dict[str, list[Tensor]], joins: dict[str, tuple[int, int]]) -> None:
-        super().__init__(parts)
-        self.joins = joins
+    """The parts of each tensor, joined when it is asked for."""
 
     def __getitem__(self, name: str) -> Tensor:
         first, *others = parts = self.data[name]
-        axis, blocks = next((join for pattern, join in self.joins.items() if re.fullmatch(pattern, name)), (None, 1))
+        axis, blocks = next((join for pattern, join in JOINS.items() if re.fullmatch(pattern, name)), (None, 1))
         if others and axis is not None and all(part.dtype == first.dtype for part in others):
             pieces = [part.unflatten(axis, (blocks, -1)).unbind(axis) for part in parts]
             return torch.cat([piece for block in zip(*pieces, strict=True) for piece in block], axis)
-        if not first.is_meta and not all(same(first, part) for part in others):
-            raise SystemExit(f"{name} should be the same in every part but is not")
+        equal = first.is_meta or all(same(first, part) for part in others)
+        require(equal, f"{name} should be the same in every part but is not")
         return first
-
-    def shapes(self) -> dict[str, Sequence[int]]:
-        """The shape of each tensor, joined."""
-        meta = {name: [part.to("meta") for part in parts] for name, parts in self.data.items()}
-        return {name: tensor.shape for name, tensor in Parts(meta, self.joins).items()}
 
 
 def load_state_dict(folder: Path) -> Parts:
     """The tensors of all parts in a folder."""
     files = sorted(folder.glob("consolidated.*.pth"), key=lambda file: (len(str(file)), str(file)))
     numbers = [int(re.findall(r"\d+", str(file.relative_to(folder)))[0]) for file in files]
-    if not files or numbers != list(range(len(files))):
-        raise SystemExit(f"{folder} should hold consolidated.*.pth with all numbers from 0 on, it has {numbers}")
+    complete = files and numbers == list(range(len(files)))
+    require(complete, f"{folder} should hold consolidated.*.pth with all numbers from 0 on, it has {numbers}")
     states = [load_torch_file(file) for file in files]
-    if differing := sorted({name for state in states for name in state.keys() ^ states[0].keys()}):
-        raise SystemExit(f"not every part holds {', '.join(differing[:3])}")
+    differing = sorted({name for state in states for name in state.keys() ^ states[0].keys()})
+    require(not differing, f"not every part holds {', '.join(differing[:3])}")
     shapes = {name: tensor.shape for name, tensor in states[0].items()}
-    joins = {
-        r"tok_embeddings\.weight": (0 if shapes["tok_embeddings.weight"][1] == shapes["norm.weight"][0] else 1, 1),
-        r"output\.weight": (0, 1),
-        r"layers\.\d+\.attention\.w(?:q|k|v)\.weight": (0, 1),
-        r"layers\.\d+\.attention\.wo\.weight": (1, 1),
-        r"layers\.\d+\.feed_forward\.w(?:1|3)\.weight": (0, 1),
-        r"layers\.\d+\.feed_forward\.w2\.weight": (1, 1),
-    }
-    return Parts({name: [state[name] for state in states] for name in states[0]}, joins)
+    JOINS[r"tok_embeddings\.weight"] = (0 if shapes["tok_embeddings.weight"][1] == shapes["norm.weight"][0] else 1, 1)
+    return Parts({name: [state[name] for state in states] for name in states[0]})
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -116,90 +112,70 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "layers.0.feed_forward.experts.0.w1.weight" in shapes:
-        raise SystemExit("a mixture of experts has no Llama form")
-    if "model.embed_tokens.weight" in shapes:
-        raise SystemExit("these are names of Transformers; the folder needs no conversion")
+    f = Namespace(**args)
+    require("layers.0.feed_forward.experts.0.w1.weight" not in shapes, "a mixture of experts has no Llama form")
+    require("model.embed_tokens.weight" not in shapes,
+            "these are names of Transformers; the folder needs no conversion")  # fmt: skip
     f.rows, f.width = shapes["tok_embeddings.weight"][:2]
     f.hidden_dim = shapes["layers.0.feed_forward.w1.weight"][0]
     f.n_layers = len(matches(shapes, r"layers\.\d+\.attention_norm\.weight"))
     values: dict[str, Any] = {}
     for model in [model for sizes, model in RELEASED if all(getattr(f, name) == size for name, size in sizes.items())]:
         for name in sorted(model.keys() - stated):
-            if values.setdefault(name, model[name]) != model[name]:
-                raise SystemExit(f"the sizes fit several models; give --{name}: {values[name]!r} or {model[name]!r}")
-            setattr(f, name, model[name])
-    stated = stated | values.keys()
+            value = values.setdefault(name, model[name])
+            require(value == model[name], f"the sizes fit several models; give --{name}: {value!r} or {model[name]!r}")
+            setattr(f, name, value)
+    stated |= values.keys()
     for name in ("n_heads", "rope_theta"):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
-    if not (f.sliding_window is None and f._sliding_window is None):
-        raise SystemExit("Llama attends to everything; a file of Mistral AI's is for specs/mistral_mistral.yaml")
+        require(name in stated, f"--{name} is needed, as an option or in a config")
+    require(f.sliding_window is None and f._sliding_window is None,
+            "Llama attends to everything; a file of Mistral AI's is for specs/mistral_mistral.yaml")  # fmt: skip
     f.head_dim = f.width // f.n_heads
     f.kv_heads = shapes["layers.0.attention.wk.weight"][0] // f.head_dim
     f.third = f.rope_theta == 500000
     if "rope_scale_factor" not in stated:
         f.rope_scale_factor = 1.0 if not f.use_scaled_rope else None
-        if f.rope_scale_factor is None:
-            raise SystemExit("--rope_scale_factor is needed, as an option or in a config")
-    if not (f.dim is None or f.dim == f.width):
-        raise SystemExit("params.json and the embedding differ in width; a part may be missing")
-    if f.vocab_size not in [-1, f.rows]:
-        raise SystemExit("params.json and the embedding differ in the size of the vocabulary; a part may be missing")
-    if not (
-        f.multiple_of is None
-        or f.hidden_dim == -(-int((f.ffn_dim_multiplier or 1) * int(8 * f.width / 3)) // f.multiple_of) * f.multiple_of
-    ):
-        raise SystemExit("multiple_of and ffn_dim_multiplier do not give the width of the MLP; a part may be missing")
-    if f.width % f.n_heads != 0:
-        raise SystemExit("n_heads does not divide the model's width")
-    if not (f.n_kv_heads is None or f.n_kv_heads == f.kv_heads):
-        raise SystemExit("n_kv_heads does not fit wk")
-    if f.n_heads % f.kv_heads != 0:
-        raise SystemExit("the key and value heads do not divide n_heads")
-    if shapes["layers.0.attention.wq.weight"][0] != f.n_heads * f.head_dim:
-        raise SystemExit("n_heads does not fit wq")
-    if f.head_dim % 2 != 0:
-        raise SystemExit("rotary embeddings need an even head_dim")
+        require(f.rope_scale_factor is not None, "--rope_scale_factor is needed, as an option or in a config")
+    require(f.dim is None or f.dim == f.width, "params.json and the embedding differ in width; a part may be missing")
+    require(f.vocab_size in [-1, f.rows],
+            "params.json and the embedding differ in the size of the vocabulary; a part may be missing")  # fmt: skip
+    require(f.multiple_of is None
+            or f.hidden_dim == -(-int((f.ffn_dim_multiplier
+            or 1) * int(8 * f.width / 3)) // f.multiple_of) * f.multiple_of,
+            "multiple_of and ffn_dim_multiplier do not give the width of the MLP; a part may be missing")  # fmt: skip
+    require(f.width % f.n_heads == 0, "n_heads does not divide the model's width")
+    require(f.n_kv_heads is None or f.n_kv_heads == f.kv_heads, "n_kv_heads does not fit wk")
+    require(f.n_heads % f.kv_heads == 0, "the key and value heads do not divide n_heads")
+    require(shapes["layers.0.attention.wq.weight"][0] == f.n_heads * f.head_dim, "n_heads does not fit wq")
+    require(f.head_dim % 2 == 0, "rotary embeddings need an even head_dim")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
-    """The fields of config.json."""
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "head_dim": f.head_dim,
-        "rope_theta": f.rope_theta,
-        "tie_word_embeddings": f.tie_word_embeddings,
-        "vocab_size": f.rows,
-        "hidden_size": f.width,
-        "intermediate_size": f.hidden_dim,
-        "num_hidden_layers": f.n_layers,
-        "num_attention_heads": f.n_heads,
-        "num_key_value_heads": f.kv_heads,
-        "rms_norm_eps": f.norm_eps,
-        "max_position_embeddings": f.max_position_embeddings
-        or (131072 if f.use_scaled_rope else 8192 if f.third else 16384 if f.rope_theta > 10000 else 4096),
+    """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": f.head_dim,
+        "rope_theta": f.rope_theta, "tie_word_embeddings": f.tie_word_embeddings, "vocab_size": f.rows,
+        "hidden_size": f.width, "intermediate_size": f.hidden_dim, "num_hidden_layers": f.n_layers,
+        "num_attention_heads": f.n_heads, "num_key_value_heads": f.kv_heads, "rms_norm_eps": f.norm_eps,
+        "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
         "bos_token_id": f.bos_token_id or (128000 if f.third else 1),
         "eos_token_id": f.eos_token_id or (128001 if f.third else 2),
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": f.rope_scale_factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        if f.use_scaled_rope
-        else None,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-    }
+    }  # fmt: skip
+    config["max_position_embeddings"] = f.max_position_embeddings or (
+        131072 if f.use_scaled_rope else 8192 if f.third else 16384 if f.rope_theta > 10000 else 4096
+    )
+    config["rope_scaling"] = (
+        {"rope_type": "llama3", "factor": f.rope_scale_factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 8192} if f.use_scaled_rope else
+        None
+    )  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", **(config["rope_scaling"] or {}), "rope_theta": f.rope_theta}
+    for name in ("rope_theta", "max_position_embeddings"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
 
 
@@ -215,12 +191,9 @@ def rope_to_half(w: Tensor, head: int) -> Tensor:
 
 def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
-    if (
-        f.tie_word_embeddings
-        and "output.weight" in source
-        and not same(source.pop("output.weight"), source["tok_embeddings.weight"])
-    ):
-        raise SystemExit("output.weight should equal tok_embeddings.weight but differs from it")
+    if f.tie_word_embeddings and "output.weight" in source:
+        require(same(source.pop("output.weight"), source["tok_embeddings.weight"]),
+                "output.weight should equal tok_embeddings.weight but differs from it")  # fmt: skip
     for old, new in STATE_DICT_MAPPING.items():
         for i in range(f.n_layers) if "{i}" in old else range(1):
             yield new.format(i=i), source.pop(old.format(i=i))
@@ -236,108 +209,121 @@ def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterat
     # recomputed from rope_theta
     for match in matches(source, r"layers\.\d+\.attention\.inner_attention\.rope\.freqs"):
         del source[match[0]]
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaForCausalLM.config_class.from_dict(fields))
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"llama"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: the folder of consolidated.*.pth")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (params.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--n_kv_heads", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--dim", type=json.loads, help="default: %(default)s")
     parser.add_argument("--multiple_of", type=int, help="default: %(default)s")
     parser.add_argument("--ffn_dim_multiplier", type=float, help="default: %(default)s")
     parser.add_argument("--vocab_size", type=int, default=-1, help="default: %(default)s")
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--rope_theta", type=float, help="needed where no released model has these sizes: 10000 for Llama 1 and 2, 1000000 for Code Llama, 500000 from Llama 3 on")
+    parser.add_argument("--rope_theta", type=float, help="needed where no released model has these sizes: 10000 for Llama 1 and 2, 1000000 for Code Llama, 500000 from Llama 3 on")  # fmt: skip
     parser.add_argument("--use_scaled_rope", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--rope_scale_factor", type=float, help="8 for Llama 3.1 and 3.3, 32 for the text models of Llama 3.2; default: 1.0 if not use_scaled_rope else None")
-    parser.add_argument("--max_position_embeddings", type=json.loads, help="2048 for Llama 1, 4096 for 2, 8192 for 3, 131072 from 3.1 on; null tells those from 2 on apart by theta and scaling, and means 16384 for Code Llama; default: %(default)s")
-    parser.add_argument("--sliding_window", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--_sliding_window", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="true for Llama 3.2 1B and 3B, whose output is the embedding; default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="null means 128000 where theta is that of Llama 3, else 1; default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="null means 128001 where theta is that of Llama 3, else 2; default: %(default)s")
-    # fmt: on
+    parser.add_argument("--rope_scale_factor", type=float, help="8 for Llama 3.1 and 3.3, 32 for the text models of Llama 3.2; default: 1.0 if not use_scaled_rope else None")  # fmt: skip
+    parser.add_argument("--max_position_embeddings", type=json.loads, help="2048 for Llama 1, 4096 for 2, 8192 for 3, 131072 from 3.1 on; null tells those from 2 on apart by theta and scaling, and means 16384 for Code Llama; default: %(default)s")  # fmt: skip
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="true for Llama 3.2 1B and 3B, whose output is the embedding; default: %(default)s")  # fmt: skip
+    parser.add_argument("--bos_token_id", type=json.loads, help="null means 128000 where theta is that of Llama 3, else 1; default: %(default)s")  # fmt: skip
+    parser.add_argument("--eos_token_id", type=json.loads, help="null means 128001 where theta is that of Llama 3, else 2; default: %(default)s")  # fmt: skip
+    for name in ("n_kv_heads", "dim", "sliding_window", "_sliding_window"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
-    config_file = args.config or args.source / "params.json"
+    config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "params.json"
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes(source.shapes(), args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
-        for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if fields[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    meta = Parts({name: [part.to("meta") for part in parts] for name, parts in source.data.items()})
+    f = read_sizes({name: tensor.shape for name, tensor in meta.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
+    for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | fields)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,7 +2,7 @@
 """MiniMind2, dense or with routed and shared experts, with its own code beside the weights
 
 Usage: python convert_minimind2.py model.pth out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -10,8 +10,7 @@ import re
 import shutil
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -20,19 +19,40 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+# fmt: off
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "num_shared_experts": (None, 0), "position_embedding_type": (None, "absolute", "rope", "rotary"),
+    "scale_attn_weights": (None, True), "mlp_only_layers": (None, []),
+    **dict.fromkeys(["attention_bias", "mlp_bias", "qk_layernorm", "qkv_bias", "rope_interleave",
+        "scale_attn_by_inverse_layer_idx", "scale_embedding", "use_bias", "use_bidirectional_attention",
+        "use_qk_norm", "use_sliding_window"], (None, False)),
+    **dict.fromkeys(["attention_multiplier", "attn_logit_softcapping", "final_logit_softcapping", "quantization_config",
+        "query_pre_attn_scalar", "sliding_window", "sliding_window_pattern"], (None,)),
+    **dict.fromkeys(["decoder_sparse_step", "embedding_multiplier", "logit_scale", "logits_scaling",
+        "residual_multiplier", "routed_scaling_factor"], (None, 1)),
+    **dict.fromkeys(["num_local_experts", "moe_num_experts", "n_group", "topk_group"], (None, 0, 1)),
+}
+# fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
+
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a torch file that holds a state dict and no more, mapped into memory."""
-    state = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
-    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SystemExit(f"{path} is not a bare state dict; mapspec's `compile run` reads others")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
+    bare = all(isinstance(tensor, Tensor) for tensor in state.values())
+    require(bare, f"{path} is not a bare state dict; mapspec's `compile run` reads others")
     return state
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -41,15 +61,13 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "model.layers.0.self_attn.q_norm.weight" in shapes:
-        raise SystemExit("MiniMind-3 has QK-norm; use specs/minimind.yaml")
-    if "layers.0.attention.wq.weight" in shapes:
-        raise SystemExit("these are the names of the first generation; use specs/minimind1_llama.yaml")
-    if f.scoring_func != "softmax":
-        raise SystemExit("the router scores by softmax only")
+    f = Namespace(**args)
+    require("model.layers.0.self_attn.q_norm.weight" not in shapes, "MiniMind-3 has QK-norm; use specs/minimind.yaml")
+    require("layers.0.attention.wq.weight" not in shapes,
+            "these are the names of the first generation; use specs/minimind1_llama.yaml")  # fmt: skip
+    require(f.scoring_func == "softmax", "the router scores by softmax only")
     f.vocab_size, f.hidden_size = shapes["model.embed_tokens.weight"][:2]
     f.num_hidden_layers = len(matches(shapes, r"model\.layers\.\d+\.input_layernorm\.weight"))
     f.head_dim = shapes["model.layers.0.self_attn.q_proj.weight"][0] // f.num_attention_heads
@@ -57,131 +75,102 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace) -> Namespac
     if f.intermediate_size is None:
         f.intermediate_size = (int(f.hidden_size * 8 / 3) + 63) // 64 * 64
     f.intermediate_size = f.intermediate_size if f.use_moe else shapes["model.layers.0.mlp.gate_proj.weight"][0]
-    if args.intermediate_size not in (None, f.intermediate_size):
-        raise SystemExit(
-            f"intermediate_size is {args.intermediate_size!r}, the checkpoint says {f.intermediate_size!r}"
-        )
+    given = args["intermediate_size"]
+    require(given in (None, f.intermediate_size),
+            f"intermediate_size is {given!r}, the checkpoint says {f.intermediate_size!r}")  # fmt: skip
     if f.moe_intermediate_size is None:
         f.moe_intermediate_size = f.intermediate_size
     f.moe_intermediate_size = (
-        shapes["model.layers.0.mlp.experts.0.gate_proj.weight"][0] if f.use_moe else f.moe_intermediate_size
-    )
-    if args.moe_intermediate_size not in (None, f.moe_intermediate_size):
-        raise SystemExit(
-            f"moe_intermediate_size is {args.moe_intermediate_size!r}, the checkpoint says {f.moe_intermediate_size!r}"
-        )
+        shapes["model.layers.0.mlp.experts.0.gate_proj.weight"][0] if f.use_moe else
+        f.moe_intermediate_size
+    )  # fmt: skip
+    given = args["moe_intermediate_size"]
+    require(given in (None, f.moe_intermediate_size),
+            f"moe_intermediate_size is {given!r}, the checkpoint says {f.moe_intermediate_size!r}")  # fmt: skip
     if f.num_experts is None:
         f.num_experts = 4
     f.num_experts = shapes["model.layers.0.mlp.gate.weight"][0] if f.use_moe else f.num_experts
-    if args.num_experts not in (None, f.num_experts):
-        raise SystemExit(f"num_experts is {args.num_experts!r}, the checkpoint says {f.num_experts!r}")
+    given = args["num_experts"]
+    require(given in (None, f.num_experts), f"num_experts is {given!r}, the checkpoint says {f.num_experts!r}")
     if f.n_shared_experts is None:
         f.n_shared_experts = 1
     f.n_shared_experts = (
-        len(matches(shapes, r"model\.layers\.0\.mlp\.shared_experts\.\d+\.gate_proj\.weight"))
-        if f.use_moe
-        else f.n_shared_experts
-    )
-    if args.n_shared_experts not in (None, f.n_shared_experts):
-        raise SystemExit(f"n_shared_experts is {args.n_shared_experts!r}, the checkpoint says {f.n_shared_experts!r}")
+        len(matches(shapes, r"model\.layers\.0\.mlp\.shared_experts\.\d+\.gate_proj\.weight")) if f.use_moe else
+        f.n_shared_experts
+    )  # fmt: skip
+    given = args["n_shared_experts"]
+    require(given in (None, f.n_shared_experts),
+            f"n_shared_experts is {given!r}, the checkpoint says {f.n_shared_experts!r}")  # fmt: skip
     f.kv_heads = f.num_attention_heads if f.num_key_value_heads is None else f.num_key_value_heads
     f.rope_scaling = (
-        {
-            "rope_type": "yarn",
-            "factor": 16.0,
-            "original_max_position_embeddings": 2048,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "attention_factor": 1.0,
-        }
-        if f.inference_rope_scaling
-        else None
-    )
-    if not (f.num_attention_heads > 0 and f.kv_heads > 0):
-        raise SystemExit("the numbers of heads must be positive")
-    if f.num_attention_heads % f.kv_heads != 0:
-        raise SystemExit("num_key_value_heads does not divide num_attention_heads")
+        {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 2048, "beta_fast": 32.0,
+         "beta_slow": 1.0, "attention_factor": 1.0} if f.inference_rope_scaling else
+        None
+    )  # fmt: skip
+    require(f.num_attention_heads > 0 and f.kv_heads > 0, "the numbers of heads must be positive")
+    require(f.num_attention_heads % f.kv_heads == 0, "num_key_value_heads does not divide num_attention_heads")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["MiniMind2ForCausalLM"],
-        "model_type": "minimind2",
-        "router_aux_loss_coef": f.aux_loss_alpha,
-        "num_key_value_heads": f.kv_heads,
-        "vocab_size": f.vocab_size,
-        "hidden_size": f.hidden_size,
-        "num_hidden_layers": f.num_hidden_layers,
-        "num_attention_heads": f.num_attention_heads,
-        "head_dim": f.head_dim,
-        "intermediate_size": f.intermediate_size,
-        "hidden_act": f.hidden_act,
-        "dropout": f.dropout,
-        "max_position_embeddings": f.max_position_embeddings,
-        "rms_norm_eps": f.rms_norm_eps,
-        "rope_theta": f.rope_theta,
-        "inference_rope_scaling": f.inference_rope_scaling,
-        "rope_scaling": f.rope_scaling,
-        "tie_word_embeddings": f.tie_word_embeddings,
-        "use_moe": f.use_moe,
-        "num_experts": f.num_experts,
-        "num_experts_per_tok": f.num_experts_per_tok,
-        "n_shared_experts": f.n_shared_experts,
-        "moe_intermediate_size": f.moe_intermediate_size,
-        "norm_topk_prob": f.norm_topk_prob,
-        "seq_aux": f.seq_aux,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "num_local_experts": f.num_experts,
-        "rope_parameters": {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta},
-    }
+    config: dict[str, Any] = {
+        "architectures": ["MiniMind2ForCausalLM"], "model_type": "minimind2", "router_aux_loss_coef": f.aux_loss_alpha,
+        "num_key_value_heads": f.kv_heads, "vocab_size": f.vocab_size, "hidden_size": f.hidden_size,
+        "num_hidden_layers": f.num_hidden_layers, "num_attention_heads": f.num_attention_heads, "head_dim": f.head_dim,
+        "intermediate_size": f.intermediate_size, "hidden_act": f.hidden_act, "dropout": f.dropout,
+        "max_position_embeddings": f.max_position_embeddings, "rms_norm_eps": f.rms_norm_eps,
+        "rope_theta": f.rope_theta, "inference_rope_scaling": f.inference_rope_scaling, "rope_scaling": f.rope_scaling,
+        "tie_word_embeddings": f.tie_word_embeddings, "use_moe": f.use_moe, "num_experts": f.num_experts,
+        "num_experts_per_tok": f.num_experts_per_tok, "n_shared_experts": f.n_shared_experts,
+        "moe_intermediate_size": f.moe_intermediate_size, "norm_topk_prob": f.norm_topk_prob, "seq_aux": f.seq_aux,
+        "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id, "num_local_experts": f.num_experts,
+    }  # fmt: skip
+    config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
+    for name in ("max_position_embeddings", "rope_theta", "num_experts_per_tok"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    for name in ["dropout", "rms_norm_eps"]:
+        require(0 <= config[name] <= 1, f"{name} is {config[name]!r}, not a number from 0 to 1")
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     if f.tie_word_embeddings and "lm_head.weight" in source:
         alias, owner = source.pop("lm_head.weight").contiguous(), source["model.embed_tokens.weight"].contiguous()
-        if not torch.equal(alias.view(torch.uint8), owner.view(torch.uint8)):  # bits: a NaN equals itself
-            raise SystemExit("lm_head.weight should equal model.embed_tokens.weight but differs from it")
+        equal = torch.equal(alias.view(torch.uint8), owner.view(torch.uint8))  # bits: a NaN equals itself
+        require(equal, "lm_head.weight should equal model.embed_tokens.weight but differs from it")
     source.pop("model.freqs_cos", None)  # recomputed from rope_theta
     source.pop("model.freqs_sin", None)  # recomputed from rope_theta
     for name in list(source):
         yield name, source.pop(name)
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (config.json beside the weights)")
@@ -189,80 +178,82 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--aux_loss_alpha", type=float, default=0.1, help="default: %(default)s")
     parser.add_argument("--scoring_func", default="softmax", help="default: %(default)s")
-    parser.add_argument("--num_key_value_heads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--num_attention_heads", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--hidden_act", default="silu", help="default: %(default)s")
     parser.add_argument("--dropout", type=float, default=0.0, help="default: %(default)s")
     parser.add_argument("--max_position_embeddings", type=int, default=32768, help="default: %(default)s")
     parser.add_argument("--rms_norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, default=1000000.0, help="default: %(default)s")
-    parser.add_argument("--inference_rope_scaling", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")
-    parser.add_argument("--num_experts_per_tok", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--inference_rope_scaling", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--norm_topk_prob", action=BooleanOptionalAction, default=True, help="default: %(default)s")
     parser.add_argument("--seq_aux", action=BooleanOptionalAction, default=True, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--intermediate_size", type=json.loads, help="default: (int(hidden_size * 8 / 3) + 63) // 64 * 64")
+    parser.add_argument("--intermediate_size", type=json.loads, help="default: (int(hidden_size * 8 / 3) + 63) // 64 * 64")  # fmt: skip
     parser.add_argument("--moe_intermediate_size", type=json.loads, help="default: intermediate_size")
     parser.add_argument("--num_experts", type=json.loads, help="default: 4")
     parser.add_argument("--n_shared_experts", type=json.loads, help="default: 1")
-    # fmt: on
+    for name in ("num_key_value_heads", "num_experts_per_tok", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=int, default=2, help="default: %(default)s")
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
     fields: dict[str, Any] = {}
-    config_file = args.config or args.source.with_name("config.json")
+    config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     rope = fields.get("rope_parameters") or {}  # where transformers 5 keeps theta
-    if rope.get("partial_rotary_factor", 1) != 1 or any(isinstance(part, dict) for part in rope.values()):
-        raise SystemExit(f"rope_parameters is {rope}, where one kind of layers and whole heads are needed")
-    theta = rope.get("rope_theta")
-    if theta is not None and fields.setdefault("rope_theta", theta) != theta:
-        raise SystemExit(f"rope_theta is {fields['rope_theta']!r} in the config, and {theta!r} in its rope_parameters")
+    whole = rope.get("partial_rotary_factor", 1) == 1 and not any(isinstance(part, dict) for part in rope.values())
+    require(whole, f"rope_parameters is {rope}, where one kind of layers and whole heads are needed")
+    for name, value in {"rope_theta": rope.get("rope_theta")}.items():
+        held = fields.get(name)
+        require(None in (value, held) or held == value, f"{name} is {held!r}, and {value!r} in rope_parameters")
+        fields |= {name: value} if value is not None else {}
+    for name, values in FIXED.items():
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
     own = {"source", "out", "config", "cast", "limit"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args)
-        config = convert_config(f)
-        made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
-        for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if fields[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            config["auto_map"] = {
-                "AutoConfig": "configuration_minimind2.MiniMind2Config",
-                "AutoModel": "model_minimind2.MiniMind2Model",
-                "AutoModelForCausalLM": "model_minimind2.MiniMind2ForCausalLM",
-                "AutoModelForSequenceClassification": "model_minimind2.MiniMind2ForSequenceClassification",
-                "AutoModelForTokenClassification": "model_minimind2.MiniMind2ForTokenClassification",
-                "AutoModelForQuestionAnswering": "model_minimind2.MiniMind2ForQuestionAnswering",
-            }
-            for name in ["configuration_minimind2.py", "model_minimind2.py"]:
-                shutil.copyfile(Path(__file__).with_name(name), folder / name)
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args))
+    config = convert_config(f)
+    made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
+    for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        config["auto_map"] = {
+            "AutoConfig": "configuration_minimind2.MiniMind2Config",
+            "AutoModel": "model_minimind2.MiniMind2Model",
+            "AutoModelForCausalLM": "model_minimind2.MiniMind2ForCausalLM",
+            "AutoModelForSequenceClassification": "model_minimind2.MiniMind2ForSequenceClassification",
+            "AutoModelForTokenClassification": "model_minimind2.MiniMind2ForTokenClassification",
+            "AutoModelForQuestionAnswering": "model_minimind2.MiniMind2ForQuestionAnswering",
+        }
+        for name in ["configuration_minimind2.py", "model_minimind2.py"]:
+            shutil.copyfile(Path(__file__).with_name(name), folder / name)
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

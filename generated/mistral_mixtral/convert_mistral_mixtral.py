@@ -2,15 +2,16 @@
 """Mixtral as mistral-inference keeps it (one .pth or .safetensors, a tensor for each expert, params.json) as MixtralForCausalLM
 
 Usage: python convert_mistral_mixtral.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -34,21 +35,25 @@ STATE_DICT_MAPPING = {
     "layers.{i}.feed_forward.experts.{e}.w2.weight": "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",
     "layers.{i}.feed_forward.experts.{e}.w3.weight": "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight",
 }
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "the weights of an adapter have no rule here": {"lora": [None]},
-    "a model of images has another class": {"vision_encoder": [None]},
-    "the class attends to earlier positions only": {"causal": [True]},
-    "quantized weights have no rule here": {"quantization": [None]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "causal": (True,),
+    **dict.fromkeys(["lora", "vision_encoder", "quantization"], (None,)),
 }
 # fmt: on
 
 
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
+
+
 def load_torch_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a torch file that holds a state dict and no more, mapped into memory."""
-    state = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
-    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SystemExit(f"{path} is not a bare state dict; mapspec's `compile run` reads others")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
+    bare = all(isinstance(tensor, Tensor) for tensor in state.values())
+    require(bare, f"{path} is not a bare state dict; mapspec's `compile run` reads others")
     return state
 
 
@@ -56,24 +61,21 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, or of the files consolidated.* of a folder, which share no name, mapped into memory."""
     state: dict[str, Tensor] = {}
     files = (
-        [path]
-        if path.is_file()
-        else sorted(file for file in path.glob("consolidated.*") if file.suffix in (".pth", ".pt", ".safetensors"))
-    )
+        [path] if path.is_file() else
+        sorted(file for file in path.glob("consolidated.*") if file.suffix in (".pth", ".pt", ".safetensors"))
+    )  # fmt: skip
     for file in files:
         tensors = load_file(file) if file.suffix == ".safetensors" else load_torch_file(file)
-        if twice := sorted(state.keys() & tensors.keys()):
-            raise SystemExit(f"{file} and another file both hold {', '.join(twice[:3])}")
+        twice = sorted(state.keys() & tensors.keys())
+        require(not twice, f"{file} and another file both hold {', '.join(twice[:3])}")
         state |= tensors
-    if not files:
-        raise SystemExit(f"{path} holds no file consolidated.*")
+    require(files, f"{path} holds no file consolidated.*")
     return state
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -82,17 +84,15 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "layers.0.feed_forward.experts.0.w1.weight" not in shapes:
-        raise SystemExit(
-            "no experts in this checkpoint; use specs/mistral_mistral.yaml, or specs/mixtral_mixtral.yaml for the first release"
-        )
-    if "layers.0.feed_forward.shared_experts.w1.weight" in shapes:
-        raise SystemExit("Mixtral has no shared experts")
-    if "n_heads" not in stated:
-        raise SystemExit("--n_heads is needed, as an option or in a config")
+    f = Namespace(**args)
+    require(
+        "layers.0.feed_forward.experts.0.w1.weight" in shapes,
+        "no experts in this checkpoint; use specs/mistral_mistral.yaml, or specs/mixtral_mixtral.yaml for the first release",
+    )
+    require("layers.0.feed_forward.shared_experts.w1.weight" not in shapes, "Mixtral has no shared experts")
+    require("n_heads" in stated, "--n_heads is needed, as an option or in a config")
     f.rows, f.width = shapes["tok_embeddings.weight"][:2]
     f.hidden_dim = shapes["layers.0.feed_forward.experts.0.w1.weight"][0]
     f.experts = shapes["layers.0.feed_forward.gate.weight"][0]
@@ -101,51 +101,35 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
     f.head_dim = shapes["layers.0.attention.wq.weight"][0] // f.n_heads
     f.kv_heads = shapes["layers.0.attention.wk.weight"][0] // f.head_dim
     f.window = f.sliding_window if f._sliding_window is None else f._sliding_window
-    if not (f.moe is None or f.moe["num_experts"] == f.experts):
-        raise SystemExit("params.json and the router differ in the number of experts")
-    if f.chosen > f.experts:
-        raise SystemExit("num_experts_per_tok exceeds the number of experts")
-    if not (f.dim is None or f.dim == f.width):
-        raise SystemExit("params.json and the embedding differ in width")
-    if not (f.vocab_size is None or f.vocab_size == f.rows):
-        raise SystemExit("params.json and the embedding differ in the size of the vocabulary")
-    if not (f.n_kv_heads is None or f.n_kv_heads == f.kv_heads):
-        raise SystemExit("n_kv_heads does not fit wk")
-    if shapes["layers.0.attention.wq.weight"][0] != f.n_heads * f.head_dim:
-        raise SystemExit("n_heads does not fit wq")
-    if f.n_heads % f.kv_heads != 0:
-        raise SystemExit("the key and value heads do not divide n_heads")
-    if f.head_dim % 2 != 0:
-        raise SystemExit("rotary embeddings need an even head_dim")
+    require(f.moe is None or f.moe["num_experts"] == f.experts,
+            "params.json and the router differ in the number of experts")  # fmt: skip
+    require(f.chosen <= f.experts, "num_experts_per_tok exceeds the number of experts")
+    require(f.dim is None or f.dim == f.width, "params.json and the embedding differ in width")
+    require(f.vocab_size is None or f.vocab_size == f.rows,
+            "params.json and the embedding differ in the size of the vocabulary")  # fmt: skip
+    require(f.n_kv_heads is None or f.n_kv_heads == f.kv_heads, "n_kv_heads does not fit wk")
+    require(shapes["layers.0.attention.wq.weight"][0] == f.n_heads * f.head_dim, "n_heads does not fit wq")
+    require(f.n_heads % f.kv_heads == 0, "the key and value heads do not divide n_heads")
+    require(f.head_dim % 2 == 0, "rotary embeddings need an even head_dim")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    config = {
-        "architectures": ["MixtralForCausalLM"],
-        "model_type": "mixtral",
-        "head_dim": f.head_dim,
-        "max_position_embeddings": f.max_position_embeddings,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "vocab_size": f.rows,
-        "hidden_size": f.width,
-        "intermediate_size": f.hidden_dim,
-        "num_hidden_layers": f.n_layers,
-        "num_attention_heads": f.n_heads,
-        "num_key_value_heads": f.kv_heads,
-        "num_local_experts": f.experts,
-        "num_experts_per_tok": f.chosen,
-        "rms_norm_eps": f.norm_eps,
+    config: dict[str, Any] = {
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "head_dim": f.head_dim,
+        "max_position_embeddings": f.max_position_embeddings, "bos_token_id": f.bos_token_id,
+        "eos_token_id": f.eos_token_id, "vocab_size": f.rows, "hidden_size": f.width, "intermediate_size": f.hidden_dim,
+        "num_hidden_layers": f.n_layers, "num_attention_heads": f.n_heads, "num_key_value_heads": f.kv_heads,
+        "num_local_experts": f.experts, "num_experts_per_tok": f.chosen, "rms_norm_eps": f.norm_eps,
+        "hidden_act": "silu", "tie_word_embeddings": False,
         "rope_theta": 1000000.0 if f.rope_theta is None else f.rope_theta,
-        "sliding_window": None if f.window is None else int(f.window),
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "num_experts": f.experts,
-        "rope_scaling": None,
-    }
+        "sliding_window": None if f.window is None else int(f.window), "num_experts": f.experts, "rope_scaling": None,
+    }  # fmt: skip
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    for name in ("max_position_embeddings", "num_experts_per_tok", "rope_theta", "sliding_window"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
     return config
 
 
@@ -166,105 +150,115 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         yield f"model.layers.{i}.self_attn.q_proj.weight", rope_to_half(wq, f.n_heads)
         wk = source.pop(f"layers.{i}.attention.wk.weight")
         yield f"model.layers.{i}.self_attn.k_proj.weight", rope_to_half(wk, f.kv_heads)
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.MixtralForCausalLM(transformers.MixtralForCausalLM.config_class.from_dict(fields))
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"mixtral"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: the folder of consolidated.*, or a file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (params.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--n_kv_heads", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--dim", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--vocab_size", type=json.loads, help="default: %(default)s")
     parser.add_argument("--norm_eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, default=1000000.0, help="default: %(default)s")
-    parser.add_argument("--moe", type=json.loads, help="default: %(default)s")
     parser.add_argument("--num_experts_per_tok", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--sliding_window", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--_sliding_window", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--max_position_embeddings", type=int, default=32768, help="no file tells; default: %(default)s")
+    parser.add_argument("--max_position_embeddings", type=int, default=32768, help="no file tells; default: %(default)s")  # fmt: skip
     parser.add_argument("--bos_token_id", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=2, help="default: %(default)s")
-    # fmt: on
+    for name in ("n_kv_heads", "dim", "vocab_size", "moe", "sliding_window", "_sliding_window"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "params.json"
     if args.config or config_file.is_file():
         fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
-        for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if fields[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
+    for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | fields)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

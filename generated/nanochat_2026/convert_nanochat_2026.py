@@ -2,16 +2,16 @@
 """nanochat as of July 2026 (value embeddings, smear, backout), with its own code beside the weights
 
 Usage: python convert_nanochat_2026.py folder/ out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
 import shutil
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -39,11 +39,17 @@ STATE_DICT_MAPPING = {
 # fmt: on
 
 
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
+
+
 def load_torch_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a torch file that holds a state dict and no more, mapped into memory."""
-    state = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
-    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SystemExit(f"{path} is not a bare state dict; mapspec's `compile run` reads others")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
+    bare = all(isinstance(tensor, Tensor) for tensor in state.values())
+    require(bare, f"{path} is not a bare state dict; mapspec's `compile run` reads others")
     return state
 
 
@@ -53,18 +59,16 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     files = [path] if path.is_file() else sorted(file for file in path.glob("model_*.pt") if file.suffix in (".pt",))
     for file in files:
         tensors = load_torch_file(file)
-        if twice := sorted(state.keys() & tensors.keys()):
-            raise SystemExit(f"{file} and another file both hold {', '.join(twice[:3])}")
+        twice = sorted(state.keys() & tensors.keys())
+        require(not twice, f"{file} and another file both hold {', '.join(twice[:3])}")
         state |= tensors
-    if not files:
-        raise SystemExit(f"{path} holds no file model_*.pt")
+    require(files, f"{path} holds no file model_*.pt")
     return state
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -81,14 +85,12 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "smear_lambda" not in shapes:
-        raise SystemExit("no smear_lambda, so this is an older nanochat")
+    f = Namespace(**args)
+    require("smear_lambda" in shapes, "no smear_lambda, so this is an older nanochat")
     for name in ("n_head", "vocab_size", "sequence_len"):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
+        require(name in stated, f"--{name} is needed, as an option or in a config")
     f.padded_vocab_size = -(-f.vocab_size // 64) * 64
     f.hidden_size = shapes["transformer.wte.weight"][1]
     f.num_hidden_layers = len(matches(shapes, r"transformer\.h\.\d+\.attn\.c_q\.weight"))
@@ -107,52 +109,38 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
     f.sliding_window = -(-f.max_position_embeddings // 512) * 512 // 4 + 1
     f.value_embedding_layers = [i for i in range(f.num_hidden_layers) if i % 2 == (f.num_hidden_layers - 1) % 2]
     f.subtracted_layer = f.num_hidden_layers // 2
-    if f.hidden_size % f.n_head != 0:
-        raise SystemExit("n_head does not divide the width")
-    if f.n_head % f.n_kv_head != 0:
-        raise SystemExit("n_kv_head does not divide n_head")
-    if shapes["transformer.wte.weight"][0] != f.padded_vocab_size:
-        raise SystemExit("the embedding does not have vocab_size rows, padded to a multiple of 64")
+    require(f.hidden_size % f.n_head == 0, "n_head does not divide the width")
+    require(f.n_head % f.n_kv_head == 0, "n_kv_head does not divide n_head")
+    require(shapes["transformer.wte.weight"][0] == f.padded_vocab_size,
+            "the embedding does not have vocab_size rows, padded to a multiple of 64")  # fmt: skip
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["NanoChat2026ForCausalLM"],
-        "model_type": "nanochat_2026",
-        "num_attention_heads": f.n_head,
-        "num_key_value_heads": f.n_kv_head,
-        "vocab_size": f.vocab_size,
-        "hidden_size": f.hidden_size,
-        "num_hidden_layers": f.num_hidden_layers,
-        "head_dim": f.head_dim,
-        "intermediate_size": f.intermediate_size,
-        "hidden_act": f.hidden_act,
-        "max_position_embeddings": f.max_position_embeddings,
-        "rms_norm_eps": f.rms_norm_eps,
-        "rope_theta": f.rope_theta,
-        "rope_scaling": f.rope_scaling,
-        "attention_scale": f.attention_scale,
-        "sliding_window": f.sliding_window,
-        "layer_types": f.layer_types,
-        "value_embedding_layers": f.value_embedding_layers,
-        "value_gate_channels": f.value_gate_channels,
-        "value_gate_scale": f.value_gate_scale,
-        "smear_gate_channels": f.smear_gate_channels,
-        "subtracted_layer": f.subtracted_layer,
-        "final_logit_softcapping": f.final_logit_softcapping,
-        "tie_word_embeddings": f.tie_word_embeddings,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "rope_parameters": {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta},
-    }
+    config: dict[str, Any] = {
+        "architectures": ["NanoChat2026ForCausalLM"], "model_type": "nanochat_2026", "num_attention_heads": f.n_head,
+        "num_key_value_heads": f.n_kv_head, "vocab_size": f.vocab_size, "hidden_size": f.hidden_size,
+        "num_hidden_layers": f.num_hidden_layers, "head_dim": f.head_dim, "intermediate_size": f.intermediate_size,
+        "hidden_act": f.hidden_act, "max_position_embeddings": f.max_position_embeddings,
+        "rms_norm_eps": f.rms_norm_eps, "rope_theta": f.rope_theta, "rope_scaling": f.rope_scaling,
+        "attention_scale": f.attention_scale, "sliding_window": f.sliding_window, "layer_types": f.layer_types,
+        "value_embedding_layers": f.value_embedding_layers, "value_gate_channels": f.value_gate_channels,
+        "value_gate_scale": f.value_gate_scale, "smear_gate_channels": f.smear_gate_channels,
+        "subtracted_layer": f.subtracted_layer, "final_logit_softcapping": f.final_logit_softcapping,
+        "tie_word_embeddings": f.tie_word_embeddings, "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id,
+    }  # fmt: skip
+    config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
+    for name in ("max_position_embeddings", "rope_theta", "sliding_window"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
-    if not [valued_3 for valued_3 in range(f.num_hidden_layers) if valued_3 % 2 == (f.num_hidden_layers - 1) % 2]:
-        raise SystemExit("the checkpoint has no tensor called transformer.h.{valued}.attn.ve_gate.weight")
+    require([valued_3 for valued_3 in range(f.num_hidden_layers) if valued_3 % 2 == (f.num_hidden_layers - 1) % 2],
+            "there is no transformer.h.{valued}.attn.ve_gate.weight")  # fmt: skip
     for old, new in STATE_DICT_MAPPING.items():
         for i in range(f.num_hidden_layers) if "{i}" in old else range(1):
             for valued_3 in (
@@ -173,8 +161,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             )
             if valued % 2 == (f.num_hidden_layers - 1) % 2
         ]
-        if not valued_numbers:
-            raise SystemExit("the checkpoint has no tensor called value_embeds.{valued}.weight")
+        require(valued_numbers, "there is no value_embeds.{valued}.weight")
         yield "model.embed_tokens.weight", source.pop("transformer.wte.weight")
         yield "lm_head.weight", source.pop("lm_head.weight")
         for valued_2 in valued_numbers:
@@ -191,78 +178,64 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             )
             if valued % 2 == (f.num_hidden_layers - 1) % 2
         ]
-        if not valued_numbers:
-            raise SystemExit("the checkpoint has no tensor called value_embeds.{valued}.weight")
+        require(valued_numbers, "there is no value_embeds.{valued}.weight")
         wte = source.pop("transformer.wte.weight")
         yield "model.embed_tokens.weight", wte.split([f.vocab_size, f.padded_vocab_size - f.vocab_size], dim=0)[0]
         lm_head = source.pop("lm_head.weight")
         yield "lm_head.weight", lm_head.split([f.vocab_size, f.padded_vocab_size - f.vocab_size], dim=0)[0]
         for valued_2 in valued_numbers:
             value_embeds = source.pop(f"value_embeds.{valued_2}.weight")
-            yield (
-                f"model.value_embeddings.{valued_2}.weight",
-                value_embeds.split([f.vocab_size, f.padded_vocab_size - f.vocab_size], dim=0)[0],
-            )
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+            yield (f"model.value_embeddings.{valued_2}.weight",
+                   value_embeds.split([f.vocab_size, f.padded_vocab_size - f.vocab_size], dim=0)[0])  # fmt: skip
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        if name in numbers:
-            raise SystemExit(f"{name} would be written twice")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        require(name not in written, f"{name} would be written twice")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: the folder of model_*.pt, or a file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below (meta_*.json beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
     parser.add_argument("--n_head", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--vocab_size", type=int, help="needed: the number of tokens without the rows that pad the embedding")
-    parser.add_argument("--sequence_len", type=int, help="needed: the length of the training texts; the sliding windows follow from it")
+    parser.add_argument("--vocab_size", type=int, help="needed: the number of tokens without the rows that pad the embedding")  # fmt: skip
+    parser.add_argument("--sequence_len", type=int, help="needed: the length of the training texts; the sliding windows follow from it")  # fmt: skip
     parser.add_argument("--window_pattern", default="L", help="default: %(default)s")
-    parser.add_argument("--rms_norm_eps", type=float, default=1.1920928955078125e-07, help="torch's own where none is given: that of float32; default: %(default)s")
+    parser.add_argument("--rms_norm_eps", type=float, default=1.1920928955078125e-07, help="torch's own where none is given: that of float32; default: %(default)s")  # fmt: skip
     parser.add_argument("--hidden_act", default="relu2", help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, default=100000.0, help="default: %(default)s")
-    parser.add_argument("--rope_scaling", type=json.loads, help="default: %(default)s")
     parser.add_argument("--value_gate_channels", type=int, default=12, help="default: %(default)s")
     parser.add_argument("--value_gate_scale", type=float, default=3.0, help="default: %(default)s")
     parser.add_argument("--final_logit_softcapping", type=float, default=15.0, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")
-    parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
-    parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
+    for name in ("rope_scaling", "bos_token_id", "eos_token_id"):
+        parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
     fields: dict[str, Any] = {}
     config_file = args.config or min(
@@ -276,44 +249,43 @@ def main() -> None:
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     args.rope_scaling = scaling(args.rope_scaling)
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
-        for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if fields[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            config["auto_map"] = {
-                "AutoConfig": "configuration_nanochat_2026.NanoChat2026Config",
-                "AutoModel": "model_nanochat_2026.NanoChat2026Model",
-                "AutoModelForCausalLM": "model_nanochat_2026.NanoChat2026ForCausalLM",
-                "AutoModelForSequenceClassification": "model_nanochat_2026.NanoChat2026ForSequenceClassification",
-                "AutoModelForTokenClassification": "model_nanochat_2026.NanoChat2026ForTokenClassification",
-                "AutoModelForQuestionAnswering": "model_nanochat_2026.NanoChat2026ForQuestionAnswering",
-            }
-            for name in ["configuration_nanochat_2026.py", "model_nanochat_2026.py"]:
-                shutil.copyfile(Path(__file__).with_name(name), folder / name)
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
+    for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own)
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        config["auto_map"] = {"AutoConfig": "configuration_nanochat_2026.NanoChat2026Config",
+            "AutoModel": "model_nanochat_2026.NanoChat2026Model",
+            "AutoModelForCausalLM": "model_nanochat_2026.NanoChat2026ForCausalLM",
+            "AutoModelForSequenceClassification": "model_nanochat_2026.NanoChat2026ForSequenceClassification",
+            "AutoModelForTokenClassification": "model_nanochat_2026.NanoChat2026ForTokenClassification",
+            "AutoModelForQuestionAnswering": "model_nanochat_2026.NanoChat2026ForQuestionAnswering"}  # fmt: skip
+        for name in ["configuration_nanochat_2026.py", "model_nanochat_2026.py"]:
+            shutil.copyfile(Path(__file__).with_name(name), folder / name)
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,16 +2,16 @@
 """nanoGPT's GPT with its own code beside the weights: learned positions, fused attention, exact GELU
 
 Usage: python convert_nanogpt.py model.pt out/ --n_head N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
 import shutil
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -19,6 +19,12 @@ from zipfile import is_zipfile
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -31,8 +37,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given |= vars(held) if isinstance(held, Namespace) else held if isinstance(held, dict) else {}
     keys = ("model", "state_dict", "model_state_dict", "module")
     while inner := [state[key] for key in keys if isinstance(state.get(key), dict)]:
-        if len(inner) > 1 or any(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in state.values()):
-            raise SystemExit(f"{path} holds more than one state dict")
+        others = [t for t in state.values() if isinstance(t, Tensor) and t.ndim and t.is_floating_point()]
+        require(len(inner) == 1 and not others, f"{path} holds more than one state dict")
         state = inner[0]
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in ("module.", "_orig_mod.", "module."):  # of DistributedDataParallel and torch.compile
@@ -42,9 +48,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -53,49 +58,40 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "n_head" not in stated:
-        raise SystemExit("--n_head is needed, as an option or in a config")
+    f = Namespace(**args)
+    require("n_head" in stated, "--n_head is needed, as an option or in a config")
     f.vocab_size, f.hidden_size = shapes["transformer.wte.weight"][:2]
     f.max_position_embeddings = shapes["transformer.wpe.weight"][0]
     f.num_hidden_layers = len(matches(shapes, r"transformer\.h\.\d+\.ln_1\.weight"))
     f.intermediate_size = shapes["transformer.h.0.mlp.c_fc.weight"][0]
     f.bias = "transformer.h.0.ln_1.bias" in shapes
-    if f.hidden_size % f.n_head != 0:
-        raise SystemExit("n_head does not divide the width")
+    require(f.hidden_size % f.n_head == 0, "n_head does not divide the width")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json."""
-    return {
-        "architectures": ["NanoGPTForCausalLM"],
-        "model_type": "nanogpt",
-        "num_attention_heads": f.n_head,
+    config: dict[str, Any] = {
+        "architectures": ["NanoGPTForCausalLM"], "model_type": "nanogpt", "num_attention_heads": f.n_head,
+        "vocab_size": f.vocab_size, "hidden_size": f.hidden_size, "num_hidden_layers": f.num_hidden_layers,
+        "intermediate_size": f.intermediate_size, "hidden_act": f.hidden_act, "dropout": f.dropout,
+        "max_position_embeddings": f.max_position_embeddings, "layer_norm_eps": f.layer_norm_eps, "bias": f.bias,
+        "tie_word_embeddings": f.tie_word_embeddings, "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id,
         "head_dim": f.hidden_size // f.n_head,
-        "vocab_size": f.vocab_size,
-        "hidden_size": f.hidden_size,
-        "num_hidden_layers": f.num_hidden_layers,
-        "intermediate_size": f.intermediate_size,
-        "hidden_act": f.hidden_act,
-        "dropout": f.dropout,
-        "max_position_embeddings": f.max_position_embeddings,
-        "layer_norm_eps": f.layer_norm_eps,
-        "bias": f.bias,
-        "tie_word_embeddings": f.tie_word_embeddings,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-    }
+    }  # fmt: skip
+    for name in ["dropout", "layer_norm_eps"]:
+        require(0 <= config[name] <= 1, f"{name} is {config[name]!r}, not a number from 0 to 1")
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
     if "lm_head.weight" in source:
         alias, owner = source.pop("lm_head.weight").contiguous(), source["transformer.wte.weight"].contiguous()
-        if not torch.equal(alias.view(torch.uint8), owner.view(torch.uint8)):  # bits: a NaN equals itself
-            raise SystemExit("lm_head.weight should equal transformer.wte.weight but differs from it")
+        equal = torch.equal(alias.view(torch.uint8), owner.view(torch.uint8))  # bits: a NaN equals itself
+        require(equal, "lm_head.weight should equal transformer.wte.weight but differs from it")
     # the causal mask, which every model makes itself
     for match in matches(source, r"transformer\.h\.\d+\.attn\.bias"):
         del source[match[0]]
@@ -103,37 +99,31 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         yield name, source.pop(name)
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
@@ -143,17 +133,13 @@ def main() -> None:
     parser.add_argument("--hidden_act", default="gelu", help="default: %(default)s")
     parser.add_argument("--dropout", type=float, default=0.0, help="default: %(default)s")
     parser.add_argument("--layer_norm_eps", type=float, default=1e-05, help="default: %(default)s")
-    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")
+    parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=True, help="default: %(default)s")  # fmt: skip
     parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
     own = {"source", "out", "config", "cast", "limit"}
@@ -161,43 +147,44 @@ def main() -> None:
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            config["auto_map"] = {
-                "AutoConfig": "configuration_nanogpt.NanoGPTConfig",
-                "AutoModel": "model_nanogpt.NanoGPTModel",
-                "AutoModelForCausalLM": "model_nanogpt.NanoGPTForCausalLM",
-                "AutoModelForSequenceClassification": "model_nanogpt.NanoGPTForSequenceClassification",
-                "AutoModelForTokenClassification": "model_nanogpt.NanoGPTForTokenClassification",
-                "AutoModelForQuestionAnswering": "model_nanogpt.NanoGPTForQuestionAnswering",
-            }
-            for name in ["configuration_nanogpt.py", "model_nanogpt.py"]:
-                shutil.copyfile(Path(__file__).with_name(name), folder / name)
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own)
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        config["auto_map"] = {
+            "AutoConfig": "configuration_nanogpt.NanoGPTConfig",
+            "AutoModel": "model_nanogpt.NanoGPTModel",
+            "AutoModelForCausalLM": "model_nanogpt.NanoGPTForCausalLM",
+            "AutoModelForSequenceClassification": "model_nanogpt.NanoGPTForSequenceClassification",
+            "AutoModelForTokenClassification": "model_nanogpt.NanoGPTForTokenClassification",
+            "AutoModelForQuestionAnswering": "model_nanogpt.NanoGPTForQuestionAnswering",
+        }
+        for name in ["configuration_nanogpt.py", "model_nanogpt.py"]:
+            shutil.copyfile(Path(__file__).with_name(name), folder / name)
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,15 +2,16 @@
 """OLMo 1 (model.pt and the trainer's config.yaml) as OlmoForCausalLM
 
 Usage: python convert_olmo1_olmo.py model.pt out/
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -27,26 +28,26 @@ STATE_DICT_MAPPING = {
     "transformer.blocks.{i}.attn_out.weight": "model.layers.{i}.self_attn.o_proj.weight",
     "transformer.blocks.{i}.ff_out.weight":   "model.layers.{i}.mlp.down_proj.weight",
 }
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "positions other than rotary have no form in this class": {"rope": [True], "alibi": [False]},
-    "the norms of the class are LayerNorms": {"layer_norm_type": ["default", "low_precision"]},
-    "the class norms before attention and MLP": {"norm_after": [False]},
-    "the class does not norm its embeddings": {"embedding_layer_norm": [False]},
-    "the class does not scale its logits": {"scale_logits": [False]},
-    "the MLP of this class is gated by SiLU": {"activation_type": ["swiglu"]},
-    "attention and MLP of the class come one after the other": {"block_type": ["sequential", "llama"]},
-    "the class does not normalise queries and keys": {"attention_layer_norm": [False]},
-    "the class has an epsilon of 1e-5": {"layer_norm_eps": [1e-05]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "rope": (True,), "layer_norm_type": ("default", "low_precision"), "activation_type": ("swiglu",),
+    "block_type": ("sequential", "llama"), "layer_norm_eps": (1e-05,),
+    **dict.fromkeys(["alibi", "norm_after", "embedding_layer_norm", "scale_logits", "attention_layer_norm"], (False, None)),
 }
 # fmt: on
 
 
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
+
+
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a torch file that holds a state dict and no more, mapped into memory."""
-    state = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
-    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SystemExit(f"{path} is not a bare state dict; mapspec's `compile run` reads others")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=is_zipfile(path), weights_only=True)
+    bare = all(isinstance(tensor, Tensor) for tensor in state.values())
+    require(bare, f"{path} is not a bare state dict; mapspec's `compile run` reads others")
     return state
 
 
@@ -54,70 +55,57 @@ class Loader(yaml.SafeLoader):
     """Reads 1e-5 as a number, as YAML 1.2 does. Rejects a key that is there twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        if len(fields := super().construct_mapping(node, deep)) < len(node.value):
-            raise SystemExit(f"a key of the config is there twice, at line {node.start_mark.line + 1}")
+        fields = super().construct_mapping(node, deep)
+        require(
+            len(fields) == len(node.value), f"a key is there twice, at line {node.start_mark.line + 1} of the config"
+        )
         return fields
 
 
-NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "transformer.blocks.0.attn_out.bias" in shapes:
-        raise SystemExit("the class has no biases")
-    if "transformer.blocks.0.q_norm.weight" in shapes:
-        raise SystemExit("the class does not normalise queries and keys")
-    if "transformer.blocks.0.attn_norm.weight" in shapes:
-        raise SystemExit("the norms of this class have no weights")
-    if "n_heads" not in stated:
-        raise SystemExit("--n_heads is needed, as an option or in a config")
-    if ("transformer.ff_out.weight" in shapes) == f.weight_tying:
-        raise SystemExit("weight_tying and the output layer contradict each other")
+    f = Namespace(**args)
+    require("transformer.blocks.0.attn_out.bias" not in shapes, "the class has no biases")
+    require("transformer.blocks.0.q_norm.weight" not in shapes, "the class does not normalise queries and keys")
+    require("transformer.blocks.0.attn_norm.weight" not in shapes, "the norms of this class have no weights")
+    require("n_heads" in stated, "--n_heads is needed, as an option or in a config")
+    require(("transformer.ff_out.weight" in shapes) != f.weight_tying,
+            "weight_tying and the output layer contradict each other")  # fmt: skip
     f.rows, f.d_model = shapes["transformer.wte.weight"][:2]
     f.intermediate = shapes["transformer.blocks.0.ff_out.weight"][1]
     f.n_layers = sum(bool(re.fullmatch(r"transformer\.blocks\.\d+\.attn_out\.weight", name)) for name in shapes)
     f.head_dim = f.d_model // f.n_heads
     f.kv_heads = (shapes["transformer.blocks.0.att_proj.weight"][0] - f.d_model) // 2 // f.head_dim
     f.kv_rows = f.kv_heads * f.head_dim
-    if f.d_model % f.n_heads != 0:
-        raise SystemExit("n_heads does not divide d_model")
-    if not (f.n_kv_heads is None or f.n_kv_heads == f.kv_heads):
-        raise SystemExit("n_kv_heads does not fit att_proj")
-    if not (f.n_kv_heads is not None or not f.multi_query_attention or f.kv_heads == 1):
-        raise SystemExit("the config speaks of multi-query attention, the checkpoint has more key heads")
-    if shapes["transformer.blocks.0.att_proj.weight"][0] != f.d_model + 2 * f.kv_rows:
-        raise SystemExit("the heads do not fit att_proj")
-    if shapes["transformer.blocks.0.ff_proj.weight"][0] != 2 * f.intermediate:
-        raise SystemExit("ff_proj does not fit ff_out")
+    require(f.d_model % f.n_heads == 0, "n_heads does not divide d_model")
+    require(f.n_kv_heads is None or f.n_kv_heads == f.kv_heads, "n_kv_heads does not fit att_proj")
+    require(f.n_kv_heads is not None or not f.multi_query_attention or f.kv_heads == 1,
+            "the config speaks of multi-query attention, the checkpoint has more key heads")  # fmt: skip
+    require(shapes["transformer.blocks.0.att_proj.weight"][0] == f.d_model + 2 * f.kv_rows,
+            "the heads do not fit att_proj")  # fmt: skip
+    require(shapes["transformer.blocks.0.ff_proj.weight"][0] == 2 * f.intermediate, "ff_proj does not fit ff_out")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["OlmoForCausalLM"],
-        "model_type": "olmo",
-        "clip_qkv": f.clip_qkv,
-        "rope_theta": f.rope_theta,
-        "eos_token_id": f.eos_token_id,
-        "vocab_size": f.rows,
-        "hidden_size": f.d_model,
-        "intermediate_size": f.intermediate,
-        "num_hidden_layers": f.n_layers,
-        "num_attention_heads": f.n_heads,
-        "num_key_value_heads": f.kv_heads,
-        "max_position_embeddings": f.max_sequence_length,
-        "tie_word_embeddings": f.weight_tying,
-        "pad_token_id": None if f.pad_token_id < 0 else f.pad_token_id,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "rope_scaling": None,
-        "bos_token_id": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": f.rope_theta},
-    }
+    config: dict[str, Any] = {
+        "architectures": ["OlmoForCausalLM"], "model_type": "olmo", "clip_qkv": f.clip_qkv, "rope_theta": f.rope_theta,
+        "eos_token_id": f.eos_token_id, "vocab_size": f.rows, "hidden_size": f.d_model,
+        "intermediate_size": f.intermediate, "num_hidden_layers": f.n_layers, "num_attention_heads": f.n_heads,
+        "num_key_value_heads": f.kv_heads, "max_position_embeddings": f.max_sequence_length,
+        "tie_word_embeddings": f.weight_tying, "hidden_act": "silu", "attention_bias": False, "rope_scaling": None,
+        "bos_token_id": None, "pad_token_id": None if f.pad_token_id < 0 else f.pad_token_id,
+    }  # fmt: skip
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": f.rope_theta}
+    for name in ("rope_theta", "max_position_embeddings"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
@@ -136,36 +124,49 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
         up_proj, gate_proj = source.pop(f"transformer.blocks.{i}.ff_proj.weight").unflatten(0, (2, -1)).unbind(0)
         yield f"model.layers.{i}.mlp.up_proj.weight", up_proj
         yield f"model.layers.{i}.mlp.gate_proj.weight", gate_proj
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.OlmoForCausalLM(transformers.OlmoForCausalLM.config_class.from_dict(fields))
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"olmo"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="YAML file of the arguments below (config.yaml beside the weights)")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_heads", type=int, help="needed: the number of attention heads")
     parser.add_argument("--n_kv_heads", type=json.loads, help="default: %(default)s")
     parser.add_argument("--multi_query_attention", type=json.loads, help="default: %(default)s")
@@ -185,53 +187,55 @@ def main() -> None:
     parser.add_argument("--eos_token_id", type=int, default=50256, help="default: %(default)s")
     parser.add_argument("--pad_token_id", type=int, default=-1, help="default: %(default)s")
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
-    config_file = args.config or args.source.with_name("config.yaml")
+    config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.yaml"
     if args.config or config_file.is_file():
         fields = yaml.load(config_file.read_text(encoding="utf-8"), Loader)
         fields |= fields["model"] if isinstance(fields.get("model"), dict) else {}
     json.dumps(fields, allow_nan=False, default=str)  # an error where a number is not finite
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
-        for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if fields[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
-            raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
+    for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    row = config["pad_token_id"]
+    require(not isinstance(row, int) or row < config["vocab_size"], f"the vocabulary has no row {row} for pad_token_id")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | fields)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,7 +2,7 @@
 """OLMo-core's Llama as a standard LlamaForCausalLM
 
 Usage: python convert_olmo_core_llama.py model.pt out/ --n_heads N --rope_theta N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -10,8 +10,8 @@ import re
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -36,19 +36,19 @@ STATE_DICT_MAPPING = {
     "blocks.{i}.feed_forward.w2.weight":   "model.layers.{i}.mlp.down_proj.weight",
     "blocks.{i}.feed_forward.w3.weight":   "model.layers.{i}.mlp.up_proj.weight",
 }
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "a sliding window has no place in the class": {"sliding_window": [None]},
-    "a gate behind attention has no place in the class": {"gate": [None]},
-    "layers of several kinds have no rule here": {"block_pattern": [None], "block_overrides": [None]},
-    "the class does not norm its embeddings": {"embedding_norm": [None]},
-    "the class does not scale its embeddings": {"embed_scale": [None]},
-    "a head of its own is what the rules read": {"tie_word_embeddings": [False]},
-    "the class does not clip queries, keys and values": {"clip_qkv": [None]},
-    "the class does not scale its residuals": {"attention_residual_alpha": [None], "feed_forward_residual_alpha": [None]},
-    "the spec has no rule for others": {"scalable_softmax": [False], "attention_sinks": [False]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(["sliding_window", "gate", "block_pattern", "block_overrides", "embedding_norm", "embed_scale",
+        "clip_qkv", "attention_residual_alpha", "feed_forward_residual_alpha"], (None,)),
+    **dict.fromkeys(["tie_word_embeddings", "scalable_softmax", "attention_sinks"], (False, None)),
 }
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -61,8 +61,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given |= vars(held) if isinstance(held, Namespace) else held if isinstance(held, dict) else {}
     keys = ("model", "state_dict", "model_state_dict", "module")
     while inner := [state[key] for key in keys if isinstance(state.get(key), dict)]:
-        if len(inner) > 1 or any(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in state.values()):
-            raise SystemExit(f"{path} holds more than one state dict")
+        others = [t for t in state.values() if isinstance(t, Tensor) and t.ndim and t.is_floating_point()]
+        require(len(inner) == 1 and not others, f"{path} holds more than one state dict")
         state = inner[0]
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in ("module.", "_orig_mod.", "module."):  # of DistributedDataParallel and torch.compile
@@ -72,9 +72,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -86,65 +85,44 @@ def scaling(given: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"rope_type": kind, **fields} if fields or kind != "default" else None
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "blocks.0.attention.q_norm.weight" in shapes:
-        raise SystemExit("Llama has no QK-norm; use specs/olmo_core_olmo2.yaml or specs/olmo_core_qwen3.yaml")
-    if "blocks.0.attention.w_q.bias" in shapes:
-        raise SystemExit("the biases of attention have no rule here")
-    if "blocks.0.feed_forward_moe.router.weight" in shapes:
-        raise SystemExit("a mixture of experts has no rule here")
-    for name in sorted(
-        {
-            "rope_scaling",
-            "max_sequence_length",
-            "layer_norm_eps",
-        }
-        - stated
-    ):
+    f = Namespace(**args)
+    require("blocks.0.attention.q_norm.weight" not in shapes,
+            "Llama has no QK-norm; use specs/olmo_core_olmo2.yaml or specs/olmo_core_qwen3.yaml")  # fmt: skip
+    require("blocks.0.attention.w_q.bias" not in shapes, "the biases of attention have no rule here")
+    require("blocks.0.feed_forward_moe.router.weight" not in shapes, "a mixture of experts has no rule here")
+    for name in sorted({"layer_norm_eps", "max_sequence_length", "rope_scaling"} - stated):
         print(f"warning: {name} = {getattr(f, name)!r} is a guess, see --help", file=sys.stderr)
     for name in ("n_heads", "rope_theta"):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
-    if f.block != "default":
-        raise SystemExit("Llama norms before attention and MLP; blocks of another kind are other models")
+        require(name in stated, f"--{name} is needed, as an option or in a config")
+    require(f.block == "default", "Llama norms before attention and MLP; blocks of another kind are other models")
     f.vocab_size, f.d_model = shapes["embeddings.weight"][:2]
     f.mlp_hidden_size = shapes["blocks.0.feed_forward.w1.weight"][0]
     f.n_layers = sum(bool(re.fullmatch(r"blocks\.\d+\.attention_norm\.weight", name)) for name in shapes)
     f.head_dim = shapes["blocks.0.attention.w_out.weight"][1] // f.n_heads
     f.n_kv_heads = shapes["blocks.0.attention.w_k.weight"][0] // f.head_dim
-    if f.n_heads % f.n_kv_heads != 0:
-        raise SystemExit("the number of key and value heads does not divide n_heads")
-    if shapes["blocks.0.attention.w_q.weight"][0] != f.n_heads * f.head_dim:
-        raise SystemExit("n_heads does not fit w_q")
+    require(f.n_heads % f.n_kv_heads == 0, "the number of key and value heads does not divide n_heads")
+    require(shapes["blocks.0.attention.w_q.weight"][0] == f.n_heads * f.head_dim, "n_heads does not fit w_q")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": f.vocab_size,
-        "head_dim": f.head_dim,
-        "rope_theta": f.rope_theta,
-        "rope_scaling": f.rope_scaling,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "hidden_size": f.d_model,
-        "intermediate_size": f.mlp_hidden_size,
-        "num_hidden_layers": f.n_layers,
-        "num_attention_heads": f.n_heads,
-        "num_key_value_heads": f.n_kv_heads,
-        "max_position_embeddings": f.max_sequence_length,
-        "rms_norm_eps": f.layer_norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": f.vocab_size,
+        "head_dim": f.head_dim, "rope_theta": f.rope_theta, "rope_scaling": f.rope_scaling,
+        "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id, "hidden_size": f.d_model,
+        "intermediate_size": f.mlp_hidden_size, "num_hidden_layers": f.n_layers, "num_attention_heads": f.n_heads,
+        "num_key_value_heads": f.n_kv_heads, "max_position_embeddings": f.max_sequence_length,
+        "rms_norm_eps": f.layer_norm_eps, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
         "tie_word_embeddings": False,
-        "rope_parameters": {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta},
-    }
+    }  # fmt: skip
+    config["rope_parameters"] = {"rope_type": "default", **(f.rope_scaling or {}), "rope_theta": f.rope_theta}
+    for name in ("rope_theta", "max_position_embeddings"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
@@ -152,101 +130,113 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
     for old, new in STATE_DICT_MAPPING.items():
         for i in range(f.n_layers) if "{i}" in old else range(1):
             yield new.format(i=i), source.pop(old.format(i=i))
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaForCausalLM.config_class.from_dict(fields))
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"llama"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_heads", type=int, help="needed: the number of attention heads")
     parser.add_argument("--rope_theta", type=float, help="needed: 10000 for Llama 2, 500000 for Llama 3")
-    parser.add_argument("--rope_scaling", type=json.loads, help="of Llama 3.1 and later, as Transformers writes it; default: %(default)s, a guess")
-    parser.add_argument("--max_sequence_length", type=int, default=4096, help="the number of positions; it differs from release to release; default: %(default)s, a guess")
-    parser.add_argument("--layer_norm_eps", type=float, default=1e-06, help="1e-5 for Llama 2 and 3; default: %(default)s, a guess")
+    parser.add_argument("--rope_scaling", type=json.loads, help="of Llama 3.1 and later, as Transformers writes it; default: %(default)s, a guess")  # fmt: skip
+    parser.add_argument("--max_sequence_length", type=int, default=4096, help="the number of positions; it differs from release to release; default: %(default)s, a guess")  # fmt: skip
+    parser.add_argument("--layer_norm_eps", type=float, default=1e-06, help="1e-5 for Llama 2 and 3; default: %(default)s, a guess")  # fmt: skip
     parser.add_argument("--block", default="default", help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=json.loads, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
     args.rope_scaling = scaling(args.rope_scaling)
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | given)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,15 +2,16 @@
 """timm's Vision Transformer (class token, no layer scale) as ViTForImageClassification
 
 Usage: python convert_timm_vit.py folder/ out/ --num_heads N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,19 @@ RELEASED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"embed_dim": 1408, "depth": 40}, {"num_heads": 16}),  # vit-giant
     ({"embed_dim": 1664, "depth": 48}, {"num_heads": 16}),  # vit-gigantic
 ]
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "the spec has no rule for others": {
-        "qkv_bias": [True], "qk_norm": [False], "class_token": [True], "pre_norm": [False],
-        "reg_tokens": [0], "scale_attn_norm": [False], "scale_mlp_norm": [False],
-        "pos_embed": ["learn"],
-    },
-    "the class takes the class token": {"global_pool": ["token"]},
-    "every token has a position": {"no_embed_class": [False]},
-    "the class has the exact GELU here": {"act_layer": [None]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "qkv_bias": (True,), "class_token": (True,), "global_pool": ("token",), "reg_tokens": (0,), "act_layer": (None,),
+    "pos_embed": ("learn",),
+    **dict.fromkeys(["qk_norm", "pre_norm", "no_embed_class", "scale_attn_norm", "scale_mlp_norm"], (False, None)),
 }
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -72,82 +74,67 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     if index.is_file() and files != [path / "model.safetensors"]:
         weight_map = json.loads(index.read_text(), object_pairs_hook=unique)["weight_map"]
         files = [path / Path(name).name for name in sorted(set(weight_map.values()))]
-    elif len(files) != 1:
-        raise SystemExit(f"{path} should hold one file *.safetensors or an index, it holds {len(files)} files")
+    require(weight_map or len(files) == 1,
+            f"{path} should hold one file *.safetensors or an index, it holds {len(files)} files")  # fmt: skip
     state: dict[str, Tensor] = {}
     for file in files:
         tensors = load_file(file)
-        if weight_map and tensors.keys() != {name for name, shard in weight_map.items() if shard == file.name}:
-            raise SystemExit(f"{file} does not hold the tensors that {index} looks for in it")
+        wanted = {name for name, shard in weight_map.items() if shard == file.name} if weight_map else tensors.keys()
+        require(tensors.keys() == wanted, f"{file} does not hold the tensors that {index} looks for in it")
         state |= tensors
     return state
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "fc_norm.weight" in shapes:
-        raise SystemExit("the class has no norm after pooling")
-    if "norm_pre.weight" in shapes:
-        raise SystemExit("the class has no norm before the first block")
-    if "reg_token" in shapes:
-        raise SystemExit("the class has no register tokens")
-    if "blocks.0.ls1.gamma" in shapes:
-        raise SystemExit("the class has no layer scale")
-    if "attn_pool.q.weight" in shapes:
-        raise SystemExit("the class does not pool by attention")
-    if "blocks.0.attn.q_norm.weight" in shapes:
-        raise SystemExit("the class does not normalise queries and keys")
+    f = Namespace(**args)
+    require("fc_norm.weight" not in shapes, "the class has no norm after pooling")
+    require("norm_pre.weight" not in shapes, "the class has no norm before the first block")
+    require("reg_token" not in shapes, "the class has no register tokens")
+    require("blocks.0.ls1.gamma" not in shapes, "the class has no layer scale")
+    require("attn_pool.q.weight" not in shapes, "the class does not pool by attention")
+    require("blocks.0.attn.q_norm.weight" not in shapes, "the class does not normalise queries and keys")
     f.embed_dim = shapes["cls_token"][2]
     f.depth = sum(bool(re.fullmatch(r"blocks\.\d+\.norm1\.weight", name)) for name in shapes)
     values: dict[str, Any] = {}
     for model in [model for sizes, model in RELEASED if all(getattr(f, name) == size for name, size in sizes.items())]:
         for name in sorted(model.keys() - stated):
-            if values.setdefault(name, model[name]) != model[name]:
-                raise SystemExit(f"the sizes fit several models; give --{name}: {values[name]!r} or {model[name]!r}")
-            setattr(f, name, model[name])
-    stated = stated | values.keys()
-    if "num_heads" not in stated:
-        raise SystemExit("--num_heads is needed, as an option or in a config")
+            value = values.setdefault(name, model[name])
+            require(value == model[name], f"the sizes fit several models; give --{name}: {value!r} or {model[name]!r}")
+            setattr(f, name, value)
+    stated |= values.keys()
+    require("num_heads" in stated, "--num_heads is needed, as an option or in a config")
     f.patch_size = shapes["patch_embed.proj.weight"][2]
     f.channels = shapes["patch_embed.proj.weight"][1]
     f.side = int((shapes["pos_embed"][1] - 1) ** 0.5)
     f.image_size = f.side * f.patch_size
     f.mlp_width = shapes["blocks.0.mlp.fc1.weight"][0]
     f.num_classes = shapes["head.weight"][0]
-    if not (f.num_heads >= 1 and f.embed_dim % f.num_heads == 0):
-        raise SystemExit("num_heads does not divide the model's width")
-    if shapes["pos_embed"][1] != f.side * f.side + 1:
-        raise SystemExit("the position embedding is not that of a square image with one class token")
-    if shapes["blocks.0.attn.qkv.weight"][0] != 3 * f.embed_dim:
-        raise SystemExit("the rows of qkv are not those of queries, keys and values")
+    require(f.num_heads >= 1 and f.embed_dim % f.num_heads == 0, "num_heads does not divide the model's width")
+    require(shapes["pos_embed"][1] == f.side * f.side + 1,
+            "the position embedding is not that of a square image with one class token")  # fmt: skip
+    require(shapes["blocks.0.attn.qkv.weight"][0] == 3 * f.embed_dim,
+            "the rows of qkv are not those of queries, keys and values")  # fmt: skip
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json."""
-    return {
-        "architectures": ["ViTForImageClassification"],
-        "model_type": "vit",
-        "patch_size": f.patch_size,
-        "image_size": f.image_size,
-        "layer_norm_eps": f.layer_norm_eps,
-        "hidden_size": f.embed_dim,
-        "intermediate_size": f.mlp_width,
-        "num_hidden_layers": f.depth,
-        "num_attention_heads": f.num_heads,
-        "num_channels": f.channels,
-        "num_labels": f.num_classes,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-    }
+    config: dict[str, Any] = {
+        "architectures": ["ViTForImageClassification"], "model_type": "vit", "patch_size": f.patch_size,
+        "image_size": f.image_size, "layer_norm_eps": f.layer_norm_eps, "hidden_size": f.embed_dim,
+        "intermediate_size": f.mlp_width, "num_hidden_layers": f.depth, "num_attention_heads": f.num_heads,
+        "num_channels": f.channels, "num_labels": f.num_classes, "hidden_act": "gelu", "qkv_bias": True,
+    }  # fmt: skip
+    require(0 <= config["layer_norm_eps"] < 1,
+            f"layer_norm_eps is {config['layer_norm_eps']!r}, not a number from 0 to 1")  # fmt: skip
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
@@ -161,90 +148,106 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             yield f"vit.encoder.layer.{i}.attention.attention.query.{t}", query
             yield f"vit.encoder.layer.{i}.attention.attention.key.{t}", key
             yield f"vit.encoder.layer.{i}.attention.attention.value.{t}", value
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.ViTForImageClassification(
+            transformers.ViTForImageClassification.config_class.from_dict(fields)
+        )
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"vit"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
-    parser.add_argument("source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index")
+    parser.add_argument(
+        "source", type=Path, help="the checkpoint: a .safetensors file, or the folder of one or of an index"
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
-    parser.add_argument("--num_heads", type=int, help="needed where no released model has these sizes: the number of attention heads")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
+    parser.add_argument("--num_heads", type=int, help="needed where no released model has these sizes: the number of attention heads")  # fmt: skip
     parser.add_argument("--layer_norm_eps", type=float, default=1e-06, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if fields.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {fields[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(fields.get(name, values[0]) in values, f"{name} is {fields.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: fields[name] for name in fields.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
-        for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if fields[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {fields[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if fields.get("model_type") == config["model_type"] else {})
+    for name in fields.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(fields[name] in (None, made[name]), f"{name} is {fields[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | fields)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -2,15 +2,16 @@
 """TransformerLens' HookedTransformer of GPT-2 (unprocessed weights) as a standard GPT2LMHeadModel
 
 Usage: python convert_transformer_lens_gpt2.py model.pt out/ --b_U_is_zero N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -36,25 +37,20 @@ STATE_DICT_MAPPING = {
     "blocks.{i}.mlp.W_out": "transformer.h.{i}.mlp.c_proj.weight",
     "blocks.{i}.mlp.b_out": "transformer.h.{i}.mlp.c_proj.bias",
 }
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "the spec has no rule for others": {"use_attn_scale": [True]},
-    "GPT-2 has MLPs": {"attn_only": [False]},
-    "GPT-2 attends to earlier positions only": {"attention_dir": ["causal"]},
-    "GPT-2 has learned positions": {"positional_embedding_type": ["standard"]},
-    "attention and MLP of GPT-2 come one after the other": {"parallel_attn_mlp": [False]},
-    "GPT-2's MLP has no gate": {"gated_mlp": [False]},
-    "GPT-2 has no windows": {"use_local_attn": [False], "window_size": [None]},
-    "the scores are not scaled by the layer here": {"scale_attn_by_inverse_layer_idx": [False]},
-    "GPT-2 does not norm its embeddings": {"post_embedding_ln": [False]},
-    "GPT-2 norms before attention and MLP only": {"use_normalization_before_and_after": [False]},
-    "GPT-2 does not norm queries and keys": {"use_qk_norm": [False]},
-    "GPT-2 caps no scores": {"attn_scores_soft_cap": [-1.0]},
-    "GPT-2 caps no logits": {"output_logits_soft_cap": [-1.0]},
-    "a mixture of experts is another class": {"num_experts": [None]},
-    "GPT-2 has LayerNorms": {"final_rms": [False]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "use_attn_scale": (True,), "attention_dir": ("causal",), "positional_embedding_type": ("standard",),
+    "attn_scores_soft_cap": (-1.0,), "output_logits_soft_cap": (-1.0,), "num_experts": (None,), "window_size": (None,),
+    **dict.fromkeys(["attn_only", "parallel_attn_mlp", "gated_mlp", "use_local_attn", "scale_attn_by_inverse_layer_idx",
+        "post_embedding_ln", "use_normalization_before_and_after", "use_qk_norm", "final_rms"], (False, None)),
 }
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -67,8 +63,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given |= vars(held) if isinstance(held, Namespace) else held if isinstance(held, dict) else {}
     keys = ("model", "state_dict", "model_state_dict", "module")
     while inner := [state[key] for key in keys if isinstance(state.get(key), dict)]:
-        if len(inner) > 1 or any(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in state.values()):
-            raise SystemExit(f"{path} holds more than one state dict")
+        others = [t for t in state.values() if isinstance(t, Tensor) and t.ndim and t.is_floating_point()]
+        require(len(inner) == 1 and not others, f"{path} holds more than one state dict")
         state = inner[0]
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in ("module.", "_orig_mod.", "module."):  # of DistributedDataParallel and torch.compile
@@ -78,9 +74,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -89,71 +84,55 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "blocks.0.mlp.W_gate" in shapes:
-        raise SystemExit("GPT-2's MLP has no gate")
-    if "b_U_is_zero" not in stated:
-        raise SystemExit("--b_U_is_zero is needed, as an option or in a config")
-    if f.normalization_type != "LN":
-        raise SystemExit("folded norms (LNPre) have no GPT-2 form; load the model with from_pretrained_no_processing")
-    if not f.b_U_is_zero:
-        raise SystemExit("GPT-2's head has no bias, so that a trained b_U would be lost")
-    if f.act_fn != "gelu_new":
-        raise SystemExit("GPT-2's activation is gelu_new")
+    f = Namespace(**args)
+    require("blocks.0.mlp.W_gate" not in shapes, "GPT-2's MLP has no gate")
+    require("b_U_is_zero" in stated, "--b_U_is_zero is needed, as an option or in a config")
+    require(f.normalization_type == "LN",
+            "folded norms (LNPre) have no GPT-2 form; load the model with from_pretrained_no_processing")  # fmt: skip
+    require(f.b_U_is_zero, "GPT-2's head has no bias, so that a trained b_U would be lost")
+    require(f.act_fn == "gelu_new", "GPT-2's activation is gelu_new")
     f.d_vocab, f.d_model = shapes["embed.W_E"][:2]
     f.n_ctx = shapes["pos_embed.W_pos"][0]
     f.n_layers = len(matches(shapes, r"blocks\.\d+\.ln1\.w"))
     f.n_heads = shapes["blocks.0.attn.W_Q"][0]
     f.d_head = shapes["blocks.0.attn.W_Q"][2]
     f.d_mlp = shapes["blocks.0.mlp.W_in"][1]
-    if f.n_heads * f.d_head != f.d_model:
-        raise SystemExit("GPT-2 has heads of d_model / n_heads")
+    require(f.n_heads * f.d_head == f.d_model, "GPT-2 has heads of d_model / n_heads")
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "vocab_size": f.d_vocab,
-        "n_embd": f.d_model,
-        "n_positions": f.n_ctx,
-        "n_layer": f.n_layers,
-        "n_head": f.n_heads,
-        "n_inner": f.d_mlp,
-        "layer_norm_epsilon": f.eps,
-        "activation_function": f.act_fn,
-        "tie_word_embeddings": False,
-    }
+    config: dict[str, Any] = {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "bos_token_id": f.bos_token_id,
+        "eos_token_id": f.eos_token_id, "vocab_size": f.d_vocab, "n_embd": f.d_model, "n_positions": f.n_ctx,
+        "n_layer": f.n_layers, "n_head": f.n_heads, "n_inner": f.d_mlp, "layer_norm_epsilon": f.eps,
+        "activation_function": f.act_fn, "tie_word_embeddings": False,
+    }  # fmt: skip
+    require(0 <= config["layer_norm_epsilon"] < 1,
+            f"layer_norm_epsilon is {config['layer_norm_epsilon']!r}, not a number from 0 to 1")  # fmt: skip
+    return config
 
 
 def concat(tensors: Sequence[Tensor], dim: int, *sizes: int) -> Tensor:
     """The tensors joined along an axis, where they have one dtype and the given sizes, or equal ones."""
-    if len({t.dtype for t in tensors}) > 1 or [t.shape[dim] for t in tensors] != list(
-        sizes or [tensors[0].shape[dim]] * len(tensors)
-    ):
-        raise SystemExit(f"tensors that cannot be joined: {', '.join(f'{t.dtype} {list(t.shape)}' for t in tensors)}")
+    fit = [t.shape[dim] for t in tensors] == list(sizes or [tensors[0].shape[dim]] * len(tensors))
+    text = ", ".join(f"{t.dtype} {list(t.shape)}" for t in tensors)
+    require(fit and len({t.dtype for t in tensors}) == 1, f"tensors that cannot be joined: {text}")
     return torch.cat(list(tensors), dim)
 
 
 def concat_W_Q_W_K_W_V(W_Q: Tensor, W_K: Tensor, W_V: Tensor, head: int) -> Tensor:
     # head model row -> model (head row)
-    W_Q = W_Q.transpose(0, 1).flatten(1, 2)
-    W_K = W_K.transpose(0, 1).flatten(1, 2)
-    W_V = W_V.transpose(0, 1).flatten(1, 2)
+    W_Q, W_K, W_V = (each.transpose(0, 1).flatten(1, 2) for each in (W_Q, W_K, W_V))
     return concat([W_Q, W_K, W_V], 1)
 
 
 def concat_b_Q_b_K_b_V(b_Q: Tensor, b_K: Tensor, b_V: Tensor, head: int) -> Tensor:
     # head row -> (head row)
-    b_Q = b_Q.flatten(0, 1)
-    b_K = b_K.flatten(0, 1)
-    b_V = b_V.flatten(0, 1)
+    b_Q, b_K, b_V = (each.flatten(0, 1) for each in (b_Q, b_K, b_V))
     return concat([b_Q, b_K, b_V], 0)
 
 
@@ -181,98 +160,112 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
     source.pop("unembed.b_U", None)  # said to be zero
     for match in matches(source, r"blocks\.\d+\.attn\.(?:mask|IGNORE)"):  # the causal mask and its fill, recomputed
         del source[match[0]]
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2LMHeadModel.config_class.from_dict(fields))
+    require(config["activation_function"] in transformers.activations.ACT2FN,
+            f"activation_function is {config['activation_function']!r}, not an activation")  # fmt: skip
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"gpt2"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--eps", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--act_fn", default="gelu_new", help="default: %(default)s")
     parser.add_argument("--normalization_type", default="LN", help="default: %(default)s")
-    parser.add_argument("--b_U_is_zero", action=BooleanOptionalAction, help="needed: whether unembed.b_U is zero, as it is unless it was trained")
+    parser.add_argument("--b_U_is_zero", action=BooleanOptionalAction, help="needed: whether unembed.b_U is zero, as it is unless it was trained")  # fmt: skip
     parser.add_argument("--bos_token_id", type=int, default=50256, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=50256, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | given)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

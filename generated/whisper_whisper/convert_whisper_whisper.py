@@ -2,15 +2,16 @@
 """OpenAI's Whisper (tiny.pt to large-v3.pt) as WhisperForConditionalGeneration
 
 Usage: python convert_whisper_whisper.py model.pt out/ --n_audio_head N --n_text_head N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
 import re
+import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -76,6 +77,12 @@ STATE_DICT_MAPPING = {
 # fmt: on
 
 
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
+
+
 def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a torch file, mapped into memory, and the arguments of the model that are stored beside them."""
     with torch.serialization.safe_globals([Namespace]):
@@ -86,8 +93,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given |= vars(held) if isinstance(held, Namespace) else held if isinstance(held, dict) else {}
     keys = ("model", "state_dict", "model_state_dict", "module")
     while inner := [state[key] for key in keys if isinstance(state.get(key), dict)]:
-        if len(inner) > 1 or any(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in state.values()):
-            raise SystemExit(f"{path} holds more than one state dict")
+        others = [t for t in state.values() if isinstance(t, Tensor) and t.ndim and t.is_floating_point()]
+        require(len(inner) == 1 and not others, f"{path} holds more than one state dict")
         state = inner[0]
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in ("module.", "_orig_mod.", "module."):  # of DistributedDataParallel and torch.compile
@@ -97,9 +104,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -108,12 +114,11 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
+    f = Namespace(**args)
     for name in ("n_audio_head", "n_text_head"):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
+        require(name in stated, f"--{name} is needed, as an option or in a config")
     f.n_mels = shapes["encoder.conv1.weight"][1]
     f.n_audio_state = shapes["encoder.conv1.weight"][0]
     f.n_audio_ctx = shapes["encoder.positional_embedding"][0]
@@ -123,142 +128,142 @@ def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set
     f.n_text_layer = len(matches(shapes, r"decoder\.blocks\.\d+\.attn_ln\.weight"))
     f.ffn = shapes["encoder.blocks.0.mlp.0.weight"][0]
     f.end = (50257 if f.n_vocab >= 51865 else 50256) if f.eos_token_id is None else f.eos_token_id
-    if f.n_audio_state != f.n_text_state:
-        raise SystemExit("encoder and decoder of the class are of one width")
-    if not (f.n_audio_state % f.n_audio_head == 0 and f.n_text_state % f.n_text_head == 0):
-        raise SystemExit("the heads do not divide the model's width")
+    require(f.n_audio_state == f.n_text_state, "encoder and decoder of the class are of one width")
+    require(f.n_audio_state % f.n_audio_head == 0 and f.n_text_state % f.n_text_head == 0,
+            "the heads do not divide the model's width")  # fmt: skip
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json."""
-    return {
-        "architectures": ["WhisperForConditionalGeneration"],
-        "model_type": "whisper",
-        "num_mel_bins": f.n_mels,
-        "d_model": f.n_audio_state,
-        "vocab_size": f.n_vocab,
-        "max_source_positions": f.n_audio_ctx,
-        "max_target_positions": f.n_text_ctx,
-        "encoder_layers": f.n_audio_layer,
-        "decoder_layers": f.n_text_layer,
-        "encoder_attention_heads": f.n_audio_head,
-        "decoder_attention_heads": f.n_text_head,
-        "encoder_ffn_dim": f.ffn,
-        "decoder_ffn_dim": f.ffn,
-        "bos_token_id": f.end,
-        "eos_token_id": f.end,
-        "pad_token_id": f.end,
+    config: dict[str, Any] = {
+        "architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper", "num_mel_bins": f.n_mels,
+        "d_model": f.n_audio_state, "vocab_size": f.n_vocab, "max_source_positions": f.n_audio_ctx,
+        "max_target_positions": f.n_text_ctx, "encoder_layers": f.n_audio_layer, "decoder_layers": f.n_text_layer,
+        "encoder_attention_heads": f.n_audio_head, "decoder_attention_heads": f.n_text_head, "encoder_ffn_dim": f.ffn,
+        "decoder_ffn_dim": f.ffn, "bos_token_id": f.end, "eos_token_id": f.end, "pad_token_id": f.end,
+        "num_hidden_layers": f.n_audio_layer, "activation_function": "gelu", "tie_word_embeddings": True,
         "decoder_start_token_id": f.end + 1,
-        "num_hidden_layers": f.n_audio_layer,
-        "activation_function": "gelu",
-        "tie_word_embeddings": True,
-    }
+    }  # fmt: skip
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
-    if not f.n_text_layer:
-        raise SystemExit(
-            "the checkpoint has no tensor called {s:encoder|decoder}.blocks.{i}.attn.query.{t:weight|bias}"
-        )
+    require(f.n_text_layer, "there is no {s:encoder|decoder}.blocks.{i}.attn.query.{t:weight|bias}")
     for old, new in STATE_DICT_MAPPING.items():
         for i in range(f.n_audio_layer) if "{i}" in old else range(1):
             for j in range(f.n_text_layer) if "{j}" in old else range(1):
                 yield new.format(i=i, j=j), source.pop(old.format(i=i, j=j))
     source.pop("decoder.mask", None)  # the causal mask
     source.pop("alignment_heads", None)  # which heads tell word times; the class has them in its generation config
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.WhisperForConditionalGeneration(
+            transformers.WhisperForConditionalGeneration.config_class.from_dict(fields)
+        )
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"whisper"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--n_audio_head", type=int, help="needed: the heads of the encoder")
     parser.add_argument("--n_text_head", type=int, help="needed: the heads of the decoder")
-    parser.add_argument("--eos_token_id", type=int, help="null means 50257 where the vocabulary is multilingual, else 50256; default: %(default)s")
-    # fmt: on
+    parser.add_argument("--eos_token_id", type=int, help="null means 50257 where the vocabulary is multilingual, else 50256; default: %(default)s")  # fmt: skip
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
+    require(not args.out.exists(), f"{args.out} exists already")
     source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    own = {"source", "out", "config", "cast", "limit"}
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        if isinstance(config["pad_token_id"], int) and config["pad_token_id"] >= config["vocab_size"]:
-            raise SystemExit(f"the vocabulary has no row {config['pad_token_id']} for pad_token_id")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {
-                n: config[n]
-                for n in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-                if config[n] is not None
-            }
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own)
+    require(useful, f"{args.config} has none of the arguments of this model")
+    row = config["pad_token_id"]
+    require(not isinstance(row, int) or row < config["vocab_size"], f"the vocabulary has no row {row} for pad_token_id")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | given)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {
+            n: config[n]
+            for n in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+            if config[n] is not None
+        }
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
+        lacks = isinstance(error, KeyError)
+        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None

@@ -100,18 +100,6 @@ def test_bfloat16_lists_and_floats(tmp_path: Path) -> None:
     assert not {"tokenizer_ggml_tokens", "tokenizer_ggml_scores"} & values.keys()  # too long for values of a model
 
 
-def test_rounded_blocks_are_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "x.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    data = gguf.quantize(np.ones((2, 64), np.float32), gguf.GGMLQuantizationType.Q8_0)
-    writer.add_tensor("blk.0.attn_q.weight", data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    assert "Q8_0 ('blk.0.attn_q.weight') [unsupported-tensor]" in refusal(path)
-
-
 def test_damage_is_refused_wherever_it_lies(tmp_path: Path) -> None:
     whole = write(tmp_path / "x.gguf", {"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float16)}).read_bytes()
     path = tmp_path / "cut.gguf"

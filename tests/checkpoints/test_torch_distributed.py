@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 from support.synthetic import synthetic
 
 from compiler.checkpoints.checkpoint import open_checkpoint, verify
+from compiler.checkpoints.formats import torch_distributed
 from compiler.checkpoints.formats.stored_tensor import Joined, read_bytes
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert
@@ -115,6 +117,16 @@ def info_of(metadata: Any, name: str) -> Any:
     return next(info for index, info in metadata.storage_data.items() if index.fqn == f"model.{name}")
 
 
+def index_of(metadata: Any, name: str) -> Any:
+    return next(index for index in metadata.storage_data if index.fqn == f"model.{name}")
+
+
+def exchange(metadata: Any, one: str, other: str) -> None:
+    """Each of two tensors is stored where the other was."""
+    stored, a, b = metadata.storage_data, index_of(metadata, one), index_of(metadata, other)
+    stored[a], stored[b] = stored[b], stored[a]
+
+
 @pytest.mark.parametrize(
     ("edit", "kind", "says"),
     [
@@ -130,6 +142,10 @@ def info_of(metadata: Any, name: str) -> Any:
         (lambda m: setattr(info_of(m, "same"), "transform_descriptors", ["zstd"]), "unsupported-tensor", "compressed"),
         (lambda m: setattr(info_of(m, "same"), "offset", info_of(m, "plain").offset), "damaged-file", "."),
         (lambda m: m.planner_data.update({"model.same": ("model", "rows")}), "damaged-file", "twice"),
+        (lambda m: m.planner_data.update({"model.same": ("model", "rows", "x")}), "damaged-file", "inside something that"),
+        (lambda m: setattr(chunk_of(m, "rows", 0), "offsets", torch.Size((0,))), "damaged-file", "chunk of model.rows makes"),
+        (lambda m: m.storage_data.update({replace(index_of(m, "same"), fqn=5): 1}), "damaged-file", "entry of its table"),
+        (lambda m: exchange(m, "same", "plain"), "damaged-file", "at .* is not the .* of .* it says"),
         (lambda m: m.state_dict_metadata.clear(), "missing-weights", "."),
     ],
 )  # fmt: skip
@@ -137,6 +153,50 @@ def test_metadata_that_does_not_fit(grid: Path, edit: Callable[[Any], object], k
     with pytest.raises(Refusal, match=says) as caught:
         open_checkpoint(change(grid, edit))
     assert {d.kind for d in caught.value.diagnostics} == {kind}
+
+
+def test_large_objects_are_left_out(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each alone, and all together."""
+    for limit in ("_MOST_OBJECT", "_MOST_OBJECTS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch_distributed, limit, 10)
+            assert open_checkpoint(grid).objects["args"] == {"heads": None}
+        assert open_checkpoint(grid).objects["args"] == {"heads": 4}
+
+
+def test_an_object_under_two_names_is_read_once(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alias(metadata: Any) -> None:
+        index = next(index for index in metadata.storage_data if index.fqn == "args.heads")
+        metadata.storage_data[replace(index, fqn="again")] = metadata.storage_data[index]
+        metadata.state_dict_metadata["again"] = metadata.state_dict_metadata["args.heads"]
+        metadata.planner_data["again"] = ("again",)
+
+    stored = sum(lengths(grid))
+    monkeypatch.setattr(torch_distributed, "_MOST_OBJECTS", stored)
+    assert open_checkpoint(change(grid, alias)).objects == {"step": 12, "args": {"heads": 4}, "again": 4}
+
+
+def lengths(grid: Path) -> list[int]:
+    """Of the objects in the folder."""
+    metadata = pickle.loads((grid / ".metadata").read_bytes())
+    return [info.length for index, info in metadata.storage_data.items() if index.fqn in ("args.heads", "step")]
+
+
+def test_metadata_that_is_too_large(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_distributed, "MAX_BYTES", 100)
+    with pytest.raises(Refusal, match="a pickle of more than 0 MiB") as caught:
+        open_checkpoint(grid)
+    assert caught.value.diagnostics[0].kind == "unsupported-pickle"
+
+
+def test_a_tensor_without_elements(tmp_path: Path) -> None:
+    tensors = {"empty": torch.empty(0, 3), "w": torch.ones(2)}
+    dcp.save({"model": tensors}, checkpoint_id=tmp_path / "x", no_dist=True)
+    found = open_checkpoint(tmp_path / "x").tensors
+    assert {n: (t.shape, bytes(read_bytes(t))) for n, t in found.items()} == {
+        "empty": ((0, 3), b""),
+        "w": ((2,), raw(tensors["w"])),
+    }
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"\x80\x04}.", b"{}", b"\x80\x04cos\nsystem\n."])

@@ -21,7 +21,8 @@ from safetensors import safe_open
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, verify
 from compiler.checkpoints.formats import torch_save
 from compiler.checkpoints.formats.boxes import Untiled, flat_boxes, flat_range, tiled
-from compiler.checkpoints.formats.pickle_globals import Global, Inert, Sharded, View
+from compiler.checkpoints.formats.pickle_globals import Global, Inert, Sharded, Storage, View
+from compiler.checkpoints.formats.sharded_tensor import Misplaced, local_parts
 from compiler.checkpoints.formats.stored_tensor import Tensor, read_bytes
 from compiler.diagnostics import Refusal
 from compiler.dtypes import ITEM_SIZES
@@ -289,3 +290,221 @@ def places(tensor: Any) -> list[int]:
     rows = prod(tensor.shape[: tensor.axis])
     parts = [places(member) for member in tensor.members]
     return [n for row in range(rows) for p in parts for n in p[row * len(p) // rows : (row + 1) * len(p) // rows]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps of ZeRO that a trainer could leave, made here
+
+
+STEP = 7
+SHAPES = {"a": torch.Size([3, 2]), "b": torch.Size([5])}
+Rank = dict[str, Any]
+
+
+def zero_step(stage: int) -> dict[str, Rank]:
+    """File name -> object: two ranks, whose parameters are the numbers from 0 on."""
+    flats = [torch.arange(6.0) + 6 * rank for rank in range(2)]  # 11 elements, padded
+    if stage == 3:  # each parameter is cut: 3 + 3 elements, then 3 + 2
+        flats = [torch.tensor([0.0, 1, 2, 6, 7, 8]), torch.tensor([3.0, 4, 5, 9, 10, 0])]
+    key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
+    step: dict[str, Rank] = {
+        f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt": {
+            "optimizer_state_dict": {"zero_stage": stage, "partition_count": 2, key: [flats[rank]]}
+        }
+        for rank in range(2)
+    }
+    model = {"module": {"buffer": torch.ones(2)}, "param_shapes": [dict(SHAPES)], "global_steps": STEP}
+    names = [f"zero_pp_rank_{n}_mp_rank_00_model_states.pt" for n in range(2)] if stage == 3 else []
+    return step | {name: dict(model) for name in names or ["mp_rank_00_model_states.pt"]}
+
+
+def zero_folder(folder: Path, step: dict[str, Rank]) -> Checkpoint:
+    for name, tree in step.items():
+        torch.save(tree, folder / name)
+    return open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_made_step_is_read(stage: int, tmp_path: Path) -> None:
+    step = zero_step(stage)
+    for tree in step.values():
+        if "module" in tree:
+            tree["shared_params"] = {"alias": "a", "b": "a", "lost": "nowhere"}
+    found = contents(zero_folder(tmp_path, step))
+    numbers = torch.arange(11.0)
+    wanted = {"a": numbers[:6].reshape(3, 2), "b": numbers[6:], "buffer": torch.ones(2)}
+    wanted["alias"] = wanted["a"]
+    assert found == {n: (tuple(t.shape), t.contiguous().numpy().tobytes()) for n, t in wanted.items()}
+
+
+def test_a_parameter_without_elements(tmp_path: Path) -> None:
+    step = zero_step(2)
+    step["mp_rank_00_model_states.pt"]["param_shapes"][0]["empty"] = torch.Size([0, 4])
+    checkpoint = zero_folder(tmp_path, step)
+    assert contents(checkpoint)["empty"] == ((0, 4), b"")
+    assert checkpoint.tensors["empty"].dtype == "float32"
+
+
+def test_a_rank_without_a_part_of_a_short_parameter(tmp_path: Path) -> None:
+    """Stage 3 gives one element to the first of two ranks, and padding to the second."""
+    step = zero_step(3)
+    for name, tree in step.items():
+        if "model_states" in name:
+            tree["param_shapes"][0]["c"] = torch.Size([1])
+        else:
+            flats = tree["optimizer_state_dict"]["fp32_flat_groups"]
+            flats[0] = torch.cat([flats[0], torch.tensor([11.0 if "rank_0_" in name else -1.0])])
+    assert contents(zero_folder(tmp_path, step))["c"] == ((1,), torch.tensor([11.0]).numpy().tobytes())
+
+
+FIRST, SECOND = (f"zero_pp_rank_{n}_mp_rank_00_optim_states.pt" for n in range(2))
+
+
+def optimizer(step: dict[str, Rank], name: str = FIRST) -> Rank:
+    state: Rank = step[name]["optimizer_state_dict"]
+    return state
+
+
+def two_dimensional(step: dict[str, Rank]) -> None:
+    optimizer(step)["single_partition_of_fp32_groups"] = [torch.ones(2, 4)]
+
+
+def no_tensor(step: dict[str, Rank]) -> None:
+    optimizer(step)["single_partition_of_fp32_groups"] = ["offloaded"]
+
+
+def no_shapes(step: dict[str, Rank]) -> None:
+    del step["mp_rank_00_model_states.pt"]["param_shapes"]
+
+
+def experts(step: dict[str, Rank]) -> None:
+    step["layer_0_expert_1_mp_rank_00_model_states.pt"] = {}
+
+
+def model_parallel_states(step: dict[str, Rank]) -> None:
+    step["mp_rank_01_model_states.pt"] = dict(step["mp_rank_00_model_states.pt"])
+
+
+def model_parallel(step: dict[str, Rank]) -> None:
+    step["zero_pp_rank_0_mp_rank_01_optim_states.pt"] = step[FIRST]
+
+
+def twice(step: dict[str, Rank]) -> None:
+    step[f"bf16_{FIRST}"] = step[FIRST]
+
+
+def without_the_first(step: dict[str, Rank]) -> None:
+    del step[FIRST]
+
+
+def later(step: dict[str, Rank]) -> None:
+    step["zero_pp_rank_1_mp_rank_00_model_states.pt"]["global_steps"] = STEP + 1
+
+
+def other_shapes(step: dict[str, Rank]) -> None:
+    step["zero_pp_rank_1_mp_rank_00_model_states.pt"]["param_shapes"] = [{"a": torch.Size([2, 3]), "b": SHAPES["b"]}]
+
+
+def more_elements(step: dict[str, Rank]) -> None:
+    for name in (FIRST, SECOND):
+        optimizer(step, name)["single_partition_of_fp32_groups"] = [torch.ones(12)]
+
+
+def fewer_elements(step: dict[str, Rank]) -> None:
+    for name in (FIRST, SECOND):
+        optimizer(step, name)["single_partition_of_fp32_groups"] = [torch.ones(5)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "spoil", "file", "message", "kind"),
+    [
+        (2, two_dimensional, FIRST, "group 0 is not flat", "damaged-file"),
+        (2, no_tensor, FIRST, "group 0 is not a tensor", "damaged-file"),
+        (2, no_shapes, "mp_rank_00_model_states.pt", "it is not a file of model states of ZeRO", "unknown-format"),
+        (2, experts, "", "experts in files of their own: layer_0_expert_1_mp_rank_00_mod", "unsupported-tensor"),
+        (
+            2,
+            model_parallel_states,
+            "",
+            "model states of another run or of model parallelism: mp_rank_01",
+            "unfit-parts",
+        ),
+        (2, model_parallel, "zero_pp_rank_0_mp_rank_01_optim_states.pt", "it is of a model-par", "unsupported-tensor"),
+        (2, twice, "", f"bf16_{FIRST} and {FIRST} are of the same rank", "ambiguous-container"),
+        (2, without_the_first, "", "the optimizer file of rank 0 is missing", "missing-part"),
+        (3, later, "zero_pp_rank_1_mp_rank_00_model_states.pt", "it is of another step or model than", "unfit-parts"),
+        (3, other_shapes, "zero_pp_rank_1_mp_rank_00_model_states.pt", "it is of another step or mod", "unfit-parts"),
+        (2, more_elements, FIRST, "the parameters have 11 elements, and the partitions 24", "unfit-parts"),
+        (2, fewer_elements, SECOND, "the parts of b end before it does along axis 0; a partition is", "damaged-file"),
+    ],
+)
+def test_a_step_that_does_not_fit(stage: int, spoil: Any, file: str, message: str, kind: str, tmp_path: Path) -> None:
+    step = zero_step(stage)
+    spoil(step)
+    with pytest.raises(Refusal) as refused:
+        zero_folder(tmp_path, step)
+    (problem,) = refused.value.diagnostics
+    assert problem.message.startswith(message), problem.message
+    assert (problem.kind, problem.span.path) == (kind, str(tmp_path / file))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts of ranks, as older and newer releases of torch pickle them
+
+
+def view(*shape: int) -> View:
+    return View(Storage("0", "float32", prod(shape)), "float32", 0, shape, tuple(1 for _ in shape))
+
+
+def instance(name: str, **fields: Any) -> Inert:
+    return Inert(Global("torch.distributed", name), state=fields)
+
+
+def dtensor(mesh: dict[str, Any], *placements: Inert, local: tuple[int, ...] = (2, 4)) -> Sharded:
+    """A tensor of 8 x 4 over a mesh of 2 x 2."""
+    spec = instance("DTensorSpec", mesh=instance("DeviceMesh", **mesh), placements=placements)
+    return Sharded("a DTensor", (8, 4), "float32", {"_local_tensor": view(*local), "_spec": spec})
+
+
+ROWS, ALIKE = instance("Shard", dim=0), instance("Replicate")
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_a_mesh_that_is_a_tensor_of_ranks(rank: int) -> None:
+    """Without the number of its rank, a coordinate says whose part it is."""
+    mesh = {"mesh": view(2, 2), "_coordinate_on_dim": [rank // 2, rank % 2]}
+    assert local_parts(dtensor(mesh, ROWS, ROWS), rank)[0][:2] == ((2 * rank, 0), (2, 4))
+    with pytest.raises(Misplaced, match=rf"its coordinate \[{rank // 2}, {rank % 2}\] is not that of rank {3 - rank}"):
+        local_parts(dtensor(mesh, ROWS, ROWS), 3 - rank)
+
+
+def test_a_strided_part_that_does_not_fit_its_mesh() -> None:
+    mesh = {"mesh": view(2, 2), "_coordinate_on_dim": [0, 1]}
+    fits = dtensor(mesh, instance("_StridedShard", dim=0, split_factor=2), ROWS)
+    assert local_parts(fits, 1)[0][:2] == ((4, 0), (2, 4))
+    with pytest.raises(Misplaced, match="its strided placement interleaves 4 parts, and the mesh has 2 of them"):
+        local_parts(dtensor(mesh, instance("_StridedShard", dim=0, split_factor=4), ROWS), 1)
+
+
+def test_plain_tensors_in_rank_files(tmp_path: Path) -> None:
+    """What a rank holds unsharded must be the same everywhere; a config that is not JSON states nothing."""
+
+    def save(rank: int, tensor: torch.Tensor) -> Path:
+        torch.save({"w": tensor}, tmp_path / f"model_world_size_2_rank_{rank}.pt")
+        return tmp_path / f"model_world_size_2_rank_{rank}.pt"
+
+    (tmp_path / "fsdp_config.json").write_text("FSDP_version: 2")
+    for rank in range(2):
+        save(rank, torch.ones(2, 3))
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.tensors["w"].shape == (2, 3)
+    check_replicas(checkpoint)
+    save(1, torch.ones(2, 3, dtype=torch.float16))
+    with pytest.raises(Refusal, match=r"rank_1.pt has a float16 of \[2, 3\], not a float32 of \[2, 3\]") as refused:
+        open_checkpoint(tmp_path)
+    assert refused.value.diagnostics[0].kind == "unfit-parts"
+    save(1, torch.ones(2, 3))
+    stray = save(5, torch.ones(2, 3))
+    with pytest.raises(Refusal, match="rank 5 of 2 does not exist") as refused:
+        open_checkpoint(tmp_path)
+    assert refused.value.diagnostics[0].span.path == str(stray)

@@ -239,6 +239,31 @@ def test_one_result_line_and_the_next_step(place: Path, monkeypatch: pytest.Monk
     assert "did you mean" in wrong
 
 
+def test_the_next_step_after_compiling(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["small.yaml", "--no-proof"]
+    *_, following = said(monkeypatch, *words)[0].splitlines()
+    assert following == "next: mapspec run small.yaml SOURCE OUT"
+    assert all(line.startswith("unchanged ") for line in said(monkeypatch, *words, "-q")[0].splitlines())
+    for more in (["--check"], ["--json"]):
+        assert "next:" not in said(monkeypatch, *words, *more)[0]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_next_step_where_no_spec_fits(place: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    """The class of config.json is the target of the draft; the command runs as it is printed."""
+    weights("other.safetensors", {f"unknown.{name}": shape for name, shape in SHAPES.items()})
+    Path("config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"][:named]}))
+    out, _ = said(monkeypatch, "detect", "other.safetensors", "--config", "config.json")
+    lines = out.splitlines()
+    if named:
+        command = "mapspec draft other.safetensors --target LlamaForCausalLM -o mine.yaml --config config.json"
+        assert lines[-1] == f"no spec fits; next: {command}"
+        assert "wrote mine.yaml" in said(monkeypatch, *command.split()[1:])[0]
+    else:
+        assert "draft other.safetensors --target CLASS" in lines[-2]
+        assert "mapspec run hf other.safetensors OUT" in lines[-1]
+
+
 def test_short_notes() -> None:
     many = DefaultArguments({f"value_{n}": n or None for n in range(14)})
     assert brief(many) == ["defaults used: value_1=1, value_2=2, value_3=3, value_4=4 and 10 more (-v lists them)"]

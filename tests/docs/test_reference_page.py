@@ -44,12 +44,22 @@ def test_the_keys_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("path", KEYS, ids=".".join)
-def test_a_key_has_an_example(path: tuple[str, ...]) -> None:
-    text, _ = make_reference.example(path)
+def test_a_key_has_an_example_of_each_form(path: tuple[str, ...]) -> None:
+    found = make_reference.examples(path)
+    assert found
     assert KEYS[path]["description"]
-    content = yaml.safe_load(text)
-    assert [key for key in path if key not in ("*", "[]") and key not in text] == []
-    jsonschema.Draft202012Validator(PARTIAL).validate(content)
+    for text, _ in found:
+        assert [key for key in path if key not in ("*", "[]") and key not in text] == []
+        jsonschema.Draft202012Validator(PARTIAL).validate(yaml.safe_load(text))
+    for kind in make_reference.kinds(KEYS[path]):
+        assert any(list(make_reference.uses(yaml.safe_load(text), path, kind)) for text, _ in found), kind
+
+
+def test_a_form_without_an_example_is_found() -> None:
+    path = ("transform", "[]", "from")
+    assert make_reference.kinds(KEYS[path]) == [make_reference.Scalar, list, dict]
+    rule = {"transform": [{"from": "a", "to": "b"}]}
+    assert [bool(list(make_reference.uses(rule, path, kind))) for kind in (str, list, dict)] == [True, False, False]
 
 
 def test_an_example_that_the_schema_rejects_is_found() -> None:

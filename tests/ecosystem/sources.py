@@ -86,14 +86,15 @@ def test_litgpt_loads_what_torchtune_wrote(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, wanted, atol=case.said["tolerance"], rtol=0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "q8_0"])
 def test_llama_cpp_generates_the_same_tokens(tmp_path: Path, dtype: str) -> None:
-    """MiniMind's own file as GGUF: greedy tokens are Transformers' for the folder of the same dtype."""
+    """MiniMind's own file as GGUF: greedy tokens are Transformers' for the folder of the same dtype; for that of Q8_0 those
+    of the unquantized folder."""
     from transformers import AutoModelForCausalLM
 
     settings: dict[str, Any] = {"config": MINIMIND / "source" / "minimind_config_resolved.json", "tokenizer": TOKENIZER}
     program, source = load_program("qwen3"), [MINIMIND / "source" / "model.pth"]
-    convert(program, Request(source, dtype=dtype, **settings), tmp_path / "folder")
+    convert(program, Request(source, dtype=None if dtype == "q8_0" else dtype, **settings), tmp_path / "folder")
     convert(program, Request(source, dtype=dtype, to="gguf", **settings), tmp_path / "model.gguf")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype=torch.float32).eval()
     prompts = torch.randint(50, 6000, (6, 12), generator=torch.Generator().manual_seed(3))

@@ -195,8 +195,11 @@ NORM = "model.norm.weight"
         (dict, {"architectures": ["Qwen9ForCausalLM"]}, "unknown-class", "name no class of Transformers"),
         (dict, {"model_type": "foo"}, "other-architecture", "its model_type is 'foo', and that of"),
         (dict, {"architectures": "absent"}, "unknown-class", "it names no class"),
+        (dict, {"architectures": "Qwen3ForCausalLM"}, "wrong-type", 'write ["Qwen3ForCausalLM"]'),
+        (dict, {"num_hidden_layers": "1"}, "wrong-type", 'config.json: num_hidden_layers is "1", but must be a positive integer'),
+        (dict, {"vocab_size": None}, "wrong-type", "config.json: vocab_size is null, but must be a positive integer"),
         (dict, {"auto_map": {"AutoModel": "my.Model"}}, "unknown-class", "name no class of Transformers"),
-        (dict, {"quantization_config": {"quant_method": "fp8"}}, "quantized-weights", "the weights are quantized"),
+        (dict, {"quantization_config": {"quant_method": "fp8"}}, "quantized-weights", "says that weights are quantized by fp8, but no"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(

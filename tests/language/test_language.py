@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from compiler.diagnostics import Refusal, Report, Span
 from compiler.language.document import Mapping, Node, Scalar, Sequence, plain, read_document, scalar_value
 from compiler.language.expression import FUNCTIONS, PURE, parse_expr
-from compiler.language.name_pattern import Hole, Pattern
+from compiler.language.name_pattern import Hole, Pattern, options
 from compiler.language.name_pattern_overlap import common_name
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.ops import rearrange_notation, structural
@@ -148,6 +148,71 @@ def test_any_text_is_a_pattern_or_refused(text: str) -> None:
     except Refusal:
         return
     found.match(text)
+
+
+ANCHOR, SHAPE = "a pattern always matches the whole name", "every name must have each group once"
+UNNAMED = "name it, (?P<i>...), or make it non-capturing, (?:...)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("a.{i+1:q}", "only a plain index can be shifted", "write {i+1}"),
+        ("a.{p:}", "the choice 'p' is empty", "write it as {p:q|k|v}"),
+        ("{p:a.b}", "the '.' of the choice 'p' matches any character", r"write \. for a literal dot"),
+        ("{p:ab|c.}", "the '.' of the choice 'p' matches any character", r"write \. for a literal dot"),
+        ("{p:(?P<x>a)}", "a choice cannot contain a named group", ""),
+        ("/a$b/", "an anchor inside the pattern is not allowed in a name pattern", ANCHOR),
+        (r"/\ba/", "an anchor inside the pattern is not allowed in a name pattern", ANCHOR),
+        ("/(?=a)b/", "a lookaround is not allowed in a name pattern", ANCHOR),
+        ("/b(?<!a)/", "a lookaround is not allowed in a name pattern", ANCHOR),
+        ("/(?P<i>a)(?P=i)/", "a back reference is not allowed in a name pattern", ""),
+        ("/(?>ab)/", "the construct atomic_group is not allowed in a name pattern", ""),
+        ("/(?i:a)/", "an inline flag is not allowed in a name pattern", ""),
+        ("/(?i)a/", "an inline flag is not allowed in a name pattern", ""),
+        ("/(?x)a b/", "an inline flag is not allowed in a name pattern", ""),
+        ("/(a)/", "an unnamed group is not allowed in a name pattern", UNNAMED),
+        ("/(?P<i>a)*/", "a named group within a repetition, an alternative or another group is not allowed", SHAPE),
+        ("/a(?P<i>b)?/", "a named group within a repetition, an alternative or another group is not allowed", SHAPE),
+        ("/(?P<i>a)|(?P<j>b)/", "a named group within a repetition, an alternative or another group is not", SHAPE),
+        ("/(?P<i>a(?P<j>b))/", "a named group within a repetition, an alternative or another group is not", SHAPE),
+    ],
+)
+def test_a_pattern_that_cannot_be_inverted_is_refused(text: str, message: str, hint: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        pattern(text)
+    (problem,) = caught.value.diagnostics
+    assert problem.message.startswith(message)
+    assert (problem.kind, problem.hint) == ("name-syntax", hint)
+
+
+def test_a_group_that_does_not_capture_is_its_content() -> None:
+    assert pattern("/(?:a(?:b))(?:c|d)/").parts == pattern("/ab[cd]/").parts
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("/(?:left|right)_w/", "left_w"), ("/[^a]?b+/", "b"), ("/[^0aA_.]{2}/", "\0\0")]
+)
+def test_what_no_group_captures_is_written_in_its_shortest_form(text: str, name: str) -> None:
+    assert pattern(text).fill({}) == name
+    assert pattern(text).match(name) == {}
+
+
+def test_all_texts_of_a_part_are_listed_unless_there_are_too_many() -> None:
+    def listed(text: str) -> tuple[str, ...] | None:
+        return options(pattern(text).holes["p"])
+
+    assert listed("{p:a{1,2}|b}") == ("a", "aa", "b")
+    assert listed("{p:[ab]{0,2}}") == ("", "a", "aa", "ab", "b", "ba", "bb")
+    assert listed("{p:[^a]}") is None, "more than 64"
+    assert listed("{p:a|[^a]b}") is None
+    assert listed("{p:(?:[^a]x){0,2}}") is None
+    assert listed("{p:a{1,5}}") is None, "more than 4 times"
+    assert listed("{p:a+}") is None
+
+
+def test_a_witness_of_unusual_characters() -> None:
+    assert common_name(pattern("/[-+]/"), pattern("/[+*]/")) == "+"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.model_folder.gguf_tokenizer import tokenizer_values
 from compiler.model_folder.gguf_values import model_values, token_ids
+from compiler.ops.kernels import quantize_q8_0
+from compiler.plan.notes import Note, Remark
 from compiler.program.loading import load_program
 
 TESTS = Path(__file__).parent.parent
@@ -56,6 +59,75 @@ def test_both_readers_read_it(tmp_path: Path, dtype: str, kind: int) -> None:
     assert torch.equal(loaded(ours.tensors["token_embd.weight"]), embedding)
     norm = loaded(source.tensors["model.norm.weight"]).to(getattr(torch, dtype)).float()
     assert torch.equal(loaded(ours.tensors["output_norm.weight"]), norm)
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_q8_0(tmp_path: Path, dtype: str | None) -> None:
+    """Matrices have the blocks that the package gguf makes of the source's numbers, vectors are float32."""
+    source = CASE.request.source
+    if dtype:
+        tensors = {name: t.to(torch.float16) for name, t in torch.load(source[0], weights_only=True).items()}
+        torch.save(tensors, tmp_path / "half.pth")
+        source = [tmp_path / "half.pth"]
+    notes: list[Note] = []
+    plan = convert(
+        CASE.program, Request(source, dtype="q8_0", to="gguf", **SETTINGS), tmp_path / "m.gguf", notes.append
+    )
+    convert(CASE.program, Request(source, to="gguf", **SETTINGS), tmp_path / "plain.gguf")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    values = {key: field.contents() for key, field in reader.fields.items()}
+    assert (values["general.file_type"], values["general.quantization_version"]) == (7, 2)
+    plain = {name: loaded(tensor) for name, tensor in open_checkpoint(tmp_path / "plain.gguf").tensors.items()}
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds.keys() == plain.keys()
+    assert {target.name: target.dtype for target in plan.targets} == {
+        n: {"Q8_0": "q8_0", "F32": "float32"}[k] for n, k in kinds.items()
+    }
+    assert {kinds[name] for name, tensor in plain.items() if tensor.dim() > 1} == {"Q8_0"}
+    for tensor in reader.tensors:
+        wanted = plain[tensor.name].float().numpy()
+        assert list(reversed(tensor.shape)) == [*wanted.shape]
+        if wanted.ndim > 1:
+            wanted = gguf.quants.quantize(wanted, gguf.GGMLQuantizationType.Q8_0)
+        assert np.array_equal(tensor.data, wanted), tensor.name
+    assert not any(isinstance(note, Remark) and "blocks" in note.text for note in notes)
+
+
+def test_rows_that_are_no_blocks_are_float16(tmp_path: Path) -> None:
+    program = load_program("torchtitan_llama")
+    values = program.spec.examples[0]
+    narrower = {**values, "intermediate_size": (80, values["intermediate_size"][1])}
+    made = synthetic(replace(program, spec=replace(program.spec, examples=(narrower,))), finite=True)
+    request = Request([made.save(tmp_path, "*.pt")], assigned=made.arguments, to="gguf", check=False, dtype="q8_0")
+    notes: list[Note] = []
+    plan = convert(program, request, tmp_path / "m.gguf", notes.append)
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    narrow = {t.name for t in plan.targets if len(t.shape) > 1 and t.shape[-1] % 32}
+    assert len(narrow) == values["n_layers"][0]
+    assert {name for name, kind in kinds.items() if kind == "F16"} == narrow
+    assert any("float16: " in note.text for note in notes if isinstance(note, Remark))
+
+
+def test_q8_0_without_a_gguf_file(tmp_path: Path) -> None:
+    for to, out in ((None, "out"), ("litgpt", "lit"), ("gguf", "m.pth")):
+        with pytest.raises(Refusal, match="wrong-usage"):
+            convert(CASE.program, Request(CASE.request.source, dtype="q8_0", to=to, **SETTINGS), tmp_path / out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_blocks_of_the_package_gguf() -> None:
+    """Scales of every size, also those that are 0 in float16; zeros, and halves between two integers."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(4096, 64, generator=generator) * 2.0 ** torch.randint(-115, 20, (4096, 1), generator=generator)
+    rows[0] = 0
+    rows[1] = torch.arange(64) - 32.0
+    rows[2, :32] = torch.cat([torch.tensor([127.0]), torch.arange(31) - 15.5])  # a scale of 1
+    wanted = gguf.quants.quantize(rows.numpy(), gguf.GGMLQuantizationType.Q8_0)
+    packed = quantize_q8_0(rows).numpy()
+    assert np.array_equal(packed, wanted)
+    assert packed[2, 2:4].view(np.int8).tolist() == [127, -16]
+    assert not np.array_equal(quantize_q8_0(-rows).numpy(), wanted)
+    assert not quantize_q8_0(torch.full((1, 32), 1e-45)).any()  # whose inverse scale is infinite
 
 
 def test_there_and_back(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
@@ -278,11 +277,3 @@ def test_interleave_is_a_rearrangement() -> None:
     back = parse_rearrange(DEINTERLEAVE, {"part": 2}, Span(""))
     assert on_torch(back, on_torch(op, rows)[0])[0].tolist() == rows.tolist()
     assert op.inverse() == back
-
-
-def test_the_page_of_ops_is_fresh() -> None:
-    """docs/ops.md says what the ops say."""
-    import runpy
-
-    made = runpy.run_path(str(Path(__file__).parent.parent.parent / "docs" / "make_ops.py"))
-    assert made["PAGE"].read_text() == made["page"](), "python docs/make_ops.py"

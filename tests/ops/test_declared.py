@@ -12,6 +12,7 @@ from compiler.layout.array import Array, source
 from compiler.layout.computed import Formulas, Node
 from compiler.ops.algebra import Bundle
 from compiler.ops.arithmetic import Affine, Computed, Full, Pad
+from compiler.ops.block_quantize import QuantizeQ8
 from compiler.ops.kernels import TorchAlgebra
 from compiler.ops.lossy import DequantizeBlocks, DequantizeMxfp4, Lora, Normalize
 from compiler.ops.step_readers import READERS
@@ -31,6 +32,8 @@ CASES: list[tuple[Computed, tuple[Tensor, ...]]] = [
     (DequantizeBlocks(3, 2, "float32"), (torch.randn(4, 8, 5).to(torch.float8_e4m3fn), torch.rand(4, 3, 3))),
     (DequantizeMxfp4("bfloat16"), (BYTES.reshape(5, 2, 16), torch.randint(110, 140, (5, 2), dtype=torch.uint8))),
     (DequantizeMxfp4("bfloat16"), (BYTES[:32].reshape(2, 16), torch.randint(110, 140, (2,), dtype=torch.uint8))),
+    (QuantizeQ8(), (torch.randn(7, 96),)),
+    (QuantizeQ8(), (torch.randn(3, 2, 64),)),
     (Lora(2, 0.5), (torch.randn(6, 4), torch.randn(2, 4), torch.randn(6, 2))),
 ]
 
@@ -69,8 +72,8 @@ def test_rows_of_a_result_have_the_bits_of_the_whole(op: Computed, tensors: tupl
 
 
 @pytest.mark.parametrize(("op", "tensors"), CASES)
-def test_what_adds_up_stays_on_the_host(op: Computed, tensors: tuple[Tensor, ...]) -> None:
-    assert op.host_only == isinstance(op, Normalize | Lora)
+def test_what_another_device_may_round_stays_on_the_host(op: Computed, tensors: tuple[Tensor, ...]) -> None:
+    assert op.host_only == isinstance(op, Normalize | Lora | QuantizeQ8)
 
 
 def test_a_cast_between_other_types_is_a_row_by_itself() -> None:

@@ -31,6 +31,7 @@ from compiler.jobs.convert import convert
 from compiler.jobs.request import Request
 from compiler.output import journal
 from compiler.output.atomic_output import AtomicOutput
+from compiler.output.earlier_run import MARK
 from compiler.program.loading import load_program
 from compiler.program.program import Program
 from compiler.transfer import engine, files, worker
@@ -188,6 +189,15 @@ def test_what_was_changed_since_is_written_again(tmp_path: Path, program: Progra
         file.seek(5000)
         file.write(b"\xa5" * 3000)
     convert(program, Request([source], resume=True), tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_distributed_checkpoint_is_continued(tmp_path: Path, program: Program, source: Path) -> None:
+    convert(program, Request([source], container="dcp"), tmp_path / "whole")
+    killed(source, tmp_path / "out", "--container", "dcp")
+    notes = Notes(silent=True)
+    convert(program, Request([source], container="dcp", resume=True), tmp_path / "out", notes)
+    assert any("are unchanged and are reused" in line for line in notes.lines())
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
@@ -456,3 +466,185 @@ def test_the_way_back_gives_the_same_bytes(tmp_path: Path, program: Program, sou
     assert (tmp_path / "a" / "x.pth").read_bytes() == (tmp_path / "b" / "x.pth").read_bytes()
     found, expected = (torch.load(p, weights_only=True) for p in (tmp_path / "a" / "x.pth", source))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items() if "freqs" not in name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The hidden folder, the lock and the final name
+
+
+def written(out: Path, text: str = "new", **options: Any) -> AtomicOutput:
+    """One file written through an AtomicOutput."""
+    with AtomicOutput(out, folder=False, fingerprint="run", **options) as output:
+        output.place.write_text(text)
+        output.finish()
+    return output
+
+
+def stopped(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run with --force, killed before it takes its final name."""
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == out:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            written(out, force=True)
+
+
+def link_to_itself(out: Path) -> None:
+    out.symlink_to(out)
+
+
+def linked_hidden_folder(out: Path) -> None:
+    (out.parent / ".out.mapspec-partial").symlink_to(out.parent)
+
+
+def pipe_for_a_lock(out: Path) -> None:
+    hidden = out.parent / ".out.mapspec-partial"
+    hidden.mkdir()
+    os.mkfifo(hidden / "lock")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message", "hint"),
+    [
+        ("out", link_to_itself, "it is a broken link", "remove it"),
+        ("out", linked_hidden_folder, ".out.mapspec-partial is a link, and the run would write its temp", "remove it"),
+        ("out", pipe_for_a_lock, "not a regular file", "remove it"),
+        ("x" * 239, None, "its name is too long: at most 238 bytes, because the temporary folder's name is longer", ""),
+        ("x" * 300, None, "cannot be written: File name too long", "choose another"),
+    ],
+    ids=["broken link", "hidden link", "lock", "long", "too long"],
+)
+def test_a_place_that_cannot_be_written(tmp_path: Path, name: str, spoil: Any, message: str, hint: str) -> None:
+    out = tmp_path / name
+    if spoil:
+        spoil(out)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(Refusal) as caught:
+        written(out, force=True)
+    (problem,) = caught.value.diagnostics
+    assert message in problem.message
+    assert (problem.kind, problem.hint) == ("output-unwritable", hint)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert written(tmp_path / ("x" * 238), force=False).path.read_text() == "new"
+
+
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
+    with pytest.raises(Refusal, match=f"no permission to write in {tmp_path}"):
+        written(tmp_path / "new" / "out", force=False)
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_another_run_takes_away_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other run ends between two of this one's steps: before the lock is opened, and before it is held."""
+    opened, hidden = os.open, tmp_path / ".out.mapspec-partial"
+    steps = iter(("folder", "lock", "none"))
+
+    def racing(path: Any, *rest: Any, **named: Any) -> int:
+        step = next(steps, "") if Path(path) == hidden / "lock" else ""
+        if step == "folder":
+            hidden.rmdir()
+        handle = opened(path, *rest, **named)
+        if step == "lock":
+            (hidden / "lock").unlink()
+        return handle
+
+    monkeypatch.setattr(os, "open", racing)
+    before = len(os.listdir("/proc/self/fd"))
+    with AtomicOutput(tmp_path / "out", force=False, folder=False) as output:
+        assert next(steps, "") == "", "all three were used"
+        assert os.path.samestat(os.fstat(output.held), os.stat(hidden / "lock"))
+        assert (hidden / "lock").read_text() == f"{os.getpid()}\n"
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert written(tmp_path / "out", force=False).path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_that_is_stopped_before_the_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    stopped(out, monkeypatch)
+    left = AtomicOutput(out, force=False, folder=False).left()
+    assert left == "everything is written; run the same command with --resume to move it to its final name"
+    assert not out.exists()
+    with AtomicOutput(out, force=False, resume=True, folder=False, fingerprint="run") as output:
+        assert output.done
+    assert out.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_user_s_file_gets_another_name_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first run was killed after it had linked the file and before it took its name."""
+    out = tmp_path / "out"
+    out.write_text("mine")
+    stopped(out, monkeypatch)
+    assert out.samefile(tmp_path / "out~")
+    written(out, force=True)
+    assert (out.read_text(), (tmp_path / "out~").read_text()) == ("new", "mine")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out~")) == ["out~", "out~2"]
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    (tmp_path / "out").write_text("mine")
+    monkeypatch.setattr(os, "link", link)
+    run = written(tmp_path / "out", force=True)
+    assert run.notes == ["kept the earlier out as out~"]
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"out": "new", "out~": "mine"}
+
+
+def test_a_file_that_is_already_there_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("new")
+    written(tmp_path / "out", force=False, resume=True)
+    with pytest.raises(Refusal, match="its content differs from what this run writes"):
+        written(tmp_path / "out", "newer", force=False, resume=True)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"out": "new"}
+
+
+def test_parts_in_folders_are_replaced_and_the_files_beside_them_stay(tmp_path: Path) -> None:
+    """`parts` reaches into subfolders: there too, only what an earlier run wrote is replaced."""
+    out = tmp_path / "out"
+
+    def write(names: dict[str, str]) -> list[str]:
+        with AtomicOutput(out, force=True, parts="*/part*") as output:
+            for name, text in names.items():
+                (output.place / name).parent.mkdir(parents=True, exist_ok=True)
+                (output.place / name).write_bytes(text.encode() + len(MARK).to_bytes(2, "little") + MARK)
+            output.finish()
+        return output.notes
+
+    write({"a/part0": "old", "a/part1": "old", "b/part0": "old"})
+    mine = {"a/notes.txt": b"mine", "b/part9": b"mine without the mark", "c/deep/notes.txt": b"mine"}
+    for name, content in mine.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(content)
+    (out / "a" / "dangling").symlink_to(tmp_path / "nowhere")
+    assert write({"a/part0": "new", "a/notes.txt": "new"}) == ["kept your notes.txt as notes.txt~"]
+    assert (out / "a" / "dangling").is_symlink()
+    (out / "a" / "dangling").unlink()
+    found = {name: content.removesuffix(MARK)[:20] for name, content in files_of(out).items()}
+    assert found == {
+        "a/part0": b"new\x07\x00",
+        "a/notes.txt": b"new\x07\x00",
+        "a/notes.txt~": b"mine",
+        "b/part9": b"mine without the mar",
+        "c/deep/notes.txt": b"mine",
+    }

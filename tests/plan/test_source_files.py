@@ -13,6 +13,7 @@ from torch import Tensor
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import read_bytes
 from compiler.diagnostics import Refusal
+from compiler.executor.preconditions import check_replicas
 from compiler.language.parser import load_spec
 from compiler.ops.kernels import tensor_of
 from compiler.plan.source_files import open_source
@@ -88,7 +89,13 @@ def test_a_tensor_without_an_axis_is_the_same_in_each(tmp_path: Path) -> None:
     parts = cut(model(2, 2, 3), 2)
     parts[1]["same.weight"] = parts[1]["same.weight"] + 1
     save(tmp_path, parts)
-    with pytest.raises(Refusal, match=r"same\.weight: it should be equal in every part.*\n.*|unfit-parts"):
+    with pytest.raises(
+        Refusal, match=r"same\.weight should be the same in part\.00\.pth and part\.01\.pth, but differs"
+    ):
+        check_replicas(open_source(program(), [tmp_path]))
+    parts[1]["same.weight"] = torch.randn(4)
+    save(tmp_path, parts)
+    with pytest.raises(Refusal, match=r"joins it along no axis, but the parts have the shapes \[3\] and \[4\]"):
         open_source(program(), [tmp_path])
 
 
@@ -141,7 +148,7 @@ def test_the_parts_of_the_last_step(tmp_path: Path) -> None:
     for name, tensors in (("iter_0000009", model(2, 2, 3)), ("iter_0000010", whole)):
         (tmp_path / name).mkdir()
         save(tmp_path / name, cut(tensors, 2))
-    with pytest.raises(Refusal, match="it holds iter_0000009/, iter_0000010/"):
+    with pytest.raises(Refusal, match="several steps in one folder: iter_0000009, iter_0000010"):
         open_source(program(), [tmp_path])
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
     found = open_source(program(), [tmp_path])

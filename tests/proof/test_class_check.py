@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from compiler.jobs.request import Request
 from compiler.model_folder.card import MANIFEST
 from compiler.program.loading import load_program
 from compiler.program.program import Program
-from compiler.target import ask_class
+from compiler.proof import class_check
+from compiler.target import ask_class, signature_cache
+from compiler.target.class_signature import ClassSignature
+from compiler.target.signature_cache import ClassQuestion
 
 ROOT = Path(__file__).parents[2]
 Tensors = dict[str, torch.Tensor]
@@ -147,3 +151,105 @@ def test_a_run_that_fails_early_leaves_no_process(tmp_path: Path, monkeypatch: p
     with pytest.raises(ZeroDivisionError):
         convert(load_program("llama"), Request([path], assigned=arguments), tmp_path / "out")
     assert len(started) == 1
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any], dict[str, str]], None]) -> None:
+    """The class answers with other shapes or ties."""
+
+    def cached(question: ClassQuestion) -> ClassSignature:
+        signature = signature_cache.ask(question)
+        shapes, ties = dict(signature.shapes), dict(signature.ties)
+        change(shapes, ties)
+        return replace(signature, shapes=shapes, ties=ties)
+
+    monkeypatch.setattr(signature_cache, "cached", cached)
+
+
+NORM, HEAD, EMBED = "model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"
+OF_CLASS = "LlamaForCausalLM with this config"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message", "hint"),
+    [
+        (
+            lambda shapes, ties: shapes.update({"model.norms.weight": (3,)}),
+            "missing-tensor",
+            f"{OF_CLASS} needs model.norms.weight, which the conversion does not write",
+            f"did you mean '{NORM}'?",
+        ),
+        (
+            lambda shapes, ties: shapes.update({"q": (3,)}),
+            "missing-tensor",
+            f"{OF_CLASS} needs q, which the conversion does not write",
+            "the checkpoint is incomplete, or the config states more layers than it has",
+        ),
+        (
+            lambda shapes, ties: (shapes.pop(NORM), shapes.update({"model.norms.weight": (3,)})),
+            "unknown-target",
+            f"{OF_CLASS} has no tensor {NORM}",
+            "did you mean 'model.norms.weight'?",
+        ),
+        (
+            lambda shapes, ties: (shapes.pop(NORM), ties.update({NORM: EMBED})),
+            "unknown-target",
+            f"{OF_CLASS} shares {NORM} with {EMBED} and would ignore the one that is written",
+            "the config has tie_word_embeddings: true, which is its default in some classes",
+        ),
+    ],
+    ids=["near name", "no name", "unknown", "shared"],
+)
+def test_what_the_class_has_otherwise(
+    tmp_path: Path, llama: Program, monkeypatch: pytest.MonkeyPatch, change: Any, kind: str, message: str, hint: str
+) -> None:
+    path, arguments = source(tmp_path)
+    answered(monkeypatch, change)
+    with pytest.raises(Refusal) as caught:
+        convert(llama, Request([path], assigned=arguments), tmp_path / "out")
+    found = {d.kind: d for d in caught.value.diagnostics}
+    assert (found[kind].message, found[kind].hint) == (message, hint)
+    assert bool(found[kind].span.line) == (kind == "unknown-target"), "the rule's place, where a rule writes it"
+
+
+def test_a_head_that_is_not_written_because_it_is_tied(
+    tmp_path: Path, llama: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, arguments = source(tmp_path, lambda tensors: tensors.update({HEAD: tensors[EMBED]}))
+    answered(monkeypatch, lambda shapes, ties: shapes.update({HEAD: shapes[EMBED]}))
+    with pytest.raises(Refusal, match=f"needs {HEAD}, which the conversion does not write") as caught:
+        convert(llama, Request([path], assigned=arguments), tmp_path / "out")
+    assert caught.value.diagnostics[0].hint == "the class shares it only where the config has tie_word_embeddings: true"
+
+
+def test_a_reverse_reads_a_tied_tensor_that_an_older_release_wrote(
+    tmp_path: Path, llama: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, arguments = source(tmp_path)
+    convert(llama, Request([path], assigned=arguments), tmp_path / "out")
+    answered(monkeypatch, lambda shapes, ties: (shapes.pop(NORM), ties.update({NORM: EMBED})))
+    convert(llama, Request([tmp_path / "out"], reverse=True), tmp_path / "back.pth")
+    answered(monkeypatch, lambda shapes, ties: shapes.update({"q": (3,)}))
+    with pytest.raises(Refusal, match="needs q, which the folder lacks"):
+        convert(llama, Request([tmp_path / "out"], reverse=True), tmp_path / "again.pth")
+
+
+@pytest.mark.parametrize(
+    ("rows", "hint"),
+    [
+        (77, "77 is num_experts * expert_size in config.json; compare them with the checkpoint"),
+        (7, "7 is num_experts in config.json; compare it with the checkpoint"),
+        (10**6 + 3, "compare the fields of config.json with the checkpoint"),
+    ],
+)
+def test_the_fields_that_give_a_size(
+    tmp_path: Path, llama: Program, monkeypatch: pytest.MonkeyPatch, rows: int, hint: str
+) -> None:
+    path, arguments = source(tmp_path)
+    written = class_check.config_written
+    more = {"num_experts": 7, "expert_size": 11, "own_switch": True, "own_count": 1}
+    monkeypatch.setattr(class_check, "config_written", lambda *args: written(*args) | more)
+    answered(monkeypatch, lambda shapes, ties: shapes.update({NORM: (rows,)}))
+    with pytest.raises(Refusal) as caught:
+        convert(llama, Request([path], assigned=arguments), tmp_path / "out")
+    (problem,) = caught.value.diagnostics
+    assert (problem.kind, problem.hint) == ("wrong-shape", hint)

@@ -201,12 +201,13 @@ FAMILIES = {
 }
 
 
-def built(said: Namespace) -> GPTModel:
-    """A model as Megatron-LM builds it from its arguments, without Transformer Engine."""
+def built(said: Namespace, **part: Any) -> GPTModel:
+    """A model as Megatron-LM builds it from its arguments, without Transformer Engine; or the `part` of a pipeline stage."""
     names = {field.name for field in dataclasses.fields(TransformerConfig)}
     config = {name: value for name, value in vars(said).items() if name in names}
     config |= {"layernorm_epsilon": said.norm_epsilon, "num_moe_experts": said.num_experts}
     config |= {"activation_func": torch.nn.functional.silu, "gated_linear_unit": True}  # swiglu
+    config |= {"pipeline_dtype": torch.float32}
     if not said.group_query_attention:
         config["num_query_groups"] = None
     return GPTModel(
@@ -221,6 +222,7 @@ def built(said: Namespace) -> GPTModel:
         rotary_base=said.rotary_base,
         rope_scaling=said.use_rope_scaling,
         rope_scaling_factor=said.rope_scaling_factor,
+        **part,
     )
 
 

@@ -72,8 +72,9 @@ CASES: dict[str, dict[str, Any]] = {
         "vocab_size": 96, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
         "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_mel_bins": 8,
         "max_source_positions": 16, "max_target_positions": 16, "pad_token_id": 0, "bos_token_id": 1,
-        "eos_token_id": 2, "decoder_start_token_id": 1, "tie_word_embeddings": True,
+        "eos_token_id": 2, "decoder_start_token_id": 1, "tie_word_embeddings": True, "num_hidden_layers": 1,
     },
+    "GptOssForCausalLM": EXPERTS | {"num_local_experts": 4, "head_dim": 8, "attention_bias": True},
     "MarianMTModel": {
         "vocab_size": 96, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
         "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,

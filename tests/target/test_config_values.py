@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from compiler.target.config_values import value_faults
+from compiler.target.config_values import null_faults, type_faults, value_faults
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -63,3 +64,58 @@ def test_transformers_is_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False"]
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "expected"),
+    [
+        ({"architectures": "LlamaForCausalLM"}, "architectures", 'write ["LlamaForCausalLM"]'),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architectures", "a list of class names"),
+        ({"model_type": ["llama"]}, "model_type", "a text"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers", "a positive integer"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers", "a positive integer"),
+        ({"num_hidden_layers": True}, "num_hidden_layers", "a positive integer"),
+        ({"vocab_size": [32]}, "vocab_size", "a positive integer"),
+        ({"vocab_size": {"a": 32}}, "vocab_size", "a positive integer"),
+        ({"rope_theta": "10000"}, "rope_theta", "a positive number"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters.rope_theta", "a positive number"),
+        ({"rope_scaling": "linear"}, "rope_scaling", "a mapping"),
+        ({"rope_scaling": {"rope_type": 3}}, "rope_scaling.rope_type", "a text"),
+        ({"text_config": {"hidden_act": 3}}, "text_config.hidden_act", "a text"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings", "true or false"),
+        ({"eos_token_id": [2, "3"]}, "eos_token_id", "a token id"),
+    ],
+)
+def test_a_field_of_another_type(config: dict[str, Any], path: str, expected: str) -> None:
+    (fault,) = type_faults(config)
+    assert ".".join(fault.path) == path
+    assert expected in f"{fault.expected} {fault.hint}"
+    assert fault.at("config.json").kind == "wrong-type"
+
+
+def test_types_are_not_ranges() -> None:
+    """What a trainer's own field of this name may hold, and nulls."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "num_experts": 0, "rope_theta": -1, "hidden_act": "nonsense", "vocab_size": None,
+        "num_key_value_heads": [2, 4], "eos_token_id": [2, 3], "rope_scaling": None, "sliding_window": 0, "dropout": 7,
+    }  # fmt: skip
+    assert list(type_faults(config)) == []
+
+
+def test_nulls_where_the_class_has_a_number() -> None:
+    defaults = {
+        "num_hidden_layers": 32,
+        "rope_theta": 1e4,
+        "rms_norm_eps": 1e-6,
+        "head_dim": 8,
+        "intermediate_size": None,
+    }
+    config = dict.fromkeys(defaults)
+    assert [fault.path[0] for fault in null_faults(config, defaults)] == [
+        "num_hidden_layers",
+        "rope_theta",
+        "rms_norm_eps",
+    ]
+    assert "rope_theta" not in [
+        fault.path[0] for fault in null_faults(config | {"rope_parameters": {"rope_theta": 1.0}}, defaults)
+    ]

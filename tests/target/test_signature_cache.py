@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,35 @@ def test_a_refusal_is_not_kept(asked: list[str], tmp_path: Path) -> None:
             ask(SMALL | {"num_attention_heads": 0})
     assert len(asked) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_where_answers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder that is named, else in that of the system; nowhere where it is named empty or there is no home."""
+    monkeypatch.setenv("MAPSPEC_CACHE", str(tmp_path / "own"))
+    assert signature_cache.cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("MAPSPEC_CACHE", "")
+    assert signature_cache.cache_folder() is None
+    monkeypatch.delenv("MAPSPEC_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "system"))
+    assert signature_cache.cache_folder() == tmp_path / "system" / "mapspec"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert signature_cache.cache_folder() == tmp_path / ".cache" / "mapspec"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert signature_cache.cache_folder() is None
+
+
+def test_a_release_that_is_not_installed_as_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    signature_cache._releases.cache_clear()
+    monkeypatch.setattr(metadata, "version", version)
+    try:
+        assert signature_cache._releases() == ("dev",)
+    finally:
+        signature_cache._releases.cache_clear()

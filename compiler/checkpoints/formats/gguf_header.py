@@ -2,8 +2,9 @@
 
 Takes a path; returns the tensors, in torch's order of axes, and a table of plain values: a key that begins with the
 architecture's name loses that, and dots become underscores (`NAME.attention.head_count` is `attention_head_count`). A
-float32 becomes the shortest decimal that rounds to it. Long lists, such as a vocabulary, are skipped. Refuses quantised
-blocks, and a header that claims more than the file can hold. Source:
+float32 becomes the shortest decimal that rounds to it. Long lists, such as a vocabulary, are skipped. A tensor of
+quantized blocks is one of float32 that is computed. Refuses blocks without a kernel, and a header that claims more than the
+file can hold. Source:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and `ggml_type` in ggml.h.
 """
 
@@ -15,9 +16,10 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from compiler.checkpoints.formats.stored_tensor import Tensor, dense_strides
+from compiler.checkpoints.formats.stored_tensor import Encoded, Tensor, dense_strides
 from compiler.diagnostics import listed, refuse
 from compiler.dtypes import ITEM_SIZES
+from compiler.quantized.ggml_blocks import BLOCKS, PLAIN, UNREAD, DequantizeGgml
 
 MAGIC = b"GGUF"
 MOST_AXES = 4  # GGML_MAX_DIMS
@@ -27,19 +29,11 @@ MOST_TEXT = 1 << 20  # bytes of a key, a name or a text
 MOST_LISTED = 64  # values of a list; longer lists are skipped
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-TYPES = {
-    0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16",
-}  # fmt: skip
-QUANTISED = {
-    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
-    14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
-    22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
-}  # fmt: skip
 
 Value = bool | int | float | str | list[bool | int | float | str]
 
 
-def open_gguf(path: Path) -> tuple[dict[str, Tensor], dict[str, Value]]:
+def open_gguf(path: Path) -> tuple[dict[str, Tensor | Encoded], dict[str, Value]]:
     """Every tensor by name, and the model's values by key. Raises Refusal."""
     with path.open("rb") as file:
         reader = _Reader(path, file)
@@ -51,17 +45,18 @@ def open_gguf(path: Path) -> tuple[dict[str, Tensor], dict[str, Value]]:
     if type(alignment) is not int or alignment < 1 or alignment % 8:
         _damaged(path, f"its alignment is {alignment!r}")
     base = -(-begin // alignment) * alignment
-    _refuse_quantised(path, [(name, kind) for name, _, kind, _ in table])
-    tensors: dict[str, Tensor] = {}
+    _refuse_unread(path, [(name, kind) for name, _, kind, _ in table])
+    tensors: dict[str, Tensor | Encoded] = {}
     for name, shape, kind, offset in table:
-        start, dtype = base + offset, TYPES[kind]
-        end = start + math.prod(shape) * ITEM_SIZES[dtype]
+        tensor = _tensor(path, name, shape, kind, base + offset)
         if name in tensors:
             _damaged(path, f"the tensor {name!r} occurs twice")
+        (stored,) = tensor.parts
+        start, end = stored.extent
         if offset % alignment or end > size:
             _damaged(path, f"the tensor {name!r} reaches from byte {start:,} to {end:,} of {size:,}")
-        tensors[name] = Tensor(name, dtype, shape, dense_strides(shape), path, start, (start, end))
-    places = sorted(tensors.values(), key=lambda t: t.extent)
+        tensors[name] = tensor
+    places = sorted((part for tensor in tensors.values() for part in tensor.parts), key=lambda t: t.extent)
     for before, after in itertools.pairwise(places):
         if before.extent[1] > after.extent[0]:
             _damaged(path, f"the tensors {before.name!r} and {after.name!r} overlap")
@@ -73,14 +68,29 @@ def _named(values: dict[str, Value]) -> dict[str, Value]:
     return {key.removeprefix(architecture).replace(".", "_"): value for key, value in values.items()}
 
 
-def _refuse_quantised(path: Path, kinds: list[tuple[str, int]]) -> None:
-    example_names = {kind: name for name, kind in reversed(kinds) if kind not in TYPES}
-    if example_names:
-        types = listed(
-            f"{QUANTISED.get(kind, f'type {kind}')} ({example_names[kind]!r})" for kind in sorted(example_names)
+def _tensor(path: Path, name: str, shape: tuple[int, ...], kind: int, start: int) -> Tensor | Encoded:
+    """A tensor of this type at byte `start`. Raises Refusal: `damaged-file`."""
+    if kind in PLAIN:
+        dtype = PLAIN[kind]
+        end = start + math.prod(shape) * ITEM_SIZES[dtype]
+        return Tensor(name, dtype, shape, dense_strides(shape), path, start, (start, end))
+    blocks = BLOCKS[kind]
+    width = shape[-1] if shape else 1
+    if width % blocks.elements:
+        _damaged(
+            path, f"the tensor {name!r} has rows of {width:,}, which are no {blocks.name} blocks of {blocks.elements}"
         )
-        hint = "its weights were rounded when it was made: start from a GGUF file of F16, BF16 or F32, or from the original"
-        refuse(str(path), f"tensors in blocks of a quantised type: {types}", "unsupported-tensor", hint)
+    rows = math.prod(shape[:-1]), width // blocks.elements * blocks.nbytes
+    stored = Tensor(name, "uint8", rows, dense_strides(rows), path, start, (start, start + math.prod(rows)))
+    return Encoded(name, "float32", shape, DequantizeGgml(blocks.name), (stored,))
+
+
+def _refuse_unread(path: Path, kinds: list[tuple[str, int]]) -> None:
+    unread = {kind: name for name, kind in reversed(kinds) if kind not in PLAIN and kind not in BLOCKS}
+    if unread:
+        types = listed(f"{UNREAD.get(kind, f'type {kind}')} ({unread[kind]!r})" for kind in sorted(unread))
+        hint = f"{listed(blocks.name for blocks in BLOCKS.values())} are read; start from one of these or from the original"
+        refuse(str(path), f"tensors of a quantized type without a kernel: {types}", "unsupported-tensor", hint)
 
 
 class _Reader:

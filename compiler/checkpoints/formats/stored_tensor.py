@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from compiler.diagnostics import refuse
+from compiler.diagnostics import listed, refuse
 from compiler.dtypes import ITEM_SIZES
+from compiler.quantized.dequantize import Dequantize
 
 _CODES: dict[int, Literal["B", "H", "I", "Q"]] = {
     1: "B",
@@ -82,6 +84,55 @@ class Joined:
     def parts(self) -> tuple[Tensor, ...]:
         """The stored tensors that it joins."""
         return tuple(part for member in self.members for part in member.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One tensor that `op` computes from the tensors in `stored`, such as quantized numbers and their scales.
+
+    The op makes a matrix of the shape `rows`; without it, of the rows of the last axis.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    op: Dequantize
+    stored: tuple[AnyTensor, ...]
+    rows: tuple[int, int] | None = None
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The shape of what the op makes."""
+        return self.rows or (math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1)
+
+    @property
+    def region(self) -> tuple[object, ...]:
+        return self.op, self.dtype, self.shape, *(tensor.region for tensor in self.stored)
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The stored tensors that it is computed from."""
+        return tuple(part for tensor in self.stored for part in tensor.parts)
+
+
+AnyTensor = Tensor | Joined | Encoded
+
+
+def dense(tensor: AnyTensor) -> Tensor | Joined:
+    """The tensor itself, if its elements are stored as they are. Raises Refusal: `quantized-weights`."""
+    if isinstance(tensor, Encoded):
+        where = str(tensor.parts[0].path)
+        refuse(where, f"{tensor.name} is quantized", "quantized-weights", "convert the checkpoint to a dense one first")
+    return tensor
+
+
+def dequantized(tensors: Collection[AnyTensor]) -> list[str]:
+    """A note that says how many of the tensors are quantized, and how; none if there are none."""
+    labels = Counter(tensor.op.label for tensor in tensors if isinstance(tensor, Encoded))
+    if not labels:
+        return []
+    layouts = listed(f"{count} {label}" for label, count in sorted(labels.items()))
+    return [f"{labels.total()} of {len(tensors)} tensors are quantized ({layouts}); they are converted to dense ones"]
 
 
 def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:

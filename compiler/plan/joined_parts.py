@@ -1,0 +1,144 @@
+"""One checkpoint of the files that parallel ranks wrote: parts are joined along the axis that the spec states; what several
+files hold alike is a replica, to be compared before it is used.
+
+Takes a Program and the opened files; returns a Checkpoint in which a tensor of several files is a `Joined`. Rejects files
+whose names or shapes do not fit together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import MappingProxyType
+
+from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.checkpoints.formats.stored_tensor import AnyTensor, Joined, Tensor
+from compiler.checkpoints.opened import Replica
+from compiler.diagnostics import Report, Span, listed
+from compiler.ops.algebra import OpError, axis_of, shown
+from compiler.plan.rank_grid import Rank, ranks_of
+from compiler.program.environment import NamedShapes
+from compiler.program.program import Program
+
+Holder = tuple[Rank, AnyTensor]
+
+
+def joined(program: Program, parts: Sequence[Checkpoint]) -> Checkpoint:
+    """One checkpoint of the parts. Raises Refusal with every problem."""
+    ranks = ranks_of(program, parts)
+    if len(ranks) == 1:
+        return parts[0]
+    _check_names(ranks)
+    first, report = ranks[0], Report()
+    axes = [(rule, rule.axis.evaluate({}, NamedShapes(first.tensors))) for rule in program.merged]
+    copies = _copies(program, ranks)
+    tensors: dict[str, Tensor | Joined] = {}
+    replicas: list[Replica] = []
+    held = _by_name(ranks)
+    for name, holders in held.items():
+        rule, axis = next(((r, a) for r, a in axes if r.pattern.match(name) is not None), (None, 0))
+        try:
+            parts_of_ranks, alike = _divided(holders)
+            if any(pattern.match(name) is not None for pattern, _ in program.ignored):
+                tensors[name] = parts_of_ranks[0]
+                continue
+            if name in copies:
+                owners, _ = _divided(held[copies[name]])
+                alike += zip(owners, parts_of_ranks, strict=True)
+            elif rule is None:
+                tensors[name] = parts_of_ranks[0]
+                alike += ((parts_of_ranks[0], other) for other in parts_of_ranks[1:])
+            else:
+                tensors[name] = _concatenated(parts_of_ranks, axis, rule.blocks)
+            replicas += _replicas(alike)
+        except OpError as error:
+            span = Span(str(first.checkpoint.path)) if rule is None else rule.pattern.span
+            report.add(span, f"{name}: {error}", "unfit-parts")
+    report.settle()
+    files = [rank.checkpoint for rank in ranks]
+    return Checkpoint(
+        files[0].path,
+        MappingProxyType(tensors),
+        files[0].objects,
+        (f"joined {_described(ranks)}", *files[0].notes),
+        tuple(file for part in files for file in part.files),
+        MappingProxyType({place: crc for part in files for place, crc in part.checksums.items()}),
+        tuple(file for part in files for file in part.indexes),
+        tuple(replicas),
+    )
+
+
+def _described(ranks: Sequence[Rank]) -> str:
+    """The number of files and the kinds of ranks that wrote them."""
+    kinds = {"tensor-parallel ranks": "tensor", "pipeline stages": "pipeline", "expert-parallel ranks": "expert"}
+    counts = {words: 1 + max(getattr(rank, kind) for rank in ranks) for words, kind in kinds.items()}
+    return f"{len(ranks)} files: {' x '.join(f'{n} {words}' for words, n in counts.items() if n > 1)}"
+
+
+def _by_name(ranks: Sequence[Rank]) -> dict[str, list[Holder]]:
+    """The files that have a part of each tensor, by names in the order of the complete model."""
+    found: dict[str, list[Holder]] = {}
+    for run in range(max(len(rank.runs) for rank in ranks)):
+        for rank in ranks:
+            for name, tensor in rank.runs[run].items() if run < len(rank.runs) else ():
+                found.setdefault(name, []).append((rank, tensor))
+    return found
+
+
+def _check_names(ranks: Sequence[Rank]) -> None:
+    """All files of a stage must have the same names, as they are stored. Raises Refusal."""
+    report, firsts = Report(), dict[int, Checkpoint]()
+    for rank in ranks:
+        first, part = firsts.setdefault(rank.pipeline, rank.checkpoint), rank.checkpoint
+        if differing := sorted(first.tensors.keys() ^ part.tensors.keys()):
+            message = f"only one of this and {part.path} has {listed(differing)}"
+            report.add(Span(str(first.path)), message, "missing-tensor")
+    report.settle()
+
+
+def _copies(program: Program, ranks: Sequence[Rank]) -> dict[str, str]:
+    """The tensors of the last stage that repeat one of the first stage, and which, where the arguments tie them."""
+    stated = program.spec.ranks.copies if program.spec.ranks else ()
+    if ranks[0].pipeline == ranks[-1].pipeline or not ranks[0].tied:
+        return {}
+    pairs = ((copy.value, owner.value) for copy, owner in stated)
+    return {copy: owner for copy, owner in pairs if owner in ranks[0].tensors and copy in ranks[-1].tensors}
+
+
+def _divided(holders: Sequence[Holder]) -> tuple[list[Tensor], list[Replica]]:
+    """The part of each tensor-parallel rank, and the parts that other files hold alike. Raises OpError."""
+    firsts: dict[int, Tensor] = {}
+    alike: list[Replica] = []
+    for rank, tensor in holders:
+        if not isinstance(tensor, Tensor):
+            raise OpError(f"a part of it is in several files: {rank.checkpoint.path}")
+        if (known := firsts.setdefault(rank.tensor, tensor)) is not tensor:
+            alike.append((known, tensor))
+    return [firsts[n] for n in sorted(firsts)], alike
+
+
+def _replicas(pairs: Iterable[Replica]) -> Iterator[Replica]:
+    """The pairs. Raises OpError where two are of different shapes or types."""
+    for first, other in pairs:
+        if other.shape != first.shape:
+            a, b = shown(first.shape), shown(other.shape)
+            raise OpError(f"the spec joins it along no axis, but the parts have the shapes {a} and {b}")
+        if other.dtype != first.dtype:
+            raise OpError(f"it is {first.dtype} in one part and {other.dtype} in {other.path}")
+        yield first, other
+
+
+def _concatenated(tensors: Sequence[Tensor], axis: int, blocks: int) -> Tensor | Joined:
+    first = tensors[0]
+    axis = axis_of(axis, len(first.shape), "joining", first.shape)
+    for other in tensors:
+        fits = (other.dtype, len(other.shape)) == (first.dtype, len(first.shape))
+        if not fits or any(a != b and n != axis for n, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
+            raise OpError(f"parts of {shown(first.shape)} and {shown(other.shape)} cannot be joined along axis {axis}")
+        if other.shape[axis] % blocks:
+            raise OpError(f"axis {axis} of {shown(other.shape)} cannot be divided into {blocks} equal blocks")
+    if len(tensors) == 1:
+        return first
+    sizes = [t.shape[axis] // blocks for t in tensors]
+    pieces = [t.narrow(axis, n * size, size) for n in range(blocks) for t, size in zip(tensors, sizes, strict=True)]
+    shape = (*first.shape[:axis], blocks * sum(sizes), *first.shape[axis + 1 :])
+    return Joined(first.name, first.dtype, shape, axis, tuple(pieces))
