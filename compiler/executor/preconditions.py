@@ -1,10 +1,11 @@
-"""Checks before anything is written: tied tensors and copies are equal, and dropped constants have their value.
+"""Checks before anything is written: tied tensors and copies are equal, dropped constants and vectors have their value.
 
 Compares the stored bytes of a Plan's sources. Raises Refusal.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import starmap
@@ -17,6 +18,7 @@ from compiler.diagnostics import Report, Span, listed, refuse
 from compiler.executor.apply_rule import applied, loaded, transformed
 from compiler.ops.structural import Cast, Copy
 from compiler.plan.plan import Group, Plan
+from compiler.program.environment import Environment
 
 BLOCK = 4 << 20  # bytes of each of two tensors that are compared at a time
 
@@ -33,6 +35,24 @@ def check_constants(plan: Plan, checkpoint: Checkpoint) -> None:
                 "lost-values",
                 "was the model trained after the conversion? Then it cannot be converted back",
             )
+    report.settle()
+
+
+def check_vectors(env: Environment, checkpoint: Checkpoint) -> None:
+    """Compare each vector that the reverse computes from arguments with the one that the source has. Raises Refusal with
+    every one that differs by more than rounding."""
+    report = Report()
+    for field in env.spec.layout.constants:
+        stored = checkpoint.tensors.get(field.name)
+        if field.expr is None or stored is None:
+            continue
+        wanted, values = env.evaluate(field.expr), loaded(stored).double().flatten().tolist()
+        same = wanted is not None and len(wanted) == len(values)
+        if not same or not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(wanted, values, strict=True)):
+            given = {name: env[name] for name in sorted(field.expr.names) if name in env.spec.arguments}
+            stated = listed(f"{name} = {value!r}" for name, value in given.items())
+            message = f"{field.name} of the checkpoint is not what {stated} give"
+            report.add(field.span, message, "unmet-requirement", "give other values with --set")
     report.settle()
 
 

@@ -108,6 +108,8 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
             preconditions.check_ties(plan, checkpoint)
             preconditions.check_copies(plan, checkpoint)
             preconditions.check_constants(plan, checkpoint)
+            if not plan.reverse:
+                preconditions.check_vectors(env, checkpoint)
     except Refusal:
         verify(checkpoint)  # a damaged file explains any difference
         raise
@@ -119,15 +121,21 @@ def bind_source(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener = ignore_note
 ) -> tuple[Plan, Environment]:
     """The plan of an opened source, and the values of its arguments and facts. Reads no tensor. Raises Refusal."""
+    recorded = _recorded(program, request.source[0])
     settings = arguments.gather(
-        program, request.source[0], checkpoint.objects, request.config, request.assigned, request.any_model_type
+        program,
+        request.source[0],
+        checkpoint.objects,
+        request.config,
+        request.assigned,
+        request.any_model_type,
+        recorded,
     )
     for one in settings.notes:
         note(one)
     if stated := unread_statements(program, checkpoint.objects, str(checkpoint.path)):
         note(Remark(f"fields of the checkpoint that the spec does not read: {listed(stated, 40)}"))
     shapes = NamedShapes(checkpoint.tensors, partial(preconditions.equal_tensors, checkpoint))
-    recorded = _recorded(program, request.source[0])
     given, released = released_models.with_released(program, shapes, {**recorded, **settings.given}, request.model)
     env = Environment(program, shapes, given)
     env.check()

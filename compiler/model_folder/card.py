@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from compiler import __version__
+from compiler import __version__, strict_json
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import dense, read_bytes
 from compiler.diagnostics import printable
@@ -86,7 +86,7 @@ def recorded_settings(place: Path, program: Program, reverse: bool = False) -> d
     """The arguments and facts of the conversion (in this direction) that wrote a folder, by name, without its guesses;
     empty if its mapspec.json is missing, malformed, or of another spec."""
     try:
-        content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        content = strict_json.parse((place / MANIFEST).read_bytes())
         own = content["spec"]["name"] == program.spec.name.value and content.get("reverse", False) is reverse
         settings, guesses = content["settings"] if own else {}, content.get("guesses", ())
         return {name: value for name, value in settings.items() if not reverse or name not in guesses}

@@ -9,7 +9,7 @@ from compiler.diagnostics import Report
 from compiler.language.spec import Field
 from compiler.program.environment import Environment
 from compiler.program.program import Program
-from compiler.target.config_values import expected_number, value_faults
+from compiler.target.config_values import expected_value, value_faults
 
 
 def check_config_values(program: Program, env: Environment, config: Mapping[str, Any]) -> None:
@@ -26,7 +26,7 @@ def check_config_values(program: Program, env: Environment, config: Mapping[str,
             hint = hint or f"--set {source}=VALUE"
         report.add(span, f"{name} = {fault.value!r}{origin}, but must be {fault.expected}", "config-value", hint)
     for name, value in config.items():
-        source = _argument(program, fields[name]) if value is None and (expected := expected_number(name)) else None
+        source = _argument(program, fields[name]) if value is None and (expected := expected_value(name)) else None
         if source is not None and (given := env.given.get(source)) and given.value is None:
             message = f"{name} is null ({given.place}), but must be {expected}"
             report.add(program.spec.arguments[source].span, message, "config-value", f"--set {source}=VALUE")

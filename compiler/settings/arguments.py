@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from compiler.checkpoints.config_file import beside, read_config_file
@@ -111,11 +112,13 @@ def gather(
     config: Path | None,
     assigned: Mapping[str, Any],
     any_model_type: bool = False,
+    recorded: Mapping[str, Given] = MappingProxyType({}),
 ) -> Settings:
     """Collect the values of a source's arguments.
 
-    `any_model_type`: accept a config of another architecture. Raises Refusal for a config that cannot be read, of
-    another architecture, with a field of another type (`wrong-type`), or with a field that changes the function and that the spec neither reads nor writes.
+    `any_model_type`: accept a config of another architecture. `recorded`: what the manifest beside the source has, which
+    ranks below all else. Raises Refusal for a config that cannot be read, of another architecture, with a field of another
+    type (`wrong-type`), or with a field that changes the function and that the spec neither reads nor writes.
     """
     known = {*program.spec.arguments, *program.spec.facts, *program.spec.fixed}
     wrong: list[Diagnostic] = []
@@ -161,10 +164,13 @@ def gather(
             given |= {n: value for n, value in carried.items() if n not in fields}
         renamed = {} if "model_type" in model_fields else _under_target_names(program, fields)
         given |= {n: from_file(fields[name]) for n, name in renamed.items()}
-        given |= {n: from_file(v) for n, v in fields.items() if n in known}
+        # Of a reversed folder, config.json states the target's fields, also under a name that an argument has too.
+        theirs = {f.name for f in program.spec.config if f.carried != f.name} if of_target and recorded else set()
+        given |= {n: from_file(v) for n, v in fields.items() if n in known - theirs}
         if of_target:
             values = {n: value.value for n, value in given.items()} | dict(assigned)
-            solved = config_inverse.arguments_of(program, {n: value.value for n, value in stated.items()}, values)
+            kept = {n: value.value for n, value in recorded.items()}
+            solved = config_inverse.arguments_of(program, {n: v.value for n, v in stated.items()}, values, kept)
             given |= {n: from_file(v) for n, v in solved.items() if n in program.spec.arguments}
         read = known | BAGGAGE | stated.keys() | {*renamed.values(), "rope_parameters"}
         if (known | stated.keys()) & set(config_dialects.EXPERTS):
@@ -266,7 +272,7 @@ def _part(program: Program, fields: Mapping[str, Any], part: Mapping[str, Any]) 
     if "rope_parameters" in part:
         spec, share = program.spec, {*config_dialects.SHARE}
         converted = {field.name for field in spec.config} | {*spec.arguments, *spec.facts, *spec.fixed}
-        names |= {*config_dialects.ROTARY, "sliding_window"} - (share if share & converted else set())
+        names |= {*config_dialects.ROTARY} - (share if share & converted else set())
     return {name: value for name, value in fields.items() if name in names}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from compiler.program.program import Program
@@ -16,16 +17,24 @@ from compiler.program.program import Program
 Values = dict[str, Any]
 
 
-def arguments_of(program: Program, config: Mapping[str, Any], known: Mapping[str, Any]) -> Values:
+def arguments_of(
+    program: Program,
+    config: Mapping[str, Any],
+    known: Mapping[str, Any],
+    recorded: Mapping[str, Any] = MappingProxyType({}),
+) -> Values:
     """Values of arguments and facts by name, as far as the expressions of the fields of `config` decide them.
 
-    `known`: values that are not to be changed.
+    `known`: values that are not to be changed. `recorded`: values that are kept for a field that can have its value with
+    them, since another set of arguments may give the same.
     """
     solver = _Solver({name: argument.default for name, argument in program.spec.arguments.items()})
     found: Values = {}
     for field in program.spec.config:
         if field.expr is not None and field.name in config:
-            found |= solver.solve(field.expr.tree, config[field.name], {**found, **known}) or {}
+            tree, value, decided = field.expr.tree, config[field.name], {**found, **known}
+            solved = solver.solve(tree, value, {**recorded, **decided}) if recorded else None
+            found |= solver.solve(tree, value, decided) or {} if solved is None else solved
     return {name: value for name, value in found.items() if name not in known}
 
 
@@ -51,7 +60,7 @@ class _Solver:
             case ast.Name(id=name):
                 return {name: value} if known.get(name, value) == value else None
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key))):
-                held = known.get(name) or {}
+                held = known.get(name, {})
                 fits = isinstance(held, Mapping) and held.get(key, value) == value
                 return {name: {**held, key: value}} if fits else None
             case ast.Dict(keys=keys, values=parts):

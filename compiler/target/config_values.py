@@ -66,7 +66,7 @@ def null_faults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Itera
     for name, value in config.items():
         inside = name == "rope_theta" and config.get("rope_parameters")  # which has its own
         if value is None and _NEVER_NULL.fullmatch(name) and _number(defaults.get(name)) and not inside:
-            yield ValueFault((name,), value, expected_number(name))
+            yield ValueFault((name,), value, expected_value(name))
 
 
 def value_faults(
@@ -95,6 +95,9 @@ def value_faults(
             yield from _unknown(here, value, names, "an activation of Transformers")
         elif text and (names := _rope_types()):
             yield from _unknown(here, value, names, "a rotary scaling of Transformers")
+        elif name == "factor" and _ROPE & {*path[-1:]} and _kind(config) == "default" and value != 1:
+            expected = "1 without a rope_type, which says how it scales"
+            yield ValueFault(here, value, expected, "name the kind, such as linear")
         for one in known:
             if not (one.typed if types_only else one.accepts)(value):
                 yield ValueFault(here, value, one.expected)
@@ -115,8 +118,16 @@ def _accepts(name: str, value: float) -> bool:
     return bool(known) and all(one.accepts(value) for one in known)
 
 
-def expected_number(name: str) -> str:
+def _kind(scaling: Mapping[str, Any]) -> Any:
+    """The kind of a rotary scaling under either of its names."""
+    kinds = [scaling[word] for word in ("rope_type", "type") if scaling.get(word) not in (None, "default")]
+    return kinds[0] if kinds else "default"
+
+
+def expected_value(name: str) -> str:
     """What a top-level field must be that no class computes by itself; empty for a field that may be null."""
+    if name == "hidden_act":
+        return "an activation of Transformers"
     return next((r.expected for r in _RANGES if r.names.fullmatch(name)), "") if _NEVER_NULL.fullmatch(name) else ""
 
 

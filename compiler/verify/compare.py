@@ -39,7 +39,7 @@ from compiler.verify.job import InputShape, Job, Results, Trial, load_results
 from compiler.verify.model_inputs import BATCH
 from compiler.verify.outputs import OutputDifference, compare_outputs, tolerance
 from compiler.verify.rotary_rows import LayoutChange, layout_changes
-from compiler.verify.round_trip import check_config, recorded
+from compiler.verify.round_trip import check_config, check_names, recorded
 from compiler.verify.sequence_length import BASE, MARGIN
 
 # Memory of a process that runs a model, measured: of the program itself, and in bytes per byte of the float32 weights
@@ -118,6 +118,7 @@ def verify(
     verdict = compare(plan, checkpoint, request, out, model, progress=progress)
     if verdict.agrees:  # a difference that these inputs do not show
         check_config(plan, out)
+        check_names(plan, open_folder(out))
     return verdict
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from compiler import packages
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.config_file import read_config_file
-from compiler.diagnostics import Diagnostic, Refusal, Span
+from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
 from compiler.executor.apply_rule import applied, loaded
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
@@ -81,6 +81,14 @@ def check_config(plan: Plan, out: Path) -> None:
     ]
     if wrong:
         raise Refusal(wrong)
+
+
+def check_names(plan: Plan, converted: Checkpoint) -> None:
+    """Refuse a folder with tensors that `plan` does not write: no model reads them. Raises Refusal: `unclaimed-tensor`."""
+    written = {target.name for target in plan.targets}
+    if strange := [name for name in converted.tensors if name not in written]:
+        message = f"it has tensors that the conversion does not write: {listed(strange)}"
+        refuse(str(converted.path), message, "unclaimed-tensor", "convert the source again")
 
 
 def recorded(program: Program, request: Request, out: Path) -> Request:

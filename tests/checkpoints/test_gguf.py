@@ -229,12 +229,17 @@ def test_scaled_frequencies_need_a_word(tmp_path: Path) -> None:
     """`rope_freqs.weight` says that there is a scaling; which, only the model's version does."""
     source = ORACLES / "gguf" / "llama_grouped" / "source" / "model.gguf"
     reader = gguf.GGUFReader(source)
-    tensors = {t.name: np.array(t.data) for t in reader.tensors} | {"rope_freqs.weight": np.ones(4, np.float32)}
+    waves = 2 * np.pi * 500000.0 ** (np.arange(0, 8, 2) / 8)
+    share = np.clip((8192 / waves - 1) / 3, 0, 1)
+    divisors = {"rope_freqs.weight": (1 / ((1 - share) / 32 + share)).astype(np.float32)}
+    tensors = {t.name: np.array(t.data) for t in reader.tensors} | divisors
     kept = ("context_length", "attention.head_count", "attention.layer_norm_rms_epsilon", "rope.freq_base")
     values = {f"llama.{key}": reader.fields[f"llama.{key}"].contents() for key in kept}
     scaled = write(tmp_path / "scaled.gguf", tensors, **{key.replace(".", "__"): v for key, v in values.items()})
     with pytest.raises(Refusal, match="give llama3_factor"):
         convert("gguf_llama", scaled, tmp_path / "out")
+    with pytest.raises(Refusal, match=r"rope_freqs\.weight of the checkpoint is not what"):
+        convert("gguf_llama", scaled, tmp_path / "out", arguments={"llama3_factor": 8.0})
     convert("gguf_llama", scaled, tmp_path / "out", arguments={"llama3_factor": 32.0})
     assert '"factor": 32.0' in (tmp_path / "out/config.json").read_text()
 

@@ -20,6 +20,7 @@ from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.diagnostics import Refusal
 from compiler.executor.apply_rule import loaded
 from compiler.jobs.convert import convert
+from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.model_folder.gguf_tokenizer import tokenizer_values
 from compiler.model_folder.gguf_values import model_values, token_ids
@@ -158,6 +159,15 @@ def test_the_rotary_divisors_of_llama_3(tmp_path: Path) -> None:
     plain = 1.0 / 500000.0 ** (torch.arange(0, 8, 2).float() / 8)
     torch.testing.assert_close(torch.tensor(divisors), plain / wanted, rtol=1e-5, atol=0)
     assert not math.isclose(float(divisors[-1]), 1.0)
+
+    settings = {"rope_freq_base": 500000.0, "attention_head_count": 8, "context_length": 64}
+    for factor, fits in ((8.0, True), (32.0, False)):  # the file does not name its factor, but what it divides by
+        back = Request([tmp_path / "m.gguf"], assigned={**settings, "llama3_factor": factor}, check=False)
+        if fits:
+            assert prepare(load_program("gguf_llama"), back).plan.config["rope_scaling"]["factor"] == factor
+            continue
+        with pytest.raises(Refusal, match=r"rope_freqs\.weight of the checkpoint is not what .*llama3_factor = 32\.0"):
+            prepare(load_program("gguf_llama"), back)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -534,6 +534,14 @@ def test_the_way_back_asks_for_nothing_that_only_the_way_there_needs(tmp_path: P
     assert image(torch.load(tmp_path / "back.pth", weights_only=True)) == image(source.tensors)
 
 
+def test_no_activation(tmp_path: Path) -> None:
+    program = load_program("qwen3")
+    source = synthetic(program, 0, finite=True).save(tmp_path, "*.pth")
+    for value in (None, "nonsense"):
+        with pytest.raises(Refusal, match="must be an activation of Transformers"):
+            prepare(program, Request([source], assigned={"hidden_act": value}))
+
+
 @pytest.mark.parametrize("name", ["rope_base", "norm_eps", "block_size"])
 def test_a_null_is_no_number(name: str, tmp_path: Path) -> None:
     """A config with an empty value would become a config.json in which the class's own default counts, or none."""

@@ -54,6 +54,20 @@ def test_the_folder_converts_again_by_itself(tmp_path: Path, name: str, example:
     assert settled(tmp_path / "two") == settled(tmp_path / "one")
 
 
+def test_an_argument_that_is_called_like_a_field(tmp_path: Path) -> None:
+    """gpt-fast's `rope_scaling` is not that of config.json, which a folder made by torchao's word for it has beside it."""
+    case = Case(ORACLES / "gpt_fast" / "llama_scaled_tied")
+    quick = {"check": False, "checksums": False}
+    convert(case.program, replace(case.request, **quick), tmp_path / "one")
+    convert(case.program, Request([tmp_path / "one"], reverse=True, **quick), tmp_path / "back")
+    convert(case.program, Request([tmp_path / "back"], **quick), tmp_path / "two")
+    assert settled(tmp_path / "two") == settled(tmp_path / "one")
+    assert '"llama3"' in (tmp_path / "two" / "config.json").read_text()
+    (tmp_path / "back" / "mapspec.json").write_text('{"settings":' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(Refusal, match="use_scaled_rope has no value"):
+        prepare(case.program, Request([tmp_path / "back"], **quick))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["minimind", "nanogpt"])
 def test_a_model_of_its_own_code_too(tmp_path: Path, name: str) -> None:
     case = Case(ORACLES / {"minimind": "minimind/dense_small", "nanogpt": "nanogpt/trained_bias"}[name])

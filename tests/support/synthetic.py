@@ -81,6 +81,9 @@ def synthetic(program: Program, example: int = 0, dtype: str = "float32", finite
         for pattern, _ in program.ignored
         if (choices := {h: words for h, hole in pattern.holes.items() if (words := options(hole))}) is not None
     }
+    for field in spec.layout.constants:  # what the arguments give
+        if field.name in ignored and field.expr and (numbers := env.evaluate(field.expr)) is not None:
+            ignored[field.name] = torch.tensor(numbers)
     return Synthetic(tensors, ignored, {n: v for n, v in values.items() if n in spec.arguments})
 
 

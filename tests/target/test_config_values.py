@@ -34,6 +34,8 @@ ROOT = Path(__file__).parent.parent.parent
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ({"rope_scaling": {"rope_type": "linea", "factor": 2.0}}, "rope_scaling.rope_type"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling.factor"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters.factor"),
         ({"text_config": {"hidden_act": "nonsense"}}, "text_config.hidden_act"),
         ({"vision_config": {"layer_norm_eps": -1e-5}}, "vision_config.layer_norm_eps"),
     ],
@@ -50,6 +52,9 @@ def test_values_in_use_are_accepted() -> None:
         "quantization_config": {"hidden_size": "anything"},
     }  # fmt: skip
     assert list(value_faults(config)) == []
+    for scaling in ({"type": "linear", "factor": 2.0}, {"rope_type": "default", "type": "linear", "factor": 2.0}):
+        assert list(value_faults({"rope_scaling": scaling})) == []
+    assert list(value_faults({"rope_parameters": {"rope_type": "default", "factor": 1.0}})) == []
 
 
 def test_transformers_is_not_imported() -> None:

@@ -21,10 +21,10 @@ from compiler.diagnostics import Refusal
 from compiler.jobs.convert import write
 from compiler.jobs.prepare import prepare
 from compiler.program.loading import load_program
-from compiler.verify.compare import SourceModel, Verdict, compare
+from compiler.verify.compare import SourceModel, Verdict, compare, open_folder
 from compiler.verify.job import Job, Results
 from compiler.verify.neutral_weights import LEVELS, neutral
-from compiler.verify.round_trip import check_config, compare_weights, round_trip
+from compiler.verify.round_trip import check_config, check_names, compare_weights, round_trip
 from compiler.verify.run_model import results
 
 # case -> the spec of path B whose code is the source's model, or a class of source_models.
@@ -307,9 +307,21 @@ def test_a_config_that_the_conversion_does_not_write(tmp_path: Path) -> None:
     assert "hidden_act is 'gelu' here" in spoiled(hidden_act="gelu")
     assert "it has no rope_theta" in spoiled(rope_theta=None, rope_parameters=None)
     assert "rope_scaling is {" in spoiled(rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_parameters=None)
-    assert spoiled() == ""
+    assert spoiled() == ""  # also without the fields that are null
     assert status(["run", "hf", str(out), str(tmp_path / "again")]) == 0  # in the dialects that Transformers writes
     assert status(["verify", "hf", str(out), str(tmp_path / "again")]) == 0
+
+
+def test_a_tensor_that_nothing_reads(tmp_path: Path) -> None:
+    import torch
+
+    prepared = prepare(DENSE.program, DENSE.request)
+    write(prepared.plan, prepared.checkpoint, replace(DENSE.request, check=False), tmp_path / "out")
+    check_names(prepared.plan, open_folder(tmp_path / "out"))
+    file = tmp_path / "out" / "model.safetensors"
+    save_file(load_file(file) | {"lora.weight": torch.ones(2)}, file, {"format": "pt"})
+    with pytest.raises(Refusal, match=r"does not write: lora\.weight"):
+        check_names(prepared.plan, open_folder(tmp_path / "out"))
 
 
 def test_rounding_is_told_from_damage(tmp_path: Path) -> None:
