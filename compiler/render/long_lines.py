@@ -39,7 +39,9 @@ def shortened(text: str) -> str:
     lines = text.splitlines()
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
     nodes = [node for function in functions for node in ast.walk(function)]
-    for node in sorted((node for node in nodes if isinstance(node, ast.Assign | ast.Expr)), key=lambda node: node.lineno, reverse=True):
+    for node in sorted(
+        (node for node in nodes if isinstance(node, ast.Assign | ast.Expr)), key=lambda node: node.lineno, reverse=True
+    ):
         place = slice(node.lineno - 1, node.end_lineno)
         code = _on_one_line(lines[place])
         if len(" " * node.col_offset + code) > LINE and "#" not in code:
@@ -70,13 +72,17 @@ def _laid_out(code: str) -> Iterator[str]:
         if len(text(part)) < LINE - 12 or not isinstance(part, ast.Dict):
             return [text(part)]
         pairs = zip(part.keys, part.values, strict=True)
-        entries = packed((f"{text(key)}: {text(value)}" if key else f"**{text(value)}" for key, value in pairs), LINE - 13)
+        entries = packed(
+            (f"{text(key)}: {text(value)}" if key else f"**{text(value)}" for key, value in pairs), LINE - 13
+        )
         first, *others = [*entries[:-1], entries[-1].rstrip(",") + "}"]
         return ["{" + first, *(f" {line}" for line in others)]
 
     match ast.parse(code).body[0]:
         case ast.Expr(ast.Call(ast.Name("require"), [condition, reason])):
-            whole = code.removeprefix("require(")[: -len(text(reason)) - 1].rstrip()  # with its parentheses and the comma
+            whole = code.removeprefix("require(")[
+                : -len(text(reason)) - 1
+            ].rstrip()  # with its parentheses and the comma
             word = "and" if isinstance(condition, ast.BoolOp) and isinstance(condition.op, ast.And) else "or"
             first, *others = whole.split(f" {word} ") if len(whole) > LINE - 12 else [whole]
             yield f"require({first}"

@@ -298,5 +298,5 @@ if __name__ == "__main__":
     try:
         main()
     except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
-        lacks = isinstance(error, KeyError)
-        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None
+        kind = "the checkpoint has no tensor called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        raise SystemExit(f"{kind} {' '.join(str(error).split()):.300}") from None

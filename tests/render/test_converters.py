@@ -244,9 +244,7 @@ def grown(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PATH_A)
-def test_both_judge_a_tensor_of_another_shape_alike(
-    server: ConverterProcess, tmp_path: Path, name: str
-) -> None:
+def test_both_judge_a_tensor_of_another_shape_alike(server: ConverterProcess, tmp_path: Path, name: str) -> None:
     """Of those whose sizes the spec asks for, and of the last one."""
     program, source = program_of(name), source_of(name, 0, "float16", finite=True)
     asked = [text for expr, _ in program.spec.require for function, text, _ in expr.asked if function == "dim"]
@@ -319,7 +317,11 @@ def test_a_converter_rejects_another_container_in_a_line(server: ConverterProces
     program, source = program_of(name), source_of(name, 0, "float16", finite=True)
     place = saved(source, tmp_path, program)
     weights = place if place.is_file() else next(file for file in place.rglob("*") if file.is_file())
-    contents = {"text": b"the weights are in another place\n", "nothing": b"", "half": weights.read_bytes()[: -weights.stat().st_size // 2]}
+    contents = {
+        "text": b"the weights are in another place\n",
+        "nothing": b"",
+        "half": weights.read_bytes()[: -weights.stat().st_size // 2],
+    }
     (tmp_path / "others").mkdir()
     save_file({"weight": torch.ones(2)}, tmp_path / "others" / "a")
     torch.save({"weight": torch.ones(2)}, tmp_path / "others" / "b")
@@ -328,7 +330,7 @@ def test_a_converter_rejects_another_container_in_a_line(server: ConverterProces
     weights.write_bytes(content)
     said = server.run(name, str(place), str(tmp_path / "out"), *words(source, program, tmp_path))
     assert len(said.splitlines()) == 1, (label, said)
-    assert "Error(" in said or "tensor" in said, (label, said)
+    assert re.match(r"\w+: |the checkpoint has no |\S+ (is not|has no|should)|no rule|there is no ", said), (label, said)
     with pytest.raises(Refusal):
         convert(program, Request([place], assigned=source.arguments), tmp_path / "executor")
     assert not (tmp_path / "out").exists()
