@@ -161,6 +161,7 @@ class _Context:
             "source_help": quoted(f"the checkpoint: {text}".replace("%", "%%")),
             "shapes": f"{{name: tensor.shape for name, tensor in {'meta' if kind == 'parts' else 'source'}.items()}}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
+            "sources": "{', '.join(map(str, args.source))}" if several else "{args.source}",
             "hub": f'{place} / "config.json"',
             "beside": beside if config else "",
         }
