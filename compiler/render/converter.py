@@ -10,26 +10,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from compiler.diagnostics import listed, refuse
-from compiler.language.expression import Expr
 from compiler.language.name_pattern_overlap import common_name
 from compiler.language.spec import in_parts
 from compiler.ops.lossy import Lora
-from compiler.program.environment import Environment, Given
-from compiler.program.inverse import SourceShapes
 from compiler.program.program import Program
 from compiler.render import command_line
-from compiler.render.long_lines import LINE, WIDEST, loop_over, packed, shortened
+from compiler.render.config_fields import ConfigFields
+from compiler.render.long_lines import LINE, WIDEST, packed, shortened
 from compiler.render.python_source import ExprPrinter, in_f_string, inside, literal, names_regex, opposite, quoted, raw
 from compiler.render.rule_function import kernel_text
 from compiler.render.state_dict import StateDict
 from compiler.target import config_dialects
-from compiler.target.config_meaning import ACTIVATIONS
-from compiler.target.config_values import is_fraction, is_positive
 from compiler.templating import banner, environment, formatted
 
 _ONE_COUNT = re.compile(r"len\(matches\(shapes, (.*)\)\)")
-MOST_PACKED = 80  # characters of a config field's value that is written in a line with others
 # Helper functions of a converter that are printed only where they are called.
 HELPERS = ("matches", "same", "concat", "stack")
 
@@ -93,7 +87,7 @@ class _Context:
             "early": [condition for condition in early if "f." in condition[0]],
             "late": late,
             "facts": _unpacked([fact for fact in facts if fact["name"] not in sizing]),
-            **self.config(),
+            **ConfigFields(self.program, self.model_type, self.printer).values(),
             "padding": {"pad_token_id", "vocab_size"} <= fields,
             "class_name": spec.target.class_name,
             # The model types of a config that the converter accepts; a spec that lists some accepts no others.
@@ -168,6 +162,7 @@ class _Context:
             "source_help": quoted(f"the checkpoint: {text}".replace("%", "%%")),
             "shapes": f"{{name: tensor.shape for name, tensor in {'meta' if kind == 'parts' else 'source'}.items()}}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
+            "sources": "{', '.join(map(str, args.source))}" if several else "{args.source}",
             "hub": f'{place} / "config.json"',
             "beside": beside if config else "",
             "source_folder": "args.source.parent" if kind in ("torch", "gguf") else place,
@@ -238,85 +233,6 @@ class _Context:
                 if (first or second) and not apart and overlap:
                     return True
         return False
-
-    def dialect(self) -> Iterator[tuple[str, str]]:
-        """The fields that `config_dialects.config_json` adds to the spec's, as code."""
-        given = (
-            {n: Given(v, "the example") for n, (v, _) in self.spec.examples[0].items()} if self.spec.examples else {}
-        )
-        env = Environment(self.program, SourceShapes(self.program, {}), given, trusted=True)
-        fields = {f.name: env.evaluate(f.expr) if f.expr else f.constant for f in self.spec.config}
-        written = config_dialects.config_json(fields, model_class="", model_type="", dtype="float32")
-        for name, value in fields.items():
-            submodel = isinstance(value, Mapping) and value.get("model_type")
-            if submodel and (more := written[name].keys() - value.keys()):
-                message = f"{name} does not give {listed(sorted(more))}, which some versions read"
-                refuse(self.spec.name.span, message, "missing-field", "a converter does not derive fields of submodels")
-        apart = fields.keys() | {"architectures", "model_type", "dtype", "torch_dtype"}
-        for name in [n for n in written if n not in apart]:  # in a fixed order
-            match name:
-                case "rope_parameters":
-                    scaling = self.field("rope_scaling")
-                    scaled = f"**({scaling} or {{}}), " if "rope_scaling" in fields else ""
-                    scaled = "" if scaling == "None" else scaled
-                    share = config_dialects.SHARE[0]  # the share of each head that is rotated
-                    shared = f'"{share}": {self.field(share)}, ' if share in fields else ""
-                    parameters = f'{{"rope_type": "default", {scaled}{shared}"rope_theta": {self.field("rope_theta")}}}'
-                    if (local := config_dialects.SLIDING_THETA) in fields:
-                        sliding = f'{{"rope_type": "default", {shared}"rope_theta": {self.field(local)}}}'
-                        parameters = (
-                            f'{{"{config_dialects.FULL}": {parameters}, "{config_dialects.SLIDING}": {sliding}}}'
-                        )
-                    yield name, parameters
-                case "num_local_experts" | "num_experts":
-                    yield name, self.field(next(n for n in config_dialects.EXPERTS if n != name))
-                case "rope_scaling":
-                    yield name, "None"
-                case _:
-                    others = listed(n for pair in config_dialects.SYNONYMS if name in pair for n in pair if n in fields)
-                    message = f"the config gives {others} and not {name}, which some versions read instead"
-                    refuse(self.spec.name.span, message, "missing-field", f"give {name} as well")
-
-    def config(self) -> dict[str, Any]:
-        """The fields of config.json: those whose value is a name or a constant in lines, and the others."""
-        plain = {"architectures": literal([self.spec.target.class_name]), "model_type": quoted(self.model_type)}
-        computed: dict[str, str] = {}
-        for field in self.spec.config:
-            if field.expr is None or field.carried:
-                plain[field.name] = self.printer(field.expr) if field.expr else literal(field.constant)
-            else:
-                computed[field.name] = self.printer(field.expr)
-        dialect = dict(self.dialect())
-        # What has no quotes needs no formatting, and what does not read other fields may be in any order.
-        every = computed | dialect
-        plain |= {
-            n: v for n, v in every.items() if len(v) < MOST_PACKED and not {*v} & {*"'\"\n"} and "config" not in v
-        }
-        given = [field for field in self.spec.config if field.expr and self.depends_on_arguments(field.expr)]
-        return {
-            "config": packed((f"{quoted(name)}: {value}" for name, value in plain.items()), LINE - 8),
-            "computed": [(quoted(n), value) for n, value in every.items() if n not in plain],
-            "dialects": bool(dialect),
-            "positive": loop_over(field.name for field in given if is_positive(field.name)),
-            "activations": [field.name for field in given if field.name in ACTIVATIONS],
-            "fractions": [field.name for field in given if is_fraction(field.name)],
-        }
-
-    def depends_on_arguments(self, expr: Expr) -> bool:
-        """Whether the value of an expression depends on an argument, directly or through facts without shapes."""
-        facts = [self.spec.facts[name] for name in expr.names & self.spec.facts.keys()]
-        return bool(expr.names & self.spec.arguments.keys()) or any(
-            not fact.asked and self.depends_on_arguments(fact) for fact in facts
-        )
-
-    def field(self, name: str) -> str:
-        """The value of a config field as code: repeated where it is a name or a constant, else read from `config`."""
-        found = next((field for field in self.spec.config if field.name == name), None)
-        if found is None:
-            return ""
-        if found.expr is None:
-            return literal(found.constant) if not isinstance(found.constant, dict | list) else f"config[{quoted(name)}]"
-        return self.printer(found.expr) if found.carried else f"config[{quoted(name)}]"
 
 
 def _unpacked(facts: list[dict[str, str]]) -> list[dict[str, str]]:

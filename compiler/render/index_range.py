@@ -27,34 +27,12 @@ _LOCAL = [
     "result", "source", "w",
 ]  # fmt: skip
 _PYTHON = ["bool", "dict", "enumerate", "int", "len", "list", "max", "min", "range", "sum", "zip"]
-_IMPORTED = [
-    "json",
-    "math",
-    "re",
-    "torch",
-    "Iterator",
-    "Namespace",
-    "Path",
-    "Sequence",
-    "Tensor",
-    "Parts",
-    "JOINS",
-    "Loader",
-]
+_IMPORTED = ["json", "math", "re", "torch", "Iterator", "Namespace", "Path", "Sequence", "Tensor", "Parts", "Loader"]
+_CHECKING = ["require", "check_class", "JOINS"]
 _LOADING = ["load_state_dict", "load_torch_file", "flattened", "unique", "scaling", "read_sizes", "convert_config"]
-_CONVERTING = [
-    "require",
-    "matches",
-    "same",
-    "concat",
-    "stack",
-    "convert_state_dict",
-    "write_weights",
-    "check_class",
-    "main",
-]
+_CONVERTING = ["matches", "same", "concat", "stack", "convert_state_dict", "write_weights", "main"]
 _KERNELS = ["full", "pad", "affine", "normalize", "dequantize_blocks", "dequantize_mxfp4", "add_low_rank"]
-RESERVED = frozenset([*_LOCAL, *_PYTHON, *_IMPORTED, *_LOADING, *_CONVERTING, *_KERNELS])
+RESERVED = frozenset([*_LOCAL, *_PYTHON, *_IMPORTED, *_CHECKING, *_LOADING, *_CONVERTING, *_KERNELS])
 
 
 @dataclass(frozen=True)

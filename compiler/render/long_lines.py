@@ -57,8 +57,11 @@ def _on_one_line(lines: list[str]) -> str:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two texts are the same code."""
-    return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
+    """Whether two texts are the same code. The text of an operand lacks its parentheses, which may matter."""
+    try:
+        return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
+    except SyntaxError:
+        return False
 
 
 def _laid_out(code: str) -> Iterator[str]:
@@ -67,13 +70,13 @@ def _laid_out(code: str) -> Iterator[str]:
     def text(part: ast.expr) -> str:
         return ast.get_source_segment(code, part) or ""
 
-    def table(part: ast.expr) -> list[str]:
-        """An expression on one line, a mapping on several where it is long."""
-        if len(text(part)) < LINE - 12 or not isinstance(part, ast.Dict):
+    def table(part: ast.expr, room: int = LINE - 12) -> list[str]:
+        """An expression on one line, a mapping on several where it is longer than `room`."""
+        if len(text(part)) < room or not isinstance(part, ast.Dict):
             return [text(part)]
         pairs = zip(part.keys, part.values, strict=True)
         entries = packed(
-            (f"{text(key)}: {text(value)}" if key else f"**{text(value)}" for key, value in pairs), LINE - 13
+            (f"{text(key)}: {text(value)}" if key else f"**({text(value)})" for key, value in pairs), room - 1
         )
         first, *others = [*entries[:-1], entries[-1].rstrip(",") + "}"]
         return ["{" + first, *(f" {line}" for line in others)]
@@ -104,6 +107,6 @@ def _laid_out(code: str) -> Iterator[str]:
             yield from (f"    {line}" for line in table(rest))
             yield ")"
         case ast.Assign([ast.Subscript() as target], ast.Dict() as mapping):
-            first, *others = table(mapping)
+            first, *others = table(mapping, LINE - len(f"    {text(target)} = "))
             yield f"{text(target)} = {first}"
             yield from (f"   {line}" for line in others)

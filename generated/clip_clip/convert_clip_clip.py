@@ -147,22 +147,16 @@ def convert_config(f: Namespace) -> dict[str, Any]:
     }  # fmt: skip
     config["text_config"] = {"model_type": "clip_text_model", "vocab_size": f.vocab_size, "hidden_size": f.text_width,
         "intermediate_size": f.text_ffn, "num_hidden_layers": f.text_layers,
-        "num_attention_heads": f.text_width // f.text_head_width, "max_position_embeddings": f.context_length,
-        "projection_dim": f.embed_dim, "hidden_act": f.hidden_act, "layer_norm_eps": 1e-05, "bos_token_id": 0,
-        "eos_token_id": 2, "pad_token_id": 1}  # fmt: skip
-    config["vision_config"] = {
-        "model_type": "clip_vision_model",
-        "hidden_size": f.vision_width,
-        "intermediate_size": f.vision_ffn,
-        "num_hidden_layers": f.vision_layers,
+        "num_attention_heads": f.text_width // f.text_head_width,
+        "max_position_embeddings": f.context_length, "projection_dim": f.embed_dim,
+        "hidden_act": f.hidden_act, "layer_norm_eps": 1e-05, "bos_token_id": 0, "eos_token_id": 2,
+        "pad_token_id": 1}  # fmt: skip
+    config["vision_config"] = {"model_type": "clip_vision_model", "hidden_size": f.vision_width,
+        "intermediate_size": f.vision_ffn, "num_hidden_layers": f.vision_layers,
         "num_attention_heads": f.vision_width // f.vision_head_width,
-        "image_size": f.side * f.patch_size,
-        "patch_size": f.patch_size,
-        "num_channels": f.channels,
-        "projection_dim": f.embed_dim,
-        "hidden_act": f.hidden_act,
-        "layer_norm_eps": 1e-05,
-    }
+        "image_size": f.side * f.patch_size, "patch_size": f.patch_size,
+        "num_channels": f.channels, "projection_dim": f.embed_dim, "hidden_act": f.hidden_act,
+        "layer_norm_eps": 1e-05}  # fmt: skip
     return config
 
 
@@ -268,7 +262,10 @@ def main() -> None:
     parser.add_argument("--vision_head_width", type=int, default=64, help="80, 88, 104 and 112 in OpenCLIP's ViT-H, g, bigG and e; default: %(default)s, a guess")  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
-    source, given = load_state_dict(args.source)
+    try:
+        source, given = load_state_dict(args.source)
+    except Exception as error:  # whatever a library makes of a file in another format
+        raise SystemExit(f"{args.source} cannot be read as *.pt: {error!r:.200}") from None
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
@@ -309,6 +306,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
-        lacks = isinstance(error, KeyError)
-        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None
+    except Exception as error:
+        kind = "the checkpoint has no tensor called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        raise SystemExit(f"{kind} {' '.join(str(error).split()):.300}") from None

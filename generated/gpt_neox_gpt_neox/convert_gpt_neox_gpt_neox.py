@@ -2,7 +2,7 @@
 """EleutherAI's gpt-neox (layer files of a pipeline or one file, one model-parallel rank) as a standard GPTNeoXForCausalLM
 
 Usage: python convert_gpt_neox_gpt_neox.py model.pt out/ --num_attention_heads N --gpt_j_residual N
-(mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.)
+mapspec's `compile run` also reads other containers and nested configs, and converts the tokenizer.
 """
 
 import json
@@ -10,8 +10,8 @@ import re
 import sys
 import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -25,22 +25,20 @@ from torch import Tensor
 STATE_DICT_MAPPING = {
     "sequential.0.word_embeddings.weight": "gpt_neox.embed_in.weight",
 }
-# Why -> the fields of the config that can have only these values
-FIXED: dict[str, dict[str, list[Any]]] = {
-    "the class has rotary embeddings": {"pos_emb": ["rotary"]},
-    "the class has layer norms": {"norm": ["layernorm"]},
-    "the MLP of the class has a GELU and no gate": {"activation": ["gelu"]},
-    "another form of the GELU has no rule here": {"onnx_safe": [False]},
-    "the class has two norms in a layer": {"gpt_j_tied": [False]},
-    "the residual of the class does not come behind the norm": {"apply_residual_connection_post_layernorm": [False]},
-    "the biases of several ranks are added, which no rule does": {"model_parallel_size": [1]},
-    "the class has a key and a value for each head": {"num_kv_heads": [None]},
-    "the class does not normalise queries and keys": {"use_qk_layernorm": [False]},
-    "the class does not scale its logits": {"use_mup": [False]},
-    "a window has no place in the class": {"sliding_window_width": [None]},
-    "experts have no place in the class": {"moe_num_experts": [1, None]},
+# The fields of the config that can have only these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "pos_emb": ("rotary",), "norm": ("layernorm",), "activation": ("gelu",), "model_parallel_size": (1,),
+    "num_kv_heads": (None,), "sliding_window_width": (None,), "moe_num_experts": (1, None),
+    **dict.fromkeys(["onnx_safe", "gpt_j_tied", "apply_residual_connection_post_layernorm", "use_qk_layernorm",
+        "use_mup"], (False, None)),
 }
 # fmt: on
+
+
+def require(condition: object, reason: str) -> None:
+    """Ends with the reason unless the condition holds."""
+    if not condition:
+        raise SystemExit(reason)
 
 
 def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -53,8 +51,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         given |= vars(held) if isinstance(held, Namespace) else held if isinstance(held, dict) else {}
     keys = ("model", "state_dict", "model_state_dict", "module")
     while inner := [state[key] for key in keys if isinstance(state.get(key), dict)]:
-        if len(inner) > 1 or any(isinstance(t, Tensor) and t.ndim and t.is_floating_point() for t in state.values()):
-            raise SystemExit(f"{path} holds more than one state dict")
+        others = [t for t in state.values() if isinstance(t, Tensor) and t.ndim and t.is_floating_point()]
+        require(len(inner) == 1 and not others, f"{path} holds more than one state dict")
         state = inner[0]
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in ("module.", "_orig_mod.", "module."):  # of DistributedDataParallel and torch.compile
@@ -64,9 +62,8 @@ def load_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Rejects a key that is there twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise SystemExit(f"a key is there twice in JSON: {', '.join(key for key, _ in pairs)}")
+    """The fields of a JSON object. Rejects a key that is there twice."""
+    require(len(dict(pairs)) == len(pairs), f"a key is there twice among {', '.join(key for key, _ in pairs)}")
     return dict(pairs)
 
 
@@ -75,70 +72,57 @@ def matches(names: Iterable[str], pattern: str) -> list[re.Match[str]]:
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
-def read_sizes(shapes: Mapping[str, Sequence[int]], args: Namespace, stated: Set[str]) -> Namespace:
+def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[str]) -> Namespace:
     """The arguments, and the sizes that names and shapes give. Rejects a checkpoint that does not fit."""
-    f = Namespace(**vars(args))
-    if "sequential.2.attention.query_key_value.bias" not in shapes:
-        raise SystemExit("the class has biases in attention")
+    f = Namespace(**args)
+    require("sequential.2.attention.query_key_value.bias" in shapes, "the class has biases in attention")
     if "max_position_embeddings" not in stated:
         print(
             f"warning: max_position_embeddings = {f.max_position_embeddings!r} is a guess, see --help", file=sys.stderr
         )
     for name in ("num_attention_heads", "gpt_j_residual"):
-        if name not in stated:
-            raise SystemExit(f"--{name} is needed, as an option or in a config")
+        require(name in stated, f"--{name} is needed, as an option or in a config")
     f.vocab_size, f.hidden_size = shapes["sequential.0.word_embeddings.weight"][:2]
     f.ffn_size = shapes["sequential.2.mlp.dense_h_to_4h.weight"][0]
     f.num_layers = len(matches(shapes, r"sequential\.\d+\.attention\.dense\.weight"))
     f.tied = not bool(matches(shapes, r"sequential\.\d+\.final_linear\.weight"))
-    if f.hidden_size % f.num_attention_heads != 0:
-        raise SystemExit("num_attention_heads does not divide the model's width")
-    if shapes["sequential.2.attention.query_key_value.weight"][0] != 3 * f.hidden_size:
-        raise SystemExit(
-            "the rows are not those of queries, keys and values; this may be one of several model-parallel ranks"
-        )
-    if f.no_weight_tying not in [None, not f.tied]:
-        raise SystemExit("no_weight_tying and the output layer contradict each other")
-    if f.attention_config not in [
-        None,
-        [[["global"], f.num_layers]],
-        [[["flash"], f.num_layers]],
-        [[["global"], "all"]],
-        [[["flash"], "all"]],
-    ]:
-        raise SystemExit("attention of another kind has no rule here")
+    require(f.hidden_size % f.num_attention_heads == 0, "num_attention_heads does not divide the model's width")
+    require(shapes["sequential.2.attention.query_key_value.weight"][0] == 3 * f.hidden_size,
+            "the rows are not those of queries, keys and values; this may be one of several model-parallel ranks")  # fmt: skip
+    require(f.no_weight_tying in [None, not f.tied], "no_weight_tying and the output layer contradict each other")
+    require(
+        f.attention_config
+        in [
+            None,
+            [[["global"], f.num_layers]],
+            [[["flash"], f.num_layers]],
+            [[["global"], "all"]],
+            [[["flash"], "all"]],
+        ],
+        "attention of another kind has no rule here",
+    )
     return f
 
 
 def convert_config(f: Namespace) -> dict[str, Any]:
     """The fields of config.json, those of rotary embeddings as transformers 4 and as 5 name them."""
-    return {
-        "architectures": ["GPTNeoXForCausalLM"],
-        "model_type": "gpt_neox",
-        "vocab_size": f.vocab_size,
-        "hidden_size": f.hidden_size,
-        "num_attention_heads": f.num_attention_heads,
-        "max_position_embeddings": f.max_position_embeddings,
-        "bos_token_id": f.bos_token_id,
-        "eos_token_id": f.eos_token_id,
-        "num_hidden_layers": f.num_layers,
-        "intermediate_size": f.ffn_size,
-        "layer_norm_eps": f.layernorm_epsilon,
-        "rope_theta": f.rotary_emb_base,
-        "rotary_emb_base": f.rotary_emb_base,
-        "partial_rotary_factor": f.rotary_pct,
-        "rotary_pct": f.rotary_pct,
-        "use_parallel_residual": f.gpt_j_residual,
-        "tie_word_embeddings": f.tied,
-        "hidden_act": "gelu_fast" if f.bias_gelu_fusion else "gelu",
-        "attention_bias": True,
-        "rope_scaling": None,
-        "rope_parameters": {
-            "rope_type": "default",
-            "partial_rotary_factor": f.rotary_pct,
-            "rope_theta": f.rotary_emb_base,
-        },
-    }
+    config: dict[str, Any] = {
+        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": f.vocab_size,
+        "hidden_size": f.hidden_size, "num_attention_heads": f.num_attention_heads,
+        "max_position_embeddings": f.max_position_embeddings, "bos_token_id": f.bos_token_id,
+        "eos_token_id": f.eos_token_id, "num_hidden_layers": f.num_layers, "intermediate_size": f.ffn_size,
+        "layer_norm_eps": f.layernorm_epsilon, "rope_theta": f.rotary_emb_base, "rotary_emb_base": f.rotary_emb_base,
+        "partial_rotary_factor": f.rotary_pct, "rotary_pct": f.rotary_pct, "use_parallel_residual": f.gpt_j_residual,
+        "tie_word_embeddings": f.tied, "attention_bias": True, "rope_scaling": None,
+    }  # fmt: skip
+    config["hidden_act"] = "gelu_fast" if f.bias_gelu_fusion else "gelu"
+    config["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": f.rotary_pct,
+        "rope_theta": f.rotary_emb_base}  # fmt: skip
+    for name in ("max_position_embeddings", "rope_theta", "rotary_emb_base"):
+        require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
+    for name in ["layer_norm_eps", "partial_rotary_factor", "rotary_pct"]:
+        require(0 <= config[name] <= 1, f"{name} is {config[name]!r}, not a number from 0 to 1")
+    return config
 
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
@@ -150,10 +134,7 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             if int(match["i"]) >= 2
         }
     )
-    if not sequential:
-        raise SystemExit(
-            "the checkpoint has no tensor called sequential.{i+2}.{n:input|post_attention}_layernorm.{p:weight|bias}"
-        )
+    require(sequential, "there is no sequential.{i+2}.{n:input|post_attention}_layernorm.{p:weight|bias}")
     for old, new in STATE_DICT_MAPPING.items():
         yield new, source.pop(old)
     for i in range(sequential):
@@ -167,116 +148,131 @@ def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tupl
             for p in ("weight", "bias"):
                 yield f"gpt_neox.layers.{i}.mlp.{m}.{p}", source.pop(f"sequential.{i + 2}.mlp.{m}.{p}")
     found = matches(source, r"sequential\.\d+\.norm\.(?P<p>(?:weight|bias))")
-    if not found:
-        raise SystemExit("the checkpoint has no /^sequential\\.\\d+\\.norm\\.(?P<p>weight|bias)$/")
+    require(found, "there is no /^sequential\\.\\d+\\.norm\\.(?P<p>weight|bias)$/")
     for match in found:
         yield f"gpt_neox.final_layer_norm.{match['p']}", source.pop(match[0])
     if not f.tied:
         found = matches(source, r"sequential\.\d+\.final_linear\.weight")
-        if not found:
-            raise SystemExit("the checkpoint has no /^sequential\\.\\d+\\.final_linear\\.weight$/")
+        require(found, "there is no /^sequential\\.\\d+\\.final_linear\\.weight$/")
         for match in found:
             yield "embed_out.weight", source.pop(match[0])
     # a buffer that the class computes
     for match in matches(source, r"sequential\.\d+\.attention\.rotary_emb\.inv_freq"):
         del source[match[0]]
-    if source:
-        raise SystemExit(f"no rule claims {', '.join(source)}")
+    require(not source, f"no rule claims {', '.join(source)}")
 
 
-def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, cast: str | None, limit: int) -> str:
-    """Write files of at most `limit` bytes, and their index. Returns the floating type of most bytes."""
-    shard: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}  # tensor -> the number of its file
-    sizes: Counter[torch.dtype] = Counter()
-    count, filled = 1, 0
+def write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path, args: Namespace) -> dict[str, Tensor]:
+    """Write files of at most `args.limit` bytes, and their index. Returns the tensors, on the meta device."""
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+    shard, written, numbers, count, filled = dict[str, Tensor](), dict[str, Tensor](), dict[str, int](), 1, 0
     for name, tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32):
-            raise SystemExit(f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
-        dtype = getattr(torch, cast) if cast and tensor.is_floating_point() else tensor.dtype
+        require(tensor.dtype in types, f"{name} is of the type {tensor.dtype}, which no weights have; is it quantized?")
+        dtype = getattr(torch, args.cast) if args.cast and tensor.is_floating_point() else tensor.dtype
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)  # in memory of its own
-        if shard and filled + copy.nbytes > limit:
+        if shard and filled + copy.nbytes > args.limit:
             save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
             shard, count, filled = {}, count + 1, 0
-        shard[name], numbers[name], filled = copy, count, filled + copy.nbytes
-        sizes[dtype] += copy.nbytes
+        shard[name], written[name], numbers[name], filled = copy, copy.to("meta"), count, filled + copy.nbytes
     save_file(shard, folder / f"part-{count}", metadata={"format": "pt"})
     pattern = "model-{:05d}-of-{:05d}.safetensors" if count > 1 else "model.safetensors"
     for n in range(1, count + 1):
         (folder / f"part-{n}").rename(folder / pattern.format(n, count))
     if count > 1:
         weight_map = {name: pattern.format(n, count) for name, n in numbers.items()}
-        index = {"metadata": {"total_size": sizes.total()}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in written.values())}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    floating = [dtype for dtype in sizes if dtype.is_floating_point]
-    return str(max(floating, key=sizes.__getitem__, default=torch.float32)).removeprefix("torch.")
+    return written
+
+
+def check_class(config: dict[str, Any], written: dict[str, Tensor], stated: dict[str, Any]) -> None:
+    """Compare the tensors with those of the class, built without memory, and the source's config with its architecture."""
+    import transformers
+
+    fields = json.loads(json.dumps(config))  # as from a file: some classes edit nested values in place
+    with torch.device("meta"):
+        model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXForCausalLM.config_class.from_dict(fields))
+    require(config["hidden_act"] in transformers.activations.ACT2FN,
+            f"hidden_act is {config['hidden_act']!r}, not an activation")  # fmt: skip
+    model.tie_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
+    wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
+    if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
+        wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
+    here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
+    require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")
+    kinds = {getattr(transformers, str(n), model).config_class.model_type for n in stated.get("architectures") or []}
+    kinds |= {stated.get("model_type")} & {*transformers.CONFIG_MAPPING}
+    require(kinds <= {"gpt_neox"}, f"the config is of {kinds}, where the same names may mean something else")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    # fmt: off
     parser.add_argument("source", type=Path, help="the checkpoint: a .pt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--config", type=Path, help="JSON file of the arguments below")
     parser.add_argument("--dtype", dest="cast", choices=["float32", "float16", "bfloat16"], help="cast the weights")
     parser.add_argument("--max-shard-bytes", dest="limit", type=int, default=5 * 10**9, help="size of a weights file")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the class")
     parser.add_argument("--num_attention_heads", type=int, help="needed: the number of attention heads")
-    parser.add_argument("--max_position_embeddings", type=int, default=2048, help="the number of positions; it differs from run to run; default: %(default)s, a guess")
+    parser.add_argument("--max_position_embeddings", type=int, default=2048, help="the number of positions; it differs from run to run; default: %(default)s, a guess")  # fmt: skip
     parser.add_argument("--rotary_pct", type=float, default=1.0, help="default: %(default)s")
     parser.add_argument("--rotary_emb_base", type=float, default=10000.0, help="default: %(default)s")
-    parser.add_argument("--gpt_j_residual", action=BooleanOptionalAction, help="needed: true where attention and MLP are added to one residual (Pythia, GPT-NeoX-20B)")
+    parser.add_argument("--gpt_j_residual", action=BooleanOptionalAction, help="needed: true where attention and MLP are added to one residual (Pythia, GPT-NeoX-20B)")  # fmt: skip
     parser.add_argument("--layernorm_epsilon", type=float, default=1e-05, help="default: %(default)s")
     parser.add_argument("--bias_gelu_fusion", action=BooleanOptionalAction, default=False, help="default: %(default)s")
     parser.add_argument("--attention_config", type=json.loads, help="default: %(default)s")
     parser.add_argument("--no_weight_tying", action=BooleanOptionalAction, help="default: %(default)s")
     parser.add_argument("--bos_token_id", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--eos_token_id", type=int, default=0, help="default: %(default)s")
-    # fmt: on
     args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} exists already")
-    source, given = load_state_dict(args.source)
-    fields: dict[str, Any] = {}
-    if config_file := args.config:
-        fields = json.loads(config_file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    require(not args.out.exists(), f"{args.out} exists already")
+    try:
+        source, given = load_state_dict(args.source)
+    except Exception as error:  # whatever a library makes of a file in another format
+        raise SystemExit(f"{args.source} cannot be read as *.pt: {error!r:.200}") from None
+    hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
+    stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
+    fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
-    for reason, held in FIXED.items():
-        for name, values in held.items():
-            if given.get(name, values[0]) not in [*values, *(None for value in values if value is False)]:
-                raise SystemExit(f"{name} is {given[name]!r}, and only {values[0]!r} can be converted: {reason}")
-    own = {"source", "out", "config", "cast", "limit"}
+    for name, values in FIXED.items():
+        require(given.get(name, values[0]) in values, f"{name} is {given.get(name)!r}, and must be {values[0]!r}")
+    own = {"source", "out", "config", "cast", "limit", "no_check"}
     known = {name: given[name] for name in given.keys() & vars(args).keys() - own}
     for name, value in known.items():
         kind = type(parser.get_default(name))
         known[name] = float(value) if kind is float and type(value) is int else value
-        if kind is not type(None) and type(known[name]) not in (kind, type(None)):
-            raise SystemExit(f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
+        fits = kind is type(None) or type(known[name]) in (kind, type(None))
+        require(fits, f"{name} is {value!r}, where a value of the type {kind.__name__} is needed")
     args = parser.parse_args(namespace=Namespace(**known))
-    unset = Namespace(**dict.fromkeys(vars(args), ...))
-    options = {name for name, value in vars(parser.parse_args(namespace=unset)).items() if value is not ...}
-    try:
-        f = read_sizes({name: tensor.shape for name, tensor in source.items()}, args, known.keys() | options)
-        config = convert_config(f)
-        made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
-        for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
-            if given[name] not in (None, made[name]):
-                raise SystemExit(f"{name} is {given[name]!r} in the config, and {made[name]!r} here")
-        if args.config and not fields.keys() & (made.keys() - own | set().union(*FIXED.values())):
-            raise SystemExit(f"{args.config} has none of the arguments of this model")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
-            (folder := Path(place, args.out.name)).mkdir()
-            config["dtype"] = write_weights(convert_state_dict(source, f), folder, args.cast, args.limit)
-            config["torch_dtype"] = config["dtype"]
-            tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
-            for name, content in {"config.json": config, "generation_config.json": tokens}.items():
-                if content:
-                    (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-            folder.rename(args.out)
-    except KeyError as error:
-        raise SystemExit(f"the checkpoint has no tensor called {error}") from None
+    options = {re.sub("^--(no-)?", "", word.partition("=")[0]) for word in sys.argv[1:] if word.startswith("--")}
+    f = read_sizes({name: tensor.shape for name, tensor in source.items()}, vars(args), known.keys() | options)
+    config = convert_config(f)
+    made = vars(f) | (config if given.get("model_type") == config["model_type"] else {})
+    for name in given.keys() & made.keys() - vars(args).keys() - {"architectures", "rope_parameters"}:
+        require(given[name] in (None, made[name]), f"{name} is {given[name]!r} in the config, {made[name]!r} here")
+    useful = not args.config or fields.keys() & (made.keys() - own | FIXED.keys())
+    require(useful, f"{args.config} has none of the arguments of this model")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.partial-", dir=args.out.parent) as place:
+        (folder := Path(place, args.out.name)).mkdir()
+        written = write_weights(convert_state_dict(source, f), folder, args)
+        kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
+        dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
+        if find_spec("transformers") and not args.no_check:
+            check_class(config, written, stated | given)
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
+        for name, content in {"config.json": config, "generation_config.json": tokens}.items():
+            if content:
+                (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        folder.rename(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:
+        kind = "the checkpoint has no tensor called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        raise SystemExit(f"{kind} {' '.join(str(error).split()):.300}") from None

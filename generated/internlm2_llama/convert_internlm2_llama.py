@@ -243,7 +243,10 @@ def main() -> None:
     parser.add_argument("--tie_word_embeddings", action=BooleanOptionalAction, default=False, help="default: %(default)s")  # fmt: skip
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
-    source = load_state_dict(args.source)
+    try:
+        source = load_state_dict(args.source)
+    except Exception as error:  # whatever a library makes of a file in another format
+        raise SystemExit(f"{args.source} cannot be read as *.safetensors: {error!r:.200}") from None
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields: dict[str, Any] = {}
@@ -299,6 +302,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
-        lacks = isinstance(error, KeyError)
-        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None
+    except Exception as error:
+        kind = "the checkpoint has no tensor called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        raise SystemExit(f"{kind} {' '.join(str(error).split()):.300}") from None

@@ -163,13 +163,12 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[
     )  # fmt: skip
     f.num_layers = len(matches(shapes, r"decoder\.layers\.\d+\.self_attention\.linear_proj\.weight"))
     f.kv_channels = shapes["decoder.layers.0.self_attention.q_layernorm.weight"][0]
-    f.head_dim = f.kv_channels
     f.qkv_rows = shapes["decoder.layers.0.self_attention.linear_qkv.weight"][0]
-    f.groups = (f.qkv_rows // f.head_dim - f.num_attention_heads) // 2
-    f.q_rows = f.num_attention_heads // f.groups * f.head_dim
+    f.groups = (f.qkv_rows // f.kv_channels - f.num_attention_heads) // 2
+    f.q_rows = f.num_attention_heads // f.groups * f.kv_channels
     require(f.groups >= 1 and f.num_attention_heads % f.groups == 0, "num_attention_heads does not fit linear_qkv")
-    require(f.qkv_rows == f.groups * (f.q_rows + 2 * f.head_dim), "the heads do not fit linear_qkv")
-    require(shapes["decoder.layers.0.self_attention.linear_proj.weight"][1] == f.num_attention_heads * f.head_dim,
+    require(f.qkv_rows == f.groups * (f.q_rows + 2 * f.kv_channels), "the heads do not fit linear_qkv")
+    require(shapes["decoder.layers.0.self_attention.linear_proj.weight"][1] == f.num_attention_heads * f.kv_channels,
             "the heads do not fit linear_proj")  # fmt: skip
     require(f.tokens <= f.padded_vocab_size, "vocab_size exceeds the rows of the embedding")
     require(not f.group_query_attention or f.num_query_groups in [None, f.groups], "num_query_groups does not fit")
@@ -182,12 +181,12 @@ def convert_config(f: Namespace) -> dict[str, Any]:
     config: dict[str, Any] = {
         "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": f.hidden_size,
         "num_attention_heads": f.num_attention_heads, "bos_token_id": f.bos_token_id, "eos_token_id": f.eos_token_id,
-        "head_dim": f.head_dim, "num_experts": f.num_experts, "vocab_size": f.tokens, "num_hidden_layers": f.num_layers,
-        "num_key_value_heads": f.groups, "moe_intermediate_size": f.moe_ffn_hidden_size,
-        "num_experts_per_tok": f.moe_router_topk, "rope_theta": f.rotary_base,
-        "tie_word_embeddings": f.share_embeddings_and_output_weights, "hidden_act": "silu", "attention_bias": False,
-        "use_sliding_window": False, "sliding_window": None, "decoder_sparse_step": 1, "mlp_only_layers": [],
-        "norm_topk_prob": f.norm_topk_prob and (not f.moe_router_pre_softmax),
+        "num_experts": f.num_experts, "head_dim": f.kv_channels, "vocab_size": f.tokens,
+        "num_hidden_layers": f.num_layers, "num_key_value_heads": f.groups,
+        "moe_intermediate_size": f.moe_ffn_hidden_size, "num_experts_per_tok": f.moe_router_topk,
+        "rope_theta": f.rotary_base, "tie_word_embeddings": f.share_embeddings_and_output_weights, "hidden_act": "silu",
+        "attention_bias": False, "use_sliding_window": False, "sliding_window": None, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "norm_topk_prob": f.norm_topk_prob and (not f.moe_router_pre_softmax),
         "rms_norm_eps": f.norm_epsilon if f.layernorm_epsilon is None else f.layernorm_epsilon,
         "max_position_embeddings": f.max_position_embeddings or 32768,
         "intermediate_size": f.ffn_hidden_size or f.moe_ffn_hidden_size, "num_local_experts": f.num_experts,
@@ -205,10 +204,10 @@ def same(a: Tensor, b: Tensor) -> bool:
     return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (a, b)))
 
 
-def split_qkv(w: Tensor, group: int, q_rows: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_qkv(w: Tensor, group: int, q_rows: int, kv_channels: int) -> tuple[Tensor, Tensor, Tensor]:
     # (group row) ... -> group row ...
     w = w.unflatten(0, (group, -1))
-    q_proj, k_proj, v_proj = w.split([q_rows, head_dim, head_dim], dim=1)
+    q_proj, k_proj, v_proj = w.split([q_rows, kv_channels, kv_channels], dim=1)
     # group row ... -> (group row) ...
     q_proj, k_proj, v_proj = (each.flatten(0, 1) for each in (q_proj, k_proj, v_proj))
     return q_proj, k_proj, v_proj
@@ -258,7 +257,7 @@ def convert_state_dict(source: MutableMapping[str, Any], f: Namespace) -> Iterat
                 yield f"model.layers.{i}.mlp.experts.{k}.up_proj.weight", weight_v
     for i in range(f.num_layers):
         linear_qkv = source.pop(f"decoder.layers.{i}.self_attention.linear_qkv.weight")
-        q_proj, k_proj, v_proj = split_qkv(linear_qkv, f.groups, f.q_rows, f.head_dim)
+        q_proj, k_proj, v_proj = split_qkv(linear_qkv, f.groups, f.q_rows, f.kv_channels)
         yield f"model.layers.{i}.self_attn.q_proj.weight", q_proj
         yield f"model.layers.{i}.self_attn.k_proj.weight", k_proj
         yield f"model.layers.{i}.self_attn.v_proj.weight", v_proj
@@ -348,7 +347,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
-    source, given = load_state_dict(args.source)
+    try:
+        source, given = load_state_dict(args.source)
+    except Exception as error:  # whatever a library makes of a file in another format
+        raise SystemExit(f"{args.source} cannot be read as mp_rank_*/model_optim_rng.pt: {error!r:.200}") from None
     hub = (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     stated = json.loads(hub.read_text(encoding="utf-8-sig")) if hub.is_file() else {}
     fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
@@ -392,6 +394,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
-        lacks = isinstance(error, KeyError)
-        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None
+    except Exception as error:
+        kind = "the checkpoint has no tensor called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        raise SystemExit(f"{kind} {' '.join(str(error).split()):.300}") from None

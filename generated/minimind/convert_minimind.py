@@ -185,7 +185,10 @@ def main() -> None:
     parser.add_argument("--num_experts", type=json.loads, help="default: 4")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
-    source = load_state_dict(args.source)
+    try:
+        source = load_state_dict(args.source)
+    except Exception as error:  # whatever a library makes of a file in another format
+        raise SystemExit(f"{args.source} cannot be read as *.pth: {error!r:.200}") from None
     fields: dict[str, Any] = {}
     config_file = args.config or (args.source if args.source.is_dir() else args.source.parent) / "config.json"
     if args.config or config_file.is_file():
@@ -222,14 +225,12 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
-        config["auto_map"] = {
-            "AutoConfig": "configuration_minimind.MiniMindConfig",
+        config["auto_map"] = {"AutoConfig": "configuration_minimind.MiniMindConfig",
             "AutoModel": "model_minimind.MiniMindModel",
             "AutoModelForCausalLM": "model_minimind.MiniMindForCausalLM",
             "AutoModelForSequenceClassification": "model_minimind.MiniMindForSequenceClassification",
             "AutoModelForTokenClassification": "model_minimind.MiniMindForTokenClassification",
-            "AutoModelForQuestionAnswering": "model_minimind.MiniMindForQuestionAnswering",
-        }
+            "AutoModelForQuestionAnswering": "model_minimind.MiniMindForQuestionAnswering"}  # fmt: skip
         for name in ["configuration_minimind.py", "model_minimind.py"]:
             shutil.copyfile(Path(__file__).with_name(name), folder / name)
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
@@ -242,6 +243,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
-        lacks = isinstance(error, KeyError)
-        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None
+    except Exception as error:
+        kind = "the checkpoint has no tensor called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        raise SystemExit(f"{kind} {' '.join(str(error).split()):.300}") from None

@@ -138,7 +138,10 @@ def main() -> None:
     parser.add_argument("--eos_token_id", type=json.loads, help="default: %(default)s")
     args = parser.parse_args()
     require(not args.out.exists(), f"{args.out} exists already")
-    source, given = load_state_dict(args.source)
+    try:
+        source, given = load_state_dict(args.source)
+    except Exception as error:  # whatever a library makes of a file in another format
+        raise SystemExit(f"{args.source} cannot be read as *.pt: {error!r:.200}") from None
     fields = json.loads(args.config.read_text(encoding="utf-8-sig"), object_pairs_hook=unique) if args.config else {}
     json.dumps(fields, allow_nan=False)  # an error where a number is not finite
     given |= fields
@@ -165,14 +168,12 @@ def main() -> None:
         kinds = dict.fromkeys(t.dtype for t in written.values() if t.is_floating_point())
         dtype = max(kinds, key=lambda kind: sum(t.nbytes for t in written.values() if t.dtype == kind))
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
-        config["auto_map"] = {
-            "AutoConfig": "configuration_nanogpt.NanoGPTConfig",
+        config["auto_map"] = {"AutoConfig": "configuration_nanogpt.NanoGPTConfig",
             "AutoModel": "model_nanogpt.NanoGPTModel",
             "AutoModelForCausalLM": "model_nanogpt.NanoGPTForCausalLM",
             "AutoModelForSequenceClassification": "model_nanogpt.NanoGPTForSequenceClassification",
             "AutoModelForTokenClassification": "model_nanogpt.NanoGPTForTokenClassification",
-            "AutoModelForQuestionAnswering": "model_nanogpt.NanoGPTForQuestionAnswering",
-        }
+            "AutoModelForQuestionAnswering": "model_nanogpt.NanoGPTForQuestionAnswering"}  # fmt: skip
         for name in ["configuration_nanogpt.py", "model_nanogpt.py"]:
             shutil.copyfile(Path(__file__).with_name(name), folder / name)
         tokens = {n: config[n] for n in ("bos_token_id", "eos_token_id") if config[n] is not None}
@@ -185,6 +186,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:  # a tensor that is missing, or what a library makes of a file in another format
-        lacks = isinstance(error, KeyError)
-        raise SystemExit(f"the checkpoint has no tensor called {error}" if lacks else f"{error!r:.300}") from None
+    except Exception as error:
+        kind = "the checkpoint has no tensor called" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        raise SystemExit(f"{kind} {' '.join(str(error).split()):.300}") from None

@@ -19,7 +19,7 @@ from compiler.diagnostics import Refusal
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.program.loading import load_program
-from compiler.settings.checkpoint_statements import unread_statements
+from compiler.settings.checkpoint_statements import neutral_values, unread_statements
 
 GGUF = {"gguf_llama": "llama_grouped", "gguf_qwen3": "qwen3", "gguf_qwen3_moe": "qwen3_moe"}
 
@@ -185,3 +185,19 @@ def test_a_spec_lists_what_need_not_be_read(tmp_path: Path) -> None:
     spec.write_text(text.replace(old, 'source: {weights: "*.pth", unread: {"{x:(}": not a pattern}}'))
     with pytest.raises(Refusal, match="name-syntax"):
         load_program(str(spec))
+
+
+def test_what_converters_reject_is_what_runs_reject() -> None:
+    """Each statement of the table that a converter prints, with a value that is not in its row."""
+    for spec, stated in (
+        ("gguf_llama", {"general_architecture": "llama"}),
+        ("mcore_llama", {"padded_vocab_size": 8}),
+    ):
+        program = load_program(spec)
+        table = neutral_values(program)
+        assert len(table) > 4
+        for name, values in table.items():
+            assert unread_statements(program, {"args": {**stated, name: values[0]}}, "x") == []
+            with pytest.raises(Refusal, match="unread-statement"):
+                unread_statements(program, {"args": {**stated, name: 17.25}}, "x")
+    assert neutral_values(load_program("nanogpt_gpt2")) == {}

@@ -23,6 +23,7 @@ from compiler.plan.plan import Plan
 from compiler.program.loading import load_program
 from compiler.program.program import Program
 from compiler.settings.arguments import gather
+from compiler.settings.config_guard import neutral_values, unconverted_fields
 
 HEADS, WIDTH, MLP, LAYERS, ROWS = 4, 32, 48, 2, 64
 SIZES = {
@@ -252,3 +253,15 @@ def test_a_number_that_a_layout_cannot_express_is_an_error(folder: Folder) -> No
                "original_max_position_embeddings": 8192}  # fmt: skip
     with pytest.raises(Refusal, match=r"rope_scaling is .*config-mismatch"):
         planned("meta_llama", folder(PLAIN | {"rope_scaling": scaling}), reverse=True)
+
+
+def test_what_converters_reject_is_what_runs_reject() -> None:
+    """Each field of the table that a converter prints: its row has no effect, another value is an error."""
+    program = load_program("internlm2_llama")
+    table = neutral_values(program)
+    assert {"sliding_window", "final_logit_softcapping", "quantization_config", "use_qk_norm"} <= table.keys()
+    assert not table.keys() & {*program.spec.arguments, *program.spec.facts, *program.spec.fixed}
+    for name, values in table.items():
+        accepted = [unconverted_fields(program, {name: value}, set(), "x", False)[0] for value in values]
+        assert accepted == [[]] * len(values), name
+        assert unconverted_fields(program, {name: 17.25}, set(), "x", False)[0], name

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compiler.target.config_values import null_faults, type_faults, value_faults
+from compiler.target.config_values import is_fraction, is_positive, null_faults, type_faults, value_faults
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,7 +59,7 @@ def test_values_in_use_are_accepted() -> None:
 
 def test_transformers_is_not_imported() -> None:
     code = (
-        "import sys\nfrom compiler.target.config_values import value_faults\n"
+        "import sys\nfrom compiler.target.config_values import is_fraction, is_positive, value_faults\n"
         "print(len(list(value_faults({'hidden_act': 'nonsense'}))), 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -119,3 +119,11 @@ def test_nulls_where_the_class_has_a_number() -> None:
     assert "rope_theta" not in [
         fault.path[0] for fault in null_faults(config | {"rope_parameters": {"rope_theta": 1.0}}, defaults)
     ]
+
+
+def test_what_a_converter_checks() -> None:
+    """Positive numbers and fractions that no shape shows; a class that is built of a wrong width has other tensors."""
+    assert all(map(is_positive, ("rope_theta", "factor", "max_position_embeddings", "num_experts_per_tok")))
+    assert not any(map(is_positive, ("hidden_size", "rms_norm_eps", "bos_token_id", "partial_rotary_factor", "other")))
+    assert all(map(is_fraction, ("rms_norm_eps", "partial_rotary_factor", "attention_dropout")))
+    assert not any(map(is_fraction, ("rope_theta", "hidden_size", "tie_word_embeddings", "other")))
