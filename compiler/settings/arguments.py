@@ -142,7 +142,8 @@ def gather(
         model_fields = model_part(whole, known)
         fields = config_dialects.read_config(whole | model_fields)
         of_target = _is_of_target(program, model_fields)
-        typed = {n: v for n, v in model_fields.items() if of_target or n in known}
+        turned = {f.name for f in program.spec.config if f.carried != f.name}  # of another type in the source, maybe
+        typed = {n: v for n, v in model_fields.items() if of_target or n in known - turned}
         mistyped = [*config_values.type_faults(typed)]
         if of_target:
             given_fields = {name: value for name, value in typed.items() if name in program.spec.arguments}

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.converter_process import ConverterProcess
+from support.oracle_cases import Case
+from support.parity import ORACLES
 from support.synthetic import Synthetic, folder_image, image, synthetic
 
 from compiler.diagnostics import Refusal
@@ -558,3 +560,10 @@ def test_a_null_is_no_number(name: str, tmp_path: Path) -> None:
         prepare(program, Request([source]))
     (diagnostic,) = refused.value.diagnostics
     assert (diagnostic.kind, diagnostic.hint) == ("config-value", f"--set {name}=VALUE")
+
+
+def test_a_field_that_the_spec_turns_into_another_type() -> None:
+    """Mistral AI's params.json has its window as a text, which the spec makes a number of."""
+    case = Case(ORACLES / "mistral" / "consolidated")
+    assert '"4096"' in (case.folder / "source" / "params.json").read_text()
+    assert prepare(case.program, case.request).plan.config["sliding_window"] == 4096
