@@ -151,6 +151,7 @@ def convert(
     any_model_type: bool = False,
     strict: bool = False,
     to: str | None = None,
+    container: str | None = None,
     on_note: OnNote | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Plan:
@@ -165,6 +166,7 @@ def convert(
     - `digests`: record the SHA-256 of every source file and tensor in mapspec.json
     - `reverse`, `parts`: write the source's own layout to `out`, a folder or a file; in so many tensor-parallel parts
     - `to`: the spec (or family, such as "gguf") whose layout is written instead, in one pass
+    - `container`: "dcp" to store the weights as torch.distributed.checkpoint does
     - `force`: write into a folder that is not empty
     - `resume`: continue a run that was killed
     - `processor`: a folder with preprocessor_config.json, which is copied
@@ -201,6 +203,7 @@ def convert(
         any_model_type=any_model_type,
         strict=strict,
         to=to,
+        container=container,
     )
     listener = _listener(on_note)
     written = WrittenBytes(progress) if progress else None

@@ -38,8 +38,8 @@ class Computed(Op):
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """The arguments of the kernel after its tensors."""
-        raise NotImplementedError(self.word)
+        """The arguments of the kernel after its tensors; by default none."""
+        return ()
 
     def result(self, *shapes: Shape) -> Shape:
         """The shape of the result. Raises OpError."""

@@ -340,7 +340,7 @@ def test_detect_says_why_no_spec_fits(capsys: pytest.CaptureFixture[str], monkey
         "    - and 2 more",
     ]
     assert lines[-2:] == [
-        "no spec fits; next: mapspec draft pyproject.toml --target CLASS -o NAME.yaml",
+        "no spec fits; next: mapspec draft pyproject.toml --target CLASS -o mine.yaml",
         "for the names of a Transformers class: mapspec run hf pyproject.toml OUT --config CONFIG_JSON",
     ]
     assert sum(line.endswith("names match)") for line in lines) == 4

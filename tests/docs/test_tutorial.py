@@ -128,7 +128,7 @@ def wrong_command(line: str) -> str:
         (
             f"no spec {s}"
             for s in specs
-            if s != "auto" and s[-5:] != ".yaml" and not (ROOT / f"specs/{s}.yaml").exists()
+            if s not in ("auto", "hf") and s[-5:] != ".yaml" and not (ROOT / f"specs/{s}.yaml").exists()
         ),
         "",
     )

@@ -301,7 +301,7 @@ def compile_damaged(folder: Path, rounds: int, rng: random.Random) -> Guard:
 def quick_layout() -> None:
     """Without ruff, which would take most of the time; what it would not read is no Python either."""
 
-    def formatted(text: str) -> str:
+    def formatted(text: str, columns: int = 120) -> str:
         ast.parse(text)
         return text
 

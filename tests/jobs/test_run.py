@@ -207,7 +207,7 @@ def test_heads_that_do_not_fit(run: Run, place: Path, heads: str) -> None:
         ('{"hidden_size": 32}', "config-mismatch", "the checkpoint has 64"),
         ('{"num_hidden_layers": 3}', "config-mismatch", r"model\.layers\.2\.input_layernorm"),
         ('{"num_hidden_layers": 1}', "config-mismatch", "the checkpoint has 2"),
-        ('{"rope_theta": "high"}', "wrong-type", r"rope_theta = 'high' \(config\.json\)"),
+        ('{"rope_theta": "high"}', "wrong-type", r'rope_theta is "high", but must be a positive number'),
         ('{"auto_map": {"AutoConfig": "../../x.Y"}}', "bad-config", "outside"),
         ('{"use_moe": true}', "unmet-requirement", r"specs/minimind2\.yaml"),
     ],

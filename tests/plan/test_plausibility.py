@@ -89,7 +89,7 @@ CASES: dict[str, tuple[Callable[[Tensors], Any], dict[str, Any], str, str]] = {
     "heads that do not divide": (lambda t: t, {"num_attention_heads": 3}, "unmet-requirement", "num_attention_heads"),
     "heads that are many": (lambda t: t, {"num_attention_heads": 10**18}, "unmet-requirement", "num_attention_heads"),
     "10**40 layers": (lambda t: t, {"num_hidden_layers": 10**40}, "config-mismatch", "num_hidden_layers"),
-    "a number as text": (lambda t: t, {"num_hidden_layers": "2"}, "config-mismatch", "'2'"),
+    "a number as text": (lambda t: t, {"num_hidden_layers": "2"}, "wrong-type", '"2"'),
     "fp8 without scales": (lambda t: t | {UP: t[UP].to(FP8)}, {}, "quantized-weights", "float8_e4m3fn"),
     "int8 without its scale": (lambda t: t | {UP: t[UP].to(torch.int8)}, {}, "quantized-weights", "int8"),
     "int8 beside its scale": (lambda t: t | {UP: t[UP].to(torch.int8), "SCB": torch.ones(24)}, {}, "quantized-weights", UP),

@@ -12,6 +12,7 @@ import pytest
 
 from compiler.diagnostics import Refusal, refuse
 from compiler.target import class_registry, config_class, config_values, model_class, record_classes
+from compiler.target.declared_fields import declared
 
 CACHES = (
     model_class.package_folder,
@@ -136,9 +137,9 @@ def test_the_fields_that_one_class_declares() -> None:
     class Neither(Generation4):
         pass
 
-    assert model_class._declared(Generation4) == {"width": 4, "depth": None, "names": None}
-    assert model_class._declared(Generation5) == {"width": None, "depth": 2, "names": ["a"]}
-    assert model_class._declared(Neither) == {}
+    assert declared(Generation4) == {"width": 4, "depth": None, "names": None}
+    assert declared(Generation5) == {"width": None, "depth": 2, "names": ["a"]}
+    assert declared(Neither) == {}
 
 
 def test_a_tensor_that_is_saved_only_with_others_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
