@@ -18,7 +18,7 @@ from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.folder import METADATA
 from compiler.checkpoints.formats.stored_tensor import Tensor, read_bytes, span
 from compiler.diagnostics import listed, refuse
-from compiler.dtypes import BLOCKS, ITEM_SIZES
+from compiler.dtypes import ITEM_SIZES
 from compiler.plan.plan import Group, Plan
 from compiler.plan.source_files import open_source
 from compiler.transfer.files import InputFile
@@ -161,8 +161,6 @@ def narrowed(plan: Plan, checkpoint: Checkpoint) -> list[Group]:
 
 def after_casts(checkpoint: Checkpoint, plan: Plan, place: Path) -> Iterator[str]:
     """Sentences about values that became infinite in a cast, read from what was written."""
-    if any(target.dtype in BLOCKS for target in plan.targets):
-        return  # no such file is read back
     if groups := narrowed(plan, checkpoint):
         parts = plan.reverse and place.is_dir() and not (place / METADATA).exists()
         yield from overflowed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from compiler.dtypes import BLOCKS
 from compiler.layout.kernel_op import Shape
@@ -20,6 +20,10 @@ class QuantizeQ8(Computed):
     loss: ClassVar[str] = "quantizing rounds"
     kernel: ClassVar[str] = "quantize_q8_0"
     host_only: ClassVar[bool] = True  # its quotients are not compared with another device's
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return ()
 
     def dtypes(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
         return ("uint8",) * len(dtypes)

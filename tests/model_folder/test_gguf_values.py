@@ -91,6 +91,14 @@ def test_q8_0(tmp_path: Path, dtype: str | None) -> None:
             wanted = gguf.quants.quantize(wanted, gguf.GGMLQuantizationType.Q8_0)
         assert np.array_equal(tensor.data, wanted), tensor.name
     assert not any(isinstance(note, Remark) and "blocks" in note.text for note in notes)
+    back = {name: loaded(tensor) for name, tensor in open_checkpoint(tmp_path / "m.gguf").tensors.items()}
+    assert back.keys() == plain.keys()
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for name, tensor in back.items():
+        wanted = plain[name].float().numpy()
+        if wanted.ndim > 1:
+            wanted = gguf.quants.dequantize(gguf.quants.quantize(wanted, kind), kind)
+        assert np.array_equal(tensor.numpy(), wanted), name
 
 
 def test_rows_that_are_no_blocks_are_float16(tmp_path: Path) -> None:
