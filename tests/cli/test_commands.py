@@ -345,4 +345,3 @@ def test_detect_says_why_no_spec_fits(capsys: pytest.CaptureFixture[str], monkey
     ]
     assert sum(line.endswith("names match)") for line in lines) == 4
     assert "    - it lacks tensor 4" in detected(capsys, monkeypatch, fits, "--all")[1]
-    assert "for the names" not in "\n".join(detected(capsys, monkeypatch, [fit("hf", status="near")])[1])
