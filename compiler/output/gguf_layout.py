@@ -11,7 +11,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compiler.checkpoints.formats.gguf_header import ARRAY, MAGIC, SCALARS, STRING
+from compiler.checkpoints.formats.gguf_header import ARRAY, MAGIC, MOST_AXES, SCALARS, STRING
+from compiler.diagnostics import listed, refuse
+from compiler.dtypes import FLOATING
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import TargetTensor
 from compiler.quantized.ggml_blocks import PLAIN
@@ -19,7 +21,6 @@ from compiler.quantized.ggml_blocks import PLAIN
 ALIGNMENT = 32
 UINT32, INT32, FLOAT32, BOOL = 4, 5, 6, 7
 _CODES = {name: code for code, name in PLAIN.items()} | {"q8_0": 8}
-DTYPES = frozenset(_CODES)
 
 Typed = tuple[int, Any]  # the type of a value, or of the elements of a list, and the value
 
@@ -28,7 +29,14 @@ def lay_out(
     name: str, targets: Sequence[TargetTensor], values: Mapping[str, Typed], constants: Mapping[str, Sequence[float]]
 ) -> OutFile:
     """The file of that name. `values`: key -> type and value; `constants`: name -> the float32 numbers of a vector, which
-    are first in the data. The dtype of every target must be one of `DTYPES`."""
+    are first in the data. Raises Refusal: `unsupported-tensor` for a dtype or a number of axes that no such file has."""
+    for target in targets:
+        if target.dtype not in _CODES:
+            hint = "cast it with --dtype" if target.dtype in FLOATING else f"the types are {listed(sorted(_CODES))}"
+            refuse(name, f"{target.name} is {target.dtype}, which no GGUF file holds", "unsupported-tensor", hint)
+        if len(target.shape) > MOST_AXES:
+            message = f"{target.name} has {len(target.shape)} axes, a GGUF file at most {MOST_AXES}"
+            refuse(name, message, "unsupported-tensor")
     tensors = [TargetTensor(n, (len(numbers),), "float32") for n, numbers in constants.items()] + [*targets]
     places: dict[str, int] = {}
     end = 0
