@@ -45,6 +45,7 @@ class ConfigFields:
             "config": packed((f"{quoted(name)}: {value}" for name, value in plain.items()), LINE - 8),
             "computed": [(quoted(n), value) for n, value in every.items() if n not in plain],
             "dialects": bool(dialect),
+            "kinds": {config_dialects.SLIDING_THETA, "rope_scaling"} <= {field.name for field in self.spec.config},
             "positive": loop_over(field.name for field in given if is_positive(field.name)),
             "activations": [field.name for field in given if field.name in ACTIVATIONS],
             "fractions": [field.name for field in given if is_fraction(field.name)],

@@ -129,6 +129,8 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "full_attention": {"rope_type": "default", **(config["rope_scaling"] or {}), "rope_theta": f.rope_base},
         "sliding_attention": {"rope_type": "default", "rope_theta": f.rope_local_base_freq},
     }
+    if config["rope_scaling"] is None:  # which some classes would take for that of every kind of layers
+        del config["rope_scaling"]
     for name in ("rope_local_base_freq", "max_position_embeddings", "rope_theta", "sliding_window"):
         require(config[name] is None or config[name] > 0, f"{name} is {config[name]!r}, not a positive number")
     require(0 <= config["rms_norm_eps"] < 1, f"rms_norm_eps is {config['rms_norm_eps']!r}, not a number from 0 to 1")
