@@ -34,7 +34,7 @@ env-4: .venv-4/ready
 	$(PYTHON) -m venv .venv-4
 	sed 's/^transformers==.*/transformers==4.57.6/; /^huggingface-hub==/d; /^tokenizers==/d' constraints.txt > .venv-4/constraints.txt
 	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-4/constraints.txt $(TORCH)
-	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-4/constraints.txt -e '.[proof]' accelerate
+	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-4/constraints.txt -e '.[proof]' accelerate pillow
 	touch $@
 .venv-4/oracles: .venv-4/ready
 	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check --no-deps optimum-habana==1.21.2 modelscope==1.9.5 einops==0.8.2
