@@ -132,11 +132,11 @@ def _joined(name: str, parts: Sequence[_File]) -> Tensor | Joined:
         if (part.shape, part.tensor.dtype) != (first.shape, first.tensor.dtype):
             part.refuse(f"it is of a {part.tensor.dtype} of {list(part.shape)}, {first.path.name} of a "
                         f"{first.tensor.dtype} of {list(first.shape)}")  # fmt: skip
-    boxes = {(box.offsets, box.sizes): box for part in parts for box in part.boxes()}
-    if len(boxes) < sum(1 for part in parts for _ in part.boxes()):
+    boxes = [box for part in parts for box in part.boxes()]
+    if len({(box.offsets, box.sizes) for box in boxes}) < len(boxes):
         first.refuse(f"two files hold the same slice of {shown(name)}")
     try:
-        return tiled(name, list(boxes.values()), first.shape)
+        return tiled(name, boxes, first.shape)
     except Untiled as problem:
         first.refuse(f"the slices of {shown(name)} {problem}")
 

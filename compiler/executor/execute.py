@@ -18,6 +18,7 @@ from compiler import packages
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import AnyTensor, Encoded, Joined, Tensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, nearest, refuse
+from compiler.executor.apply_rule import decoded
 from compiler.executor.computed_tasks import MemoryGate, Place, tasks_of
 from compiler.layout import array as layout
 from compiler.layout.computed import Formulas
@@ -197,16 +198,6 @@ def _stored(tensor: AnyTensor) -> Iterator[Tensor | Joined]:
         yield tensor
 
 
-def _decoded(tensor: AnyTensor, stored: Iterator[Any]) -> Any:
-    """The torch tensor of a source, given those of `_stored`, in their order."""
-    from compiler.ops.kernels import TorchAlgebra
-
-    if not isinstance(tensor, Encoded):
-        return next(stored)
-    operands = [_decoded(operand, stored) for operand in tensor.stored]
-    return TorchAlgebra().compute(tensor.op, operands, tensor.matrix).reshape(tensor.shape)
-
-
 def array_of(tensor: AnyTensor, algebra: layout.LayoutAlgebra) -> layout.Array:
     """A tensor as an arrangement of stored and computed bytes. Raises what `algebra.compute` raises."""
     if isinstance(tensor, Joined):
@@ -292,8 +283,8 @@ def _call(group: Group, checkpoint: Checkpoint, tensors: list[Any]) -> list[Any]
     from compiler.executor.torch_layout import MOST_PIECES, arranged, stored
     from compiler.ops.kernels import TorchAlgebra
 
-    stored_tensors = iter(tensors)
-    named = {name: _decoded(checkpoint.tensors[name], stored_tensors) for name in group.source_names}
+    read = iter(tensors)
+    named = {name: decoded(checkpoint.tensors[name], lambda _: next(read)) for name in group.source_names}
     try:
         arrays = _in_order(group, group.apply(lambda name: stored(name, named[name]), layout.LayoutAlgebra()))
         if sum(len(array.pieces) for array in arrays) <= MOST_PIECES:

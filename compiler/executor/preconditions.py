@@ -6,7 +6,7 @@ Compares the stored bytes of a Plan's sources. Raises Refusal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import starmap
 from operator import eq
@@ -107,8 +107,9 @@ def equal_tensors(checkpoint: Checkpoint, one: str, other: str) -> bool:
         return True
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    stored = zip(*(t.stored for t in (a, b) if isinstance(t, Encoded)), strict=False)
-    pairs = [*stored] if isinstance(a, Encoded) and isinstance(b, Encoded) and a.op == b.op else [(a, b)]
+    pairs: Iterable[tuple[AnyTensor, AnyTensor]] = [(a, b)]
+    if isinstance(a, Encoded) and isinstance(b, Encoded) and a.op == b.op:
+        pairs = zip(a.stored, b.stored, strict=True)
     return all(all(starmap(eq, zip(_blocks(one), _blocks(other), strict=True))) for one, other in pairs)
 
 

@@ -177,7 +177,7 @@ def write(
 
 def _output(out: Path, request: Request, program: Program, fingerprint: str = "") -> AtomicOutput:
     folder = is_folder(request, out)
-    parts = program.spec.weights if (request.reverse or request.to) and folder else ""
+    parts = program.spec.weights if request.backwards and folder else ""
     return AtomicOutput(out, request.force, request.resume, fingerprint, folder, parts)
 
 

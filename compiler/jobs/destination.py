@@ -38,7 +38,7 @@ def is_folder(request: Request, out: Path) -> bool:
     """Whether OUT is a folder."""
     if request.container == DCP:
         return True
-    return not (request.reverse or request.to) or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS, GGUF)
+    return not request.backwards or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS, GGUF)
 
 
 def as_stored(plan: Plan, request: Request, out: Path) -> Plan:
@@ -56,18 +56,17 @@ def weights_file(program: Program, request: Request, out: Path) -> str:
 def check_container(program: Program, request: Request, out: Path) -> None:
     """Raises Refusal: `wrong-usage` for a container that OUT or the layout cannot have, and for a type that it does not have;
     `missing-package`."""
+    gguf = request.backwards and weights_file(program, request, out).endswith(GGUF)
     if request.container == DCP:
-        backwards = request.reverse or request.to
         if out.suffix in (*TORCH, SAFETENSORS, GGUF):
             refuse(
                 "--container", "a distributed checkpoint is a folder", "wrong-usage", f"name it {out.with_suffix('')}"
             )
-        if request.parts > 1 or (backwards and weights_file(program, request, out).endswith(GGUF)):
+        if request.parts > 1 or gguf:
             other = "a folder of tensor-parallel parts" if request.parts > 1 else f"{program.spec.name}, a GGUF file,"
             refuse("--container", f"{other} has no other container", "wrong-usage", "leave --container out")
         packages.need("--container dcp", "torch")
-    backwards = request.reverse or request.to
-    if request.dtype == Q8_0 and not (backwards and weights_file(program, request, out).endswith(GGUF)):
+    if request.dtype == Q8_0 and not gguf:
         hint = "add --to gguf, with an OUT such as model.gguf"
         refuse("--dtype", f"only GGUF files have the type {Q8_0}", "wrong-usage", hint)
 

@@ -64,8 +64,10 @@ def identity_program(request: Request, named: NamedClass | None = None) -> Progr
     Reads the headers of the source; the class is asked, which imports Transformers if the answer is not cached. Raises
     Refusal: `missing-config`, `unknown-class`, `quantized-weights`, and what opening the source raises.
     """
-    named = named or required_class(request)
-    _check_types(named.path, named.config)
+    if named is None:
+        named = required_class(request)
+    else:
+        _check_types(named.path, named.config)
     paths = [Path(path) for path in request.source]
     checkpoint = open_checkpoint(paths[0] if len(paths) == 1 else paths, request.weights)
     quantized_by = None

@@ -46,6 +46,11 @@ class Request:
     to: str | None = None
     container: str | None = None
 
+    @property
+    def backwards(self) -> bool:
+        """Whether the layout of a source is written, not a Transformers folder."""
+        return self.reverse or bool(self.to)
+
 
 # Field -> its default; not of `source` and `assigned`.
 DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(Request) if f.default is not MISSING}

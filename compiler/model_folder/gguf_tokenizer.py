@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compiler import strict_json
 from compiler.checkpoints.formats.gguf_header import STRING
 from compiler.diagnostics import listed, refuse
 from compiler.output.gguf_layout import BOOL, FLOAT32, INT32, UINT32, Typed
@@ -26,6 +25,7 @@ from compiler.tokenizer.bpe_merges import unreachable
 from compiler.tokenizer.find import SENTENCEPIECE, TOKENIZER_JSON
 from compiler.tokenizer.sentencepiece_model import BPE, SentencePieceModel, read_pieces
 from compiler.tokenizer.tokenizer_json import content as text_of
+from compiler.tokenizer.tokenizer_json import json_object
 
 Say = Callable[[str], None]
 _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5  # kinds of tokens
@@ -68,7 +68,7 @@ def tokenizer_values(
     def read(name: str) -> tuple[Path, dict[str, Any]]:
         path = copies.get(name, Path(name))
         data = texts[name].encode() if name in texts else path.read_bytes() if name in copies else b"{}"
-        return path, _object(path, data)
+        return path, json_object(path, data)
 
     _, settings = read("tokenizer_config.json")
     content = _checked(*read(TOKENIZER_JSON))
@@ -114,16 +114,6 @@ def _names(table: str) -> Any:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # tokenizer.json
-
-
-def _object(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        content = strict_json.parse(data)
-    except ValueError as error:
-        refuse(str(path), f"it is not valid JSON: {error}", "json-syntax")
-    if not isinstance(content, dict):
-        refuse(str(path), "it is not a JSON object", "json-syntax")
-    return content
 
 
 def _checked(path: Path, fields: Mapping[str, Any]) -> _TokenizerJson:

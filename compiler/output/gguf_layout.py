@@ -11,16 +11,17 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compiler import dtypes
 from compiler.checkpoints.formats.gguf_header import ARRAY, MAGIC, MOST_AXES, SCALARS, STRING
 from compiler.diagnostics import listed, refuse
-from compiler.dtypes import FLOATING
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import TargetTensor
-from compiler.quantized.ggml_blocks import PLAIN
+from compiler.quantized.ggml_blocks import BLOCKS, PLAIN
 
 ALIGNMENT = 32
 UINT32, INT32, FLOAT32, BOOL = 4, 5, 6, 7
-_CODES = {name: code for code, name in PLAIN.items()} | {"q8_0": 8}
+_CODES = {name: code for code, name in PLAIN.items()}
+_CODES |= {blocks.name.lower(): code for code, blocks in BLOCKS.items() if blocks.name.lower() in dtypes.BLOCKS}
 
 Typed = tuple[int, Any]  # the type of a value, or of the elements of a list, and the value
 
@@ -32,7 +33,9 @@ def lay_out(
     are first in the data. Raises Refusal: `unsupported-tensor` for a dtype or a number of axes that no such file has."""
     for target in targets:
         if target.dtype not in _CODES:
-            hint = "cast it with --dtype" if target.dtype in FLOATING else f"the types are {listed(sorted(_CODES))}"
+            hint = (
+                "cast it with --dtype" if target.dtype in dtypes.FLOATING else f"the types are {listed(sorted(_CODES))}"
+            )
             refuse(name, f"{target.name} is {target.dtype}, which no GGUF file holds", "unsupported-tensor", hint)
         if len(target.shape) > MOST_AXES:
             message = f"{target.name} has {len(target.shape)} axes, a GGUF file at most {MOST_AXES}"

@@ -163,9 +163,8 @@ class _Context:
             "shapes": f"{{name: tensor.shape for name, tensor in {'meta' if kind == 'parts' else 'source'}.items()}}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",
             "sources": "{', '.join(map(str, args.source))}" if several else "{args.source}",
-            "hub": f'{place} / "config.json"',
+            "place": place,
             "beside": beside if config else "",
-            "source_folder": "args.source.parent" if kind in ("torch", "gguf") else place,
         }
 
     def facts(self) -> Iterator[dict[str, str]]:

@@ -77,7 +77,6 @@ def other_architecture(
     known = config_class.known_model_types()
     if kind is not None and kind not in [*allowed] and (closed or not isinstance(kind, str) or kind in known):
         found["model_type"] = kind
-    classes = [classes] if isinstance(classes, str) else classes
     for name in classes if isinstance(classes, list) and not found else ():
         if not isinstance(name, str):
             continue

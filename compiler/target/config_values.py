@@ -145,7 +145,7 @@ def _number(value: Any) -> bool:
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _whole(value) and value >= 1
 
 
 def _counts(value: Any) -> bool:
@@ -214,7 +214,7 @@ _RANGES = (
     _Range(re.compile(r"factor|(low|high)_freq_factor"), lambda v: _number(v) and v > 0, "a positive number", _number),
     _Range(
         re.compile(r"\w*_token_id"),
-        lambda v: all(isinstance(n, int) and not isinstance(n, bool) and n >= -1 for n in _items(v)),
+        lambda v: all(_whole(n) and n >= -1 for n in _items(v)),
         "a token id: an integer from 0 on, or -1 for none",
         _all_whole,
     ),

@@ -16,13 +16,12 @@ from typing import Any
 
 from compiler.diagnostics import Refusal, listed, refuse
 from compiler.language.spec import TiktokenSection
-from compiler.strict_json import parse
 from compiler.tokenizer.chat_template import problem
 from compiler.tokenizer.find import MODELS, PICKLE, TIKTOKEN, TOKENIZER_JSON, kind_of
 from compiler.tokenizer.sentencepiece import from_sentencepiece
 from compiler.tokenizer.sentencepiece_model import read_pieces
 from compiler.tokenizer.tiktoken import from_encoding, from_tiktoken, read_encoding, read_ranks
-from compiler.tokenizer.tokenizer_json import TokenizerContext, TokenizerParts, content, unsupported
+from compiler.tokenizer.tokenizer_json import TokenizerContext, TokenizerParts, content, json_object, unsupported
 
 CONFIG, TEMPLATE, SPECIAL, ADDED = (
     "tokenizer_config.json",
@@ -168,13 +167,7 @@ def _template(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = parse(path.read_bytes())
-    except ValueError as error:
-        refuse(str(path), f"it is not valid JSON: {error}", "json-syntax")
-    if not isinstance(content, dict):
-        refuse(str(path), "it is not a JSON object", "json-syntax")
-    return content
+    return json_object(path, path.read_bytes())
 
 
 def _text(fields: Mapping[str, Any]) -> str:

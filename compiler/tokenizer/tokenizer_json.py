@@ -12,12 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from compiler import strict_json
 from compiler.diagnostics import refuse
 from compiler.language.spec import TiktokenSection
 
 Fields = dict[str, Any]
 ROLES = ("bos", "eos", "pad", "unk")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def json_object(path: Path, data: bytes) -> Fields:
+    """The content of a JSON file of a tokenizer. Raises Refusal: `json-syntax` for what is no JSON object."""
+    try:
+        fields = strict_json.parse(data)
+    except ValueError as error:
+        refuse(str(path), f"it is not valid JSON: {error}", "json-syntax")
+    if not isinstance(fields, dict):
+        refuse(str(path), "it is not a JSON object", "json-syntax")
+    return fields
 
 
 @dataclass(frozen=True)

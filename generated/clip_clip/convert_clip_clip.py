@@ -297,7 +297,7 @@ def main() -> None:
             check_class(config, written, stated | given)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
-        beside = args.source.parent / "preprocessor_config.json"
+        beside = (args.source if args.source.is_dir() else args.source.parent) / "preprocessor_config.json"
         text = json.dumps(convert_processor(f), indent=2, sort_keys=True, allow_nan=False) + "\n"
         (folder / beside.name).write_bytes(beside.read_bytes() if beside.is_file() else text.encode())
         folder.rename(args.out)

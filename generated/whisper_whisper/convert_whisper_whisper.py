@@ -279,7 +279,7 @@ def main() -> None:
         for name, content in {"config.json": config, "generation_config.json": tokens}.items():
             if content:
                 (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-        beside = args.source.parent / "preprocessor_config.json"
+        beside = (args.source if args.source.is_dir() else args.source.parent) / "preprocessor_config.json"
         text = json.dumps(convert_processor(f), indent=2, sort_keys=True, allow_nan=False) + "\n"
         (folder / beside.name).write_bytes(beside.read_bytes() if beside.is_file() else text.encode())
         folder.rename(args.out)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +23,7 @@ def code_book(parts: Parts) -> Encoded:
             sizes = tuple(n for n in shape if isinstance(n, int) and n > 0)
         case _:
             raise Misfit(f"{parts.stem}: its quant_state is malformed")
-    count = 1
-    for size in sizes:
-        count *= size
+    count = math.prod(sizes)
     if len(sizes) != len(shape) or len(sizes) != 2 or block < 1 or rounding not in WIDE:
         raise Misfit(
             f"{parts.stem}: its quant_state has the shape {shape!r}, blocks of {block} and the dtype {rounding!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -82,11 +83,10 @@ def block_size(block: object) -> tuple[int, int]:
 
 
 def height_of(tensor: Tensor) -> int:
-    count = 1
-    for size in tensor.shape[:-1]:
-        count *= size
-    return count
+    """The rows of a tensor, those of all its matrices."""
+    return math.prod(tensor.shape[:-1])
 
 
 def size_of(tensor: Tensor) -> int:
-    return height_of(tensor) * (tensor.shape[-1] if tensor.shape else 1)
+    """The number of its elements."""
+    return math.prod(tensor.shape)
