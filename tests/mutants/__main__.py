@@ -106,8 +106,8 @@ def mutants(path: Path) -> list[Mutant]:
     return found
 
 
-def judge(mutant: Mutant, copy: Path, seconds: int) -> str:
-    """`noticed` or `survivor`, by the tests of the mutant's package."""
+def judge(mutant: Mutant, copy: Path, seconds: int) -> tuple[str, str]:
+    """`noticed` or `survivor`, by the tests of the mutant's package, and the first test that failed."""
     file = copy / mutant.file
     original = file.read_text(encoding="utf-8")
     file.write_text(mutant.text, encoding="utf-8")
@@ -122,10 +122,11 @@ def judge(mutant: Mutant, copy: Path, seconds: int) -> str:
                     command, cwd=copy, env=environment, capture_output=True, timeout=seconds, check=False
                 )
             except subprocess.TimeoutExpired:
-                return "noticed"
+                return "noticed", f"{tests}: out of time"
             if done.returncode not in (0, 5):
-                return "noticed"
-        return "survivor"
+                failed = [line for line in done.stdout.decode().splitlines() if line.startswith(("FAILED", "ERROR"))]
+                return "noticed", failed[0].partition(" - ")[0] if failed else tests
+        return "survivor", ""
     finally:
         file.write_text(original, encoding="utf-8")
 
@@ -148,19 +149,23 @@ def main() -> None:
         for copy in copies:
             shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "out", "__pycache__"))
 
-        def work(number: int) -> list[tuple[Mutant, str]]:
+        def work(number: int) -> list[tuple[Mutant, str, str]]:
             results = []
             for mutant in chosen[number :: options.jobs]:
-                verdict = judge(mutant, copies[number], options.seconds)
-                print(f"{verdict:8} {mutant.file}:{mutant.line}: {mutant.before!r} -> {mutant.after!r}", flush=True)
-                results.append((mutant, verdict))
+                verdict, by = judge(mutant, copies[number], options.seconds)
+                change = f"{mutant.before!r} -> {mutant.after!r}"
+                print(f"{verdict:8} {mutant.file}:{mutant.line}: {change} {by}", flush=True)
+                results.append((mutant, verdict, by))
             return results
 
-        results = [pair for part in pool.map(work, range(options.jobs)) for pair in part]
-    survivors = [mutant for mutant, verdict in results if verdict == "survivor"]
+        results = [row for part in pool.map(work, range(options.jobs)) for row in part]
+    survivors = [mutant for mutant, verdict, _ in results if verdict == "survivor"]
     print(f"{len(results) - len(survivors)} of {len(results)} noticed, {len(survivors)} survivors")
     if options.out:
-        rows = [{k: v for k, v in asdict(m).items() if k != "text"} | {"verdict": verdict} for m, verdict in results]
+        rows = [
+            {k: v for k, v in asdict(m).items() if k != "text"} | {"verdict": verdict, "by": by}
+            for m, verdict, by in results
+        ]
         options.out.write_text(json.dumps(rows, indent=2) + "\n")
 
 
