@@ -15,7 +15,7 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo docs docs-serve test test-routes coverage mutants campaign test-ecosystem test-originals test-page \
+.PHONY: env env-4 demo docs docs-serve test test-all test-routes coverage mutants campaign test-ecosystem test-originals test-page \
 	test-oracles originals check check-4 regen fuzz bench clean
 
 env: .venv/ready
@@ -56,9 +56,13 @@ docs-serve: .venv-docs/ready
 test: env
 	$(BIN)/python -m pytest -n 2
 
+# All cases of the tests that take a part by default: mutants, hostile inputs, variants of rendered models.
+test-all: env
+	MAPSPEC_ALL=1 $(BIN)/python -m pytest -n 2
+
 # Every pair of shipped specs that meet at a class: one pass with --to against two.
 test-routes: env
-	MAPSPEC_ALL_PAIRS=1 $(BIN)/python -m pytest -n 2 tests/specs/test_composition.py
+	MAPSPEC_ALL=1 $(BIN)/python -m pytest -n 2 tests/specs/test_composition.py
 
 # Line and branch coverage of compiler/ by the default tests, child processes included.
 coverage: env

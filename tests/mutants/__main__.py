@@ -1,7 +1,8 @@
 """`python tests/mutants`: random mutants of the modules that decide a result, each run against the tests of its package.
 
-A mutant changes one operator, constant or condition in one module of a copy of the repository. It is `noticed` when a test
-fails, a collection fails or the tests run out of time; a `survivor` is printed with its place, to be judged by a person:
+A mutant changes one operator, constant or condition in one module of a copy of the repository. The tests that run its line
+are tried first, then all tests of its package. It is `noticed` when a test fails, a collection fails or the tests run out of
+time; a `survivor` is printed with its place, to be judged by a person:
 a test is missing, or the change means the same. Nothing in the repository itself changes.
 """
 
@@ -36,6 +37,7 @@ TESTS = {
     "output": ["tests/output", "tests/jobs/test_run.py"],
     "target": ["tests/target", "tests/cli/test_errors.py"],
 }
+NEAREST = 30  # so many tests that run a mutant's line are tried before those of its package
 COMPARE = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
@@ -106,26 +108,65 @@ def mutants(path: Path) -> list[Mutant]:
     return found
 
 
-def judge(mutant: Mutant, copy: Path, seconds: int) -> tuple[str, str]:
-    """`noticed` or `survivor`, by the tests of the mutant's package, and the first test that failed."""
+def covering(copy: Path, packages: list[str], data: Path) -> dict[str, dict[int, list[str]]]:
+    """Module -> line -> the tests that run it, as `file::function`, of all folders in TESTS for these packages.
+
+    The tests run once with coverage's contexts; lines that run on import, or in another process, have none.
+    """
+    from coverage import CoverageData
+
+    if not data.exists():
+        folders = sorted({tests for package in packages for tests in TESTS[package]})
+        whole = [f for f in folders if not any(f != other and f.startswith(other + "/") for other in folders)]
+        settings = copy / "contexts.ini"
+        settings.write_text(f"[run]\nsource = compiler\ndynamic_context = test_function\ndata_file = {data}\n")
+        command = [sys.executable, "-m", "coverage", "run", "--rcfile", str(settings), "-m", *PYTEST, *whole]
+        subprocess.run(command, cwd=copy, env=environment(copy), stdout=subprocess.DEVNULL, check=False)
+    stored = CoverageData(str(data))
+    stored.read()
+    found: dict[str, dict[int, list[str]]] = {}
+    for file in stored.measured_files():
+        module = Path(file)
+        name = str(Path(*module.parts[len(module.parts) - 1 - module.parts[::-1].index("compiler") :]))
+        lines = found.setdefault(name, {})
+        for line, contexts in stored.contexts_by_lineno(file).items():
+            lines[line] = sorted({node for context in contexts if (node := node_of(context, copy))})
+    return found
+
+
+def node_of(context: str, copy: Path) -> str | None:
+    """`tests.plan.test_bind.test_a_name`, or without `tests.` -> `tests/plan/test_bind.py::test_a_name`."""
+    module, _, function = context.rpartition(".")
+    file = next(iter(sorted(copy.glob(f"tests/**/{module.rpartition('.')[2]}.py"))), None) if module else None
+    return f"{file.relative_to(copy)}::{function}" if file and function.startswith("test") else None
+
+
+PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+
+
+def environment(copy: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def judge(mutant: Mutant, copy: Path, seconds: int, nearest: list[str]) -> tuple[str, str]:
+    """`noticed` or `survivor`, and the first test that failed: of `nearest`, then of the mutant's package."""
     file = copy / mutant.file
     original = file.read_text(encoding="utf-8")
     file.write_text(mutant.text, encoding="utf-8")
     try:
-        for tests in TESTS[Path(mutant.file).parts[1]]:
-            if not (copy / tests).exists():
-                continue
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", tests]
-            environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        rounds = [nearest] if nearest else []
+        rounds += [[tests] for tests in TESTS[Path(mutant.file).parts[1]] if (copy / tests).exists()]
+        for tests in rounds:
+            command = [sys.executable, "-m", *PYTEST, "-x", *tests]
             try:
                 done = subprocess.run(
-                    command, cwd=copy, env=environment, capture_output=True, timeout=seconds, check=False
+                    command, cwd=copy, env=environment(copy), capture_output=True, timeout=seconds, check=False
                 )
             except subprocess.TimeoutExpired:
-                return "noticed", f"{tests}: out of time"
+                return "noticed", f"{tests[0]}: out of time"
             if done.returncode not in (0, 5):
                 failed = [line for line in done.stdout.decode().splitlines() if line.startswith(("FAILED", "ERROR"))]
-                return "noticed", failed[0].partition(" - ")[0] if failed else tests
+                return "noticed", failed[0].partition(" - ")[0] if failed else tests[0]
         return "survivor", ""
     finally:
         file.write_text(original, encoding="utf-8")
@@ -138,6 +179,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=int, default=400, help="for the tests of one folder")
     parser.add_argument("--packages", nargs="*", default=sorted(TESTS), choices=sorted(TESTS))
+    parser.add_argument(
+        "--contexts", type=Path, help="keep which tests run which line in this file, or take it from there"
+    )
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     options = parser.parse_args()
     modules = [p for package in options.packages for p in sorted((ROOT / "compiler" / package).rglob("*.py"))]
@@ -149,10 +193,16 @@ def main() -> None:
         for copy in copies:
             shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "out", "__pycache__"))
 
+        contexts = (options.contexts or Path(name) / "contexts").absolute()
+        near = covering(copies[0], options.packages, contexts)
+
         def work(number: int) -> list[tuple[Mutant, str, str]]:
             results = []
             for mutant in chosen[number :: options.jobs]:
-                verdict, by = judge(mutant, copies[number], options.seconds)
+                tests = near.get(mutant.file, {}).get(mutant.line, [])
+                home = f"tests/{Path(mutant.file).parts[1]}/"
+                nearest = sorted(tests, key=lambda test: (not test.startswith(home), test))[:NEAREST]
+                verdict, by = judge(mutant, copies[number], options.seconds, nearest)
                 change = f"{mutant.before!r} -> {mutant.after!r}"
                 print(f"{verdict:8} {mutant.file}:{mutant.line}: {change} {by}", flush=True)
                 results.append((mutant, verdict, by))

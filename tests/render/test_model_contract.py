@@ -21,6 +21,7 @@ import pytest
 import torch
 import transformers
 from support.custom_models import MODELS
+from support.portion import ALL
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
@@ -83,7 +84,11 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ModuleT
     sys.path.remove(str(root))
 
 
-@pytest.fixture(params=VARIANTS)
+# The default run leaves out those that differ from another one in one choice.
+USUAL = ("dense", "yarn", "moe_shared", "gpt", "layered", "windowed", "smeared", "valued")
+
+
+@pytest.fixture(params=VARIANTS if ALL else USUAL)
 def variant(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import parity
+from support.portion import portion
 
 from compiler.diagnostics import Refusal
 from compiler.jobs.compile import build
@@ -193,7 +194,7 @@ FAULTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", portion(FAULTS, 2))
 def test_faults(fault: str, tmp_path: Path) -> None:
     """Each is reported at the spec, with the place in the file where there is one."""
     old, new, words = FAULTS[fault]

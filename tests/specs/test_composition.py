@@ -1,6 +1,6 @@
 """Two specs that meet at a class: `--to` in one pass gives what two passes give, tensors and config, byte for byte.
 
-The default run takes a sample of pairs; `MAPSPEC_ALL_PAIRS=1` takes all (`make test-routes`).
+The default run takes a sample of pairs; `MAPSPEC_ALL=1` takes all (`make test-routes`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import run
+from support.portion import ALL
 from support.synthetic import synthetic
 
 from compiler.checkpoints.checkpoint import Checkpoint
@@ -55,8 +56,8 @@ SAMPLE = [
     ("nanogpt_gpt2", ["nanogpt_gpt2"]),
     ("qwen3_fp8_qwen3", ["litgpt_qwen3"]),
 ]
-ALL = [(name, BY_CLASS[target_of(PROGRAMS[name])]) for names in BY_CLASS.values() for name in names]
-CHOSEN = ALL if os.environ.get("MAPSPEC_ALL_PAIRS") else SAMPLE
+PAIRS = [(name, BY_CLASS[target_of(PROGRAMS[name])]) for names in BY_CLASS.values() for name in names]
+CHOSEN = PAIRS if ALL else SAMPLE
 
 
 def contents(folder: Path) -> dict[str, bytes]:
