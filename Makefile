@@ -67,9 +67,7 @@ test-routes: env
 # Line and branch coverage of compiler/ by the default tests, child processes included.
 coverage: env
 	rm -f .coverage*
-	$(BIN)/python -m coverage run -m pytest -n 2
-	$(BIN)/python -m coverage combine --quiet
-	$(BIN)/python -m coverage report
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
 
 # Random mutants of the modules that decide a result; COUNT and SEED choose them. About half a minute each.
 COUNT ?= 200
