@@ -27,12 +27,12 @@ def refuse_exchanged(files: Sequence[Path]) -> None:
         if (first := owners.setdefault(origin, path)) is not path:
             copy, other = (path, first) if path != origin else (first, path)
             _refuse(copy, f"it was saved as {origin.name}, and so was {other.name}: one is a copy")
-    for path in origins:
-        origin = origins[path]
-        while origin != path and origin in origins:
-            origin = origins[origin]
-        if origin == path != origins[path]:
-            _refuse(path, f"it was saved as {origins[path].name}: files of this folder were exchanged")
+    for path, origin in origins.items():
+        start = origin
+        while start != path and start in origins:
+            start = origins[start]
+        if start == path != origin:
+            _refuse(path, f"it was saved as {origin.name}: files of this folder were exchanged")
 
 
 def _written_as(path: Path) -> str:
