@@ -294,15 +294,18 @@ def _program(spec: PathLike, request: Request, listener: Listener) -> Program:
 
 
 def _request(source: Source, config: PathLike | None, arguments: Mapping[str, Any] | None, **options: Any) -> Request:
+    from compiler.jobs.option_effects import check_effects
     from compiler.jobs.request import Request
 
     paths = [source] if isinstance(source, str | Path) else source
-    return Request(
+    request = Request(
         source=[Path(path) for path in paths],
         config=None if config is None else Path(config),
         assigned=dict(arguments or {}),
         **options,
     )
+    check_effects(request)
+    return request
 
 
 def _listener(on_note: OnNote | None) -> Listener:

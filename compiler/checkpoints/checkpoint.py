@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from compiler.checkpoints.exchanged_files import refuse_exchanged
 from compiler.checkpoints.file_format import sniff
 from compiler.checkpoints.folder import COMMON, METADATA, find, read_index
 from compiler.checkpoints.formats.gguf_header import open_gguf
@@ -72,7 +73,9 @@ def open_checkpoint(path: Path | Sequence[Path], root: str | None = None, nested
 
 def open_parts(paths: Iterable[Path], root: str | None = None, nested: bool = False) -> list[Checkpoint]:
     """Open each file on its own: the shards of a tensor-parallel model, which share their names."""
-    return [open_checkpoint(p, root, nested) for p in paths]
+    parts = [open_checkpoint(p, root, nested) for p in paths]
+    refuse_exchanged([file for part in parts for file in part.files])
+    return parts
 
 
 def verify(checkpoint: Checkpoint) -> int:
@@ -125,6 +128,8 @@ def _open(path: Path, root: str | None, nested: bool) -> Opened:
         else:
             kind = sniff(file.path)
             opened = _open_index(file.path) if kind == "index" else _open_file(file.path, kind, root, nested)
+        if file.kind:
+            refuse_exchanged([*opened.files, *opened.indexes])
         opened.notes[:0] = file.notes
         return opened
     except OSError as error:

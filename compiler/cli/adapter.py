@@ -30,6 +30,7 @@ def adapter(options: argparse.Namespace) -> int:
     from compiler.checkpoints import config_file
     from compiler.jobs.adapter import carry, check_copies
     from compiler.jobs.detect import named_program
+    from compiler.jobs.option_effects import check_effects
     from compiler.jobs.peft_format import module_kinds, peft_files, read_adapter, write_peft, write_plain
     from compiler.jobs.prepare import prepare
     from compiler.output.atomic_output import AtomicOutput
@@ -41,6 +42,7 @@ def adapter(options: argparse.Namespace) -> int:
     named = dict.fromkeys((options.adapter, options.config), "unreadable-file")
     usage.check_places("mapspec adapter", options.spec, options.source, named)
     asked = request(options)
+    check_effects(asked)
     program = named_program(options.spec, asked, notes, person(options))
     output = AtomicOutput(options.out, options.force, folder=not options.reverse)
     output.check()

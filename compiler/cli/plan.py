@@ -43,6 +43,7 @@ def plan_parser() -> Parser:
 def plan(options: argparse.Namespace) -> int:
     from compiler.jobs.compose import prepare_both, second_program
     from compiler.jobs.detect import named_program
+    from compiler.jobs.option_effects import check_effects
     from compiler.jobs.prepare import prepare
     from compiler.plan_report.overview import overview
 
@@ -52,6 +53,7 @@ def plan(options: argparse.Namespace) -> int:
         options.json or options.html is not None or options.quiet > 0, options.verbose, without=DefaultArguments
     )
     asked = request(options)
+    check_effects(asked)
     program = named_program(options.spec, asked, notes, person(options))
     if asked.to:
         prepared = prepare_both(program, second_program(program, asked.to), asked, notes)

@@ -70,15 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from compiler.output.ranks import from_environment
     from compiler.plan.config_table import config_table
 
-    if (options.reverse or options.to) and options.verify:
-        option = "--reverse" if options.reverse else "--to"
-        refuse(
-            "mapspec run",
-            f"--verify compares a converted folder with its source; {option} writes no such folder",
-            "wrong-usage",
-        )
-    if options.parts != 1 and not (options.reverse or options.to):
-        refuse("mapspec run", "--parts is an option of --reverse and --to", "wrong-usage", "add --reverse")
+    check_modes(options)
     safetensors_layout.parse_size(options.max_shard_size)
     kinds = {options.tokenizer: "missing-tokenizer", options.processor: "missing-processor"}
     usage.check_places("mapspec run", options.spec, options.source, {options.config: "unreadable-file", **kinds})
@@ -95,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         seconds = time.monotonic() - start
         if not from_environment(options.out).leads:  # the leading process does the rest
             return 0
-        if options.readback and not (options.reverse or options.to):
+        if options.readback:
             read_back(options.out)
         proof = verified(options, program, asked, options.out, meter) if options.verify else None
     if proof:
@@ -119,6 +111,24 @@ def run(options: argparse.Namespace) -> int:
             words = [program.spec.name.value if options.spec == "auto" else options.spec, *options.source, options.out]
             print(paint("command", f"next: mapspec verify {shlex.join(map(str, words))}"))
     return 0
+
+
+def check_modes(options: argparse.Namespace) -> None:
+    """Raises Refusal: `wrong-usage` for options that only another mode has."""
+    option = "--reverse" if options.reverse else "--to" if options.to else ""
+    checks = {
+        "verify": "--verify compares a converted folder with its source",
+        "readback": "--readback loads a converted folder with Transformers",
+    }
+    for name, what in checks.items():
+        if option and getattr(options, name):
+            refuse("mapspec run", f"{what}; {option} writes no such folder", "wrong-usage", f"leave --{name} out")
+    if options.parts != 1 and not option:
+        refuse("mapspec run", "--parts is an option of --reverse and --to", "wrong-usage", "add --reverse")
+    for name in ("source_spec", "source_model", "source_config", "length", "require_logits"):
+        if getattr(options, name) and not options.verify:
+            flag = "--" + name.replace("_", "-")
+            refuse("mapspec run", f"{flag} is an option of --verify", "wrong-usage", "add --verify")
 
 
 def result_line(plan: Plan, out: Path, seconds: float, paint: Paint = plain) -> str:

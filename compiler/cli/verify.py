@@ -97,6 +97,9 @@ def verified(
     """The result of a successful check: its numbers, and a `text` for people. Raises Refusal if a check fails."""
     model = source_model_of(options.source_spec, options.source_model, options.source_config, options.length)
     if model is None:
+        if options.length is not None:
+            message = "--length is about running the source model, and none is named"
+            refuse("mapspec verify", message, "wrong-usage", "add --source-spec or --source-model")
         result = _round_trip(program, asked, out, progress)
         if options.require_logits:
             refuse(str(out), result["text"], "logits-not-checked", "--require-logits needs a source model")
@@ -170,6 +173,8 @@ def source_model_of(spec: str | None, entry: str | None, config: Path | None, le
         )
     if length is not None and length < 2:
         refuse("mapspec verify", f"--length {length}: it must be 2 or more", "wrong-usage", "as in --length 64")
+    if config and not entry:
+        refuse("mapspec verify", "--source-config is the config of --source-model", "wrong-usage", "add --source-model")
     if not spec and not entry:
         return None
     from compiler.verify.compare import SourceModel

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compiler.diagnostics import Refusal
@@ -55,10 +56,11 @@ def propose(
         fit.fit()
         rules = _rules(families, target, fit.config, sizes)
     own = find_fields(fit, target, rules, families)
-    idle = _without_effect(target, fit.config, given)
+    proposal = Proposal(name, model_class, weights, rules, sizes, fit.config, own)
+    idle = _without_effect(proposal, target, given)
     config = {n: v for n, v in fit.config.items() if n not in idle and all(path[0] != n for path in own)}
     sizes.guessed = {name for name in sizes.guessed if any(field in config for field in SIZE_FIELDS[name])}
-    return Proposal(name, model_class, weights, rules, sizes, config, own)
+    return replace(proposal, config=config)
 
 
 def _known_config(
@@ -83,20 +85,29 @@ def _known_config(
     return config
 
 
-def _without_effect(target: TargetClass, config: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
-    """The measured sizes that the class does not declare, and that change no shape when they are doubled: the model's code
-    looks for them to no effect."""
+def _without_effect(proposal: Proposal, target: TargetClass, given: Mapping[str, Any]) -> set[str]:
+    """The measured sizes that the class does not declare and does not need: no shape changes when one is doubled, so that
+    the model's code looks for it to no effect; or no rule uses it, and the shapes are the same without it, so that the
+    class computes it."""
+    config = proposal.config
     looked_for = set(target_class.config_schema(target.name).looked_for) & config.keys() - given.keys()
 
-    def shapes(**others: int) -> object:
+    def shapes(config: Mapping[str, Any]) -> object:
         try:
-            return target.signature({**config, **others}).shapes
+            return target.signature(config).shapes
         except Refusal:  # the class reads it
             return None
 
     sizes = {name: config[name] for name in looked_for if type(config[name]) is int}
-    usual = shapes() if sizes else None
-    return {name for name, value in sizes.items() if shapes(**{name: 2 * value}) == usual is not None}
+    usual = shapes(config) if sizes else None
+
+    def idle(name: str) -> bool:
+        without = {other: value for other, value in config.items() if other != name}
+        if shapes({**config, name: 2 * sizes[name]}) == usual:
+            return True
+        return shapes(without) == usual and name not in replace(proposal, config=without).facts
+
+    return {name for name in sizes if usual is not None and idle(name)}
 
 
 def _stated(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]) -> set[str]:

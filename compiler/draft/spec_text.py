@@ -61,6 +61,11 @@ class Proposal:
         return "\n".join(lines) + "\n"
 
     @property
+    def facts(self) -> Mapping[str, str]:
+        """The sizes that rules or fields use, each with the expression that measures it."""
+        return _Values(self, "\n".join(_rules(self, True)), True).facts
+
+    @property
     def questions(self) -> dict[str, str]:
         """Open questions by subject: a rule, a tensor or a config field."""
         found = {guess.key: guess.question for guess in self.draft.guesses if guess.question}
@@ -69,7 +74,7 @@ class Proposal:
         return found | {argument_name(path): one.question for path, one in self.fields.items() if one.question}
 
 
-def _lines(proposal: Proposal, decided: bool, schema: str) -> list[str]:
+def _rules(proposal: Proposal, decided: bool) -> list[str]:
     guesses = proposal.draft.guesses
     if not _grouped(proposal):
         guesses = [_equal_parts(guess) for guess in guesses]
@@ -80,6 +85,11 @@ def _lines(proposal: Proposal, decided: bool, schema: str) -> list[str]:
     if decided:  # a spec that leaves a tensor unread does not bind
         unused = [(g.sources[0], scalar(g.question), g) for g in guesses if g.kind == "ignore" and g.sources[0]]
         body += _pairs("ignore", unused)
+    return body
+
+
+def _lines(proposal: Proposal, decided: bool, schema: str) -> list[str]:
+    body = _rules(proposal, decided)
     values = _Values(proposal, "\n".join(body), decided)
     lines = [f"# yaml-language-server: $schema={schema}"] if schema else []
     lines += [

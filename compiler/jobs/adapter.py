@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from compiler.checkpoints.checkpoint import Checkpoint
-from compiler.checkpoints.formats.stored_tensor import dense, read_bytes
+from compiler.checkpoints.formats.stored_tensor import Joined, Tensor, dense, read_bytes
 from compiler.diagnostics import listed, nearest, refuse
-from compiler.executor.apply_rule import applied
+from compiler.executor.apply_rule import applied, loaded
 from compiler.jobs.peft_format import MERGE, Adapter, Pair
 from compiler.ops.algebra import OpError
 from compiler.ops.structural import Cast, Copy
@@ -27,10 +27,22 @@ def check_copies(base: Checkpoint, adapter: Adapter, path: str) -> None:
     """Raises Refusal if the adapter has base weights that differ from those of BASE: the conversion would lose them."""
     for name, copy in adapter.copies.items():
         tensor = base.tensors.get(name)
-        same = tensor is not None and (tensor.shape, tensor.dtype) == (copy.shape, copy.dtype)
-        if tensor is None or not same or read_bytes(dense(tensor)) != read_bytes(copy):
+        if tensor is None or not _equal_values(dense(tensor), copy):
             message = f"it contains base weights for {name} that differ from those of BASE"
             refuse(path, message, "unsupported-adapter", MERGE)
+
+
+def _equal_values(base: Tensor | Joined, copy: Tensor | Joined) -> bool:
+    """Whether two tensors are equal; of two floating types, after either is cast to that of the other: the base may have
+    been loaded in another type for the training, which rounds nothing but the types themselves."""
+    if base.shape != copy.shape:
+        return False
+    if base.dtype == copy.dtype:
+        return read_bytes(base) == read_bytes(copy)
+    one, other = loaded(base), loaded(copy)
+    if not (one.is_floating_point() and other.is_floating_point()):
+        return False
+    return one.equal(other.to(one.dtype)) or other.equal(one.to(other.dtype))
 
 
 def carry(plan: Plan, base: TensorTable, pairs: Mapping[str, Pair], path: str) -> dict[str, Pair]:

@@ -13,8 +13,9 @@ from compiler.diagnostics import Diagnostic, Refusal, Span, listed, nearest, ref
 from compiler.executor import preconditions
 from compiler.jobs.prepare import Converted, Prepared, bind_reversed, prepare
 from compiler.jobs.request import Request
+from compiler.output.earlier_run import MANIFEST
 from compiler.plan.composition import compose
-from compiler.plan.notes import Listener, Note, ignore_note
+from compiler.plan.notes import Listener, Note, Remark, ignore_note
 from compiler.program.environment import Origin, check_given
 from compiler.program.loading import load_program
 from compiler.program.program import Program
@@ -86,6 +87,11 @@ def prepare_both(first: Program, second: Program, request: Request, on_note: Lis
     converted = Converted(config, Path("config.json"), settings, tensors)
     asked = replace(request, assigned=theirs, dtype=None, reverse=True, config=None, to=None)
     backward, env = bind_reversed(second, asked, converted, note)
+    name = second.spec.name.value
+    if shared := [n for n in common if n in env.arguments and env.arguments[n].place == MANIFEST]:
+        note(
+            Remark(f"--set of {listed(shared)} counts for both specs; for {name} alone: --set {name}.{shared[0]}=VALUE")
+        )
     plan = compose(forward.plan, backward)
     if request.compare:
         preconditions.check_copies(plan, forward.checkpoint)
@@ -98,10 +104,22 @@ def _divided(
     first: Program, second: Program, request: Request
 ) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
     """The values of `--set` for the first of two programs, for the second, and those of the first whose names the second
-    has too: it takes them if config.json does not have them."""
-    known = {*first.spec.arguments, *first.spec.facts, *first.spec.fixed}
-    mine = {name: value for name, value in request.assigned.items() if name in known}
-    others = {name: value for name, value in request.assigned.items() if name not in known}
-    theirs = {n: value for n, value in others.items() if n in second.spec.arguments or n in second.spec.facts}
-    check_given(first, {name: value for name, value in others.items() if name not in theirs})
-    return mine, theirs, {name: value for name, value in mine.items() if name in second.spec.arguments}
+    has too: it takes them if config.json does not have them. `SPEC.NAME` is for that spec alone."""
+    mine, theirs, common = dict[str, object](), dict[str, object](), dict[str, object]()
+    for key, value in request.assigned.items():
+        owner, _, name = key.rpartition(".")
+        if owner == second.spec.name.value != first.spec.name.value:
+            check_given(second, {name: value})
+            theirs[name] = value
+        elif owner == first.spec.name.value:
+            mine[name] = value
+        elif key in (spec := first.spec).arguments or key in spec.facts or key in spec.fixed:
+            mine[key] = value
+            if key in second.spec.arguments and first.spec.name.value != second.spec.name.value:
+                common[key] = value
+        elif key in second.spec.arguments or key in second.spec.facts:
+            theirs[key] = value
+        else:
+            mine[key] = value
+    check_given(first, mine)
+    return mine, theirs, {name: value for name, value in common.items() if name not in theirs}

@@ -22,7 +22,8 @@ from compiler.dtypes import BLOCKS
 from compiler.executor import execute
 from compiler.executor.tensor_parallel_parts import check_parts
 from compiler.jobs.compose import prepare_both, second_program
-from compiler.jobs.destination import Destination, as_stored, check_container, is_folder
+from compiler.jobs.destination import Destination, as_stored, check_container, is_folder, weights_file
+from compiler.jobs.option_effects import check_effects
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.language import document
@@ -59,6 +60,7 @@ def convert(
     second = second_program(program, request.to) if request.to else None
     check_parts(second or program, request.parts)
     check_container(second or program, request, out)
+    check_effects(request, out, weights_file(second or program, request, out), is_folder(request, out))
     output = _output(out, request, second or program)
     output.check()
     output.protect(_named_files(program, request), [])

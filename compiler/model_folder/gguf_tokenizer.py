@@ -30,6 +30,7 @@ from compiler.tokenizer.tokenizer_json import json_object
 Say = Callable[[str], None]
 _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5  # kinds of tokens
 _LOWEST = -1000.0  # a score
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # a space in a piece
 _ROLES = ("bos", "eos")
 
 
@@ -241,7 +242,11 @@ def _pieces(path: Path, content: _TokenizerJson, rows: int) -> dict[str, Typed]:
     normalizers = {str(step.get("type")) for step in _steps(content.fields.get("normalizer"), "normalizers")}
     if others := sorted(normalizers - {"Prepend", "Replace"}):
         content.refuse(f"it normalizes a text with {listed(others)}, which {path.name} does not")
-    tokens = {number: piece.text for number, piece in enumerate(model.pieces)}
+    symbols = [piece.text for piece in model.pieces if piece.kind == _USER]
+    if model.prefix and (lost := [text for text in symbols if not _stands_apart(text, content)]):
+        message = f"a GGUF file cannot hold this tokenizer: the runtime puts a space behind its symbols, not before: {listed(lost, 4)}"
+        refuse(str(path), message, "unsupported-tokenizer", "pass another with --tokenizer")
+    tokens = {n: _as_matched(piece.text, piece.kind) for n, piece in enumerate(model.pieces)}
     tokens, kinds = _with_added(tokens, {n: piece.kind for n, piece in enumerate(model.pieces)}, content)
     texts, types = _listed(path, tokens, kinds, rows)
     scores = [piece.score for piece in model.pieces] + [_LOWEST] * (len(texts) - len(model.pieces))
@@ -253,6 +258,19 @@ def _pieces(path: Path, content: _TokenizerJson, rows: int) -> dict[str, Typed]:
         "tokenizer.ggml.token_type": (INT32, types),
         "tokenizer.ggml.add_space_prefix": (BOOL, model.prefix),
     }
+
+
+def _stands_apart(symbol: str, content: _TokenizerJson) -> bool:
+    """Whether tokenizer.json splits a symbol off before it puts a space before each rest, which is what the runtime does;
+    sentencepiece puts one space before a text. A symbol with spaces would be compared with other texts."""
+    normalizers = {step.get("type") for step in _steps(content.fields.get("normalizer"), "normalizers")}
+    added = [token for token in content.fields.get("added_tokens", []) if token["content"] == symbol]
+    return "Prepend" in normalizers and _SPACE not in symbol and bool(added) and not added[0].get("normalized", True)
+
+
+def _as_matched(text: str, kind: int) -> str:
+    """The text of a piece; of a symbol, which the runtime finds in a text and writes as it is, with real spaces."""
+    return text.replace(_SPACE, " ") if kind == _USER else text
 
 
 def _beyond(model: SentencePieceModel) -> Iterator[tuple[bool, str]]:

@@ -15,8 +15,10 @@ from compiler.program.program import Program
 
 # Integer types that no parameter has; FP8, whose range is too small without a scale; bool and complex.
 TYPES = frozenset(
-    ["int8", "uint8", "int16", "uint16", "uint32", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "bool", "complex64"]
+    ["int8", "uint8", "int16", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "bool", "complex64"]
 )  # fmt: skip
+
+_PARAMETERS = ("weight", "bias")  # last components of names that no buffer has
 
 
 def check_quantized(program: Program, env: Environment, signature: TensorTable) -> None:
@@ -43,10 +45,16 @@ def check_quantized(program: Program, env: Environment, signature: TensorTable) 
 
 
 def integer_tensors(plan: Plan) -> Iterator[Note]:
-    """At most one note: integer buffers exist, integer parameters are rare."""
-    integers = tuple((t.name, t.dtype) for t in plan.targets if t.dtype in ("int32", "int64") and len(t.shape) > 1)
-    if integers:
-        yield IntegerTensors(integers)
+    """At most one note: buffers may be integers, such as tables of positions. Raises Refusal for weights and biases, which are
+    never: Transformers would load quantized numbers as if they were the values. A spec that means them casts them."""
+    integers = tuple((t.name, t.dtype) for t in plan.targets if t.dtype in ("int32", "int64"))
+    if weights := [f"{name} ({dtype})" for name, dtype in integers if name.rpartition(".")[2] in _PARAMETERS]:
+        hint = "if they are the values, cast them in the spec; else dequantize the model in its own framework"
+        message = f"weights that are integers: {listed(weights, 4)}"
+        refuse(plan.program.spec.path, message, "quantized-weights", hint)
+    tables = {target.name for target in plan.targets if len(target.shape) > 1}
+    if others := tuple(one for one in integers if one[0] in tables):
+        yield IntegerTensors(others)
 
 
 def uneven_shapes(plan: Plan) -> Iterator[Note]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.target.config_dialects import (
@@ -36,7 +37,7 @@ _SECOND_THETAS = {SLIDING_THETA, _SCALES_ALL}
 def complete(config: Mapping[str, Any], held: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     """Rotary fields to write beside those of `config`: under the names that only its class has; where the class has two
     kinds of layers, the base frequencies that it takes for absent fields; where generation 4 does not have the class, nulls
-    for what would apply to all kinds of layers. `held` and `own` as in `misread`."""
+    for what would apply to all kinds of layers. `held` and `own` as in `Held`: fields, and those of the class itself."""
     added: dict[str, Any] = {}
     parts = held.get(_PARAMETERS) or {}
     if _SECOND_THETAS & {*own}:
@@ -53,34 +54,54 @@ def complete(config: Mapping[str, Any], held: Mapping[str, Any], own: Collection
     return added | own_names({**config, **added}, own)
 
 
-def misread(
-    given: Mapping[str, Any], held: Mapping[str, Any], written: Mapping[str, Any], own: Collection[str], knows: bool
-) -> dict[str, tuple[Any, Any]]:
-    """Field -> (its meaning in the config `given`, what the class reads of the one that is written), where they differ.
+@dataclass(frozen=True)
+class Held:
+    """What a config object holds: its `fields`, those that its class `own`s (declares itself), and the `parts` of submodels,
+    which are config objects too."""
 
-    `held` and `written`: the fields of the config objects that the class makes of either; `own`: the fields that the class
-    itself declares; `knows`: whether this generation reads `rope_parameters`.
+    fields: Mapping[str, Any]
+    own: Collection[str]
+    parts: Mapping[str, Held] = field(default_factory=dict)
+
+
+def misread(given: Mapping[str, Any], held: Held, written: Held, knows: bool) -> dict[str, tuple[Any, Any]]:
+    """Field -> (its meaning in the config `given`, what the class reads of the one that is written), where they differ; of
+    submodels at every depth.
+
+    `held` and `written`: the config objects that the class makes of either; `knows`: whether this generation reads
+    `rope_parameters`.
     """
-    flat, second = read_config(given), bool(_SECOND_THETAS & {*own})
+    found = _misread(given, held, written, knows)
+    for name in held.parts.keys() & written.parts.keys():
+        if isinstance(part := given.get(name), Mapping):
+            inside = misread(part, held.parts[name], written.parts[name], knows)
+            found |= {f"{name}.{path}": values for path, values in inside.items()}
+    return dict(sorted(found.items()))
+
+
+def _misread(given: Mapping[str, Any], held: Held, written: Held, knows: bool) -> dict[str, tuple[Any, Any]]:
+    """The same without submodels."""
+    own, flat, second = held.own, read_config(given), bool(_SECOND_THETAS & {*held.own})
     if second and (others := flat.get(BY_LAYER)):  # generation 4 has another theta for them, and no more
         return {f"{_PARAMETERS}.{kind}": (part, None) for kind, part in others.items()}
-    meant = {name: value for name, value in held.items() if name in own}
+    meant = {name: value for name, value in held.fields.items() if name in own and name not in held.parts}
     if not knows:
         parameters = given.get(_PARAMETERS)
-        if not second and flat.get(SLIDING_THETA) is not None:
+        rotates = any(_ROTARY.fullmatch(name) for name in own)
+        if rotates and not second and flat.get(SLIDING_THETA) is not None:
             return {SLIDING_THETA: (None, flat[SLIDING_THETA])}
         if parameters and (has_kinds(parameters) != second or (_SCALES_ALL in own and flat.get("rope_scaling"))):
             return {_PARAMETERS: (None, parameters)}
-        # Nested configs are left out: whether they are of this generation is not known.
+        # Nested configs that are no objects are left out: whether they are of this generation is not known.
         meant = {
             name: value for name, value in meant.items() if not isinstance(value, Mapping) or _ROTARY.fullmatch(name)
         }
         if parameters:
             flat |= {other: flat[name] for name, other in SYNONYMS if name in flat}
             meant |= {name: value for name, value in flat.items() if name in meant}
-    read, meant = dict(_rotary(_like(written, meant))), dict(_rotary(meant))
+    read, meant = dict(_rotary(_like(written.fields, meant))), dict(_rotary(meant))
     both = {path: (meant.get(path), read.get(path)) for path in sorted(meant.keys() | read.keys())}
-    return {path: values for path, values in both.items() if values[0] != values[1]}
+    return {path: values for path, values in both.items() if not _agree(path, *values)}
 
 
 def _like(written: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,5 +119,13 @@ def _rotary(fields: Mapping[str, Any], path: str = "", inside: bool = False) -> 
         if isinstance(value, Mapping):
             kind = {"rope_type": value["type"]} if rotary and "type" in value else {}
             yield from _rotary({**kind, **value}, here, rotary)
-        elif rotary and value is not None and name != "type" and (name, value) != ("rope_type", "default"):
-            yield here, FORMER_KINDS.get(value, value) if isinstance(value, str) else value
+        elif rotary and value is not None and name != "type":
+            spelled = FORMER_KINDS.get(value, value) if isinstance(value, str) else value
+            if (name, spelled) != ("rope_type", "default"):
+                yield here, spelled
+
+
+def _agree(path: str, one: Any, other: Any) -> bool:
+    """Whether two values of a field mean the same; an absent rotary share is 1."""
+    absent = 1.0 if path.rpartition(".")[2] in SHARE else None
+    return bool((absent if one is None else one) == (absent if other is None else other))

@@ -146,6 +146,12 @@ def test_hyphens_are_underscores(tmp_path: Path) -> None:
     assert read_config_file(tmp_path / "b.yml") == {"a-b": 1, "a_b": 2}
 
 
+def exchanged(step: Path) -> None:
+    file(step, 2).rename(step / "moved")
+    file(step, 4).rename(file(step, 2))
+    (step / "moved").rename(file(step, 4))
+
+
 def second_rank(step: Path) -> None:
     shutil.copy(file(step, 2), file(step, 2, rank=1))
 
@@ -181,6 +187,7 @@ def half(step: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says", "kind"),
     [
+        (exchanged, "it was saved as layer_04-model_00-model_states.pt: files of this folder", "unfit-parts"),
         (second_rank, "files of the model-parallel ranks 0, 1; only rank 0 alone is read", "unsupported-tensor"),
         (other_rank, "files of the model-parallel ranks 1; only rank 0 alone is read", "unsupported-tensor"),
         (truncated, "cut short", "damaged-file"),

@@ -107,6 +107,10 @@ def swap_partitions(folder: Path) -> None:
     swap(*files(folder, "*optim_states.pt")[:2])
 
 
+def swap_model_states(folder: Path) -> None:
+    swap(*files(folder, "zero_pp*model_states.pt"))
+
+
 def copy_partition(folder: Path) -> None:
     shutil.copy(*files(folder, "*optim_states.pt")[:2])
 
@@ -170,6 +174,8 @@ def no_model_states(folder: Path) -> None:
         ("zero3", remove_last, "1 of the 2 optimizer files are here", "missing-part"),
         ("zero1", swap_partitions, "is it another rank's file?", "unfit-parts"),
         ("zero2", swap_partitions, "is it another rank's file?", "unfit-parts"),
+        ("zero3", swap_partitions, "files of this folder were exchanged", "unfit-parts"),
+        ("zero3", swap_model_states, "files of this folder were exchanged", "unfit-parts"),
         ("zero3", copy_partition, "it is a copy of that file", "unfit-parts"),
         ("zero2", foreign("zero3"), "another stage, number of ranks or size", "unfit-parts"),
         ("zero3", truncate, "cut short", "damaged-file"),

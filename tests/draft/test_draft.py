@@ -264,7 +264,12 @@ def test_one_shape_to_another(source: tuple[int, ...], target: tuple[int, ...], 
 
 @pytest.mark.parametrize(
     ("name", "target"),
-    [("litgpt_llama", "LlamaForCausalLM"), ("gemma_gemma", "GemmaForCausalLM"), ("persimmon_persimmon", "")],
+    [
+        ("litgpt_llama", "LlamaForCausalLM"),
+        ("gemma_gemma", "GemmaForCausalLM"),
+        ("persimmon_persimmon", ""),
+        ("timm_vit", ""),
+    ],
 )
 def test_a_draft_compiles_without_warnings(name: str, target: str) -> None:
     """No config gives the ids of tokens: they are arguments that are null, not the defaults of the class. A width of heads

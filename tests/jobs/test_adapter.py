@@ -14,10 +14,11 @@ from support.oracle_cases import Case
 from support.parity import ORACLES, difference, logits
 from support.source_models import Args, Grouped, Interleaved
 
+from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.cli.main import main
 from compiler.diagnostics import Refusal
 from compiler.executor.apply_rule import applied, loaded
-from compiler.jobs.adapter import carry
+from compiler.jobs.adapter import carry, check_copies
 from compiler.jobs.convert import convert, write
 from compiler.jobs.peft_format import CONFIG, Pair, read_adapter, write_peft, write_plain
 from compiler.jobs.prepare import prepare
@@ -343,6 +344,34 @@ def test_an_embedding(tmp_path: Path) -> None:
     assert run(*words) == 1
     save_file(tensors | {name: stored}, tmp_path / "peft" / "adapter_model.safetensors")
     assert run(*words) == 0
+
+
+def test_copies_of_the_base_in_another_type(tmp_path: Path) -> None:
+    """PEFT saves the base's embedding in the type in which it was trained; what counts is the value."""
+    torch.manual_seed(0)
+    stored = torch.randn(4, 3).half()
+    save_file({"w.weight": stored}, tmp_path / "base.safetensors")
+    base = open_checkpoint(tmp_path / "base.safetensors")
+    other = stored.clone()
+    other[1, 2] *= 1.002
+    cases = [(stored.float(), True), (stored.bfloat16(), True), (stored.double(), True), (stored, True)]
+    cases += [(other, False), (other.float(), False), (stored.float() + 0.01, False), (stored.float().T, False)]
+    cases += [(stored.float().bfloat16() * 2, False), (torch.zeros(4, 3, dtype=torch.int32), False)]
+    for number, (copy, fits) in enumerate(cases):
+        factors = {
+            f"base_model.model.w.lora_{key}.weight": torch.ones(shape) for key, shape in (("A", (1, 3)), ("B", (4, 1)))
+        }
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        tensors = factors | {"base_model.model.w.base_layer.weight": copy.contiguous()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / CONFIG).write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+        adapter = read_adapter(folder)
+        if fits:
+            check_copies(base, adapter, "a")
+            continue
+        with pytest.raises(Refusal, match="differ from those of BASE"):
+            check_copies(base, adapter, "a")
 
 
 def test_the_adapter_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from compiler.executor.apply_rule import loaded
 from compiler.jobs.convert import convert
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
+from compiler.model_folder import gguf_tokenizer
 from compiler.model_folder.gguf_tokenizer import tokenizer_values
 from compiler.model_folder.gguf_values import model_values, token_ids
 from compiler.ops.kernels import quantize_q8_0
 from compiler.plan.notes import Note, Remark
 from compiler.program.loading import load_program
+from compiler.tokenizer.sentencepiece_model import NORMAL, USER, SentencePiece, read_pieces
 
 TESTS = Path(__file__).parent.parent
 CASE = Case(ORACLES / "minimind" / "dense_trained")
@@ -332,6 +335,52 @@ def test_a_sentencepiece_model() -> None:
         tokenizer_values(
             {"tokenizer.json": json.dumps(content)}, {"tokenizer.model": models / "bpe.model"}, 2000, {}, lambda _: None
         )
+
+
+def test_symbols_of_a_sentencepiece_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime finds symbols in a text as it is. Where it puts spaces before a text, it puts one behind each symbol too,
+    as a tokenizer.json does that splits them off first, but not sentencepiece."""
+    models = TESTS / "data" / "vocabularies"
+
+    def found(name: str, texts: dict[str, str]) -> list[str]:
+        files = {"tokenizer.model": models / name}
+        made = tokenizer_values(texts, files, 2000, {}, lambda _: None)["tokenizer.ggml.tokens"][1]
+        assert isinstance(made, list)
+        return made
+
+    own = [piece for piece in pieces("symbols.model") if piece.kind == USER]
+    tokens = found("symbols.model", {})
+    assert [text for text in tokens if text.strip(" ") == ""] == ["  ", "    "]
+    assert {piece.text.replace("\u2581", " ") for piece in own} <= {*tokens}
+    assert any(text.startswith("\u2581") for text in tokens)  # other pieces keep their mark
+    with pytest.raises(Refusal, match=r"puts a space behind its symbols, not before: \[UNUSED_1\], \[UNUSED_2\]"):
+        found("prefixed.model", {})
+
+    listed = pieces("prefixed.model")
+    content: dict[str, Any] = {
+        "model": {"type": "BPE", "vocab": {piece.text: n for n, piece in enumerate(listed)}, "merges": []},
+        "normalizer": {"type": "Prepend", "prepend": "\u2581"},
+        "added_tokens": [
+            {"id": n, "content": piece.text, "special": False, "normalized": False}
+            for n, piece in enumerate(listed) if piece.kind == USER
+        ],
+    }  # fmt: skip
+    with pytest.raises(Refusal, match="not before: \u2581\u2581"):
+        found("prefixed.model", {"tokenizer.json": json.dumps(content)})
+    whole = read_pieces("", (models / "prefixed.model").read_bytes())
+    assert whole is not None
+    others = [replace(piece, kind=NORMAL) if piece.text == "\u2581\u2581" else piece for piece in whole.pieces]
+    monkeypatch.setattr(gguf_tokenizer, "read_pieces", lambda *_: replace(whole, pieces=tuple(others)))
+    assert "[UNUSED_1]" in found("prefixed.model", {"tokenizer.json": json.dumps(content)})
+    content["added_tokens"][0]["normalized"] = True
+    with pytest.raises(Refusal, match=r"not before: \[UNUSED_1\]"):
+        found("prefixed.model", {"tokenizer.json": json.dumps(content)})
+
+
+def pieces(name: str) -> Sequence[SentencePiece]:
+    model = read_pieces(name, (TESTS / "data" / "vocabularies" / name).read_bytes())
+    assert model is not None
+    return model.pieces
 
 
 def test_without_a_tokenizer() -> None:

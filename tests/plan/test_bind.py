@@ -10,7 +10,9 @@ import pytest
 from compiler.diagnostics import Diagnostic, Refusal
 from compiler.language.parser import load_spec
 from compiler.plan.bind import bind
+from compiler.plan.notes import IntegerTensors
 from compiler.plan.plan import Plan
+from compiler.plan.source_checks import integer_tensors
 from compiler.program.environment import Environment, NamedShapes
 from compiler.program.loading import compile_spec
 
@@ -117,3 +119,23 @@ tie: {c: a, l: k}
     assert (problem.kind, problem.span.line) == ("irreversible-rule", 12)
     alone = planned(rules.replace("c: a, ", ""), {"x": Form((8, 2)), "k": Form((4, 2))}, reverse=True)
     assert written(alone) == dict.fromkeys("abkl", ((4, 2), "float32"))
+
+
+INTEGERS = {"a.weight": Form((4, 2), "int32"), "a.table": Form((4, 2), "int64"), "count": Form((), "int64")}
+KEPT = """
+keep: [a.weight, a.table, count]
+"""
+CAST = """
+keep: [a.table, count]
+transform:
+  - {name: weight, from: a.weight, to: a.weight, cast: float32}
+"""
+
+
+def test_weights_of_integers_must_be_cast() -> None:
+    """A table of integers is reported only; a single number is a counter."""
+    with pytest.raises(Refusal, match=r"weights that are integers: a\.weight \(int32\)") as refused:
+        list(integer_tensors(planned(KEPT, INTEGERS)))
+    assert refused.value.diagnostics[0].kind == "quantized-weights"
+    (note,) = integer_tensors(planned(CAST, INTEGERS))
+    assert note == IntegerTensors((("a.table", "int64"),))

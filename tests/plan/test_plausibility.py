@@ -92,6 +92,8 @@ CASES: dict[str, tuple[Callable[[Tensors], Any], dict[str, Any], str, str]] = {
     "a number as text": (lambda t: t, {"num_hidden_layers": "2"}, "wrong-type", '"2"'),
     "fp8 without scales": (lambda t: t | {UP: t[UP].to(FP8)}, {}, "quantized-weights", "float8_e4m3fn"),
     "int8 without its scale": (lambda t: t | {UP: t[UP].to(torch.int8)}, {}, "quantized-weights", "int8"),
+    "int32 as a weight": (lambda t: t | {UP: t[UP].to(torch.int32)}, {}, "quantized-weights", f"{UP} (int32)"),
+    "int64 as a norm": (lambda t: t | {"model.norm.weight": t["model.norm.weight"].long()}, {}, "quantized-weights", "int64"),
     "int8 beside its scale": (lambda t: t | {UP: t[UP].to(torch.int8), "SCB": torch.ones(24)}, {}, "quantized-weights", UP),
     "a sparse tensor": (lambda t: t | {UP: t[UP].to_sparse()}, {}, "unsupported-tensor", "sparse"),
     "a list": (lambda t: list(t.values()), {}, "missing-weights", "without names"),

@@ -197,6 +197,25 @@ def test_what_the_class_cannot_hold_is_asked_for(tmp_path: Path, capsys: pytest.
     assert (status, "[unknown-argument]" in err) == (1, True)
 
 
+def test_an_argument_of_both_specs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plain name counts for both, which is said; with the name of a spec before it, for that one."""
+    made = synthetic(PROGRAMS["meta_llama"], finite=True)
+    source = made.save(tmp_path, "*.pth")
+    values = {**made.arguments, "use_scaled_rope": True, "rope_scale_factor": 8.0}
+    given = [word for name, value in values.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    words = ("plan", "meta_llama", source, "--to", "gpt_fast_llama")
+    status, _, err = run(capsys, *words, *given)
+    assert (status, "--set gpt_fast_llama.use_scaled_rope=VALUE" in err) == (0, True), err
+    other = [word.replace("use_scaled_rope=", "meta_llama.use_scaled_rope=") for word in given]
+    status, _, err = run(capsys, *words, *other)
+    assert (status, "counts for both" in err) == (0, False), err  # the config between has what gpt_fast_llama needs
+    status, _, err = run(capsys, *words, *other, "--set", "gpt_fast_llama.use_scaled_rope=true")
+    assert (status, "counts for both" in err) == (0, False), err
+    for wrong in ("gpt_fast_llama.no_such=1", "no_such.use_scaled_rope=1"):
+        status, _, err = run(capsys, *words, *given, "--set", wrong)
+        assert (status, "[unknown-argument]" in err) == (1, True), err
+
+
 def test_routes(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "routes", "litgpt_llama", "meta_llama")
     assert (status, out) == (0, "litgpt_llama -> LlamaForCausalLM -> meta_llama: exact\n")
