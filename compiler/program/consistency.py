@@ -10,6 +10,7 @@ from compiler.language.expression import Expr, parse_expr
 from compiler.language.name_pattern import Pattern
 from compiler.language.name_pattern_overlap import common_name
 from compiler.language.name_pattern_parser import parse_pattern
+from compiler.program.named_sources import check_sources
 from compiler.program.program import Program
 
 
@@ -23,6 +24,8 @@ def check(program: Program) -> None:
     checker.check_ranks(program)
     checker.check_indices(program)
     checker.check_names(program)
+    checker.report.settle()
+    check_sources(program, checker.report)
     checker.report.settle()
 
 

@@ -334,13 +334,25 @@ def _tied_patterns(model: Any) -> Iterable[str]:
 
 
 def _on_disk(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` as saving writes it: generation 5 reverses the conversion of loading, generation 4 has none."""
+    """`state` as saving writes it: generation 5 reverses the conversion of loading, generation 4 has none.
+
+    Where generation 5 drops a level of a submodel's names, the names keep it: that generation reads both, and 4 only these.
+    """
     renamed: dict[str, Any] = dict(state)
     if hasattr(model, "_fix_state_dict_keys_on_save"):
         return dict(model._fix_state_dict_keys_on_save(renamed))
-    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange, revert_weight_conversion
 
+    mapping = get_model_conversion_mapping(model, add_legacy=False)
+    model._weight_conversions = [c for c in mapping if not isinstance(c, PrefixChange) or _drops_level(c)]
     return dict(revert_weight_conversion(model, renamed))
+
+
+def _drops_level(change: Any) -> bool:
+    """Whether loading drops a level of the names of a submodel, which is not named like that level itself."""
+    place, level = change.scope_prefix, change.prefix_to_remove
+    return bool(place and level) and place.rpartition(".")[2] != level
 
 
 def stored_names(model: Any) -> dict[str, tuple[str, ...]]:
