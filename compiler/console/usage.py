@@ -108,6 +108,12 @@ def named_sources(command: str, words: Sequence[Path]) -> tuple[list[str], list[
     return [match[1] for match in named], [Path(match[2]) for match in named]
 
 
+def source_words(options: argparse.Namespace) -> list[str]:
+    """The words of the sources, as they are written in a command."""
+    named = zip(options.names, options.source, strict=True) if options.names else ()
+    return [f"{name}={path}" for name, path in named] or [str(path) for path in options.source]
+
+
 def check_places(
     command: str, spec: str | None, sources: Sequence[Path], others: Mapping[Path | None, str] = NOTHING
 ) -> None:

@@ -59,7 +59,9 @@ def manifest(
             entry: dict[str, Any] = {"dtype": target.dtype, "shape": list(target.shape), "from": group.source_names}
             entry["rule"] = {key: value for key, value in rule.items() if value}
             if checkpoint.sources:
-                entry["sources"] = sorted({owners[p.path] for n in group.source_names for p in checkpoint.tensors[n].parts})
+                entry["sources"] = sorted(
+                    {owners[p.path] for n in group.source_names for p in checkpoint.tensors[n].parts}
+                )
             if digests:
                 entry["sha256"] = hashlib.sha256(read_bytes(dense(written[target.name]))).hexdigest()
                 tick(target.nbytes)
