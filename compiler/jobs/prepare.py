@@ -54,6 +54,7 @@ from compiler.proof.proof import check_target
 from compiler.settings import arguments, config_guard, config_inverse, released_models
 from compiler.settings.checkpoint_statements import unread_statements
 from compiler.settings.named_sources import gather_named
+from compiler.target import config_dialects
 
 
 @dataclass(frozen=True)
@@ -238,14 +239,14 @@ def _config_of_folder(request: Request) -> Path:
 
 
 def _written(program: Program, env: Environment) -> dict[str, Any]:
-    """The config fields that the spec writes, as far as their values are known."""
+    """The flat config fields that the spec writes, as far as their values are known."""
     written: dict[str, Any] = {}
     for field in program.spec.config:
         try:
             written[field.name] = env.evaluate(field.expr) if field.expr else field.constant
         except Refusal:  # it needs an argument that the folder does not have
             continue
-    return written
+    return config_dialects.read_config(written)
 
 
 def _of(values: Mapping[str, Given], origin: Origin) -> dict[str, Any]:

@@ -245,8 +245,7 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any]) -> Namespace
     f.vision_num_channels = shapes["vision:vision_model.embeddings.patch_embedding.weight"][1]
     f.vision_patch_size = shapes["vision:vision_model.embeddings.patch_embedding.weight"][2]
     f.positions = shapes["vision:vision_model.embeddings.position_embedding.weight"][0]
-    f.side = int(f.positions**0.5)
-    f.vision_image_size = f.side * f.vision_patch_size
+    f.vision_image_size = int(f.positions**0.5) * f.vision_patch_size
     f.head = "vision:vision_model.head.probe" in shapes
     require(f.text_image_hidden_size == f.vision_hidden_size,
             "the projector was trained for an image encoder of another width")  # fmt: skip
@@ -262,7 +261,8 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any]) -> Namespace
             "vision_num_attention_heads does not divide the width")  # fmt: skip
     require(not f.moe or f.text_num_experts_per_tok <= f.experts,
             "text_num_experts_per_tok exceeds the number of experts")  # fmt: skip
-    require(f.positions == f.side * f.side, "the position embedding is not that of a square image")
+    require(f.positions * f.vision_patch_size**2 == f.vision_image_size**2,
+            "the position embedding is not that of a square image")  # fmt: skip
     return f
 
 
@@ -277,8 +277,8 @@ def convert_config(f: Namespace) -> dict[str, Any]:
     config["text_config"] = (
         {"model_type": "qwen3_moe", "vocab_size": f.text_vocab_size, "hidden_size": f.text_hidden_size,
          "intermediate_size": f.feed_forward, "moe_intermediate_size": f.feed_forward, "num_experts": f.experts,
-         "num_experts_per_tok": f.text_num_experts_per_tok, "norm_topk_prob": True, "decoder_sparse_step": 1,
-         "mlp_only_layers": [], "num_hidden_layers": f.text_num_hidden_layers,
+         "num_local_experts": f.experts, "num_experts_per_tok": f.text_num_experts_per_tok, "norm_topk_prob": True,
+         "decoder_sparse_step": 1, "mlp_only_layers": [], "num_hidden_layers": f.text_num_hidden_layers,
          "num_attention_heads": f.text_num_attention_heads, "num_key_value_heads": f.kv_heads,
          "head_dim": f.text_head_dim, "hidden_act": "silu",
          "max_position_embeddings": f.text_max_position_embeddings, "rms_norm_eps": f.text_rms_norm_eps,

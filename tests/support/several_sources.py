@@ -216,9 +216,112 @@ def llava(place: Path, vision_width: int = 24) -> dict[str, Path]:
 
 def llava_logits(text: State, vision: State, before: Tensor, pixels: Tensor, after: Tensor) -> Tensor:
     """The logits of one image between two texts: the second last layer of the encoder without its class token."""
-    features = encode(vision, pixels, CLIP_HEADS, 1e-5, lambda x: x * torch.sigmoid(1.702 * x), CLIP["layers"] - 1)[:, 1:]
+    features = encode(vision, pixels, CLIP_HEADS, 1e-5, lambda x: x * torch.sigmoid(1.702 * x), CLIP["layers"] - 1)[
+        :, 1:
+    ]
     linear = [(text[f"model.mm_projector.{n}.weight"], text[f"model.mm_projector.{n}.bias"]) for n in (0, 2)]
     image = F.linear(F.gelu(F.linear(features, *linear[0])), *linear[1])
     words = text["model.embed_tokens.weight"]
     x = torch.cat((words[before], image, words[after]), 1)
     return decode(text, x, LLAVA["heads"], LLAVA["groups"], 1e-5, 10000.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MiniMind-V of June 2026
+
+MINIMIND = {"rows": 80, "width": 32, "layers": 2, "heads": 4, "groups": 2, "head": 10}
+SIGLIP = {"width": 36, "inner": 52, "layers": 2, "positions": 9, "patch": 4}
+SIGLIP_HEADS, EXPERTS, CHOSEN, IMAGE = 3, 4, 2, 12
+
+
+def minimind_v(place: Path, experts: int = 0) -> dict[str, Path]:
+    """The file `text` with its config beside it, and the folder `vision`. A dense model has the encoder with its head."""
+    sizes = MINIMIND | {"inner": 24 if experts else 56, "experts": experts}
+    shapes = decoder_shapes(**sizes, norms=True) | {  # type: ignore[arg-type]
+        "vision_proj.mlp.0.weight": (36,),
+        "vision_proj.mlp.0.bias": (36,),
+        "vision_proj.mlp.1.weight": (32, 36),
+        "vision_proj.mlp.1.bias": (32,),
+        "vision_proj.mlp.3.weight": (32, 32),
+        "vision_proj.mlp.3.bias": (32,),
+    }
+    text = numbers(shapes, 4)
+    text["lm_head.weight"] = text["model.embed_tokens.weight"]
+    text["vision_proj.mlp.0.weight"] += 1
+    config = {
+        "model_type": "minimind-v",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "vocab_size": 80,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 32768,
+        "inference_rope_scaling": False,
+        "rope_scaling": None,
+        "use_moe": bool(experts),
+        "num_experts": 4,
+        "num_experts_per_tok": CHOSEN,
+        "norm_topk_prob": True,
+        "image_ids": [IMAGE],
+        "image_hidden_size": 36,
+        "image_token_len": 9,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+    }
+    shapes = encoder_shapes(**SIGLIP) | {"vision_model.embeddings.patch_embedding.bias": (36,)}
+    if not experts:
+        shapes |= {
+            "vision_model.head.probe": (1, 1, 36),
+            "vision_model.head.attention.in_proj_weight": (108, 36),
+            "vision_model.head.attention.in_proj_bias": (108,),
+            "vision_model.head.attention.out_proj.weight": (36, 36),
+            "vision_model.head.attention.out_proj.bias": (36,),
+            "vision_model.head.layernorm.weight": (36,),
+            "vision_model.head.layernorm.bias": (36,),
+            "vision_model.head.mlp.fc1.weight": (52, 36),
+            "vision_model.head.mlp.fc1.bias": (52,),
+            "vision_model.head.mlp.fc2.weight": (36, 52),
+            "vision_model.head.mlp.fc2.bias": (36,),
+        }
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 36,
+        "intermediate_size": 52,
+        "num_hidden_layers": 2,
+        "num_attention_heads": SIGLIP_HEADS,
+        "image_size": 12,
+        "patch_size": 4,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    }
+    save(place / "text", text, config, "sft_vlm_32.pth")
+    return {
+        "text": place / "text" / "sft_vlm_32.pth",
+        "vision": save(place / "vision", numbers(shapes, 5), vision),
+    }
+
+
+def minimind_v_logits(text: State, vision: State, before: Tensor, pixels: Tensor, after: Tensor) -> Tensor:
+    """The logits of one image between two texts: what the encoder returns, normalised, through the projector."""
+
+    def norm(x: Tensor, state: State, name: str, eps: float) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
+
+    gelu = lambda x: F.gelu(x, approximate="tanh")  # noqa: E731
+    features = encode(vision, pixels, SIGLIP_HEADS, 1e-6, gelu, SIGLIP["layers"])
+    features = norm(features, vision, "vision_model.post_layernorm", 1e-6)
+    features = norm(features, text, "vision_proj.mlp.0", 1e-5)
+    linear = [(text[f"vision_proj.mlp.{n}.weight"], text[f"vision_proj.mlp.{n}.bias"]) for n in (1, 3)]
+    image = F.linear(F.gelu(F.linear(features, *linear[0])), *linear[1])
+    words = text["model.embed_tokens.weight"]
+    x = torch.cat((words[before], image, words[after]), 1)
+    return decode(text, x, MINIMIND["heads"], MINIMIND["groups"], 1e-6, 1e6, CHOSEN)
+
+
+def patches(pixels: Tensor, patch: int) -> Tensor:
+    """Images as rows of patches, whose channels are last: [images, patches, patch * patch * channels]."""
+    cut = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # images, channels, rows, columns, patch, patch
+    return cut.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
