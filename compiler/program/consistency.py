@@ -19,13 +19,14 @@ def check(program: Program) -> None:
     checker = _Checker(program)
     for text, question in program.spec.undecided:
         checker.report.add(text.span, f"undecided: {question}", "undecided", "decide it, then remove this entry")
+    if program.spec.sources:
+        check_sources(program, checker.report)
+        checker.report.settle()
     checker.check_claims(program)
     checker.check_merge(program)
     checker.check_ranks(program)
     checker.check_indices(program)
     checker.check_names(program)
-    checker.report.settle()
-    check_sources(program, checker.report)
     checker.report.settle()
 
 

@@ -63,7 +63,7 @@ def check_sources(program: Program, report: Report) -> None:
                 source.name.span, f"{name} both overlays and fills a source", "wrong-value", "remove one of them"
             )
         if other and (other not in known or other in joining):
-            message = f"{name} joins {other!r}, which " + ("joins another" if other in joining else "is no source")
+            message = f"{name} joins {other!r}, which " + ("joins another" if other in joining else "is not a source")
             hint = nearest(other, [one for one in known if one not in (name, *joining)])
             report.add(source.name.span, message, "unknown-source", hint)
         for longer in known:
@@ -73,14 +73,14 @@ def check_sources(program: Program, report: Report) -> None:
         for text, _ in source.unread:
             parse_pattern(text.value, text.span)
     owners = [name for name in known if name not in joining]
-    for name, span in _names(program) if spec.sources else ():
+    for name, span in _names(program):
         qualifier, mark, _ = name.partition(MARK)
         if qualifier in owners and mark:
             continue
         if joined := joining.get(qualifier):
             message, hint = f"the tensors of {qualifier} are names of {joined}", f"write {joined}{MARK}"
         elif mark and qualifier.isidentifier():
-            message = f"{qualifier!r} is no source"
+            message = f"{qualifier!r} is not a source"
             hint = nearest(qualifier, owners) or f"the sources are {listed(owners)}"
         else:
             message, hint = f"{name} does not name its source", f"write one of {listed(one + MARK for one in owners)}"

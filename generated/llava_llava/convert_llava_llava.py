@@ -365,9 +365,11 @@ def check_class(config: dict[str, Any], written: dict[str, Tensor]) -> None:
     tensors = dict([*model.named_parameters(), *model.named_buffers()])  # one name of a tied tensor
     wanted = {name: tensors[name] for name in model.state_dict().keys() & tensors.keys()}
     if hasattr(transformers, "core_model_loading"):  # transformers 5 fuses tensors in memory
-        # Names of submodels that it drops a level of are written as transformers 4 reads them, too.
-        changes = transformers.conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
-        model._weight_conversions = [c for c in changes if not getattr(c, "prefix_to_add", None)]
+        if hasattr(
+            transformers.core_model_loading, "PrefixChange"
+        ):  # drops a level of names, which transformers 4 needs
+            changes = transformers.conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
+            model._weight_conversions = [c for c in changes if not getattr(c, "prefix_to_add", None)]
         wanted = transformers.core_model_loading.revert_weight_conversion(model, wanted)
     here, there = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (written, wanted))
     require(here == there, f"the class needs {sorted(there - here)[:3]}, and not {sorted(here - there)[:3]}")

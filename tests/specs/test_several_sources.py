@@ -24,6 +24,7 @@ from support.several_sources import (
     minimind_v_logits,
     patches,
 )
+from support.synthetic import Synthetic, folder_image, synthetic
 
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert
@@ -106,6 +107,38 @@ def test_logits_are_those_of_the_trainers_model(
             assert (got[..., : wanted.shape[-1]] - wanted).abs().max() < 2e-5, model
             if model == "llava":
                 assert (spoiled[..., : wanted.shape[-1]] - wanted).abs().max() > 1e-2
+
+
+def divided(source: Synthetic, folder: Path) -> dict[str, Path]:
+    """A source that is made of a spec, as the files of its several sources."""
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in source.tensors.items():
+        owner, _, bare = name.partition(":")
+        states.setdefault(owner, {})[bare] = tensor
+    for owner, state in states.items():
+        (folder / owner).mkdir()
+        torch.save(state, folder / owner / "model.pth")
+    return {owner: folder / owner / "model.pth" for owner in states}
+
+
+@pytest.mark.parametrize("example", [0, 1])
+@pytest.mark.parametrize("spec", [LLAVA, MINIMIND])
+def test_executor_and_converter_agree_on_any_bits(
+    tmp_path: Path, spec: str, example: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For every example of the spec; and the inverse gives every tensor of the sources again."""
+    program = load_program(spec)
+    source = synthetic(program, example, "float16")
+    sources = divided(source, tmp_path)
+    request = replace(asked(sources), check=False, assigned=source.arguments)
+    convert(program, request, tmp_path / "executor")
+    options = [f"--{name}={json.dumps(value)}" for name, value in source.arguments.items() if value is not None]
+    options = [option.replace('"', "") for option in options]
+    words = [*(f"{name}={path}" for name, path in sources.items()), str(tmp_path / "converter"), "--no-check"]
+    run_converter(spec, [*words, *options], monkeypatch)
+    assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "executor")
+    result = round_trip(program, request, tmp_path / "executor")
+    assert (result.equal, result.differences) == (len(prepare(program, request).plan.targets), ())
 
 
 def run_converter(spec: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
