@@ -6,7 +6,7 @@
     weights = dict(mapspec.iter_tensors("llama", "model.pth", device="cuda"))  # writes no file
 
 `spec` is the name of a shipped spec, the path of a YAML file, or "auto" for the shipped spec that fits the source.
-`source` is a file, a folder, or a list of files. Every function raises `Refusal`; its `diagnostics` are the problems,
+`source` is a file, a folder, or a list of files; for a spec of several sources, a dict of them by name. Every function raises `Refusal`; its `diagnostics` are the problems,
 each with a file, a line, a message, a kind and a hint.
 
 The keywords that several functions share:
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 PathLike = str | Path
-Source = PathLike | Sequence[PathLike]
+Source = PathLike | Sequence[PathLike] | Mapping[str, PathLike]
 OnNote = Callable[[str], None]
 
 
@@ -297,9 +297,11 @@ def _request(source: Source, config: PathLike | None, arguments: Mapping[str, An
     from compiler.jobs.option_effects import check_effects
     from compiler.jobs.request import Request
 
-    paths = [source] if isinstance(source, str | Path) else source
+    named = source if isinstance(source, Mapping) else {}
+    paths = [source] if isinstance(source, str | Path) else [*named.values()] or source
     request = Request(
         source=[Path(path) for path in paths],
+        names=tuple(named),
         config=None if config is None else Path(config),
         assigned=dict(arguments or {}),
         **options,

@@ -41,7 +41,7 @@ _CHUNK = 1 << 20
 class Checkpoint:
     """The content of a checkpoint. `files` hold its tensors, `indexes` (also `.metadata`) say which file holds which.
     `checksums`: the CRC-32 of byte ranges (file, start, end), where the format has them. `replicas`: pairs of tensors that
-    two ranks hold and that must be equal."""
+    two ranks hold and that must be equal. `sources`: of several joined checkpoints, each by its name."""
 
     path: Path
     tensors: Mapping[str, AnyTensor]
@@ -51,6 +51,7 @@ class Checkpoint:
     checksums: Mapping[tuple[Path, int, int], int] = field(default_factory=dict, repr=False)
     indexes: tuple[Path, ...] = ()
     replicas: tuple[Replica, ...] = ()
+    sources: Mapping[str, Checkpoint] = field(default_factory=dict, repr=False)
 
 
 @uncollected()

@@ -49,7 +49,7 @@ def detect(options: argparse.Namespace) -> int:
     paint, columns = painter(sys.stdout), min(100, width(sys.stdout) or 100)
     asked = request(options)
     fits = fits_of(asked, known_specs(options.specs))
-    source = shlex.join(map(str, options.source))
+    source = shlex.join(usage.source_words(options))
     good = [fit for fit in fits if fit.status in ("fits", "asks")]
     near = [fit for fit in fits if fit.status == "near"]
     shown = fits if options.all else [*good, *near[: NEAREST - min(len(good), 2)]]

@@ -42,6 +42,8 @@ class Parser(argparse.ArgumentParser):
         self.words = words
         options = self.parse_args(words)
         options.json = options.output_format == "json"
+        if "source" in options:
+            options.names, options.source = usage.named_sources(self.prog, options.source)
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -62,7 +64,11 @@ class Parser(argparse.ArgumentParser):
 
     def add_source(self) -> None:
         self.add_argument(
-            "source", type=Path, nargs="+", metavar="SOURCE", help="the checkpoint: a file, a folder, or several files"
+            "source",
+            type=Path,
+            nargs="+",
+            metavar="SOURCE",
+            help="the checkpoint: a file, a folder, or several files; where the spec has several sources, NAME=PATH for each",
         )
 
     def add_json(self, what: str = "print the result, or the problems, as JSON") -> None:

@@ -108,8 +108,9 @@ def run(options: argparse.Namespace) -> int:
         if options.verbose:
             print("\n".join(config_lines(config_table(plan), paint)))
         if not options.quiet and not proof and not (options.reverse or options.to):
-            words = [program.spec.name.value if options.spec == "auto" else options.spec, *options.source, options.out]
-            print(paint("command", f"next: mapspec verify {shlex.join(map(str, words))}"))
+            spec = program.spec.name.value if options.spec == "auto" else options.spec
+            words = shlex.join([spec, *usage.source_words(options), str(options.out)])
+            print(paint("command", f"next: mapspec verify {words}"))
     return 0
 
 

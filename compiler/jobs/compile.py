@@ -15,6 +15,7 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
     warning. Raises Refusal."""
     from compiler.program.axis_labels import record_labels
     from compiler.program.lint import lint
+    from compiler.program.named_sources import config_program
     from compiler.proof.proof import prove as prove_program
     from compiler.render.converter import render
     from compiler.render.remote_code.from_spec import remote_code
@@ -36,9 +37,12 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
             warn(warning)
     spec = program.spec
     neutral: dict[str, tuple[Any, ...]] = {}
+    for source in spec.sources:
+        own = config_guard.neutral_values(config_program(program, source)) if source.config == HUB_CONFIG else {}
+        neutral |= {f"{source.name}_{name}": values for name, values in own.items()}
     if spec.source_config == HUB_CONFIG:
         neutral |= config_guard.neutral_values(program)
-    elif not spec.source_config:  # the checkpoint has the arguments
+    elif not spec.source_config and not spec.sources:  # the checkpoint has the arguments
         neutral |= checkpoint_statements.neutral_values(program)
     if spec.target.model is not None:
         with located(spec.target.model.span):

@@ -24,7 +24,7 @@ from compiler.executor.tensor_parallel_parts import check_parts
 from compiler.jobs.compose import prepare_both, second_program
 from compiler.jobs.destination import Destination, as_stored, check_container, is_folder, weights_file
 from compiler.jobs.option_effects import check_effects
-from compiler.jobs.prepare import prepare
+from compiler.jobs.prepare import in_order, prepare
 from compiler.jobs.request import Request
 from compiler.language import document
 from compiler.model_folder import card, sidecar_files
@@ -57,6 +57,7 @@ def convert(
     from compiler.executor import nonfinite_values
 
     safetensors_layout.parse_size(request.max_shard_size)
+    request = in_order(program, request)
     second = second_program(program, request.to) if request.to else None
     check_parts(second or program, request.parts)
     check_container(second or program, request, out)
@@ -184,12 +185,13 @@ def _output(out: Path, request: Request, program: Program, fingerprint: str = ""
 
 
 def _named_files(program: Program, request: Request) -> list[Path]:
-    """The files that a user names for a run, and the config that is read from the source's folder."""
-    source = request.source[0]
-    config = request.config or config_file.beside(
-        source, "config.json" if request.reverse else program.spec.source_config
-    )
-    optional = [path for path in (config, config and config / "config.json") if path is not None]
+    """The files that a user names for a run, and the configs that are read from the sources' folders."""
+    named = {source.name.value: source.config for source in program.spec.sources}
+    name = "config.json" if request.reverse else program.spec.source_config
+    pairs = [(path, named[one]) for path, one in zip(request.source, request.names, strict=False)]
+    beside = [config_file.beside(*pair) for pair in pairs or [(request.source[0], name)]]
+    configs = [request.config] if request.config else beside
+    optional = [path for one in configs if one is not None for path in (one, one / "config.json")]
     second = [find_spec(request.to)] if request.to else []
     return [*request.source, Path(program.spec.path), *second, *optional]
 

@@ -55,7 +55,11 @@ def weights_file(program: Program, request: Request, out: Path) -> str:
 
 def check_container(program: Program, request: Request, out: Path) -> None:
     """Raises Refusal: `wrong-usage` for a container that OUT or the layout cannot have, and for a type that it does not have;
-    `missing-package`."""
+    `missing-package`; for a spec of several sources, which cannot be written."""
+    if request.backwards and program.spec.sources:
+        message = f"{program.spec.name} has several sources, and these cannot be written from one folder"
+        hint = "no tensor shows which files were its own; `mapspec verify` compares a folder with all of them"
+        refuse("--reverse" if request.reverse else "--to", message, "wrong-usage", hint)
     gguf = request.backwards and weights_file(program, request, out).endswith(GGUF)
     if request.container == DCP:
         if out.suffix in (*TORCH, SAFETENSORS, GGUF):

@@ -88,14 +88,15 @@ def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
             program.spec.weights if program.merged or not program.spec.weights.startswith("*") else "",
             program.merged,
             program.spec.nested,
+            program.spec.path if program.spec.sources or request.names else "",
         )
         if key not in opened:
             try:
-                opened[key] = open_source(program, request.source, request.weights, files)
+                opened[key] = open_source(program, request.source, request.weights, files, request.names)
             except Refusal as refusal:
                 opened[key] = Refusal(refusal.diagnostics)  # without its cause
         checkpoint = opened[key]
-        if evidence is None and isinstance(checkpoint, Checkpoint):
+        if evidence is None and isinstance(checkpoint, Checkpoint) and not request.names:
             evidence = read_evidence(request.source, checkpoint.objects, request.config)
         fit = _fit(program, request, names, checkpoint)
         fits.append(
@@ -103,7 +104,7 @@ def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
         )
     if opened and all(isinstance(one, Refusal) for one in opened.values()):
         raise next(one for one in opened.values() if isinstance(one, Refusal))
-    if not request.reverse and (named := identity.named_class(request)):
+    if not request.reverse and not request.names and (named := identity.named_class(request)):
         fits.append(_identity_fit(request, named))
     return sorted(fits, key=_order)
 

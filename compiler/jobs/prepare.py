@@ -21,6 +21,7 @@ from compiler.jobs.request import Request
 from compiler.model_folder.card import recorded_settings
 from compiler.output.earlier_run import MANIFEST
 from compiler.plan.bind import bind
+from compiler.plan.named_sources import named_paths
 from compiler.plan.notes import (
     DefaultArguments,
     DerivedArguments,
@@ -52,6 +53,8 @@ from compiler.program.program import Program
 from compiler.proof.proof import check_target
 from compiler.settings import arguments, config_guard, config_inverse, released_models
 from compiler.settings.checkpoint_statements import unread_statements
+from compiler.settings.named_sources import gather_named
+from compiler.target import config_dialects
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,13 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
         on_note(one)
 
     check_given(program, request.assigned)
+    if request.config and request.names:
+        hint = "put it beside the weights of its source, or pass its values with --set"
+        refuse("--config", "one config cannot be that of several sources", "wrong-usage", hint)
     if request.reverse:
         checkpoint = open_checkpoint(request.source[0] if len(request.source) == 1 else list(request.source))
     else:
-        checkpoint = open_source(program, request.source, request.weights)
+        checkpoint = open_source(program, request.source, request.weights, names=request.names)
     for text in checkpoint.notes:
         note(Remark(text))
     if request.reverse:
@@ -117,20 +123,29 @@ def prepare(program: Program, request: Request, on_note: Listener = ignore_note)
     return Prepared(plan, checkpoint, folder_config, env.arguments, tuple(notes))
 
 
+def in_order(program: Program, request: Request) -> Request:
+    """The request with its named sources in the order of the spec; the same without names. Raises Refusal."""
+    named = {} if request.reverse else named_paths(program, request.source, request.names)
+    return replace(request, source=[*named.values()], names=[*named]) if named else request
+
+
 def bind_source(
     program: Program, request: Request, checkpoint: Checkpoint, note: Listener = ignore_note
 ) -> tuple[Plan, Environment]:
     """The plan of an opened source, and the values of its arguments and facts. Reads no tensor. Raises Refusal."""
     recorded = _recorded(program, request.source[0])
-    settings = arguments.gather(
-        program,
-        request.source[0],
-        checkpoint.objects,
-        request.config,
-        request.assigned,
-        request.any_model_type,
-        recorded,
-    )
+    if paths := named_paths(program, request.source, request.names):
+        settings = gather_named(program, paths, checkpoint.sources, request.assigned, request.any_model_type)
+    else:
+        settings = arguments.gather(
+            program,
+            request.source[0],
+            checkpoint.objects,
+            request.config,
+            request.assigned,
+            request.any_model_type,
+            recorded,
+        )
     for one in settings.notes:
         note(one)
     if stated := unread_statements(program, checkpoint.objects, str(checkpoint.path)):
@@ -224,14 +239,14 @@ def _config_of_folder(request: Request) -> Path:
 
 
 def _written(program: Program, env: Environment) -> dict[str, Any]:
-    """The config fields that the spec writes, as far as their values are known."""
+    """The flat config fields that the spec writes, as far as their values are known."""
     written: dict[str, Any] = {}
     for field in program.spec.config:
         try:
             written[field.name] = env.evaluate(field.expr) if field.expr else field.constant
         except Refusal:  # it needs an argument that the folder does not have
             continue
-    return written
+    return config_dialects.read_config(written)
 
 
 def _of(values: Mapping[str, Given], origin: Origin) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Request:
 
     `assigned`: the values of `--set`. `check`: compare the result with the target class before it gets its name. Without
     `compare` and `checksums` only file headers are read, no tensor. `parts`: how many tensor-parallel parts a reversed
-    conversion writes. `to`: the spec whose layout is written in place of a Transformers folder. `container`: `dcp` to store the
+    conversion writes. `names`: the name of the source at each path, where the spec has several. `to`: the spec whose layout is written in place of a Transformers folder. `container`: `dcp` to store the
     weights as torch.distributed.checkpoint does.
     """
 
@@ -45,6 +45,7 @@ class Request:
     strict: bool = False
     to: str | None = None
     container: str | None = None
+    names: Sequence[str] = ()
 
     @property
     def backwards(self) -> bool:

@@ -10,19 +10,17 @@ from compiler.diagnostics import Refusal, Report, Span, listed, nearest, refuse
 from compiler.language import document
 from compiler.language.document import Node, Scalar
 from compiler.language.expression import Expr, parse_expr
+from compiler.language.nodes import entries_of, expr_of, items_of, string_of, text_of
 from compiler.language.schema import op_words, validate
+from compiler.language.source_section import about_config, layout, merge, named_source, ranks
 from compiler.language.spec import (
     Argument,
     Create,
     Entry,
     Field,
-    FixedField,
-    Merge,
     Named,
     ProcessorSection,
-    Ranks,
     ReleasedModel,
-    SourceLayout,
     Spec,
     Step,
     TargetModel,
@@ -46,52 +44,51 @@ def read_spec(root: Node) -> Spec:
     validate(root, report)
     report.settle()
     target = _target(root, report)
-    arguments = {key.text: _argument(key, node, report) for key, node in _entries(root, "arguments")}
-    facts = {key.text: _expr(node) for key, node in _entries(root, "facts")}
+    arguments = {key.text: _argument(key, node, report) for key, node in entries_of(root, "arguments")}
+    facts = {key.text: expr_of(node) for key, node in entries_of(root, "facts")}
     config = tuple(_config(root, report))
     fields = {field.name: field for field in _fields(root, report)}
     config += tuple(_completed(fields, arguments, facts, {field.name for field in config}))
     facts |= _facts_of_fields(config, {**arguments, **facts})
     spec = Spec(
         path=root.span.path,
-        name=_text(root, "name"),
-        summary=_text(root, "summary").value,
-        weights=_string(root.get("source"), "weights"),
-        source_config=_string(root.get("source"), "config"),
-        nested=_string(root.get("source"), "nested") == "true",
-        model_types=tuple(str(document.plain(node)) for node in _items(root.get("source"), "model_types")),
-        fixed={key.text: _fixed(key, node, report) for key, node in _entries(root.get("source"), "fixed")},
-        unread=tuple(
-            (Text(key.text, key.span), str(document.plain(node)))
-            for key, node in _entries(root.get("source"), "unread")
-        ),
-        layout=_layout(root.get("source")),
+        name=text_of(root, "name"),
+        summary=text_of(root, "summary").value,
+        weights=string_of(root.get("source"), "weights"),
+        source_config=string_of(root.get("source"), "config"),
+        nested=string_of(root.get("source"), "nested") == "true",
+        **about_config(root.get("source"), report),
+        layout=layout(root.get("source")),
         target=target,
         arguments=arguments,
-        models=tuple(_model(key, node) for key, node in _entries(root, "models")),
+        models=tuple(_model(key, node) for key, node in entries_of(root, "models")),
         facts=facts,
-        indices={key.text: _expr(node) for key, node in _entries(root, "indices")},
-        require=tuple((_expr(key), document.plain(node)) for key, node in _entries(root, "require")),  # type: ignore[misc]
+        indices={key.text: expr_of(node) for key, node in entries_of(root, "indices")},
+        require=tuple((expr_of(key), document.plain(node)) for key, node in entries_of(root, "require")),  # type: ignore[misc]
         config=config,
         fields=fields,
         keep_all=isinstance(root.get("keep"), Scalar),
         keep=tuple(_keep(root)),
-        rename=tuple(_entry(key, node) for key, node in _entries(root, "rename")),
-        transform=tuple(_transform(node, report) for node in _items(root, "transform")),
-        tie=tuple(_entry(key, node) for key, node in _entries(root, "tie")),
-        ignore=tuple((Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "ignore")),
-        create=tuple(_create(key, node) for key, node in _entries(root, "create")),
-        merge=tuple(_merge(key, node) for key, node in _entries(root.get("source"), "merge")),
-        ranks=_ranks(root.get("source")),
+        rename=tuple(_entry(key, node) for key, node in entries_of(root, "rename")),
+        transform=tuple(_transform(node, report) for node in items_of(root, "transform")),
+        tie=tuple(_entry(key, node) for key, node in entries_of(root, "tie")),
+        ignore=tuple((Text(key.text, key.span), str(document.plain(node))) for key, node in entries_of(root, "ignore")),
+        create=tuple(_create(key, node) for key, node in entries_of(root, "create")),
+        merge=tuple(merge(key, node) for key, node in entries_of(root.get("source"), "merge")),
+        ranks=ranks(root.get("source")),
         tokenizer=read_special(root.get("tokenizer")),
-        verify_inputs=tuple(_verify_input(key, node) for key, node in _entries(root.get("verify"), "inputs")),
+        verify_inputs=tuple(_verify_input(key, node) for key, node in entries_of(root.get("verify"), "inputs")),
         processor=_processor(root.get("processor")),
         examples=tuple(_examples(root)),
         undecided=tuple(
-            (Text(key.text, key.span), str(document.plain(node))) for key, node in _entries(root, "undecided")
+            (Text(key.text, key.span), str(document.plain(node))) for key, node in entries_of(root, "undecided")
         ),
         root=root,
+        sources=tuple(named_source(key, node, report) for key, node in entries_of(root, "sources")),
     )
+    if spec.sources and (key := root.key("source")):
+        message = "the spec has both 'source' and 'sources'"
+        report.add(key.span, message, "unknown-key", "move its keys to one of the sources")
     stem = Path(spec.path).stem
     if spec.path.endswith((".yaml", ".yml")) and spec.name.value != stem:
         report.add(
@@ -108,33 +105,6 @@ def read_spec(root: Node) -> Spec:
 # Its parts
 
 
-def _entries(node: Node | None, key: str) -> tuple[tuple[Scalar, Node], ...]:
-    found = node.get(key) if isinstance(node, document.Mapping) else None
-    return found.entries if isinstance(found, document.Mapping) else ()
-
-
-def _items(node: Node | None, key: str) -> tuple[Node, ...]:
-    found = node.get(key) if isinstance(node, document.Mapping) else None
-    return found.items if isinstance(found, document.Sequence) else ()
-
-
-def _text(node: Node | None, key: str) -> Text:
-    found = node.get(key) if isinstance(node, document.Mapping) else None
-    return Text(found.text, found.span) if isinstance(found, Scalar) else Text("", node.span if node else Span(""))
-
-
-def _string(node: Node | None, key: str) -> str:
-    return _text(node, key).value
-
-
-def _expr(node: Node) -> Expr:
-    assert isinstance(node, Scalar)
-    # YAML spells true, false and null differently from Python.
-    words = {True: "True", False: "False", None: "None"}
-    text = words[node.value] if node.value is None or isinstance(node.value, bool) else node.text.strip()
-    return Expr(text, node.span)
-
-
 def _argument(key: Scalar, node: Node, report: Report) -> Argument:
     if not isinstance(node, document.Mapping):
         return Argument(key.text, document.plain(node), False, "", key.span)
@@ -143,53 +113,24 @@ def _argument(key: Scalar, node: Node, report: Report) -> Argument:
         message = f"{key.text} has both {given[0]!r} and {given[1]!r}"
         report.add(key.span, message, "wrong-value", "an argument has one of default, derive and guess, or none")
     guess, derive = node.get("guess"), node.get("derive")
-    if guess and not _string(node, "help"):
+    if guess and not string_of(node, "help"):
         message = f"the guess of {key.text} has no 'help'"
         report.add(key.span, message, "missing-key", "name the releases that have other values")
     default = node.get("default") or guess
     value = document.plain(default) if default else None
-    required, expr = not given, _expr(derive) if derive else None
-    return Argument(key.text, value, required, _string(node, "help"), key.span, expr, guess is not None)
+    required, expr = not given, expr_of(derive) if derive else None
+    return Argument(key.text, value, required, string_of(node, "help"), key.span, expr, guess is not None)
 
 
 def _model(key: Scalar, node: Node) -> ReleasedModel:
-    sides = [{k.text: document.plain(v) for k, v in _entries(node, side)} for side in ("when", "set")]
+    sides = [{k.text: document.plain(v) for k, v in entries_of(node, side)} for side in ("when", "set")]
     return ReleasedModel(key.text, sides[0], sides[1], key.span)
-
-
-def _fixed(key: Scalar, node: Node, report: Report) -> FixedField:
-    if isinstance(node, document.Mapping):
-        if (node.get("value") is None) == (node.get("values") is None):
-            message = f"{key.text} needs either 'value' or 'values'"
-            report.add(key.span, message, "missing-key", "write the value itself, or {value: ..., reason: ...}")
-        one, several = node.get("value"), _items(node, "values")
-        values = tuple(document.plain(item) for item in several) if several else (one and document.plain(one),)
-        return FixedField(key.text, values, _string(node, "reason"), key.span)
-    return FixedField(key.text, (document.plain(node),), "", key.span)
-
-
-def _layout(source: Node | None) -> SourceLayout:
-    node = source.get("reverse") if isinstance(source, document.Mapping) else None
-    if not isinstance(node, document.Mapping):
-        return SourceLayout()
-    omit = node.get("omit")
-    return SourceLayout(
-        file=_string(node, "file"),
-        state_dict=tuple(_string(node, "state_dict").split(".")) if node.get("state_dict") else (),
-        arguments=_string(node, "arguments") or _string(node, "namespace"),
-        namespace=node.get("namespace") is not None,
-        holder=_string(node, "holder"),
-        omit=tuple(Text(i.text, i.span) for i in _items(node, "omit") if isinstance(i, Scalar)),
-        omit_all=isinstance(omit, Scalar),
-        fields=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "fields")),
-        constants=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "constants")),
-    )
 
 
 def _target(root: document.Mapping, report: Report) -> TargetModel:
     node = root.get("target")
     assert isinstance(node, document.Mapping)
-    optional = {k: _text(node, k) if node.get(k) else None for k in ("model", "remote_code", "code")}
+    optional = {k: text_of(node, k) if node.get(k) else None for k in ("model", "remote_code", "code")}
     classes = node.get("classes")
     given = [key for key, text in optional.items() if text is not None]
     if len(given) != 1:
@@ -209,12 +150,12 @@ def _target(root: document.Mapping, report: Report) -> TargetModel:
         model=optional["model"],
         remote_code=optional["remote_code"],
         code=optional["code"],
-        config_class=_text(classes, "config")
+        config_class=text_of(classes, "config")
         if classes
-        else _text(node, "config_class")
+        else text_of(node, "config_class")
         if node.get("config_class")
         else None,
-        model_class=_text(classes, "model") if classes else _text(node, "class") if own else None,
+        model_class=text_of(classes, "model") if classes else text_of(node, "class") if own else None,
         blocks=node.get("blocks"),
         span=node.span,
     )
@@ -239,17 +180,17 @@ def _config(root: document.Mapping, report: Report) -> Iterator[Field]:
         for item in copied.items:
             assert isinstance(item, Scalar)
             yield field_(item, Expr(item.text, item.span))
-    for key, node in _entries(table, "rename"):
+    for key, node in entries_of(table, "rename"):
         yield field_(key, Expr(str(document.plain(node)), node.span))
-    for key, node in _entries(table, "derive"):
-        yield field_(key, _expr(node))
-    for key, node in _entries(table, "set"):
+    for key, node in entries_of(table, "derive"):
+        yield field_(key, expr_of(node))
+    for key, node in entries_of(table, "set"):
         yield field_(key, None, document.plain(node))
 
 
 def _fields(root: document.Mapping, report: Report) -> Iterator[Field]:
     """The fields of a configuration class. A text over other fields is an expression, any other a constant."""
-    entries = _entries(root.get("config"), "fields")
+    entries = entries_of(root.get("config"), "fields")
     names = {key.text for key, _ in entries}
     for key, node in entries:
         value = document.plain(node)
@@ -305,45 +246,30 @@ def _names_of(expr: Expr | None) -> frozenset[str]:
 
 def _when(node: Node) -> Expr | None:
     found = node.get("when") if isinstance(node, document.Mapping) else None
-    return _expr(found) if found else None
+    return expr_of(found) if found else None
 
 
 def _entry(key: Scalar, node: Node) -> Entry:
-    target = _text(node, "to") if isinstance(node, document.Mapping) else Text(str(document.plain(node)), node.span)
+    target = text_of(node, "to") if isinstance(node, document.Mapping) else Text(str(document.plain(node)), node.span)
     return Entry(Text(key.text, key.span), target, _when(node))
 
 
 def _keep(root: document.Mapping) -> Iterator[Entry]:
-    for item in _items(root, "keep"):
-        name = _text(item, "name") if isinstance(item, document.Mapping) else Text(str(document.plain(item)), item.span)
+    for item in items_of(root, "keep"):
+        name = (
+            text_of(item, "name") if isinstance(item, document.Mapping) else Text(str(document.plain(item)), item.span)
+        )
         yield Entry(name, name, _when(item))
-
-
-def _merge(key: Scalar, node: Node) -> Merge:
-    axis, blocks = node, 1
-    if isinstance(node, document.Mapping):
-        axis = node.get("axis") or node
-        blocks = document.plain(given) if (given := node.get("blocks")) else 1  # type: ignore[assignment]
-    return Merge(Text(key.text, key.span), _expr(axis), blocks)
-
-
-def _ranks(source: Node | None) -> Ranks | None:
-    node = source.get("ranks") if isinstance(source, document.Mapping) else None
-    if node is None:
-        return None
-    copies = tuple(
-        (Text(key.text, key.span), Text(str(document.plain(value)), value.span))
-        for key, value in _entries(node, "copies")
-    )
-    return Ranks(_text(node, "pipeline"), _text(node, "expert"), copies)
 
 
 def _verify_input(key: Scalar, node: Node) -> VerifyInput:
     assert isinstance(node, document.Mapping)
     shape, below = node.get("shape"), node.get("below")
-    sizes = tuple(_expr(size) for size in shape.items) if isinstance(shape, document.Sequence) else ()
+    sizes = tuple(expr_of(size) for size in shape.items) if isinstance(shape, document.Sequence) else ()
     name = Text(key.text, key.span)
-    return VerifyInput(name, _string(node, "kind"), sizes, _expr(below) if below else None, _string(node, "source"))
+    return VerifyInput(
+        name, string_of(node, "kind"), sizes, expr_of(below) if below else None, string_of(node, "source")
+    )
 
 
 def _create(key: Scalar, node: Node) -> Create:
@@ -351,7 +277,7 @@ def _create(key: Scalar, node: Node) -> Create:
     shape, fill = node.get("shape"), document.plain(node.get("fill"))  # type: ignore[arg-type]
     sizes = shape.items if isinstance(shape, document.Sequence) else None
     value = {"zeros": 0.0, "ones": 1.0}.get(fill, fill) if isinstance(fill, str) else float(fill)  # type: ignore[arg-type]
-    return Create(Text(key.text, key.span), _text(node, "like"), sizes, value, _when(node))  # type: ignore[arg-type]
+    return Create(Text(key.text, key.span), text_of(node, "like"), sizes, value, _when(node))  # type: ignore[arg-type]
 
 
 def _names(node: Node) -> tuple[Named, ...]:
@@ -360,7 +286,7 @@ def _names(node: Node) -> tuple[Named, ...]:
             return (Named(Text(node.text, node.span), None),)
         case document.Sequence():
             return tuple(Named(Text(i.text, i.span), None) for i in node.items if isinstance(i, Scalar))
-    return tuple(Named(Text(key.text, key.span), _expr(value)) for key, value in node.entries)
+    return tuple(Named(Text(key.text, key.span), expr_of(value)) for key, value in node.entries)
 
 
 def _transform(node: Node, report: Report) -> Transform:
@@ -375,7 +301,7 @@ def _transform(node: Node, report: Report) -> Transform:
         found = tuple(_step(step, report) for step in steps.items)
     else:
         found = (_step(node, report),)
-    return Transform(_text(node, "name"), _names(source), _names(target), found, _when(node), node.span)
+    return Transform(text_of(node, "name"), _names(source), _names(target), found, _when(node), node.span)
 
 
 def _step(node: Node, report: Report) -> Step:
@@ -418,7 +344,7 @@ def _processor(node: Node | None) -> ProcessorSection | None:
             Field(key.text, Expr(value.text.strip(), value.span), None, key.span)
             if isinstance(value, Scalar) and isinstance(document.plain(value), str)
             else Field(key.text, None, document.plain(value), key.span)
-            for key, value in _entries(node, "fields")
+            for key, value in entries_of(node, "fields")
         ),
     )
 

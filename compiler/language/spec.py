@@ -177,6 +177,29 @@ class SourceLayout:
 
 
 @dataclass(frozen=True)
+class NamedSource:
+    """One of several sources. `part`: the key of its config that holds its fields. `overlays`, `fills`: the source whose
+    tensors it replaces, or completes; "" for none."""
+
+    name: Text
+    weights: str
+    config: str
+    part: str
+    nested: bool
+    optional: bool
+    overlays: str
+    fills: str
+    model_types: tuple[str, ...]
+    fixed: Mapping[str, FixedField]
+    unread: tuple[tuple[Text, str], ...]
+
+    @property
+    def joins(self) -> str:
+        """The source that this one becomes a part of; "" where its tensors have its own name."""
+        return self.overlays or self.fills
+
+
+@dataclass(frozen=True)
 class TargetModel:
     """Path A: `model`. Path B: `remote_code`, the classes and the blocks; or `code`, a file that defines the classes."""
 
@@ -230,6 +253,8 @@ class Spec:
     examples: tuple[Mapping[str, tuple[Any, Span]], ...]
     undecided: tuple[tuple[Text, str], ...]  # of a draft: the key, and the open question
     root: Node = field(compare=False, repr=False)
+    sources: tuple[NamedSource, ...] = ()  # several, in place of one, in the order of the spec
+    part_of: str = ""  # for the reading of the config of one of several sources: the name of that source
 
     @property
     def code_file(self) -> Path:

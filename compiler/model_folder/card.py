@@ -51,17 +51,24 @@ def manifest(
     """
     spec = plan.program.spec
     written = open_checkpoint(digests).tensors if digests else {}
+    owners = {file: name for name, one in checkpoint.sources.items() for file in one.files}
     tensors: dict[str, Any] = {}
     for group in plan.groups:
         rule = {"kind": group.rule.kind, "name": group.rule.name, "line": group.rule.span.line}
         for target in group.target_list:
             entry: dict[str, Any] = {"dtype": target.dtype, "shape": list(target.shape), "from": group.source_names}
             entry["rule"] = {key: value for key, value in rule.items() if value}
+            if checkpoint.sources:
+                entry["sources"] = sorted(
+                    {owners[p.path] for n in group.source_names for p in checkpoint.tensors[n].parts}
+                )
             if digests:
                 entry["sha256"] = hashlib.sha256(read_bytes(dense(written[target.name]))).hexdigest()
                 tick(target.nbytes)
             tensors[target.name] = entry
     sources: list[dict[str, Any]] = [{"file": path.name, "bytes": path.stat().st_size} for path in checkpoint.files]
+    for source, path in zip(sources, checkpoint.files, strict=True) if owners else ():
+        source["source"] = owners[path]
     for source, path in zip(sources, checkpoint.files, strict=True) if digests else ():
         source["sha256"] = file_digest(path, tick)
     content = {

@@ -20,16 +20,25 @@ from compiler.language.name_pattern import Pattern
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.language.spec import in_parts
 from compiler.plan.joined_parts import joined
+from compiler.plan.named_sources import named_paths, united
 from compiler.program.program import Program
 
 Opened = dict[object, list[Checkpoint] | tuple[Diagnostic, ...]]
 
 
 def open_source(
-    program: Program, paths: Sequence[Path], weights: str | None = None, opened: Opened | None = None
+    program: Program,
+    paths: Sequence[Path],
+    weights: str | None = None,
+    opened: Opened | None = None,
+    names: Sequence[str] = (),
 ) -> Checkpoint:
     """Open a user's paths. `weights`: the key path of the weights in a torch file; `opened`: a cache of opened files and of
-    failures, shared between programs. Raises Refusal."""
+    failures, shared between programs; `names`: the name of the source at each path, where there are several. Raises
+    Refusal."""
+    if named := named_paths(program, paths, names):
+        nested = {source.name.value: source.nested for source in program.spec.sources}
+        return united(program, {n: open_checkpoint(path, weights, nested[n]) for n, path in named.items()})
     files = _files(program.spec.weights, paths, bool(program.merged))
     checkpoints = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
     if how := program.quantized_by:

@@ -16,6 +16,7 @@ from compiler.ops import arithmetic
 from compiler.ops.algebra import Op, OpError
 from compiler.ops.step_readers import read_op
 from compiler.ops.written_step import WrittenStep, size_of
+from compiler.program.named_sources import unqualified
 from compiler.program.program import Merged, Program, Rule, Tie
 
 
@@ -46,7 +47,8 @@ class _Builder:
         rules: list[Rule] = []
         for kind, entries in (("keep", spec.keep), ("rename", spec.rename)):
             for entry in entries:
-                source, target = self.pattern(entry.source), self.pattern(entry.target)
+                written = unqualified(entry.target) if kind == "keep" and spec.sources else entry.target
+                source, target = self.pattern(entry.source), self.pattern(written)
                 if source and target and (rule := self.renamed(kind, entry, source, target)):
                     rules.append(rule)
         seen: dict[str, Span] = {}

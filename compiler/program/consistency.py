@@ -10,6 +10,7 @@ from compiler.language.expression import Expr, parse_expr
 from compiler.language.name_pattern import Pattern
 from compiler.language.name_pattern_overlap import common_name
 from compiler.language.name_pattern_parser import parse_pattern
+from compiler.program.named_sources import check_sources
 from compiler.program.program import Program
 
 
@@ -18,6 +19,9 @@ def check(program: Program) -> None:
     checker = _Checker(program)
     for text, question in program.spec.undecided:
         checker.report.add(text.span, f"undecided: {question}", "undecided", "decide it, then remove this entry")
+    if program.spec.sources:
+        check_sources(program, checker.report)
+        checker.report.settle()
     checker.check_claims(program)
     checker.check_merge(program)
     checker.check_ranks(program)

@@ -33,7 +33,7 @@ def values(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     required = tuple(a.name for a in arguments if a.required)
     guesses = tuple(a.name for a in arguments if a.guess)
     fixed = _fixed(spec, neutral)
-    reads_config = bool(options or fixed)
+    reads_config = bool(options or fixed) and not spec.sources
     yaml_config = spec.source_config.endswith((".yaml", ".yml"))
     what = f"{'YAML' if yaml_config else 'JSON'} file of the arguments below"
     beside = f" ({spec.source_config} beside the weights)" if spec.source_config else ""
@@ -50,10 +50,10 @@ def values(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         # Whether it matters which arguments were given, beside their values.
         "stated": bool(required or guesses or spec.models or any(a.derive for a in arguments)),
         "reads_config": reads_config,
-        "usage": "".join(f" --{name} N" for name in required[:2]) if not spec.source_config else "",
+        "usage": "".join(f" --{name} N" for name in required[:2]) if not (spec.source_config or spec.sources) else "",
         "config_help": quoted((what + beside).replace("%", "%%")),
         "yaml_config": yaml_config and reads_config,
-        "json_config": not yaml_config and reads_config,
+        "json_config": (not yaml_config and reads_config) or bool(spec.sources),
         "rotary": rotary,
         "scaled": "rope_scaling" in known,
         "whole_heads": "partial_rotary_factor" not in known,
@@ -74,7 +74,7 @@ def _grouped(options: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
 def _fixed(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> list[str]:
     """The lines of a dict of the fields that can have only some values. Null is the same as false."""
     names: dict[str, list[str]] = {}  # code of the values -> the fields that can have these
-    for name, values in {**neutral, **{field.name: field.values for field in spec.fixed.values()}}.items():
+    for name, values in {**neutral, **_fixed_values(spec)}.items():
         held = [*values, *(None for one in values if one is False)]
         unique = [literal(one) for n, one in enumerate(held) if repr(one) not in map(repr, held[:n])]
         names.setdefault(f"({', '.join(unique)}{',' * (len(unique) == 1)})", []).append(quoted(name))
@@ -86,6 +86,12 @@ def _fixed(spec: Spec, neutral: Mapping[str, Sequence[Any]]) -> list[str]:
             start = [f"**dict.fromkeys([{first}", *(f"    {line}" for line in others)]
             lines += [*start[:-1], f"{start[-1].rstrip(',')}], {code}),"]
     return lines
+
+
+def _fixed_values(spec: Spec) -> dict[str, tuple[Any, ...]]:
+    """The fields that can have only some values, and these; of several sources, under the names of these."""
+    named = [(f"{source.name}_", source.fixed) for source in spec.sources]
+    return {start + n: field.values for start, fixed in [("", spec.fixed), *named] for n, field in fixed.items()}
 
 
 def _default(spec: Spec, name: str) -> str:

@@ -14,7 +14,7 @@ from compiler.language.name_pattern_overlap import common_name
 from compiler.language.spec import in_parts
 from compiler.ops.lossy import Lora
 from compiler.program.program import Program
-from compiler.render import command_line
+from compiler.render import command_line, named_sources
 from compiler.render.config_fields import ConfigFields
 from compiler.render.long_lines import LINE, WIDEST, packed, shortened
 from compiler.render.python_source import ExprPrinter, in_f_string, inside, literal, names_regex, opposite, quoted, raw
@@ -76,6 +76,7 @@ class _Context:
             "module": self.module,
             **self.container(),
             **command_line.values(spec, self.neutral),
+            **named_sources.values(spec),
             "mapping": _aligned(
                 [(r.source, r.target) for r in state_dict.rows if not r.condition and not state_dict.kept]
             ),
@@ -122,21 +123,27 @@ class _Context:
         # A model and its adapter are two files.
         several = any(isinstance(op, Lora) for rule in self.program.rules for op, _ in rule.steps)
         kind = "torch"
-        if in_parts(weights):
+        if self.spec.sources:
+            kind = "sources"
+        elif in_parts(weights):
             kind = "parts" if self.program.merged else "files"
         elif suffix in (".gguf", ".safetensors"):
             kind = suffix[1:]
         elif several:
             kind = "files"
         several = several and kind == "files"
-        stored = kind == "gguf" or (kind != "safetensors" and not config)
+        stored = kind in ("gguf", "sources") or (kind != "safetensors" and not config)
         state = "Parts" if kind == "parts" else "dict[str, Tensor]"
         text = {
+            "sources": "its sources",
             "parts": f"the folder of {weights}",
             "files": f"its {suffix} files" if several else f"the folder of {weights}, or a file",
             "safetensors": "a .safetensors file, or the folder of one or of an index",
         }.get(kind, f"a {suffix} file")
         place = "args.source[0].parent" if several else "(args.source if args.source.is_dir() else args.source.parent)"
+        if kind == "sources":
+            first = f"paths[{quoted(self.spec.sources[0].name.value)}]"
+            place = f"({first} if {first}.is_dir() else {first}.parent)"
         beside = f"{place} / {quoted(config)}"
         if "*" in config:
             beside = f"min({place}.glob({quoted(config)}), default=args.out / 'none')"
@@ -145,11 +152,11 @@ class _Context:
         )
         return {
             "container": kind,
-            "nested": self.spec.nested,
+            "nested": self.spec.nested or any(source.nested for source in self.spec.sources),
             "several": several,
             "load_name": "load_state_dict" if kind == "torch" else "load_torch_file",
             "weights": quoted(weights),
-            "weights_text": in_f_string(weights),
+            "weights_text": in_f_string(weights) or "checkpoints",
             "suffixes": suffixes,
             "torch": suffixes != (".safetensors",),
             "stored": stored,
@@ -158,7 +165,7 @@ class _Context:
             "merged": [(raw(names_regex(m.pattern)), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
             "shaped": any(m.axis.asked for m in self.program.merged),
             "digits": len(re.findall(r"\d+", weights.partition("*")[0])),
-            "source_example": f"{example} lora{suffix}" if several else example,
+            "source_example": named_sources.words(self.spec) or f"{example} lora{suffix}" if several else example,
             "source_help": quoted(f"the checkpoint: {text}".replace("%", "%%")),
             "shapes": f"{{name: tensor.shape for name, tensor in {'meta' if kind == 'parts' else 'source'}.items()}}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",

@@ -113,8 +113,9 @@ def gather(
     assigned: Mapping[str, Any],
     any_model_type: bool = False,
     recorded: Mapping[str, Given] = MappingProxyType({}),
+    part: str = "",
 ) -> Settings:
-    """Collect the values of a source's arguments.
+    """Collect the values of a source's arguments. `part`: the key of the config that holds its fields, where it has that key.
 
     `any_model_type`: accept a config of another architecture. `recorded`: what the manifest beside the source has, which
     ranks below all else. Raises Refusal for a config that cannot be read, of another architecture, with a field of another
@@ -139,7 +140,9 @@ def gather(
         wrong += config_guard.architectures(program, objects, dict.fromkeys(p for p in (path, hub) if p is not None))
     if path is not None:
         whole = read_config_file(path)
-        model_fields = model_part(whole, known)
+        inner = whole.get(part)
+        model_fields = inner if part and isinstance(inner, dict) else model_part(whole, known)
+        whole = model_fields if model_fields is inner else whole
         fields = config_dialects.read_config(whole | model_fields)
         of_target = _is_of_target(program, model_fields)
         turned = {f.name for f in program.spec.config if f.carried != f.name}  # of another type in the source, maybe

@@ -25,8 +25,11 @@ _NOT_REVERSED = frozenset(["tie_word_embeddings", *config_meaning.HARMLESS])
 
 
 def target_types(program: Program) -> frozenset[str]:
-    """The `model_type` of what a spec writes; for code of the user, every one that its text states. Raises Refusal."""
+    """The `model_type` of what a spec writes; for code of the user, every one that its text states; none for the config of
+    one of several sources. Raises Refusal."""
     target = program.spec.target
+    if program.spec.part_of:
+        return frozenset()
     if target.code:
         with located(target.code.span):
             return model_file.stated_model_types(model_file.read_files(program.spec.code_file))
@@ -81,7 +84,7 @@ def other_architecture(
         if not isinstance(name, str):
             continue
         types = _types_by_class().get(name.lower(), frozenset())
-        if not allowed & types if types else kind in [*known]:
+        if not allowed & types if types else kind in [*known] and not program.spec.part_of:
             found["architectures"] = name
     takes = "reverses" if reverse else "converts"
     hint = "such a model may have the same names and compute something else; --ignore-model-type accepts it"

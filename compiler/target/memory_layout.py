@@ -25,6 +25,15 @@ INDEX = "e"  # of the names that a stacked axis is taken apart into
 _UNSTACK: Step = (("unstack", INDEX), ("axis", 0))
 
 
+def keeps_level(change: Any) -> bool:
+    """Whether a change of names on loading is undone on saving: all but those of prefixes, of which only those that drop a
+    level of a submodel's names, where the submodel itself is not called like that level."""
+    if not hasattr(change, "prefix_to_remove"):
+        return True
+    place, level = change.scope_prefix or "", change.prefix_to_remove
+    return bool(place and level) and place.rpartition(".")[2] != level
+
+
 def memory_tensors(state: Mapping[str, Any], written: Mapping[str, Any], save: Save) -> Iterator[MemoryTensor]:
     """The tensors of `state` (on the meta device) that are not written under their name as they are.
 

@@ -34,7 +34,7 @@ from compiler.target import class_registry, rotary_reading
 from compiler.target.class_signature import ClassSignature, ConfigSchema
 from compiler.target.config_dialects import EXPERTS, SHARE, THETA, config_json, json_text, read_config
 from compiler.target.declared_fields import assigned, declared, taken
-from compiler.target.memory_layout import memory_tensors, shared_names, unsaved_names
+from compiler.target.memory_layout import keeps_level, memory_tensors, shared_names, unsaved_names
 
 # Fields that any config may hold although newer base classes leave them to the model's own.
 COMMON_FIELDS = {
@@ -340,13 +340,19 @@ def _tied_patterns(model: Any) -> Iterable[str]:
 
 
 def _on_disk(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` as saving writes it: generation 5 reverses the conversion of loading, generation 4 has none."""
+    """`state` as saving writes it: generation 5 reverses the conversion of loading, generation 4 has none. Names of submodels
+    keep the level that 5 drops: that generation reads both, 4 only these."""
     renamed: dict[str, Any] = dict(state)
     if hasattr(model, "_fix_state_dict_keys_on_save"):
         return dict(model._fix_state_dict_keys_on_save(renamed))
-    from transformers.core_model_loading import revert_weight_conversion
+    from transformers import core_model_loading
 
-    return dict(revert_weight_conversion(model, renamed))
+    if hasattr(core_model_loading, "PrefixChange"):
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        changes = get_model_conversion_mapping(model, add_legacy=False)
+        model._weight_conversions = [change for change in changes if keeps_level(change)]
+    return dict(core_model_loading.revert_weight_conversion(model, renamed))
 
 
 def stored_names(model: Any) -> dict[str, tuple[str, ...]]:

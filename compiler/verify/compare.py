@@ -144,6 +144,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
         place = Path(name)
         common = Job(plan.program, tuple(request.source), plan, weights=request.weights, trials=(Trial(),))
+        common = replace(common, names=tuple(request.names))
         source = source_job(common, plan, checkpoint, request, model, place, _rounding(converted))
         others = (plan.values, source.config)
         length = _length(model.length, config, others, weights)

@@ -64,7 +64,7 @@ class Job:
 
     `plan` makes the model's tensors from the checkpoint's; without one the model has the checkpoint's own names. With
     `folder`, Transformers builds the model from the config there and, if `written`, takes its weights too. Otherwise
-    `entry` is MODULE:CLASS or FILE:FUNCTION, built from `config`. `rounding`: a dtype that every weight is rounded to.
+    `names`: of the sources at `paths`, where the spec has several. `entry` is MODULE:CLASS or FILE:FUNCTION, built from `config`. `rounding`: a dtype that every weight is rounded to.
 
     `inputs` are the tensors to run. If they are None, the process draws them: of the `shapes`, or of the shapes that
     the class and its config imply, with `length` tokens smaller than `below`. `watch`: record what each module returns.
@@ -81,6 +81,7 @@ class Job:
     aliases: Mapping[str, str] = field(default_factory=dict)
     rounding: str = ""
     weights: str | None = None
+    names: tuple[str, ...] = ()
     inputs: Mapping[str, Any] | None = None
     shapes: tuple[InputShape, ...] = ()
     length: int = 0

@@ -59,7 +59,7 @@ def round_trip(program: Program, request: Request, out: Path, progress: Progress
     # What config.json does not carry, such as the version of the source's layout, is that of the source.
     carried = {field.carried for field in program.spec.config}
     values = {name: value for name, value in plan.values.items() if name not in carried}
-    reverse_request = replace(request, source=[out], config=None, reverse=True, dtype=None, assigned=values)
+    reverse_request = replace(request, source=[out], names=(), config=None, reverse=True, dtype=None, assigned=values)
     back = prepare(program, reverse_request)
     tick = (progress or Progress()).begin(COMPARING, sum(target.nbytes for target in back.plan.targets))
     return compare_weights(plan, checkpoint, back.plan, back.checkpoint, tick)

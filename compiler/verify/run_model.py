@@ -21,6 +21,7 @@ from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.executor.apply_rule import applied, loaded
 from compiler.plan.plan import Plan
 from compiler.plan.source_files import open_source
+from compiler.program.named_sources import MARK
 from compiler.target.model_class import stored_names
 from compiler.verify import model_inputs, source_model
 from compiler.verify.job import Job, Results, RowOrder, Trial, save_results
@@ -58,7 +59,7 @@ class _First:
 
 def results(job: Job) -> Results:
     """Run the job in this process. Raises what the model raises."""
-    checkpoint = open_source(job.program, job.paths, job.weights)
+    checkpoint = open_source(job.program, job.paths, job.weights, names=job.names)
     written = _written(job)
     first = _First(job.inputs, wide=job.folder is None)
     outputs: list[dict[str, Any]] = []
@@ -222,12 +223,22 @@ def _of_code(job: Job, state: Mapping[str, Any], first: _First) -> Any:
     """The source's own model in float32; without widening, its buffers keep their dtypes."""
     model = source_model.build(job.entry, job.config)
     first.report["narrow"] |= narrow_tensors(model) if not first.wide else set()
-    source_model.load_weights(model, state, job.ignored, job.aliases)
+    ignored, aliases = job.ignored, job.aliases
+    if job.names:  # the model has a submodule for each source
+        state = {_dotted(name): tensor for name, tensor in state.items()}
+        ignored = frozenset(map(_dotted, ignored))
+        aliases = {_dotted(alias): _dotted(owner) for alias, owner in aliases.items()}
+    source_model.load_weights(model, state, ignored, aliases)
     if first.wide:
         return model.float()
     for parameter in model.parameters():
         parameter.data = parameter.data.float() if parameter.is_floating_point() else parameter.data
     return model
+
+
+def _dotted(name: str) -> str:
+    """The name in a model of the tensor `name` of one of several sources."""
+    return name.replace(MARK, ".", 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

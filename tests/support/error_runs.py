@@ -272,6 +272,14 @@ def missing_part() -> str:
     return "run small.yaml folder out"
 
 
+def missing_source() -> str:
+    return "run llava_llava text=model.safetensors out"
+
+
+def repeated_source() -> str:
+    return "run llava_llava text=model.safetensors vision=model.safetensors out"
+
+
 def missing_tensor() -> str:
     weights("model.safetensors", without("layers.1.self_attn.k", "norm"))
     return RUN
