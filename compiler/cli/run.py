@@ -47,6 +47,9 @@ def run_parser() -> Parser:
     parser.add_to()
     parser.add_field("container", "store the weights as torch.distributed.checkpoint does: dcp", choices=["dcp"])
     parser.add_field("parts", "with --reverse: write a folder of N tensor-parallel parts", metavar="N")
+    parser.add_field(
+        "ranks", "the same for several kinds of ranks: tensor, pipeline and expert parallel", metavar="tp=N,pp=N,ep=N"
+    )
     parser.add_field("force", "write into a folder that is not empty")
     parser.add_field("resume", "continue a run that was killed or interrupted")
     parser.add_field("check_values", "count NaN and infinity in all values, not in samples")
@@ -77,8 +80,9 @@ def run(options: argparse.Namespace) -> int:
             f"--verify compares a converted folder with its source; {option} writes no such folder",
             "wrong-usage",
         )
-    if options.parts != 1 and not (options.reverse or options.to):
-        refuse("mapspec run", "--parts is an option of --reverse and --to", "wrong-usage", "add --reverse")
+    for option, value in (("--parts", options.parts != 1), ("--ranks", options.ranks)):
+        if value and not (options.reverse or options.to):
+            refuse("mapspec run", f"{option} is an option of --reverse and --to", "wrong-usage", "add --reverse")
     safetensors_layout.parse_size(options.max_shard_size)
     kinds = {options.tokenizer: "missing-tokenizer", options.processor: "missing-processor"}
     usage.check_places("mapspec run", options.spec, options.source, {options.config: "unreadable-file", **kinds})

@@ -183,6 +183,9 @@ def _layout(source: Node | None) -> SourceLayout:
         omit_all=isinstance(omit, Scalar),
         fields=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "fields")),
         constants=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "constants")),
+        folder=_string(node, "folder"),
+        objects=tuple((key.text, document.plain(value)) for key, value in _entries(node, "objects")),
+        texts=tuple((key.text, str(document.plain(value))) for key, value in _entries(node, "texts")),
     )
 
 
@@ -335,7 +338,8 @@ def _ranks(source: Node | None) -> Ranks | None:
         (Text(key.text, key.span), Text(str(document.plain(value)), value.span))
         for key, value in _entries(node, "copies")
     )
-    return Ranks(_text(node, "pipeline"), _text(node, "expert"), copies)
+    first = tuple(Text(item.text, item.span) for item in _items(node, "first") if isinstance(item, Scalar))
+    return Ranks(_text(node, "pipeline"), _text(node, "expert"), first, copies)
 
 
 def _verify_input(key: Scalar, node: Node) -> VerifyInput:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from compiler.checkpoints.formats.pickle_globals import STORAGE_TYPES
 from compiler.checkpoints.formats.stored_tensor import dense_strides
 from compiler.checkpoints.formats.zip_structs import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64
+from compiler.layout.array import Array
 from compiler.output.earlier_run import MARK
+from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import TargetTensor
 
 ALIGNMENT = 64
@@ -101,6 +103,22 @@ class PthFile:
 def lay_out(name: str, targets: Sequence[TargetTensor], wrapping: Wrapping = Wrapping()) -> PthFile:
     """The file of that name for these tensors, in their order."""
     return _lay_out(name.strip(".").split(".")[0] or "archive", targets, _pickled(targets, wrapping))
+
+
+def out_file(
+    path: str,
+    targets: Sequence[TargetTensor],
+    wrapping: Wrapping = Wrapping(),
+    names: Mapping[str, str] | None = None,
+    cut: Callable[[str, Array], Array] | None = None,
+) -> OutFile:
+    """The file of these targets at a relative path. `names`: what the file calls targets that it has under another name;
+    `cut`: the part that it has of each, of the shape that is given."""
+    names = names or {}
+    renamed = [replace(target, name=names.get(target.name, target.name)) for target in targets]
+    file = lay_out(Path(path).name, renamed, wrapping)
+    offsets = {target.name: file.offsets[own.name] for target, own in zip(targets, renamed, strict=True)}
+    return OutFile(path, b"", offsets, file.size, tuple(file.gaps), file.finish, cut)
 
 
 def lay_out_tensor(target: TargetTensor) -> PthFile:
