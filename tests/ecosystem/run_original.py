@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,6 +59,72 @@ def timm(folder: Path, pixels: torch.Tensor) -> torch.Tensor:
     return model.eval()(pixels)
 
 
+def megatron(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Megatron-Core's own GPT in one process for each rank file, which talk over gloo. The step is the one that the tracker
+    file names; the sizes and the grid are those of the stored arguments."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "recorders"))
+    from torch import multiprocessing
+
+    step = folder / (folder / "latest_checkpointed_iteration.txt").read_text()
+    # The order of Megatron's ranks: tensor parallel first, then expert parallel, pipeline stages last.
+    files = sorted(step.glob("mp_rank_*/model_optim_rng.pt"), key=_megatron_order)
+    work = folder.parent / "megatron"
+    work.mkdir()
+    multiprocessing.start_processes(_megatron_rank, (files, ids, work), nprocs=len(files), start_method="fork")
+    logits: torch.Tensor = torch.load(work / "logits.pt")
+    return logits
+
+
+def _megatron_order(file: Path) -> list[str]:
+    tensor, *others = file.parent.name.removeprefix("mp_rank_").split("_")
+    return [*others, tensor]
+
+
+def _megatron_rank(rank: int, files: list[Path], ids: torch.Tensor, work: Path) -> None:
+    from argparse import Namespace
+
+    import run_megatron_core as core
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import initialize_rng_tracker
+    from megatron.core.transformer.moe import moe_utils
+    from torch import distributed
+
+    stored = torch.load(files[rank], weights_only=False)
+    said = Namespace(**{**core.ARGS, **vars(stored["args"])})
+    sizes = [getattr(said, f"{axis}_model_parallel_size") for axis in ("tensor", "pipeline", "expert")]
+    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
+    torch.cuda.synchronize = lambda: None  # type: ignore[assignment, misc]
+    torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[assignment, method-assign, misc]
+    moe_utils.te_general_gemm = None
+    distributed.init_process_group("gloo", init_method=f"file://{work}/meet", rank=rank, world_size=len(files))
+    parallel_state.initialize_model_parallel(sizes[0], sizes[1], expert_model_parallel_size=sizes[2])
+    initialize_rng_tracker(inference_rng_tracker=True)
+    stage, last = parallel_state.get_pipeline_model_parallel_rank(), sizes[1] - 1
+    assert files[rank].parent.name == _megatron_name(parallel_state, sizes)
+    model = core.built(said, pre_process=stage == 0, post_process=stage == last).eval()
+    model.load_state_dict(stored["model"])
+    length, neighbour = ids.shape[1], len(files) // sizes[1]
+    masked = torch.ones(1, 1, length, length).triu(1).bool()
+    with torch.no_grad():
+        if stage:
+            hidden = torch.empty(length, len(ids), said.hidden_size)
+            distributed.recv(hidden, rank - neighbour)
+            model.set_input_tensor(hidden)
+        result = model(ids, torch.arange(length)[None], masked)
+    if stage < last:
+        distributed.send(result.contiguous(), rank + neighbour)
+    elif rank == len(files) - 1:
+        torch.save(result, work / "logits.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _megatron_name(parallel_state: Any, sizes: list[int]) -> str:
+    name = f"mp_rank_{parallel_state.get_tensor_model_parallel_rank():02d}"
+    name += f"_{parallel_state.get_pipeline_model_parallel_rank():03d}" * (sizes[1] > 1)
+    return name + f"_{parallel_state.get_expert_model_parallel_rank():03d}" * (sizes[2] > 1)
+
+
 def gguf(file: Path, ids: torch.Tensor) -> torch.Tensor:
     """16 greedy tokens of llama.cpp after each row, not logits; over HTTP, since only that answers with ids."""
     from urllib.request import Request, urlopen
@@ -79,7 +146,7 @@ def gguf(file: Path, ids: torch.Tensor) -> torch.Tensor:
 
 if __name__ == "__main__":
     family, folder, given, out = sys.argv[1:]
-    programs = {"litgpt": litgpt, "torchtune": torchtune, "timm": timm, "gguf": gguf}
+    programs = {"litgpt": litgpt, "torchtune": torchtune, "timm": timm, "gguf": gguf, "megatron": megatron}
     with torch.no_grad():
         result = programs[family](Path(folder), torch.load(given, weights_only=True))
     torch.save(result if family == "gguf" else result.float(), out)

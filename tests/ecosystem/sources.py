@@ -74,6 +74,43 @@ def test_the_original_loads_a_reverse(tmp_path: Path, family: str, name: str) ->
     torch.testing.assert_close(logits, wanted, atol=case.said["tolerance"], rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "grid", "settings"),
+    [
+        ("qwen3_tied", "tp=2,pp=2", {}),
+        ("llama31_scaled", "tp=2", {}),
+        ("qwen2_local", "pp=2", {}),
+        ("qwen3_moe", "tp=2,pp=2", {"expert_layout": "local"}),
+    ],
+)
+def test_megatron_core_loads_ranks(tmp_path: Path, name: str, grid: str, settings: dict[str, Any]) -> None:
+    """One process of Megatron-Core for each file, its modules without Transformer Engine; the logits are the recorded ones."""
+    case = Case(ORACLES / "megatron_mcore" / name)
+    convert(case.program, case.request, tmp_path / "converted")
+    assigned = {"fused_norms": False, **settings}
+    request = Request([tmp_path / "converted"], reverse=True, ranks=grid, assigned=assigned)
+    convert(case.program, request, tmp_path / "ranks")
+    assert case.golden is not None
+    golden = load_file(case.golden)
+    wanted = golden["logits_fp32"].float()
+    logits = original("megatron", tmp_path / "ranks", golden["input_ids"], tmp_path)[:, -wanted.shape[1] :]
+    torch.testing.assert_close(logits, wanted, atol=case.said["tolerance"], rtol=0)
+
+
+def test_megatron_core_loads_expert_parallel_ranks(tmp_path: Path) -> None:
+    """Eight processes with half of the experts each compute what one process computes."""
+    program, source = load_program("mcore_qwen3_moe"), ORACLES.parent / "trainers" / "megatron_experts" / "whole"
+    convert(program, Request([source]), tmp_path / "converted")
+    assigned = {"fused_norms": False, "expert_layout": "local"}
+    ids, logits = torch.randint(0, 24, (1, 12), generator=torch.Generator().manual_seed(3)), []
+    for n, grid in enumerate(("tp=1", "tp=2,pp=2,ep=2")):
+        work = tmp_path / str(n)
+        request = Request([tmp_path / "converted"], reverse=True, ranks=grid, assigned=assigned)
+        convert(program, request, work / "ranks")
+        logits.append(original("megatron", work / "ranks", ids, work))
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
+
+
 def test_litgpt_loads_what_torchtune_wrote(tmp_path: Path) -> None:
     """From one trainer to the other in one pass; the logits are those of the first."""
     case = Case(ORACLES / "torchtune" / "llama31_scaled")
