@@ -18,6 +18,7 @@ from compiler.diagnostics import refuse
 from compiler.executor import model_parallel_files
 from compiler.executor.model_parallel_files import Grid
 from compiler.jobs.request import Request
+from compiler.language.spec import SourceLayout
 from compiler.model_folder import gguf_tokenizer, gguf_values, sidecar_files, source_folder
 from compiler.output import dcp_layout, gguf_layout, pth_layout, safetensors_layout
 from compiler.output.safetensors_layout import OutFile
@@ -91,8 +92,11 @@ class Destination:
         """The files of weights, in whichever container. Raises Refusal."""
         plan, request = self.plan, self.request
         if request.container == DCP:
-            keys = plan.program.spec.layout.state_dict if plan.reverse else ()
-            return dcp_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size), keys)
+            layout = plan.program.spec.layout if plan.reverse else SourceLayout()
+            limit = safetensors_layout.parse_size(request.max_shard_size)
+            files = dcp_layout.lay_out(plan.targets, limit, layout.state_dict)
+            common = source_folder.wrapping(plan) if layout.common else None
+            return [*files, *([pth_layout.out_file(layout.common, [], common)] if common else [])]
         if not plan.reverse:
             return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
         name = weights_file(plan.program, request, self.out)

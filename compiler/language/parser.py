@@ -185,6 +185,7 @@ def _layout(source: Node | None) -> SourceLayout:
         constants=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "constants")),
         folder=_string(node, "folder"),
         objects=tuple((key.text, document.plain(value)) for key, value in _entries(node, "objects")),
+        common=_string(node, "common"),
         texts=tuple((key.text, str(document.plain(value))) for key, value in _entries(node, "texts")),
     )
 

@@ -162,7 +162,8 @@ class SourceLayout:
     """How `--reverse` writes a source: the name of its weights `file`, which a single file has in place of the glob; the
     keys of a torch file under which the `state_dict` and the model's `arguments` are (as an argparse.Namespace if
     `namespace`), and constants that are beside them, the `objects`; the key of the config that is the `holder` of the
-    model's fields. Torch files are in the subfolder `folder`, and `texts` are files beside it.
+    model's fields. Torch files are in the subfolder `folder`, and `texts` are files beside it. Beside a
+    distributed checkpoint, the torch file `common` has the arguments and the objects.
 
     The fields are the arguments, the facts that become config fields, and the fixed fields, except those in `omit`
     (`omit_all`: none of them), and those of `fields`.
@@ -180,6 +181,7 @@ class SourceLayout:
     folder: str = ""
     objects: tuple[tuple[str, Any], ...] = ()
     texts: tuple[tuple[str, str], ...] = ()
+    common: str = ""
 
     def path(self, name: str) -> str:
         """The path of a torch file of that name."""

@@ -150,7 +150,7 @@ def collect(
     plan = replace(plan, values={**plan.values, **{name: env[name] for name in plan.program.spec.arguments}})
     texts = {**beside.texts, **config_text(plan)}
     layout = plan.program.spec.layout
-    if any(name.startswith(f"{layout.folder}/") for name in weights):
+    if any(name == layout.common or name.startswith(f"{layout.folder}/") for name in weights):
         texts |= dict(layout.texts)
     if safetensors_layout.is_divided(files):
         texts[INDEX] = safetensors_layout.index_json(files, plan.targets)

@@ -172,17 +172,14 @@ _ORDERED = b"ccollections\nOrderedDict\n)R"
 
 
 def _pickled(targets: Sequence[TargetTensor], wrapping: Wrapping) -> bytes:
+    """The tensors as the wrapping says; without any tensor, a dictionary of its objects."""
+    objects = b"".join(_text(n) + _object(v, n in wrapping.namespaces) for n, v in wrapping.objects.items())
+    if not targets and objects:
+        return b"\x80\x02}(" + objects + b"u."
     items = b"".join(_text(t.name) + _tensor(n, t) for n, t in enumerate(targets))
     held = _ORDERED + b"(" + items + b"u"
     for depth, key in reversed(list(enumerate(wrapping.keys))):
-        others = wrapping.objects.items() if depth == 0 else ()
-        held = (
-            b"}("
-            + b"".join(_text(n) + _object(v, n in wrapping.namespaces) for n, v in others)
-            + _text(key)
-            + held
-            + b"u"
-        )
+        held = b"}(" + (objects if depth == 0 else b"") + _text(key) + held + b"u"
     return b"\x80\x02" + held + b"."
 
 

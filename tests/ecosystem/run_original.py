@@ -75,6 +75,60 @@ def megatron(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+def megatron_dist(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Megatron-Core's own GPT, which loads a distributed checkpoint in two tensor-parallel ranks; sizes are those of the
+    arguments in `common.pt`."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "recorders"))
+    from torch import multiprocessing
+
+    work = folder.parent / "megatron"
+    work.mkdir()
+    multiprocessing.start_processes(_megatron_dist_rank, (folder, ids, work), nprocs=2, start_method="fork")
+    logits: torch.Tensor = torch.load(work / "logits.pt")
+    return logits
+
+
+def _megatron_dist_rank(rank: int, folder: Path, ids: torch.Tensor, work: Path) -> None:
+    from argparse import Namespace
+
+    from megatron.core import dist_checkpointing
+
+    core = _megatron_start(rank, [2, 1, 1], work)
+    common = dist_checkpointing.load_common_state_dict(str(folder))
+    sizes = {"tensor_model_parallel_size": 2}
+    model = core.built(Namespace(**{**core.ARGS, **vars(common["args"]), **sizes})).eval()
+    strict = dist_checkpointing.validation.StrictHandling.RETURN_ALL
+    state = {"model": model.sharded_state_dict()}
+    loaded, unread, absent = dist_checkpointing.load(state, str(folder), strict=strict)
+    assert not unread, unread
+    assert all(name.endswith("_extra_state") for name in absent), absent  # the scales of FP8 training
+    model.load_state_dict(loaded["model"])
+    masked = torch.ones(1, 1, ids.shape[1], ids.shape[1]).triu(1).bool()
+    with torch.no_grad():
+        result = model(ids, torch.arange(ids.shape[1])[None], masked)
+    if rank == 0:
+        torch.save(result, work / "logits.pt")
+
+
+def _megatron_start(rank: int, sizes: list[int], work: Path) -> Any:
+    """Join the processes of a tensor-, pipeline- and expert-parallel grid, on the CPU; returns the recorder's module."""
+    import run_megatron_core as core
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import initialize_rng_tracker
+    from megatron.core.transformer.moe import moe_utils
+    from torch import distributed
+
+    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
+    torch.cuda.synchronize = lambda: None  # type: ignore[assignment, misc]
+    torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[assignment, method-assign, misc]
+    moe_utils.te_general_gemm = None
+    world = sizes[0] * sizes[1] * sizes[2]
+    distributed.init_process_group("gloo", init_method=f"file://{work}/meet", rank=rank, world_size=world)
+    parallel_state.initialize_model_parallel(sizes[0], sizes[1], expert_model_parallel_size=sizes[2])
+    initialize_rng_tracker(inference_rng_tracker=True)
+    return core
+
+
 def _megatron_order(file: Path) -> list[str]:
     tensor, *others = file.parent.name.removeprefix("mp_rank_").split("_")
     return [*others, tensor]
@@ -83,22 +137,13 @@ def _megatron_order(file: Path) -> list[str]:
 def _megatron_rank(rank: int, files: list[Path], ids: torch.Tensor, work: Path) -> None:
     from argparse import Namespace
 
-    import run_megatron_core as core
     from megatron.core import parallel_state
-    from megatron.core.tensor_parallel.random import initialize_rng_tracker
-    from megatron.core.transformer.moe import moe_utils
     from torch import distributed
 
     stored = torch.load(files[rank], weights_only=False)
+    sizes = [getattr(stored["args"], f"{axis}_model_parallel_size") for axis in ("tensor", "pipeline", "expert")]
+    core = _megatron_start(rank, sizes, work)
     said = Namespace(**{**core.ARGS, **vars(stored["args"])})
-    sizes = [getattr(said, f"{axis}_model_parallel_size") for axis in ("tensor", "pipeline", "expert")]
-    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
-    torch.cuda.synchronize = lambda: None  # type: ignore[assignment, misc]
-    torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[assignment, method-assign, misc]
-    moe_utils.te_general_gemm = None
-    distributed.init_process_group("gloo", init_method=f"file://{work}/meet", rank=rank, world_size=len(files))
-    parallel_state.initialize_model_parallel(sizes[0], sizes[1], expert_model_parallel_size=sizes[2])
-    initialize_rng_tracker(inference_rng_tracker=True)
     stage, last = parallel_state.get_pipeline_model_parallel_rank(), sizes[1] - 1
     assert files[rank].parent.name == _megatron_name(parallel_state, sizes)
     model = core.built(said, pre_process=stage == 0, post_process=stage == last).eval()
@@ -147,6 +192,7 @@ def gguf(file: Path, ids: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     family, folder, given, out = sys.argv[1:]
     programs = {"litgpt": litgpt, "torchtune": torchtune, "timm": timm, "gguf": gguf, "megatron": megatron}
+    programs |= {"megatron_dist": megatron_dist}
     with torch.no_grad():
         result = programs[family](Path(folder), torch.load(given, weights_only=True))
     torch.save(result if family == "gguf" else result.float(), out)

@@ -97,6 +97,21 @@ def test_megatron_core_loads_ranks(tmp_path: Path, name: str, grid: str, setting
     torch.testing.assert_close(logits, wanted, atol=case.said["tolerance"], rtol=0)
 
 
+@pytest.mark.parametrize(("name", "settings"), [("qwen3_tp2", {}), ("qwen3_moe", {"own_norms": False})])
+def test_megatron_core_loads_a_distributed_checkpoint(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    """One tensor for all layers, which each of two ranks reads a part of; every name must be there and no other."""
+    case = Case(ORACLES / "megatron_mcore" / name)
+    convert(case.program, case.request, tmp_path / "converted")
+    program = load_program(case.program.spec.name.value.replace("mcore_", "mcore_dist_"))
+    request = Request([tmp_path / "converted"], reverse=True, container="dcp", assigned=settings)
+    convert(program, request, tmp_path / "dist")
+    assert case.golden is not None
+    golden = load_file(case.golden)
+    wanted = golden["logits_fp32"].float()
+    logits = original("megatron_dist", tmp_path / "dist", golden["input_ids"], tmp_path)[:, -wanted.shape[1] :]
+    torch.testing.assert_close(logits, wanted, atol=case.said["tolerance"], rtol=0)
+
+
 def test_megatron_core_loads_expert_parallel_ranks(tmp_path: Path) -> None:
     """Eight processes with half of the experts each compute what one process computes."""
     program, source = load_program("mcore_qwen3_moe"), ORACLES.parent / "trainers" / "megatron_experts" / "whole"
