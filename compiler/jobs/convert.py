@@ -173,7 +173,9 @@ def write(
 
 def _output(out: Path, request: Request, program: Program, fingerprint: str = "") -> AtomicOutput:
     folder = is_folder(request, out)
-    parts = program.spec.layout.path(program.spec.weights) if request.backwards and folder and program.spec.weights else ""
+    parts = (
+        program.spec.layout.path(program.spec.weights) if request.backwards and folder and program.spec.weights else ""
+    )
     return AtomicOutput(out, request.force, request.resume, fingerprint, folder, parts)
 
 

@@ -75,7 +75,9 @@ class _Binder:
             for rule in active:
                 if rule.irreversible:
                     name = rule.name or rule.kind
-                    self.report.add(rule.span, f"the rule {name} has no inverse: {rule.irreversible}", "irreversible-rule")
+                    self.report.add(
+                        rule.span, f"the rule {name} has no inverse: {rule.irreversible}", "irreversible-rule"
+                    )
             self.report.settle()
         self.rules = [rule.reversed() for rule in active] if reverse else active
         self.claimant = Claimant(program, self.rules, signature, env, reverse)

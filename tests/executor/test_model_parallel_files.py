@@ -113,7 +113,9 @@ def test_ranks_are_read_as_the_same_model(tmp_path: Path, case: str) -> None:
     assert folder_image(tmp_path / "again") == folder_image(tmp_path / "converted")
     read = [(place / "config.json").read_text() for place in (tmp_path / "again", tmp_path / "converted")]
     assert read[0] == read[1]
-    assert len(list(made.rglob("*.pt"))) == {"megatron_experts": 8, "megatron_interleaved": 4, "megatron_uneven": 3}[case]
+    assert (
+        len(list(made.rglob("*.pt"))) == {"megatron_experts": 8, "megatron_interleaved": 4, "megatron_uneven": 3}[case]
+    )
 
 
 def test_one_pass_from_another_layout(tmp_path: Path) -> None:
