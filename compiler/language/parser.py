@@ -184,7 +184,8 @@ def _layout(source: Node | None) -> SourceLayout:
         fields=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "fields")),
         constants=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "constants")),
         folder=_string(node, "folder"),
-        objects=tuple((key.text, document.plain(value)) for key, value in _entries(node, "objects")),
+        objects=tuple(Field(key.text, _expr(value), None, key.span) for key, value in _entries(node, "objects")),
+        dictionaries=tuple(item.text for item in _items(node, "dictionaries") if isinstance(item, Scalar)),
         common=_string(node, "common"),
         texts=tuple((key.text, str(document.plain(value))) for key, value in _entries(node, "texts")),
     )

@@ -161,7 +161,8 @@ class Field:
 class SourceLayout:
     """How `--reverse` writes a source: the name of its weights `file`, which a single file has in place of the glob; the
     keys of a torch file under which the `state_dict` and the model's `arguments` are (as an argparse.Namespace if
-    `namespace`), and constants that are beside them, the `objects`; the key of the config that is the `holder` of the
+    `namespace`), what is beside them, the `objects`; the `dictionaries` in
+    which names are nested, as beginnings of names; the key of the config that is the `holder` of the
     model's fields. Torch files are in the subfolder `folder`, and `texts` are files beside it. Beside a
     distributed checkpoint, the torch file `common` has the arguments and the objects.
 
@@ -179,7 +180,8 @@ class SourceLayout:
     fields: tuple[Field, ...] = ()
     constants: tuple[Field, ...] = ()
     folder: str = ""
-    objects: tuple[tuple[str, Any], ...] = ()
+    objects: tuple[Field, ...] = ()
+    dictionaries: tuple[str, ...] = ()
     texts: tuple[tuple[str, str], ...] = ()
     common: str = ""
 

@@ -117,8 +117,10 @@ def constants(plan: Plan) -> dict[str, list[float]]:
 def wrapping(plan: Plan) -> Wrapping:
     """What surrounds the tensors in a torch file of the source. Raises Refusal."""
     layout = plan.program.spec.layout
-    objects = {**dict(layout.objects), **({layout.arguments: fields(plan)} if layout.arguments else {})}
-    return Wrapping(layout.state_dict, objects, (layout.arguments,) if layout.namespace else ())
+    env = environment(plan)
+    objects = {field.name: env.evaluate(field.expr) for field in layout.objects if field.expr}
+    objects |= {layout.arguments: fields(plan)} if layout.arguments else {}
+    return Wrapping(layout.state_dict, objects, (layout.arguments,) if layout.namespace else (), layout.dictionaries)
 
 
 def config_text(plan: Plan) -> dict[str, str]:

@@ -33,11 +33,13 @@ _STORAGES = {dtype: name for name, dtype in STORAGE_TYPES.items() if name != "Un
 @dataclass(frozen=True)
 class Wrapping:
     """What surrounds the tensors in a file: the dictionaries under whose `keys` they are, the outermost first, and plain
-    `objects` beside the outermost key, of which the `namespaces` are instances of argparse.Namespace."""
+    `objects` beside the outermost key, of which the `namespaces` are instances of argparse.Namespace. `dictionaries`: beginnings
+    of names, without their last dot, that are dictionaries in the state dict."""
 
     keys: tuple[str, ...] = ()
     objects: Mapping[str, Any] = field(default_factory=dict)
     namespaces: tuple[str, ...] = ()
+    dictionaries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,26 @@ def _pickled(targets: Sequence[TargetTensor], wrapping: Wrapping) -> bytes:
     objects = b"".join(_text(n) + _object(v, n in wrapping.namespaces) for n, v in wrapping.objects.items())
     if not targets and objects:
         return b"\x80\x02}(" + objects + b"u."
-    items = b"".join(_text(t.name) + _tensor(n, t) for n, t in enumerate(targets))
-    held = _ORDERED + b"(" + items + b"u"
+    tree: dict[str, Any] = {}
+    for n, target in enumerate(targets):
+        place, key, at = tree, target.name, ""
+        while inner := next(
+            (d for d in wrapping.dictionaries if f"{at}{key}".startswith(f"{d}.") and d.startswith(at)), ""
+        ):
+            word = inner[len(at) :]
+            place, key, at = place.setdefault(word, {}), key[len(word) + 1 :], f"{inner}."
+        place[key] = _tensor(n, target)
+    held = _ORDERED + b"(" + _items(tree) + b"u"
     for depth, key in reversed(list(enumerate(wrapping.keys))):
         held = b"}(" + (objects if depth == 0 else b"") + _text(key) + held + b"u"
     return b"\x80\x02" + held + b"."
+
+
+def _items(tree: Mapping[str, Any]) -> bytes:
+    """The keys and values of a dictionary of pickled tensors and such dictionaries."""
+    return b"".join(
+        _text(key) + (held if isinstance(held, bytes) else b"}(" + _items(held) + b"u") for key, held in tree.items()
+    )
 
 
 def _object(value: Any, namespace: bool = False) -> bytes:

@@ -51,8 +51,9 @@ class Restored:
     def check(self) -> None:
         """Refuse what no standalone converter writes."""
         spec = self.spec
-        if self.weights.endswith(".gguf") or spec.target.model is None:
-            what = "a GGUF file" if self.weights.endswith(".gguf") else "a model with code of its own"
+        gguf, own = self.weights.endswith(".gguf"), spec.target.model is None
+        if gguf or own or spec.layout.dictionaries:
+            what = "a GGUF file" if gguf else "a model with code of its own" if own else "nested dictionaries"
             refuse(spec.name.span, f"a converter cannot write {what}", "no-converter", _RUN)
         for rule in self.program.created:
             message = f"{rule.name or rule.targets[0]} is made by the conversion, and a converter does not drop it"
@@ -80,7 +81,7 @@ class Restored:
             "weights": quoted(self.weights),
             "safetensors": self.weights.endswith(".safetensors"),
             "state_keys": [*map(quoted, layout.state_dict)],
-            "objects": [(quoted(name), literal(value)) for name, value in layout.objects],
+            "objects": [(quoted(f.name), self.printer(f.expr)) for f in layout.objects if f.expr],
             "arguments_key": quoted(layout.arguments) if layout.arguments and layout.state_dict else "",
             "namespace": layout.namespace,
             "stored": ", ".join(f"{quoted(name)}: {value}" for name, value in self.sizes.items()),
@@ -132,9 +133,8 @@ class Restored:
                     yield name, code
                 case ast.IfExp(test=ast.Name(id=name), body=ast.Dict(keys=keys, values=parts), orelse=other):
                     entries = {k.value: p for k, p in zip(keys, parts, strict=True) if isinstance(k, ast.Constant)}
+                    kind, test = entries.get("rope_type"), f"{code} is not None"
                     none = isinstance(other, ast.Constant) and other.value is None
-                    kind = entries.get("rope_type")
-                    test = f"{code} is not None"
                     if not none and isinstance(kind, ast.Constant):
                         test = f"({code} or {{}}).get('rope_type') == {kind.value!r}"
                     own = {

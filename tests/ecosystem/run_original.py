@@ -1,7 +1,7 @@
 """Runs the program that owns a layout on a folder that `--reverse` or `--to` wrote, in a Python that has it.
 
-Usage: python run_original.py FAMILY FOLDER INPUT OUT: INPUT is a tensor (ids or pixels) and OUT gets the logits (float32) or
-tokens, both by torch.save. Loads as the program's own users do, and never with `strict=False`.
+Usage: python run_original.py FAMILY FOLDER INPUT OUT: INPUT is a tensor (ids or pixels) or a dictionary of them, and OUT gets
+the logits (float32) or tokens, both by torch.save. Loads as the program's own users do, and never with `strict=False`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,70 @@ def timm(folder: Path, pixels: torch.Tensor) -> torch.Tensor:
     )
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()})
     return model.eval()(pixels)
+
+
+def torchtitan(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """The model's sizes are in torchtitan's code, here in that of the recorder."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "recorders"))
+    import run_torchtitan as recorder
+
+    recorder.ScaledDotProductAttention.sdpa_backends = [torch.nn.attention.SDPBackend.MATH]
+    config = next(f for f in recorder.FAMILIES.values() if f.spec == _spec(folder)).config()
+    for layer in config.layers:
+        layer.attention.inner_attention = recorder.ScaledDotProductAttention.Config()
+    model = config.build()
+    model.init_weights(buffer_device=torch.device("cpu")) if hasattr(model, "init_weights") else None
+    state = torch.load(next(folder.glob("*.pt*")), weights_only=True)
+    model.load_state_dict(state)
+    return model.float().eval()(ids, positions=torch.arange(ids.shape[1])[None])
+
+
+def olmo_core(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """The model's sizes are in OLMo-core's code, here in that of the recorder."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "recorders"))
+    import run_olmo_core as recorder
+
+    family = next(f for f in recorder.FAMILIES.values() if f.spec == _spec(folder))
+    model = recorder.TransformerConfig.llama_like(**recorder.COMMON | family.build).build(init_device="cpu")
+    model.load_state_dict(torch.load(next(folder.glob("*.pt*")), weights_only=True))
+    return model.float().eval()(ids)
+
+
+def mistral_inference(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """By its own loader, which reads params.json; torch's attention stands in for that of xformers."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "recorders"))
+    import run_mistral_inference as recorder
+
+    recorder._xformers()
+    from mistral_inference.cache import BufferCache
+    from mistral_inference.transformer import Transformer
+
+    model = Transformer.from_folder(folder, device="cpu", dtype=torch.float32)
+    of = model.args
+    cache = BufferCache(of.n_layers, 1, ids.shape[1], of.n_kv_heads, of.head_dim, of.sliding_window)
+    return model(ids[0], [ids.shape[1]], cache=cache)[None]
+
+
+def whisper(folder: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """By its own loader, which reads the sizes from the file."""
+    import whisper
+
+    model = whisper.load_model(str(next(folder.glob("*.pt"))), device="cpu").float()
+    return model(inputs["input_features"].float(), inputs["decoder_input_ids"])
+
+
+def open_clip(folder: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """By its reader of OpenAI's state dicts, which takes all sizes from the shapes of the tensors."""
+    from open_clip.model import build_model_from_openai_state_dict
+
+    state = torch.load(next(folder.glob("*.pt")), weights_only=True)
+    model = build_model_from_openai_state_dict(state, cast_dtype=torch.float32).float().eval()
+    image, text, scale = model(inputs["pixel_values"].float(), inputs["input_ids"])[:3]
+    return scale * image @ text.T
+
+
+def _spec(folder: Path) -> str:
+    return str(json.loads((folder / "mapspec.json").read_text())["spec"]["name"])
 
 
 def megatron(folder: Path, ids: torch.Tensor) -> torch.Tensor:
@@ -192,7 +256,8 @@ def gguf(file: Path, ids: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     family, folder, given, out = sys.argv[1:]
     programs = {"litgpt": litgpt, "torchtune": torchtune, "timm": timm, "gguf": gguf, "megatron": megatron}
-    programs |= {"megatron_dist": megatron_dist}
+    programs |= {"megatron_dist": megatron_dist, "torchtitan": torchtitan, "olmo_core": olmo_core}
+    programs |= {"mistral_inference": mistral_inference, "whisper": whisper, "open_clip": open_clip}
     with torch.no_grad():
         result = programs[family](Path(folder), torch.load(given, weights_only=True))
     torch.save(result if family == "gguf" else result.float(), out)
