@@ -144,6 +144,8 @@ check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/compile --check --no-proof specs/*.yaml
+	$(BIN)/compile --check --no-proof specs/litgpt_llama.yaml --to meta_llama
+	$(BIN)/compile --check --no-proof specs/qwen3.yaml --to litgpt_qwen3
 
 # Every spec against the classes of the last transformers 4; about five minutes.
 check-4: env-4
@@ -152,6 +154,8 @@ check-4: env-4
 regen: env
 	$(BIN)/ruff format --quiet compiler tests benchmarks docs
 	$(BIN)/compile specs/*.yaml
+	$(BIN)/compile --no-proof specs/litgpt_llama.yaml --to meta_llama
+	$(BIN)/compile --no-proof specs/qwen3.yaml --to litgpt_qwen3
 	$(BIN)/python -m compiler.target.record_classes
 	$(BIN)/python -m compiler.proof.record_labels
 	$(BIN)/python tests/cli/test_errors.py

@@ -17,6 +17,7 @@ from compiler.diagnostics import Diagnostic, Refusal
 PAUSE = 0.3  # seconds between two looks at the files
 USAGE = """\
 mapspec SPEC [SPEC ...]                compile: render the converter of each spec into generated/
+mapspec SPEC --to SPEC                 render one converter from the first layout into the second
 mapspec run SPEC SOURCE OUT            convert a checkpoint into a folder that Transformers loads
 mapspec plan SPEC SOURCE               show what a conversion would do, from file headers alone
 mapspec verify SPEC SOURCE OUT         compare a converted folder with its source
@@ -43,6 +44,9 @@ def compile_parser() -> Parser:
         default=Path("generated"),
         metavar="DIR",
         help="the folder to write into (default: generated)",
+    )
+    parser.add_argument(
+        "--to", metavar="SPEC", help="render one converter into the layout of this spec or family, as `run --to` does"
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; print a diff and exit 1 if the files differ"
@@ -101,7 +105,7 @@ def _compile(options: argparse.Namespace) -> int:
     for text in options.specs:
         before = len(warnings)
         try:
-            files = build(text, prove=not options.no_proof, warn=warnings.append)
+            files = build(text, prove=not options.no_proof, warn=warnings.append, to=options.to)
         except Refusal as refusal:
             problems += refusal.diagnostics
             continue
@@ -115,7 +119,7 @@ def _compile(options: argparse.Namespace) -> int:
         print_json({"diagnostics": [d.as_json() for d in sorted(warnings)], "files": outcomes})
     elif warnings:
         report(sorted(warnings), options.output_format)
-    if len(options.specs) == 1 and not (options.json or options.quiet or options.check or options.watch):
+    if len(options.specs) == 1 and not (options.to or options.json or options.quiet or options.check or options.watch):
         command = f"mapspec run {shlex.quote(options.specs[0])} SOURCE OUT"
         print(painter(sys.stdout)("command", f"next: {command}"))
     return 1 if "differs" in outcomes.values() else 0

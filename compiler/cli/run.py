@@ -47,6 +47,9 @@ def run_parser() -> Parser:
     parser.add_to()
     parser.add_field("container", "store the weights as torch.distributed.checkpoint does: dcp", choices=["dcp"])
     parser.add_field("parts", "with --reverse: write a folder of N tensor-parallel parts", metavar="N")
+    parser.add_field(
+        "ranks", "the same for several kinds of ranks: tensor, pipeline and expert parallel", metavar="tp=N,pp=N,ep=N"
+    )
     parser.add_field("force", "write into a folder that is not empty")
     parser.add_field("resume", "continue a run that was killed or interrupted")
     parser.add_field("check_values", "count NaN and infinity in all values, not in samples")
@@ -124,8 +127,9 @@ def check_modes(options: argparse.Namespace) -> None:
     for name, what in checks.items():
         if option and getattr(options, name):
             refuse("mapspec run", f"{what}; {option} writes no such folder", "wrong-usage", f"leave --{name} out")
-    if options.parts != 1 and not option:
-        refuse("mapspec run", "--parts is an option of --reverse and --to", "wrong-usage", "add --reverse")
+    for flag, value in (("--parts", options.parts != 1), ("--ranks", options.ranks)):
+        if value and not option:
+            refuse("mapspec run", f"{flag} is an option of --reverse and --to", "wrong-usage", "add --reverse")
     for name in ("source_spec", "source_model", "source_config", "length", "require_logits"):
         if getattr(options, name) and not options.verify:
             flag = "--" + name.replace("_", "-")

@@ -7,9 +7,8 @@ Raises Refusal: what `transfer` raises, a device that torch does not have, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,6 @@ from compiler.layout import array as layout
 from compiler.layout.computed import Formulas
 from compiler.layout.moves import Move, lower
 from compiler.ops.algebra import Bundle, OpError
-from compiler.output import pth_layout
-from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import Group, Plan, TargetTensor
 from compiler.process import uncollected
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from compiler.executor.gpu_pipeline import Pipeline, Sender
 
 Progress = Callable[[int], None]
-Cut = Callable[[str, layout.Array], layout.Array]  # the part of a tensor that a file contains
 
 
 def write_folder(
@@ -55,99 +51,49 @@ def write_folder(
 
     With a `ledger`, bytes that it lists are not written again, and an error leaves what is written.
     """
-    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets, file.gaps) for file in files]
-    _write(plan, checkpoint, layouts, device, jobs, progress, ledger)
+    for file in files:
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+    made, others = _tasks(plan, checkpoint, files, folder, _pipeline(device) if device != "cpu" else None)
+    sources = {str(path): path for path in checkpoint.files}
+    transfer(made, sources, opener=opener(checkpoint), others=others, jobs=jobs, progress=progress, ledger=ledger)
     for file in files:
         if file.finish:
             file.finish(folder / file.name)
-
-
-def _uncut(name: str, array: layout.Array) -> layout.Array:
-    return array
-
-
-@dataclass(frozen=True)
-class StateDict:
-    """A `.pth` file to write: its tensors, which part of the plan's target each of them is, and what surrounds them."""
-
-    path: Path
-    targets: Sequence[TargetTensor]
-    cut: Cut = _uncut
-    wrapping: Wrapping = field(default_factory=Wrapping)
-
-
-def write_state_dicts(
-    plan: Plan, checkpoint: Checkpoint, parts: Sequence[StateDict], device: str, progress: Progress, jobs: int = 2
-) -> None:
-    """Write one `.pth` file or several parts, each a state dict as torch.save writes it. Raises as `write_folder`."""
-    for part in parts:
-        part.path.parent.mkdir(parents=True, exist_ok=True)
-    files = [pth_layout.lay_out(part.path.name, part.targets, part.wrapping) for part in parts]
-    layouts = [_FileLayout(p.path, f.size, b"", f.offsets, f.gaps, p.cut) for p, f in zip(parts, files, strict=True)]
-    # A group that a GPU computes is written to one file only.
-    _write(plan, checkpoint, layouts, device if len(parts) == 1 else "cpu", jobs, progress, None)
-    for part, file in zip(parts, files, strict=True):
-        file.finish(part.path)
-
-
-@dataclass(frozen=True)
-class _FileLayout:
-    """A file to write: the offset of each target, and the (start, length) of gaps that are written later."""
-
-    path: Path
-    size: int
-    header: bytes
-    offsets: Mapping[str, int]
-    gaps: Sequence[tuple[int, int]] = ()
-    cut: Cut = _uncut
-
-
-def _write(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    layouts: Sequence[_FileLayout],
-    device: str,
-    jobs: int,
-    progress: Progress,
-    ledger: Ledger | None,
-) -> None:
-    outputs, others = _tasks(plan, checkpoint, layouts, _pipeline(device) if device != "cpu" else None)
-    files = {str(path): path for path in checkpoint.files}
-    transfer(outputs, files, opener=opener(checkpoint), others=others, jobs=jobs, progress=progress, ledger=ledger)
 
 
 def outputs(
     plan: Plan, checkpoint: Checkpoint, files: Sequence[OutFile], folder: Path
 ) -> tuple[list[TransferFile], list[Task]]:
     """What `write_folder` transfers on the CPU: byte ranges, and tasks that compute the rest."""
-    layouts = [_FileLayout(folder / file.name, file.size, file.header, file.offsets, file.gaps) for file in files]
-    return _tasks(plan, checkpoint, layouts, None)
+    return _tasks(plan, checkpoint, files, folder, None)
 
 
 @uncollected()
 def _tasks(
-    plan: Plan, checkpoint: Checkpoint, layouts: Sequence[_FileLayout], pipeline: Pipeline | None
+    plan: Plan, checkpoint: Checkpoint, files: Sequence[OutFile], folder: Path, pipeline: Pipeline | None
 ) -> tuple[list[TransferFile], list[Task]]:
-    wanted: dict[str, list[_FileLayout]] = {}
-    for file in layouts:
+    wanted: dict[str, list[OutFile]] = {}
+    for file in files:
         for name in file.offsets:
             wanted.setdefault(name, []).append(file)
-    places = {name: (first.path, first.offsets[name]) for name, (first, *_) in wanted.items()}
-    moves: dict[Path, list[Move]] = {file.path: [] for file in layouts}
-    gaps = {file.path: list(file.gaps) for file in layouts}
+    places = {name: (folder / first.name, first.offsets[name]) for name, (first, *_) in wanted.items()}
+    moves: dict[str, list[Move]] = {file.name: [] for file in files}
+    gaps = {file.name: list(file.gaps) for file in files}
     others: list[Task] = []
     gate = MemoryGate()
+    if pipeline and any(file.cut for file in files):  # a device writes complete tensors, each to one place
+        pipeline = None
     for group in plan.groups:
         formulas, arrays = _formulate(group, checkpoint)
         computed: list[Place] = []
         for name, array, file in [(t.name, array, file) for t, array in arrays for file in wanted.get(t.name, ())]:
-            part, offset = file.cut(name, array), file.offsets[name]
+            part, offset = file.cut(name, array) if file.cut else array, file.offsets[name]
             moved = [] if formulas.is_computed(part) else lower(part, offset)
             if formulas.is_computed(part) or (pipeline and not all(move.plain for move in moved)):
-                computed.append(Place(file.path, offset, part))
-                gaps[file.path].append((offset, computed[-1].nbytes))
+                computed.append(Place(folder / file.name, offset, part))
+                gaps[file.name].append((offset, computed[-1].nbytes))
             else:
-                moves[file.path] += moved
+                moves[file.name] += moved
         if computed:
             packages.need(f"the rule {group.rule.name or group.rule.kind}, which computes,", "torch")
         if computed and pipeline and not any(node.op.host_only for node in formulas.nodes.values()):
@@ -156,9 +102,13 @@ def _tasks(
             others += tasks_of(computed, formulas.nodes, partial(_failure, group, checkpoint), gate)
     made = [
         TransferFile(
-            file.path, file.size, file.header, sorted(moves[file.path], key=lambda m: m.target), gaps[file.path]
+            folder / file.name,
+            file.size,
+            file.header,
+            sorted(moves[file.name], key=lambda m: m.target),
+            gaps[file.name],
         )
-        for file in layouts
+        for file in files
     ]
     return made, others
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler import packages
 from compiler.diagnostics import Diagnostic, Refusal, located
 from compiler.program.loading import load_program
+from compiler.program.program import Program
+
+if TYPE_CHECKING:
+    from compiler.render.pair import Restored
 
 
-def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda warning: None) -> dict[str, str]:
-    """`{path below generated/: content}` of one spec, proven against its target class. `warn` is called with each
-    warning. Raises Refusal."""
+def build(
+    text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda warning: None, to: str | None = None
+) -> dict[str, str]:
+    """`{path below generated/: content}` of one spec, proven against its target class. `to`: the spec or family into whose
+    layout the converter goes on. `warn` is called with each warning. Raises Refusal."""
     from compiler.program.axis_labels import record_labels
     from compiler.program.lint import lint
     from compiler.program.named_sources import config_program
@@ -36,6 +42,7 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
         for warning in proof.warnings:
             warn(warning)
     spec = program.spec
+    second = _second(program, to) if to else None
     neutral: dict[str, tuple[Any, ...]] = {}
     for source in spec.sources:
         own = config_guard.neutral_values(config_program(program, source)) if source.config == HUB_CONFIG else {}
@@ -47,8 +54,21 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
     if spec.target.model is not None:
         with located(spec.target.model.span):
             model_type = model_class.model_type(spec.target.model.value)
-        files = render(program, model_type, neutral=neutral)
+        files = render(program, model_type, neutral=neutral, second=second)
     else:
         code = remote_code(spec)
         files = {**code.files, **render(program, code.model_type, code.auto_map, code.files, neutral)}
     return {f"{program.spec.name}/{name}": content for name, content in files.items()}
+
+
+def _second(program: Program, to: str) -> Restored:
+    """What the converter of `program` adds to go on into another layout. Raises Refusal."""
+    from compiler.jobs.compose import second_program
+    from compiler.model_folder.source_folder import weights_name
+    from compiler.plan.rank_grid import SIZES
+    from compiler.render.pair import Restored
+    from compiler.settings.config_guard import NOT_REVERSED
+
+    second = second_program(program, to)
+    sizes = dict.fromkeys(SIZES.values(), 1) if second.spec.ranks else {}
+    return Restored(second, program.spec.arguments, weights_name(second), NOT_REVERSED, sizes)

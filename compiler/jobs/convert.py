@@ -20,9 +20,9 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
 from compiler.dtypes import BLOCKS
 from compiler.executor import execute
-from compiler.executor.tensor_parallel_parts import check_parts
+from compiler.executor.model_parallel_files import check_grid
 from compiler.jobs.compose import prepare_both, second_program
-from compiler.jobs.destination import Destination, as_stored, check_container, is_folder, weights_file
+from compiler.jobs.destination import Destination, as_stored, check_container, grid_of, is_folder, weights_file
 from compiler.jobs.option_effects import check_effects
 from compiler.jobs.prepare import in_order, prepare
 from compiler.jobs.request import Request
@@ -59,7 +59,7 @@ def convert(
     safetensors_layout.parse_size(request.max_shard_size)
     request = in_order(program, request)
     second = second_program(program, request.to) if request.to else None
-    check_parts(second or program, request.parts)
+    check_grid(second or program, grid_of(request))
     check_container(second or program, request, out)
     check_effects(request, out, weights_file(second or program, request, out), is_folder(request, out))
     output = _output(out, request, second or program)
@@ -105,7 +105,7 @@ def write(
 
     destination = Destination(plan, checkpoint, replace(request, check=checked), out, is_folder(request, out), remark)
     files = destination.files
-    output = _output(out, request, plan.program, fingerprint(plan, checkpoint, files, request.parts))
+    output = _output(out, request, plan.program, fingerprint(plan, checkpoint, files, str(grid_of(request))))
 
     def weights(folder: Path, ledger: Ledger, done: int = 0) -> None:
         mine = crew.share(files)
@@ -136,22 +136,18 @@ def write(
             if output.done:
                 remark("everything was written by an earlier run; moved it to its final name")
                 return
-            total = sum(target.nbytes for target in plan.targets)
+            total = sum(file.size for file in files)
             output.check_room(total)
             sources = Unchanged(checkpoint.files)
             check = stack.enter_context(ClassCheck(plan.first or plan, checkpoint, folder_config)) if checked else None
             if sidecars is not None:
                 sidecar_files.write(sidecars, files, output, remark)
-            if files and destination.folder:
+            if destination.folder:
                 with output.journal as journal, crew.leading(journal, output.fingerprint):
                     weights(output.place, journal, journal.total)
-            elif files:
+            else:
                 place, jobs, tick = output.place.parent, request.jobs, progress.begin(WRITING, total)
                 execute.write_folder(plan, checkpoint, files, place, device=request.device, jobs=jobs, progress=tick)
-            else:
-                state_dicts = destination.state_dicts(output.place)
-                tick = progress.begin(WRITING, total)
-                execute.write_state_dicts(plan, checkpoint, state_dicts, request.device, tick)
             if request.digests and not plan.reverse:
                 sizes = {p.name: p.stat().st_size for p in output.place.iterdir() if p.name != MANIFEST}
                 size = sum(p.stat().st_size for p in checkpoint.files) + total
@@ -180,7 +176,9 @@ def write(
 
 def _output(out: Path, request: Request, program: Program, fingerprint: str = "") -> AtomicOutput:
     folder = is_folder(request, out)
-    parts = program.spec.weights if request.backwards and folder else ""
+    parts = (
+        program.spec.layout.path(program.spec.weights) if request.backwards and folder and program.spec.weights else ""
+    )
     return AtomicOutput(out, request.force, request.resume, fingerprint, folder, parts)
 
 
@@ -196,13 +194,13 @@ def _named_files(program: Program, request: Request) -> list[Path]:
     return [*request.source, Path(program.spec.path), *second, *optional]
 
 
-def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layout.OutFile], parts: int = 1) -> str:
+def fingerprint(plan: Plan, checkpoint: Checkpoint, files: list[safetensors_layout.OutFile], grid: str = "") -> str:
     """A hash of all that decides the bytes of a run: program, settings, source files, layout of the output."""
     spec = document.plain(plan.program.spec.root)
     sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.files]
     regions = hashlib.sha256(str([tensor.region for tensor in checkpoint.tensors.values()]).encode()).hexdigest()
     places = [(file.name, file.size, hashlib.sha256(file.header).hexdigest()) for file in files]
-    identity = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, parts]
+    identity = [__version__, spec, plan.values, plan.config, plan.dtype, plan.reverse, sources, regions, places, grid]
     if plan.first:
         identity += [document.plain(plan.first.program.spec.root), plan.first.values, plan.first.dtype]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()

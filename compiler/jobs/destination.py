@@ -15,12 +15,12 @@ from compiler import packages
 from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
-from compiler.executor import tensor_parallel_parts
-from compiler.executor.execute import StateDict
+from compiler.executor import model_parallel_files
+from compiler.executor.model_parallel_files import Grid
 from compiler.jobs.request import Request
+from compiler.language.spec import SourceLayout
 from compiler.model_folder import gguf_tokenizer, gguf_values, sidecar_files, source_folder
 from compiler.output import dcp_layout, gguf_layout, pth_layout, safetensors_layout
-from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.gguf_types import Q8_0, with_float32_vectors, with_q8_0
 from compiler.plan.plan import Plan
@@ -38,7 +38,12 @@ def is_folder(request: Request, out: Path) -> bool:
     """Whether OUT is a folder."""
     if request.container == DCP:
         return True
-    return not request.backwards or request.parts > 1 or out.suffix not in (*TORCH, SAFETENSORS, GGUF)
+    return not request.backwards or grid_of(request).count > 1 or out.suffix not in (*TORCH, SAFETENSORS, GGUF)
+
+
+def grid_of(request: Request) -> Grid:
+    """The model-parallel ranks that a request asks for. Raises Refusal: `wrong-usage`."""
+    return model_parallel_files.grid_of(request.ranks, request.parts)
 
 
 def as_stored(plan: Plan, request: Request, out: Path) -> Plan:
@@ -66,8 +71,8 @@ def check_container(program: Program, request: Request, out: Path) -> None:
             refuse(
                 "--container", "a distributed checkpoint is a folder", "wrong-usage", f"name it {out.with_suffix('')}"
             )
-        if request.parts > 1 or gguf:
-            other = "a folder of tensor-parallel parts" if request.parts > 1 else f"{program.spec.name}, a GGUF file,"
+        if grid_of(request).count > 1 or gguf:
+            other = f"{program.spec.name}, a GGUF file," if gguf else "a folder of model-parallel ranks"
             refuse("--container", f"{other} has no other container", "wrong-usage", "leave --container out")
         packages.need("--container dcp", "torch")
     if request.dtype == Q8_0 and not gguf:
@@ -88,19 +93,21 @@ class Destination:
 
     @cached_property
     def files(self) -> list[OutFile]:
-        """The files that are written range by range: safetensors, GGUF or a distributed checkpoint; none where torch files
-        are written. Raises Refusal."""
+        """The files of weights, in whichever container. Raises Refusal."""
         plan, request = self.plan, self.request
         if request.container == DCP:
-            keys = plan.program.spec.layout.state_dict if plan.reverse else ()
-            return dcp_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size), keys)
+            layout = plan.program.spec.layout if plan.reverse else SourceLayout()
+            limit = safetensors_layout.parse_size(request.max_shard_size)
+            files = dcp_layout.lay_out(plan.targets, limit, layout.state_dict)
+            common = source_folder.wrapping(plan) if layout.common else None
+            return [*files, *([pth_layout.out_file(layout.common, [], common)] if common else [])]
         if not plan.reverse:
             return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
         name = weights_file(plan.program, request, self.out)
         if name.endswith(GGUF):
             return [self._gguf(name)]
         if not name.endswith(SAFETENSORS):
-            return []
+            return self._torch_files(name)
         if self.folder:
             return safetensors_layout.lay_out(plan.targets, safetensors_layout.parse_size(request.max_shard_size))
         return [replace(file, name=name) for file in safetensors_layout.lay_out(plan.targets, ONE_FILE)]
@@ -108,21 +115,18 @@ class Destination:
     @property
     def names(self) -> list[str]:
         """The first component of the name of each file of weights."""
-        return [file.name for file in self.files] or [Path(name).parts[0] for name in self._torch_names()]
+        return list(dict.fromkeys(Path(file.name).parts[0] for file in self.files))
 
-    def _torch_names(self) -> list[str]:
-        if self.request.parts == 1:
-            return [source_folder.weights_name(self.plan.program)]
-        return [self.plan.program.spec.weights.replace("*", f"{n:02d}") for n in range(self.request.parts)]
-
-    def state_dicts(self, place: Path) -> list[StateDict]:
-        """The torch files to write, at `place`. Raises Refusal."""
+    def _torch_files(self, name: str) -> list[OutFile]:
+        """The file of that name, or one for each model-parallel rank. A file outside a folder is a plain state dict."""
+        plan, grid = self.plan, grid_of(self.request)
         if not self.folder:
-            return tensor_parallel_parts.state_dicts(self.plan, place, 1, Wrapping())
-        wrapping = source_folder.wrapping(self.plan)
-        if self.request.parts == 1:
-            place = place / source_folder.weights_name(self.plan.program)
-        return tensor_parallel_parts.state_dicts(self.plan, place, self.request.parts, wrapping)
+            return [pth_layout.out_file(name, plan.targets)]
+        wrapping = source_folder.wrapping(plan)
+        if grid.count == 1:
+            wrapping = model_parallel_files.with_sizes(plan.program, wrapping, grid)
+            return [pth_layout.out_file(name, plan.targets, wrapping)]
+        return model_parallel_files.out_files(plan, grid, wrapping)
 
     def _gguf(self, name: str) -> OutFile:
         plan, beside = self.plan, self.beside
@@ -142,7 +146,8 @@ class Destination:
             return None
         if not plan.reverse:
             return self._of_transformers(plan, self.files)
-        return source_folder.collect(plan, self.checkpoint, self.beside, self.files, self._sizes(), request.check)
+        sizes = {file.name: file.size for file in self.files}
+        return source_folder.collect(plan, self.checkpoint, self.beside, self.files, sizes, request.check)
 
     @cached_property
     def beside(self) -> sidecar_files.SidecarFiles:
@@ -180,10 +185,3 @@ class Destination:
         place = self.request.tokenizer or (source if source.is_dir() else source.parent)
         files = tokenizer_files(place, lambda _: None, named=self.request.tokenizer is not None).values()
         return sidecar_files.SidecarFiles(texts, {path.name: path for path in files}, tuple(files))
-
-    def _sizes(self) -> dict[str, int]:
-        """The size of each file of weights in bytes, by name."""
-        if self.files:
-            return {file.name: file.size for file in self.files}
-        parts = self.state_dicts(Path())
-        return {str(p.path): pth_layout.lay_out(p.path.name, p.targets, p.wrapping).size for p in parts}

@@ -17,7 +17,9 @@ class Request:
 
     `assigned`: the values of `--set`. `check`: compare the result with the target class before it gets its name. Without
     `compare` and `checksums` only file headers are read, no tensor. `parts`: how many tensor-parallel parts a reversed
-    conversion writes. `names`: the name of the source at each path, where the spec has several. `to`: the spec whose layout is written in place of a Transformers folder. `container`: `dcp` to store the
+    conversion writes; `ranks`: the same for several kinds of model-parallel ranks, as `tp=2,pp=2,ep=1`. `names`: the name of
+    the source at each path, where the spec has several. `to`: the spec whose layout is written in place of a Transformers
+    folder. `container`: `dcp` to store the
     weights as torch.distributed.checkpoint does.
     """
 
@@ -39,6 +41,7 @@ class Request:
     digests: bool = False
     weights: str | None = None
     parts: int = 1
+    ranks: str | None = None
     check: bool = True
     model: str | None = None
     any_model_type: bool = False

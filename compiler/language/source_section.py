@@ -59,6 +59,11 @@ def layout(source: Node | None) -> SourceLayout:
         constants=tuple(
             Field(key.text, expr_of(value), None, key.span) for key, value in entries_of(node, "constants")
         ),
+        folder=string_of(node, "folder"),
+        objects=tuple(Field(key.text, expr_of(value), None, key.span) for key, value in entries_of(node, "objects")),
+        dictionaries=tuple(item.text for item in items_of(node, "dictionaries") if isinstance(item, Scalar)),
+        common=string_of(node, "common"),
+        texts=tuple((key.text, str(document.plain(value))) for key, value in entries_of(node, "texts")),
     )
 
 
@@ -80,4 +85,5 @@ def ranks(source: Node | None) -> Ranks | None:
         (Text(key.text, key.span), Text(str(document.plain(value)), value.span))
         for key, value in entries_of(node, "copies")
     )
-    return Ranks(text_of(node, "pipeline"), text_of(node, "expert"), copies)
+    first = tuple(Text(item.text, item.span) for item in items_of(node, "first") if isinstance(item, Scalar))
+    return Ranks(text_of(node, "pipeline"), text_of(node, "expert"), first, copies)

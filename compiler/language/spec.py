@@ -110,10 +110,12 @@ class Merge:
 @dataclass(frozen=True)
 class Ranks:
     """The indices of names that model-parallel files count from 0: of layers in each `pipeline` stage, of experts in each
-    `expert`-parallel rank. `copies`: tensors of the last stage that repeat one of the first stage where weights are tied."""
+    `expert`-parallel rank. `first`: tensors of the first stage that have no such index; the others are of the last stage.
+    `copies`: tensors of the last stage that repeat one of the first stage where weights are tied."""
 
     pipeline: Text
     expert: Text
+    first: tuple[Text, ...]
     copies: tuple[tuple[Text, Text], ...]
 
 
@@ -159,7 +161,10 @@ class Field:
 class SourceLayout:
     """How `--reverse` writes a source: the name of its weights `file`, which a single file has in place of the glob; the
     keys of a torch file under which the `state_dict` and the model's `arguments` are (as an argparse.Namespace if
-    `namespace`); the key of the config that is the `holder` of the model's fields.
+    `namespace`), what is beside them, the `objects`; the `dictionaries` in
+    which names are nested, as beginnings of names; the key of the config that is the `holder` of the
+    model's fields. Torch files are in the subfolder `folder`, and `texts` are files beside it. Beside a
+    distributed checkpoint, the torch file `common` has the arguments and the objects.
 
     The fields are the arguments, the facts that become config fields, and the fixed fields, except those in `omit`
     (`omit_all`: none of them), and those of `fields`.
@@ -174,6 +179,15 @@ class SourceLayout:
     omit_all: bool = False
     fields: tuple[Field, ...] = ()
     constants: tuple[Field, ...] = ()
+    folder: str = ""
+    objects: tuple[Field, ...] = ()
+    dictionaries: tuple[str, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
+    common: str = ""
+
+    def path(self, name: str) -> str:
+        """The path of a torch file of that name."""
+        return f"{self.folder}/{name}" if self.folder else name
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,9 @@ def write(sidecars: SidecarFiles, parts: Sequence[safetensors_layout.OutFile], o
     output.place.mkdir(exist_ok=True)
     if output.journal.total:
         say(f"{output.journal.total:,} bytes of an earlier run are unchanged and are reused")
+    kept = {Path(file.name).parts[0] for file in parts}
     for old in output.place.iterdir():
-        if old.name not in {file.name for file in parts}:
+        if old.name not in kept:
             old.unlink()
     for name, text in sidecars.texts.items():
         (output.place / name).write_bytes(_encoded(text))

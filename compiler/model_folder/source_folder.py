@@ -36,9 +36,9 @@ def weights_name(program: Program) -> str:
     """The name of the one weights file in a folder of the source, or of the first of several parts."""
     spec = program.spec
     if spec.layout.file:
-        return spec.layout.file
+        return spec.layout.path(spec.layout.file)
     stem = "model" if spec.weights.startswith("*") else "00"
-    return spec.weights.replace("*", stem) if spec.weights else "model.pth"
+    return spec.layout.path(spec.weights.replace("*", stem)) if spec.weights else "model.pth"
 
 
 def environment(plan: Plan) -> Environment:
@@ -117,8 +117,10 @@ def constants(plan: Plan) -> dict[str, list[float]]:
 def wrapping(plan: Plan) -> Wrapping:
     """What surrounds the tensors in a torch file of the source. Raises Refusal."""
     layout = plan.program.spec.layout
-    objects = {layout.arguments: fields(plan)} if layout.arguments else {}
-    return Wrapping(layout.state_dict, objects, (layout.arguments,) if layout.namespace else ())
+    env = environment(plan)
+    objects = {field.name: env.evaluate(field.expr) for field in layout.objects if field.expr}
+    objects |= {layout.arguments: fields(plan)} if layout.arguments else {}
+    return Wrapping(layout.state_dict, objects, (layout.arguments,) if layout.namespace else (), layout.dictionaries)
 
 
 def config_text(plan: Plan) -> dict[str, str]:
@@ -145,10 +147,13 @@ def collect(
     checked: bool,
 ) -> SidecarFiles:
     """Everything but the weights of a source folder. `beside`: the configs and the tokenizer of the Transformers folder;
-    `files`: safetensors files; `weights`: the size of each weights file, by name. Raises Refusal, OSError."""
+    `files`: those of the weights; `weights`: the size of each weights file, by name. Raises Refusal, OSError."""
     env = environment(plan)  # every argument has a value, also where no config file has a place for it
     plan = replace(plan, values={**plan.values, **{name: env[name] for name in plan.program.spec.arguments}})
     texts = {**beside.texts, **config_text(plan)}
+    layout = plan.program.spec.layout
+    if any(name == layout.common or name.startswith(f"{layout.folder}/") for name in weights):
+        texts |= dict(layout.texts)
     if safetensors_layout.is_divided(files):
         texts[INDEX] = safetensors_layout.index_json(files, plan.targets)
     sidecars = SidecarFiles(texts, beside.copies, beside.reads)

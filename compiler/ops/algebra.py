@@ -62,6 +62,11 @@ class Op:
     loss: ClassVar[str] = ""  # why there is no inverse
     host_only: ClassVar[bool] = False  # whether another device computes other bits
 
+    @property
+    def refills(self) -> bool:
+        """Whether --reverse may run the inverse although it does not restore what the op lost."""
+        return False
+
     def sizes_used(self) -> Iterable[Size]:
         """The sizes that `bind` evaluates."""
         return ()

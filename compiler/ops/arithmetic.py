@@ -106,7 +106,7 @@ class Pad(Computed):
 
 @dataclass(frozen=True)
 class Crop(Op):
-    """Keep the first `to` of the `of` positions of an axis."""
+    """Keep the first `to` of the `of` positions of an axis. Reversed, the others are `fill`, where that is given."""
 
     word: ClassVar[str] = "crop"
     undo: ClassVar[str] = "none"
@@ -114,6 +114,11 @@ class Crop(Op):
     axis: int
     of: Size
     to: Size
+    fill: float | None = None
+
+    @property
+    def refills(self) -> bool:
+        return self.fill is not None
 
     def sizes_used(self) -> Iterable[Size]:
         return self.of, self.to
@@ -131,7 +136,7 @@ class Crop(Op):
         return bundle.map(cut)
 
     def inverse(self) -> Op:
-        return Pad(self.axis, self.to, self.of, 0.0)
+        return Pad(self.axis, self.to, self.of, self.fill or 0.0)
 
 
 def _resized(op: Pad | Crop, shape: Shape) -> Shape:
@@ -218,7 +223,9 @@ def _read_pad(written: WrittenStep) -> Op:
 
 
 def _read_crop(written: WrittenStep) -> Op:
-    return Crop(written.plain_field("axis", 0), written.size_field("from"), written.size_field("to"))
+    fill = written.plain_field("fill", None)
+    sizes = written.size_field("from"), written.size_field("to")
+    return Crop(written.plain_field("axis", 0), *sizes, None if fill is None else float(fill))
 
 
 def _read_affine(written: WrittenStep) -> Op:

@@ -80,7 +80,7 @@ class Journal:
         try:
             content = json.loads(note)
             ranges = [(str(file), int(start), int(stop)) for file, start, stop in content["ranges"]]
-            inside = all(os.path.basename(file) == file for file, _, _ in ranges)
+            inside = all(not os.path.isabs(file) and ".." not in Path(file).parts for file, _, _ in ranges)
             return ranges if inside and self._hash(ranges) == content["sha256"] else []
         except (OSError, ValueError, LookupError, TypeError):
             return []
@@ -89,7 +89,7 @@ class Journal:
 
     def has(self, path: Path, start: int, stop: int) -> bool:
         """Whether an earlier run has made all of these bytes safe."""
-        ranges = self.safe.get(path.name, [])
+        ranges = self.safe.get(self._name(path), [])
         place = bisect.bisect_right(ranges, (start, 1 << 63)) - 1
         return place >= 0 and stop <= ranges[place][1]
 
@@ -98,7 +98,10 @@ class Journal:
         if self.error:
             raise self.error
         with self.lock:
-            self.pending.append((path.name, start, stop))
+            self.pending.append((self._name(path), start, stop))
+
+    def _name(self, path: Path) -> str:
+        return path.name if path.parent == self.folder else path.relative_to(self.folder).as_posix()
 
     def __enter__(self) -> Journal:
         self.thread.start()

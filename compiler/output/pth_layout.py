@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from compiler.checkpoints.formats.pickle_globals import STORAGE_TYPES
 from compiler.checkpoints.formats.stored_tensor import dense_strides
 from compiler.checkpoints.formats.zip_structs import CENTRAL, END, END64, FULL16, FULL32, LOCAL, LOCATOR64
+from compiler.layout.array import Array
 from compiler.output.earlier_run import MARK
+from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import TargetTensor
 
 ALIGNMENT = 64
@@ -31,11 +33,13 @@ _STORAGES = {dtype: name for name, dtype in STORAGE_TYPES.items() if name != "Un
 @dataclass(frozen=True)
 class Wrapping:
     """What surrounds the tensors in a file: the dictionaries under whose `keys` they are, the outermost first, and plain
-    `objects` beside the outermost key, of which the `namespaces` are instances of argparse.Namespace."""
+    `objects` beside the outermost key, of which the `namespaces` are instances of argparse.Namespace. `dictionaries`: beginnings
+    of names, without their last dot, that are dictionaries in the state dict."""
 
     keys: tuple[str, ...] = ()
     objects: Mapping[str, Any] = field(default_factory=dict)
     namespaces: tuple[str, ...] = ()
+    dictionaries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,22 @@ def lay_out(name: str, targets: Sequence[TargetTensor], wrapping: Wrapping = Wra
     return _lay_out(name.strip(".").split(".")[0] or "archive", targets, _pickled(targets, wrapping))
 
 
+def out_file(
+    path: str,
+    targets: Sequence[TargetTensor],
+    wrapping: Wrapping = Wrapping(),
+    names: Mapping[str, str] | None = None,
+    cut: Callable[[str, Array], Array] | None = None,
+) -> OutFile:
+    """The file of these targets at a relative path. `names`: what the file calls targets that it has under another name;
+    `cut`: the part that it has of each, of the shape that is given."""
+    names = names or {}
+    renamed = [replace(target, name=names.get(target.name, target.name)) for target in targets]
+    file = lay_out(Path(path).name, renamed, wrapping)
+    offsets = {target.name: file.offsets[own.name] for target, own in zip(targets, renamed, strict=True)}
+    return OutFile(path, b"", offsets, file.size, tuple(file.gaps), file.finish, cut)
+
+
 def lay_out_tensor(target: TargetTensor) -> PthFile:
     """What torch.save writes for one tensor."""
     return _lay_out("archive", [target], b"\x80\x02" + _tensor(0, target) + b".")
@@ -154,18 +174,30 @@ _ORDERED = b"ccollections\nOrderedDict\n)R"
 
 
 def _pickled(targets: Sequence[TargetTensor], wrapping: Wrapping) -> bytes:
-    items = b"".join(_text(t.name) + _tensor(n, t) for n, t in enumerate(targets))
-    held = _ORDERED + b"(" + items + b"u"
+    """The tensors as the wrapping says; without any tensor, a dictionary of its objects."""
+    objects = b"".join(_text(n) + _object(v, n in wrapping.namespaces) for n, v in wrapping.objects.items())
+    if not targets and objects:
+        return b"\x80\x02}(" + objects + b"u."
+    tree: dict[str, Any] = {}
+    for n, target in enumerate(targets):
+        place, key, at = tree, target.name, ""
+        while inner := next(
+            (d for d in wrapping.dictionaries if f"{at}{key}".startswith(f"{d}.") and d.startswith(at)), ""
+        ):
+            word = inner[len(at) :]
+            place, key, at = place.setdefault(word, {}), key[len(word) + 1 :], f"{inner}."
+        place[key] = _tensor(n, target)
+    held = _ORDERED + b"(" + _items(tree) + b"u"
     for depth, key in reversed(list(enumerate(wrapping.keys))):
-        others = wrapping.objects.items() if depth == 0 else ()
-        held = (
-            b"}("
-            + b"".join(_text(n) + _object(v, n in wrapping.namespaces) for n, v in others)
-            + _text(key)
-            + held
-            + b"u"
-        )
+        held = b"}(" + (objects if depth == 0 else b"") + _text(key) + held + b"u"
     return b"\x80\x02" + held + b"."
+
+
+def _items(tree: Mapping[str, Any]) -> bytes:
+    """The keys and values of a dictionary of pickled tensors and such dictionaries."""
+    return b"".join(
+        _text(key) + (held if isinstance(held, bytes) else b"}(" + _items(held) + b"u") for key, held in tree.items()
+    )
 
 
 def _object(value: Any, namespace: bool = False) -> bytes:

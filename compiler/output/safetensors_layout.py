@@ -12,6 +12,7 @@ from pathlib import Path
 
 from compiler.diagnostics import refuse
 from compiler.dtypes import ITEM_SIZES, SAFETENSORS_CODES
+from compiler.layout.array import Array
 from compiler.plan.plan import TargetTensor
 
 _UNITS = {
@@ -30,8 +31,9 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class OutFile:
-    """One file: its name, its first bytes, the absolute offset of each target's data, its size, the (start, length) of
-    gaps between them, and what writes into these once the data is there, given the file's path."""
+    """One file: its name (with folders, where it is in one), its first bytes, the absolute offset of each target's data, its
+    size, the (start, length) of gaps between them, what writes into these once the data is there, given the file's path, and
+    the part that it has of a target, given its name; without `cut`, all of it."""
 
     name: str
     header: bytes
@@ -39,6 +41,7 @@ class OutFile:
     size: int
     gaps: tuple[tuple[int, int], ...] = ()
     finish: Callable[[Path], None] | None = None
+    cut: Callable[[str, Array], Array] | None = None
 
 
 def parse_size(text: str) -> int:

@@ -73,9 +73,11 @@ class _Binder:
         active = [rule for rule in program.rules if env.holds(rule.when)]
         if reverse:
             for rule in active:
-                if rule.loss:
+                if rule.irreversible:
                     name = rule.name or rule.kind
-                    self.report.add(rule.span, f"the rule {name} has no inverse: {rule.loss}", "irreversible-rule")
+                    self.report.add(
+                        rule.span, f"the rule {name} has no inverse: {rule.irreversible}", "irreversible-rule"
+                    )
             self.report.settle()
         self.rules = [rule.reversed() for rule in active] if reverse else active
         self.claimant = Claimant(program, self.rules, signature, env, reverse)

@@ -25,7 +25,7 @@ from compiler.diagnostics import Report, Span, listed, refuse
 from compiler.program.program import Program
 
 _COPY_AGAIN = "copy all files of one step again"
-_SIZES = {  # axis -> the field of the arguments that has its number of ranks
+SIZES = {  # axis -> the field of the arguments that has its number of ranks
     "tensor": "tensor_model_parallel_size",
     "pipeline": "pipeline_model_parallel_size",
     "expert": "expert_model_parallel_size",
@@ -76,7 +76,7 @@ def ranks_of(program: Program, checkpoints: Sequence[Checkpoint]) -> list[Rank]:
 def _placed(weights: str, checkpoints: Sequence[Checkpoint]) -> list[Rank]:
     """The files in the order of their stages. Raises Refusal where the grid has a hole."""
     first = Rank(checkpoints[0], (), 0)
-    stated = {axis: size for axis, field in _SIZES.items() if type(size := first.arguments.get(field)) is int}
+    stated = {axis: size for axis, field in SIZES.items() if type(size := first.arguments.get(field)) is int}
     numbers = [_numbers(weights, checkpoint.path) for checkpoint in checkpoints]
     names = [_shown(weights, checkpoint.path) for checkpoint in checkpoints]
     folder = first.checkpoint.path.parents[weights.count("/")]
@@ -85,21 +85,21 @@ def _placed(weights: str, checkpoints: Sequence[Checkpoint]) -> list[Rank]:
         refuse(str(folder), message, "ambiguous-container", "keep the files of one run")
     axes = [
         axis
-        for axis in _SIZES
+        for axis in SIZES
         if len(numbers[0]) != 2 or axis != ("pipeline" if stated.get("pipeline") == 1 else "expert")
     ]
     places = [dict(zip(axes, own, strict=False)) for own in numbers]
-    sizes = {axis: 1 + max(place.get(axis, 0) for place in places) for axis in _SIZES}
+    sizes = {axis: 1 + max(place.get(axis, 0) for place in places) for axis in SIZES}
     for axis, size in stated.items():
         if size < sizes[axis]:
-            message = f"its arguments state {_SIZES[axis]} = {size}, and there are files of {sizes[axis]}"
+            message = f"its arguments state {SIZES[axis]} = {size}, and there are files of {sizes[axis]}"
             refuse(str(first.checkpoint.path), message, "unfit-parts", "the folder has files of two runs")
     sizes |= stated
     if sizes["expert"] > 1 and first.arguments.get("expert_tensor_parallel_size") not in (None, sizes["tensor"]):
         message = "its experts are cut into another number of parts than its other layers"
         refuse(str(first.checkpoint.path), message, "unsupported-tensor", "save it in the torch_dist format")
     found = {
-        tuple(place.get(axis, 0) for axis in _SIZES): checkpoint
+        tuple(place.get(axis, 0) for axis in SIZES): checkpoint
         for place, checkpoint in zip(places, checkpoints, strict=True)
     }
     every = product(*(range(min(size, len(found) + 1)) for size in sizes.values()))
@@ -129,7 +129,7 @@ def _contradictions(rank: Rank, first: Rank, each: bool) -> Iterator[str]:
     steps = [one.checkpoint.objects.get("iteration") for one in (first, rank)]
     if steps[0] != steps[1]:
         yield f"it is of step {steps[1]}, but {_place_of(first)} is of step {steps[0]}"
-    for field in _SIZES.values():
+    for field in SIZES.values():
         stated, other = rank.arguments.get(field), first.arguments.get(field)
         if stated != other:
             yield f"its {field} is {stated}, but that of {_place_of(first)} is {other}"
@@ -150,7 +150,7 @@ def _coordinates(rank: Rank, writer: int) -> dict[str, int]:
     """The place of a global rank, as far as the arguments determine it: tensor-parallel ranks are counted first, then
     expert-parallel ones, and stages last unless `use_tp_pp_dp_mapping`."""
     said = rank.arguments
-    tensors, stages, experts = (said.get(field) or 1 for field in _SIZES.values())
+    tensors, stages, experts = (said.get(field) or 1 for field in SIZES.values())
     world, found = said.get("world_size"), {"tensor": writer % tensors, "expert": writer // tensors % experts}
     if type(world) is int and world >= stages and not said.get("use_tp_pp_dp_mapping"):
         found["pipeline"] = writer // (world // stages)
@@ -162,7 +162,7 @@ def _renumbered(program: Program, ranks: Sequence[Rank]) -> Iterator[Rank]:
     spec = program.spec.ranks
     assert spec is not None
     layer, expert = spec.pipeline.value, spec.expert.value
-    names = _Numbers(program, layer, expert)
+    names = Numbers(program, layer, expert)
     layers: dict[tuple[int, int], int] = {}
     for rank in ranks:
         if len(rank.runs) != len(ranks[0].runs):
@@ -193,7 +193,7 @@ def _runs(checkpoint: Checkpoint) -> tuple[Tensors, ...]:
     return tuple(found[n] for n in sorted(found)) if found else (checkpoint.tensors,)
 
 
-class _Numbers:
+class Numbers:
     """The layers' and experts' numbers in source names, as the patterns of the rules find them."""
 
     def __init__(self, program: Program, *indices: str) -> None:
@@ -207,6 +207,11 @@ class _Numbers:
             found = ((n, c) for n, p in enumerate(self.patterns) if (c := p.match(name)) is not None)
             self.known[name] = next(found, None)
         return self.known[name]
+
+    def indices(self, name: str) -> dict[str, str]:
+        """What the holes of the pattern capture that matches a name; nothing where none does."""
+        found = self.captures(name)
+        return found[1] if found else {}
 
     def count(self, names: Sequence[str] | Tensors, index: str) -> int:
         """One more than the highest number of an index."""

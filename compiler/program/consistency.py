@@ -71,7 +71,7 @@ class _Checker:
                 )
 
     def check_ranks(self, program: Program) -> None:
-        """The indices that ranks count are plain ones of source names, and copies are names of the source."""
+        """The indices that ranks count are plain ones of source names, and tensors are named as in the source."""
         ranks = self.spec.ranks
         if ranks is None:
             return
@@ -81,7 +81,7 @@ class _Checker:
             if index.value and index.value not in plain:
                 message = f"no source name has the index {{{index}}}"
                 self.report.add(index.span, message, "unknown-name", nearest(index.value, plain))
-        for name in (text for pair in ranks.copies for text in pair):
+        for name in (*ranks.first, *(text for pair in ranks.copies for text in pair)):
             if not any(p.match(name.value) is not None for p in read):
                 self.report.add(name.span, f"no rule reads {name}", "unknown-name")
 

@@ -51,6 +51,12 @@ class Rule:
         return ""
 
     @cached_property
+    def irreversible(self) -> str:
+        """Why --reverse cannot run the rule backwards; empty when it can, be it with values of the spec's own."""
+        lost = next((op.loss for op, _ in self.steps if op.loss and not op.refills), "")
+        return lost or ("" if any(op.loss for op, _ in self.steps) else self.loss)
+
+    @cached_property
     def keeps_shape(self) -> bool:
         """Whether every target has the shape of its source: the rule only renames or copies."""
         return all(isinstance(op, Copy) for op, _ in self.steps)

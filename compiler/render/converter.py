@@ -16,7 +16,8 @@ from compiler.ops.lossy import Lora
 from compiler.program.program import Program
 from compiler.render import command_line, named_sources
 from compiler.render.config_fields import ConfigFields
-from compiler.render.long_lines import LINE, WIDEST, packed, shortened
+from compiler.render.long_lines import LINE, WIDEST, aligned, packed, shortened
+from compiler.render.pair import Restored, joined
 from compiler.render.python_source import ExprPrinter, in_f_string, inside, literal, names_regex, opposite, quoted, raw
 from compiler.render.rule_function import kernel_text
 from compiler.render.state_dict import StateDict
@@ -34,15 +35,17 @@ def render(
     auto_map: Mapping[str, str] | None = None,
     code: Iterable[str] = (),
     neutral: Mapping[str, Sequence[Any]] | None = None,
+    second: Restored | None = None,
 ) -> dict[str, str]:
-    """The converter. For a target with code of its own: `auto_map` for config.json, and the names of the `code` files,
+    """The converter, or with `second` the one that goes on into another layout of the same class. For a target with code of its own: `auto_map` for config.json, and the names of the `code` files,
     which the converter copies from beside itself. `neutral`: fields of the source that nothing reads, and the values with
     which they change nothing; a source that states others is rejected.
 
     Raises Refusal for a rule that cannot be written as a loop, and for an argument named like an option of converters.
     """
-    module = f"convert_{program.spec.name.value}"
+    module = f"convert_{program.spec.name.value}" + (f"_to_{second.spec.name}" if second else "")
     context = _Context(program, module, model_type, auto_map or {}, code, neutral or {}).values()
+    context |= joined(context, second) if second else {"second": None}
     text = environment().get_template("converter/module.py.jinja").render(**context)
     return {f"{module}.py": formatted(shortened(formatted(text, WIDEST)))}
 
@@ -77,11 +80,11 @@ class _Context:
             **self.container(),
             **command_line.values(spec, self.neutral),
             **named_sources.values(spec),
-            "mapping": _aligned(
+            "mapping": aligned(
                 [(r.source, r.target) for r in state_dict.rows if not r.condition and not state_dict.kept]
             ),
             "kept": packed((r.source for r in state_dict.rows if not r.condition and state_dict.kept), LINE - 4),
-            "optional": _aligned([(r.source, r.target, r.condition) for r in state_dict.rows if r.condition]),
+            "optional": aligned([(r.source, r.target, r.condition) for r in state_dict.rows if r.condition]),
             "ranges": state_dict.comment,
             "first": [condition for condition in early if "f." not in condition[0]],
             "sizing": _unpacked([fact for fact in facts if fact["name"] in sizing]),
@@ -257,12 +260,6 @@ def _unpacked(facts: list[dict[str, str]]) -> list[dict[str, str]]:
         axes = 1 if axis == "0]" and plain else 0
         found.append(fact)
     return found
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The rows, padded so that their columns are aligned."""
-    widths = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
-    return [(row[0], *(" " * (w - len(a)) + b for a, b, w in zip(row, row[1:], widths, strict=False))) for row in rows]
 
 
 def _load_code(suffixes: tuple[str, ...], stored: bool) -> str:

@@ -110,3 +110,9 @@ def _laid_out(code: str) -> Iterator[str]:
             first, *others = table(mapping, LINE - len(f"    {text(target)} = "))
             yield f"{text(target)} = {first}"
             yield from (f"   {line}" for line in others)
+
+
+def aligned(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The rows, padded so that their columns are aligned."""
+    widths = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
+    return [(row[0], *(" " * (w - len(a)) + b for a, b, w in zip(row, row[1:], widths, strict=False))) for row in rows]

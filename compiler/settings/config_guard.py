@@ -21,7 +21,7 @@ from compiler.target import class_registry, config_class, config_meaning, model_
 # A field that so many config classes declare is one that users have heard of.
 _SEVERAL = 3
 # What a reversed conversion may lose: fields that no source of weights holds.
-_NOT_REVERSED = frozenset(["tie_word_embeddings", *config_meaning.HARMLESS])
+NOT_REVERSED = frozenset(["tie_word_embeddings", *config_meaning.HARMLESS])
 
 
 def target_types(program: Program) -> frozenset[str]:
@@ -179,7 +179,7 @@ def differing_fields(program: Program, config: Mapping[str, Any], written: Mappi
         name: config[name]
         for name in (field.name for field in program.spec.config)
         if name in config
-        and name not in _NOT_REVERSED
+        and name not in NOT_REVERSED
         and not (name in written and config_meaning.same_value(name, config[name], written[name]))
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 from compiler import packages
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.config_file import read_config_file
-from compiler.diagnostics import Diagnostic, Refusal, Span, listed, refuse
+from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, refuse
 from compiler.executor.apply_rule import applied, loaded
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
@@ -56,6 +56,10 @@ def round_trip(program: Program, request: Request, out: Path, progress: Progress
     prepared = prepare(program, recorded(program, request, out))
     plan, checkpoint = prepared.plan, prepared.checkpoint
     check_config(plan, out)
+    report = Report()
+    for rule in dict.fromkeys(group.rule for group in plan.groups if group.rule.loss):
+        report.add(rule.span, f"the rule {rule.name or rule.kind} has no inverse: {rule.loss}", "irreversible-rule")
+    report.settle()
     # What config.json does not carry, such as the version of the source's layout, is that of the source.
     carried = {field.carried for field in program.spec.config}
     values = {name: value for name, value in plan.values.items() if name not in carried}

@@ -20,7 +20,6 @@ from torch import Tensor
 from compiler.checkpoints.checkpoint import open_checkpoint
 from compiler.diagnostics import Refusal, Span
 from compiler.executor import computed_tasks, execute, gpu_pipeline
-from compiler.executor.tensor_parallel_parts import state_dicts
 from compiler.layout import computed as formula
 from compiler.ops import kernels
 from compiler.ops.algebra import Bundle, Op
@@ -431,7 +430,8 @@ def test_a_pth_that_torch_reads(tmp_path: Path) -> None:
     groups = every_group()
     save_file(TENSORS, tmp_path / "source.safetensors")
     plan, checkpoint = plan_of(groups), open_checkpoint(tmp_path / "source.safetensors")
-    execute.write_state_dicts(plan, checkpoint, state_dicts(plan, tmp_path / "x.pth", 1), "cpu", lambda n: None)
+    files = [pth_layout.out_file("x.pth", plan.targets)]
+    execute.write_folder(plan, checkpoint, files, tmp_path, device="cpu", jobs=2, progress=lambda n: None)
     same(torch.load(tmp_path / "x.pth", weights_only=True), expected(groups, TENSORS))
     same(torch.load(tmp_path / "x.pth", weights_only=True, mmap=True), expected(groups, TENSORS))
     import zipfile

@@ -9,6 +9,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,43 @@ def test_a_model_of_its_own_code_too(tmp_path: Path, name: str) -> None:
     convert(program, Request([tmp_path / "back"], **quick), tmp_path / "two")
     assert folder_image(tmp_path / "two") == folder_image(tmp_path / "one")
     assert settled(tmp_path / "two") == settled(tmp_path / "one")
+
+
+@pytest.mark.parametrize("version", ["version_0", "version_1", "version_3"])
+def test_dictionaries_in_dictionaries(tmp_path: Path, version: str) -> None:
+    """Megatron-LM's language model has some, whose keys have dots, and its loader asks for them one by one."""
+    case = Case(ORACLES / "megatron_gpt2" / version)
+    quick = {"check": False, "checksums": False}
+    convert(case.program, replace(case.request, **quick), tmp_path / "one")
+    back = Request([tmp_path / "one"], assigned=case.request.assigned, reverse=True, **quick)  # type: ignore[arg-type]
+    convert(case.program, back, tmp_path / "back")
+    ours = torch.load(tmp_path / "back" / "model_optim_rng.pt", weights_only=False)
+    theirs = torch.load(case.request.source[0], weights_only=False)
+    assert keys(ours["model"]) == keys(theirs["model"])
+    assert float(ours["checkpoint_version"]) == float(theirs.get("checkpoint_version", 0))
+    stack = {"version_3": "encoder"}.get(version, "transformer")
+    ours, theirs = ours["model"]["language_model"], theirs["model"]["language_model"]
+    assert image(ours[stack]) == image(theirs[stack])
+    for part in ours["embedding"]:
+        assert image(ours["embedding"][part]) == image(theirs["embedding"][part])
+
+
+def keys(tree: Any) -> Any:
+    """The keys of dictionaries in dictionaries."""
+    return {key: keys(value) for key, value in tree.items()} if isinstance(tree, dict) else None
+
+
+def test_names_of_two_dictionaries(tmp_path: Path) -> None:
+    """A dictionary is left before the next begins, and a name that merely begins alike is in none."""
+    targets = [TargetTensor(name, (1,), "uint8") for name in ("a.b.w.x", "a.c.w.x", "a.bc.w", "b.w")]
+    file = lay_out("x.pt", targets, Wrapping(("model",), dictionaries=("a", "a.b", "a.b.w", "b")))
+    (tmp_path / "x.pt").write_bytes(bytes(file.size))
+    file.finish(tmp_path / "x.pt")
+    loaded = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert keys(loaded["model"]) == {
+        "a": {"b": {"w": {"x": None}}, "c.w.x": None, "bc.w": None},
+        "b": {"w": None},
+    }
 
 
 RECORDED = {

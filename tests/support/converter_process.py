@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import IO
 
+# Pairs of specs with a converter of their own: the first, and the one that it goes on into.
+PAIRS = (("litgpt_llama", "meta_llama"), ("qwen3", "litgpt_qwen3"))
 GENERATED = Path(__file__).parent.parent.parent / "generated"
 # One converter after the other, as `python convert_x.py WORDS` would run it, in a process without the compiler.
 SERVER = """

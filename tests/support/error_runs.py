@@ -552,6 +552,10 @@ def no_route() -> str:
     return RUN + " --to litgpt_gemma"
 
 
+def no_converter() -> str:
+    return "qwen3 --to gguf --no-proof"
+
+
 def no_device() -> str:
     return RUN + " --device nowhere"
 
