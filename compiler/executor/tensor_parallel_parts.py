@@ -53,6 +53,10 @@ def check_parts(program: Program, count: int) -> None:
         refuse("--parts", f"{count} is not a number of parts", "wrong-usage")
     if count > 1 and not program.merged:
         refuse("--parts", f"{program.spec.name.value} has no tensor-parallel parts (no `merge`)", "wrong-usage")
+    for rule in program.merged if count > 1 else ():
+        if rule.lengths or rule.by:
+            message = f"the parts of {rule.pattern} are not equal slices; only complete tensors are written"
+            refuse("--parts", message, "wrong-usage", "leave --parts out")
 
 
 def state_dicts(plan: Plan, place: Path, count: int, wrapping: Wrapping | None = None) -> list[StateDict]:
@@ -77,7 +81,7 @@ def state_dicts(plan: Plan, place: Path, count: int, wrapping: Wrapping | None =
 def _shares(plan: Plan, targets: Mapping[str, TargetTensor], count: int) -> dict[str, Share]:
     """How each tensor that is not replicated is split. Raises Refusal with every one that cannot be."""
     report, shares = Report(), {}
-    rules = [(rule, rule.axis.evaluate({}, NamedShapes(targets))) for rule in plan.program.merged]
+    rules = [(rule, rule.axis.evaluate({}, NamedShapes(targets))) for rule in plan.program.merged if rule.axis]
     for name, target in targets.items():
         for rule, axis in rules:
             if rule.pattern.match(name) is not None:

@@ -320,11 +320,13 @@ def _keep(root: document.Mapping) -> Iterator[Entry]:
 
 
 def _merge(key: Scalar, node: Node) -> Merge:
-    axis, blocks = node, 1
-    if isinstance(node, document.Mapping):
-        axis = node.get("axis") or node
-        blocks = document.plain(given) if (given := node.get("blocks")) else 1  # type: ignore[assignment]
-    return Merge(Text(key.text, key.span), _expr(axis), blocks)
+    pattern = Text(key.text, key.span)
+    if not isinstance(node, document.Mapping):
+        return Merge(pattern, _expr(node), 1, (), Text("", key.span))
+    axis, blocks = node.get("axis"), node.get("blocks")
+    lengths = tuple(map(_expr, blocks.items)) if isinstance(blocks, document.Sequence) else ()
+    count = len(lengths) or (document.plain(blocks) if blocks else 1)
+    return Merge(pattern, _expr(axis) if axis else None, count, lengths, _text(node, "by"))  # type: ignore[arg-type]
 
 
 def _ranks(source: Node | None) -> Ranks | None:
@@ -335,7 +337,8 @@ def _ranks(source: Node | None) -> Ranks | None:
         (Text(key.text, key.span), Text(str(document.plain(value)), value.span))
         for key, value in _entries(node, "copies")
     )
-    return Ranks(_text(node, "pipeline"), _text(node, "expert"), copies)
+    numbers = tuple(str(document.plain(item)) for item in _items(node, "numbers"))
+    return Ranks(_text(node, "pipeline"), _text(node, "expert"), copies, numbers)
 
 
 def _verify_input(key: Scalar, node: Node) -> VerifyInput:

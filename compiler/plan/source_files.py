@@ -30,7 +30,7 @@ def open_source(
 ) -> Checkpoint:
     """Open a user's paths. `weights`: the key path of the weights in a torch file; `opened`: a cache of opened files and of
     failures, shared between programs. Raises Refusal."""
-    files = _files(program.spec.weights, paths, bool(program.merged))
+    files = _files(program, paths)
     checkpoints = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
     if how := program.quantized_by:
         checkpoints = [decoded(checkpoint, how.config, how.path) for checkpoint in checkpoints]
@@ -54,8 +54,9 @@ def _opened(files: list[Path], apart: bool, nested: bool, weights: str | None, o
     return outcome
 
 
-def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
+def _files(program: Program, paths: Sequence[Path]) -> list[Path]:
     """The files of a checkpoint, sorted by the numbers in their names."""
+    weights, shared = program.spec.weights, bool(program.merged)
     if not in_parts(weights):
         return list(paths)
     one = paths[0]
@@ -63,8 +64,8 @@ def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
         one = step
     if len(paths) == 1 and one.is_dir() and (matching := list(one.glob(weights))):
         files = sorted(matching, key=_numbers)
-        # The number that differs between names counts the parts.
-        for values in zip(*map(_numbers, files), strict=False):
+        # The number that differs between names counts the parts; where there are several, the grid of ranks is checked.
+        for values in () if program.spec.ranks else zip(*map(_numbers, files), strict=False):
             there = set(values)
             missing = [n for n in range(len(there)) if n not in there] if len(there) > 1 else []
             if missing:
