@@ -121,6 +121,7 @@ class Sum(Lossy):
 
     def origins(self, shape: Shape) -> tuple[Shape, ...]:
         assert isinstance(self.parts, int)
+        axis_of(0, len(shape), self.word, shape)
         return ((self.parts * shape[0], *shape[1:]),)
 
 
@@ -166,6 +167,8 @@ class DequantizeBlocks(Lossy):
     def origins(self, shape: Shape) -> tuple[Shape, ...]:
         assert isinstance(self.rows, int)
         assert isinstance(self.columns, int)
+        if len(shape) < 2:
+            raise OpError(f"dequantize by blocks makes matrices, not {shown(shape)}")
         *outer, height, width = shape
         return shape, (*outer, -(-height // self.rows), -(-width // self.columns))
 
