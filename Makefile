@@ -99,12 +99,14 @@ campaign: COUNT = 30
 # Models that are files of other people's repositories; ORIGINALS=DIR where they are there already. Without them their
 # cases are left out.
 originals:
-	mkdir -p $(ORIGINALS)/llama2c $(ORIGINALS)/minimind1/model $(ORIGINALS)/nanochat
+	mkdir -p $(ORIGINALS)/llama2c $(ORIGINALS)/minimind1/model $(ORIGINALS)/nanochat $(ORIGINALS)/deepseek_v3
 	for pair in \
 	    karpathy/nanochat/92d63d4e8bb4df75c3b71618f31ddde2378b2bcd/nanochat/gpt.py:nanochat/gpt.py \
 	    karpathy/nanochat/92d63d4e8bb4df75c3b71618f31ddde2378b2bcd/nanochat/common.py:nanochat/common.py \
 	    karpathy/nanochat/92d63d4e8bb4df75c3b71618f31ddde2378b2bcd/nanochat/optim.py:nanochat/optim.py \
 	    karpathy/nanochat/92d63d4e8bb4df75c3b71618f31ddde2378b2bcd/nanochat/flash_attention.py:nanochat/flash_attention.py \
+	    deepseek-ai/DeepSeek-V3/9b4e9788e4a3a731f7567338ed15d3ec549ce03b/inference/convert.py:deepseek_v3/convert.py \
+	    deepseek-ai/DeepSeek-V3/9b4e9788e4a3a731f7567338ed15d3ec549ce03b/inference/model.py:deepseek_v3/model.py \
 	    karpathy/llama2.c/c05b45a5917130e090263fc222573d5251cbe0af/model.py:llama2c/model.py \
 	    jingyaogong/minimind/58e3af0359a187bdf2d91fa737b8d1edde9a21a7/model/model.py:minimind1/model/model.py \
 	    jingyaogong/minimind/58e3af0359a187bdf2d91fa737b8d1edde9a21a7/model/LMConfig.py:minimind1/model/LMConfig.py; do \
@@ -117,6 +119,7 @@ test-oracles: originals env .venv-oracles/ready .venv-scripts/ready .venv-4/orac
 	test ! -e $(ORIGINALS)/minimind1/model/LMConfig.py || test ! -e $(ORIGINALS)/llama2c/model.py || \
 	  .venv-oracles/bin/python tests/recorders/run_originals.py build/oracles --seed $(SEED) --originals $(ORIGINALS)
 	test ! -e $(ORIGINALS)/nanochat/gpt.py || .venv-oracles/bin/python tests/recorders/run_nanochat.py build/oracles --seed $(SEED) --originals $(ORIGINALS)
+	test ! -e $(ORIGINALS)/deepseek_v3/model.py || .venv-oracles/bin/python tests/recorders/run_deepseek_shards.py build/oracles --seed $(SEED) --originals $(ORIGINALS)
 	for name in $(ORACLES_4); do .venv-4/bin/python tests/recorders/run_$$name.py build/oracles --seed $(SEED) || exit 1; done
 	.venv-scripts/bin/python tests/recorders/run_transformers_scripts.py build/oracles --seed $(SEED)
 	MAPSPEC_ORACLES=build/oracles $(BIN)/python -m pytest tests/specs/test_oracles.py tests/specs/test_mutations.py

@@ -25,6 +25,7 @@ FAMILIES = {
     "baichuan": "Baichuan",
     "baichuan2": "Baichuan",
     "clip": "CLIP and OpenCLIP",
+    "deepseek_mp": "DeepSeek-V3's inference",
     "deepseek_v3_fp8": "Published FP8 and MXFP4 weights",
     "fairseq2": "fairseq2",
     "fms": "Foundation Model Stack",

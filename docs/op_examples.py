@@ -126,6 +126,7 @@ EXAMPLES = {
         {"norm.weight": Source((4,), _one(0), (1.5, 0.5, 2, 1))},
     ),
     "normalize": Example(_RULE + "normalize: 1", {"a.weight": Source((2, 2), _by_row, (3, 4, 6, 8))}),
+    "sum": Example(_RULE + "sum: {parts: 2}", {"a.weight": Source((4,), _by_row, (1, 2, 10, 20))}),
     "dequantize-blocks": Example(
         "transform:\n- name: op\n  from: [a.weight, a.scale]\n  to: b.weight\n"
         "  dequantize: {format: blocks, block: [2, 2], dtype: float32}",

@@ -24,7 +24,7 @@ from compiler.checkpoints.formats.safetensors_header import open_safetensors
 from compiler.checkpoints.formats.stored_tensor import AnyTensor, dequantized
 from compiler.checkpoints.formats.torch_distributed import Distributed
 from compiler.checkpoints.formats.torch_save import open_legacy, open_zip
-from compiler.checkpoints.layer_files import open_layers
+from compiler.checkpoints.layer_files import open_layers, open_layers_of_ranks
 from compiler.checkpoints.opened import Opened, Replica
 from compiler.checkpoints.rank_files import open_ranks
 from compiler.checkpoints.sliced_files import open_slices
@@ -73,8 +73,13 @@ def open_checkpoint(path: Path | Sequence[Path], root: str | None = None, nested
 
 
 def open_parts(paths: Iterable[Path], root: str | None = None, nested: bool = False) -> list[Checkpoint]:
-    """Open each file on its own: the shards of a tensor-parallel model, which share their names."""
-    parts = [open_checkpoint(p, root, nested) for p in paths]
+    """Open each file on its own: the shards of a tensor-parallel model, which share their names. Of the folder of a pipeline,
+    the files of each rank."""
+    each = list(paths)
+    if len(each) == 1 and (found := find(each[0])).kind == "layers":
+        parts = [_unwrap(found.path, rank) for rank in open_layers_of_ranks(found.path)]
+    else:
+        parts = [open_checkpoint(path, root, nested) for path in each]
     refuse_exchanged([file for part in parts for file in part.files])
     return parts
 

@@ -72,6 +72,9 @@ def check_grid(program: Program, grid: Grid) -> None:
         refuse("--parts", f"{grid.count} is not a number of parts", "wrong-usage")
     if grid.tensor > 1 and not program.merged:
         refuse("--parts", f"{name} has no tensor-parallel parts (no `merge`)", "wrong-usage")
+    if unequal := [rule.pattern for rule in program.merged if grid.count > 1 and (rule.lengths or rule.by)]:
+        message = f"the parts of {unequal[0]} are not equal slices; only complete tensors are written"
+        refuse("--ranks", message, "wrong-usage", "leave --ranks out")
     if grid.pipeline > 1 and not (spec and spec.pipeline.value):
         refuse("--ranks", f"{name} has no pipeline stages (no `ranks: {{pipeline: ...}}`)", "wrong-usage")
     if grid.expert > 1 and not (spec and spec.expert.value):
@@ -196,9 +199,10 @@ def range_of(each: int, rank: int) -> range:
 def _shares(plan: Plan, targets: Mapping[str, TargetTensor], count: int) -> dict[str, Share]:
     """How each tensor that is not replicated is split. Raises Refusal with every one that cannot be."""
     report, shares = Report(), {}
-    rules = [(rule, rule.axis.evaluate({}, NamedShapes(targets))) for rule in plan.program.merged] if count > 1 else []
+    rules = [(rule, rule.axis) for rule in plan.program.merged if count > 1 and rule.axis]
+    axes = [(rule, axis.evaluate({}, NamedShapes(targets))) for rule, axis in rules]
     for name, target in targets.items():
-        for rule, axis in rules:
+        for rule, axis in axes:
             if rule.pattern.match(name) is not None:
                 try:
                     shares[name] = Share(

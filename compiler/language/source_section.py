@@ -69,11 +69,13 @@ def layout(source: Node | None) -> SourceLayout:
 
 def merge(key: Scalar, node: Node) -> Merge:
     """One entry of `source: merge`."""
-    axis, blocks = node, 1
-    if isinstance(node, document.Mapping):
-        axis = node.get("axis") or node
-        blocks = document.plain(given) if (given := node.get("blocks")) else 1  # type: ignore[assignment]
-    return Merge(Text(key.text, key.span), expr_of(axis), blocks)
+    pattern = Text(key.text, key.span)
+    if not isinstance(node, document.Mapping):
+        return Merge(pattern, expr_of(node), 1, (), Text("", key.span))
+    axis, blocks = node.get("axis"), node.get("blocks")
+    lengths = tuple(map(expr_of, blocks.items)) if isinstance(blocks, document.Sequence) else ()
+    count = len(lengths) or (document.plain(blocks) if blocks else 1)
+    return Merge(pattern, expr_of(axis) if axis else None, count, lengths, text_of(node, "by"))  # type: ignore[arg-type]
 
 
 def ranks(source: Node | None) -> Ranks | None:
@@ -86,4 +88,5 @@ def ranks(source: Node | None) -> Ranks | None:
         for key, value in entries_of(node, "copies")
     )
     first = tuple(Text(item.text, item.span) for item in items_of(node, "first") if isinstance(item, Scalar))
-    return Ranks(text_of(node, "pipeline"), text_of(node, "expert"), first, copies)
+    numbers = tuple(str(document.plain(item)) for item in items_of(node, "numbers"))
+    return Ranks(text_of(node, "pipeline"), text_of(node, "expert"), first, copies, numbers)

@@ -100,23 +100,28 @@ class Transform:
 
 @dataclass(frozen=True)
 class Merge:
-    """Parts of one tensor in several files: joined along `axis`, block by block."""
+    """Parts of one tensor in several files: joined along `axis`, block by block. `lengths`: of the blocks of the first part,
+    where they are not equal. With `by`, each part has the tensors of a range of that index, and there is no axis."""
 
     pattern: Text
-    axis: Expr
+    axis: Expr | None
     blocks: int
+    lengths: tuple[Expr, ...]
+    by: Text
 
 
 @dataclass(frozen=True)
 class Ranks:
     """The indices of names that model-parallel files count from 0: of layers in each `pipeline` stage, of experts in each
     `expert`-parallel rank. `first`: tensors of the first stage that have no such index; the others are of the last stage.
-    `copies`: tensors of the last stage that repeat one of the first stage where weights are tied."""
+    `copies`: tensors of the last stage that repeat one of the first stage where weights are tied.
+    `numbers`: what each number in the path of a file is; empty for tensor, pipeline, expert."""
 
     pipeline: Text
     expert: Text
     first: tuple[Text, ...]
     copies: tuple[tuple[Text, Text], ...]
+    numbers: tuple[str, ...]
 
 
 @dataclass(frozen=True)

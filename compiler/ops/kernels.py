@@ -68,6 +68,11 @@ def normalize(tensor: Tensor, axis: int) -> Tensor:
     return torch.nn.functional.normalize(wide, dim=axis, eps=1e-12).to(tensor.dtype)
 
 
+def add_parts(tensor: Tensor, parts: int, scale: float) -> Tensor:
+    """The sum of equal parts of the first axis, times `scale`: in float64, rounded once."""
+    return (tensor.double().unflatten(0, (parts, -1)).sum(0) * scale).to(tensor.dtype)
+
+
 def dequantize_blocks(weight: Tensor, scale: Tensor, rows: int, columns: int, dtype: str) -> Tensor:
     """Each block of `rows` by `columns` elements times its scale; blocks at the edges may be smaller."""
     spread = scale.to(torch.float32).repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
@@ -112,6 +117,7 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
         pad,
         affine,
         normalize,
+        add_parts,
         dequantize_blocks,
         dequantize_mxfp4,
         dequantize_ggml,

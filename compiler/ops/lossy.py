@@ -1,4 +1,4 @@
-"""The ops without an inverse: `normalize`, `dequantize` and `lora`.
+"""The ops without an inverse: `normalize`, `sum`, `dequantize` and `lora`.
 
 A plan that would have to undo one is an error, with the reason. Their `inverse` restores shapes only, which is what the
 proof of a spec needs.
@@ -91,6 +91,41 @@ class Origin(Op):
 
 
 @dataclass(frozen=True)
+class Sum(Lossy):
+    """The sum of `parts` tensors of one shape that are stored one behind the other along the first axis, times `scale`: in
+    float64, rounded once."""
+
+    word: ClassVar[str] = "sum"
+    loss: ClassVar[str] = "the summands are lost"
+    kernel: ClassVar[str] = "add_parts"
+    host_only: ClassVar[bool] = True  # its sums are added in another order there
+    counts: ClassVar[tuple[str, ...]] = ("parts",)
+    reals: ClassVar[tuple[str, ...]] = ("scale",)
+    from_dtypes: ClassVar[tuple[str, ...]] = ("",)
+    parts: Size
+    scale: Real
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return self.parts, self.scale
+
+    def result(self, *shapes: Shape) -> Shape:
+        shape = shapes[0]
+        axis_of(0, len(shape), self.word, shape)
+        if not isinstance(self.parts, int) or self.parts < 1 or shape[0] % self.parts:
+            raise OpError(f"sum cannot divide axis 0 of {shown(shape)} into {self.parts} equal parts")
+        return (shape[0] // self.parts, *shape[1:])
+
+    def cut_rows(self, start: int, stop: int, shapes: Sequence[Shape]) -> RowCut:
+        return RowCut(self, ((0, shapes[0][0]),))  # the grain is all rows
+
+    def origins(self, shape: Shape) -> tuple[Shape, ...]:
+        assert isinstance(self.parts, int)
+        axis_of(0, len(shape), self.word, shape)
+        return ((self.parts * shape[0], *shape[1:]),)
+
+
+@dataclass(frozen=True)
 class DequantizeBlocks(Lossy):
     """A matrix and one scale for each of its blocks, to a matrix of `dtype`: FP8 with `weight_scale_inv`, as `Fp8Dequantize` of
     transformers' finegrained_fp8 integration computes it. Blocks at the edges may be smaller."""
@@ -132,6 +167,8 @@ class DequantizeBlocks(Lossy):
     def origins(self, shape: Shape) -> tuple[Shape, ...]:
         assert isinstance(self.rows, int)
         assert isinstance(self.columns, int)
+        if len(shape) < 2:
+            raise OpError(f"dequantize by blocks makes matrices, not {shown(shape)}")
         *outer, height, width = shape
         return shape, (*outer, -(-height // self.rows), -(-width // self.columns))
 
@@ -217,6 +254,7 @@ def _read_dequantize(written: WrittenStep) -> Op:
 
 READERS = {
     "normalize": StepReader(lambda written: Normalize(written.value)),
+    "sum": StepReader(lambda written: Sum(written.size_field("parts"), written.real_field("scale", 1.0))),
     "dequantize": StepReader(_read_dequantize),
     "lora": StepReader(lambda written: Lora(written.size_field("rank"), written.real_field("scale", 1.0))),
 }

@@ -14,7 +14,8 @@ from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import AnyTensor, Joined, Tensor
 from compiler.checkpoints.opened import Replica
 from compiler.diagnostics import Report, Span, listed
-from compiler.ops.algebra import OpError, axis_of, shown
+from compiler.ops.algebra import OpError, shown
+from compiler.plan.merge_cut import Cut
 from compiler.plan.rank_grid import Rank, ranks_of
 from compiler.program.environment import NamedShapes
 from compiler.program.program import Program
@@ -27,15 +28,15 @@ def joined(program: Program, parts: Sequence[Checkpoint]) -> Checkpoint:
     ranks = ranks_of(program, parts)
     if len(ranks) == 1:
         return parts[0]
-    _check_names(ranks)
+    _check_names(program, ranks)
     first, report = ranks[0], Report()
-    axes = [(rule, rule.axis.evaluate({}, NamedShapes(first.tensors))) for rule in program.merged]
+    held = _by_name(ranks)
+    cuts = [Cut(rule, NamedShapes(first.tensors), tuple(held), len(ranks)) for rule in program.merged]
     copies = _copies(program, ranks)
     tensors: dict[str, Tensor | Joined] = {}
     replicas: list[Replica] = []
-    held = _by_name(ranks)
     for name, holders in held.items():
-        rule, axis = next(((r, a) for r, a in axes if r.pattern.match(name) is not None), (None, 0))
+        cut = next((cut for cut in cuts if cut.rule.pattern.match(name) is not None), None)
         try:
             parts_of_ranks, alike = _divided(holders)
             if any(pattern.match(name) is not None for pattern, _ in program.ignored):
@@ -44,14 +45,16 @@ def joined(program: Program, parts: Sequence[Checkpoint]) -> Checkpoint:
             if name in copies:
                 owners, _ = _divided(held[copies[name]])
                 alike += zip(owners, parts_of_ranks, strict=True)
-            elif rule is None:
+            elif cut is None:
                 tensors[name] = parts_of_ranks[0]
                 alike += ((parts_of_ranks[0], other) for other in parts_of_ranks[1:])
+            elif cut.rule.by:
+                tensors[name] = cut.only(name, [rank.tensor for rank, _ in holders], parts_of_ranks)
             else:
-                tensors[name] = _concatenated(parts_of_ranks, axis, rule.blocks)
+                tensors[name] = cut.concatenated(parts_of_ranks)
             replicas += _replicas(alike)
         except OpError as error:
-            span = Span(str(first.checkpoint.path)) if rule is None else rule.pattern.span
+            span = Span(str(first.checkpoint.path)) if cut is None else cut.rule.pattern.span
             report.add(span, f"{name}: {error}", "unfit-parts")
     report.settle()
     files = [rank.checkpoint for rank in ranks]
@@ -84,12 +87,15 @@ def _by_name(ranks: Sequence[Rank]) -> dict[str, list[Holder]]:
     return found
 
 
-def _check_names(ranks: Sequence[Rank]) -> None:
-    """All files of a stage must have the same names, as they are stored. Raises Refusal."""
+def _check_names(program: Program, ranks: Sequence[Rank]) -> None:
+    """All files of a stage must have the same names, as they are stored, but for those that are divided by an index.
+    Raises Refusal."""
     report, firsts = Report(), dict[int, Checkpoint]()
+    alone = [rule.pattern for rule in program.merged if rule.by]
     for rank in ranks:
         first, part = firsts.setdefault(rank.pipeline, rank.checkpoint), rank.checkpoint
-        if differing := sorted(first.tensors.keys() ^ part.tensors.keys()):
+        differing = sorted(first.tensors.keys() ^ part.tensors.keys())
+        if differing := [name for name in differing if all(pattern.match(name) is None for pattern in alone)]:
             message = f"only one of this and {part.path} has {listed(differing)}"
             report.add(Span(str(first.path)), message, "missing-tensor")
     report.settle()
@@ -125,20 +131,3 @@ def _replicas(pairs: Iterable[Replica]) -> Iterator[Replica]:
         if other.dtype != first.dtype:
             raise OpError(f"it is {first.dtype} in one part and {other.dtype} in {other.path}")
         yield first, other
-
-
-def _concatenated(tensors: Sequence[Tensor], axis: int, blocks: int) -> Tensor | Joined:
-    first = tensors[0]
-    axis = axis_of(axis, len(first.shape), "joining", first.shape)
-    for other in tensors:
-        fits = (other.dtype, len(other.shape)) == (first.dtype, len(first.shape))
-        if not fits or any(a != b and n != axis for n, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
-            raise OpError(f"parts of {shown(first.shape)} and {shown(other.shape)} cannot be joined along axis {axis}")
-        if other.shape[axis] % blocks:
-            raise OpError(f"axis {axis} of {shown(other.shape)} cannot be divided into {blocks} equal blocks")
-    if len(tensors) == 1:
-        return first
-    sizes = [t.shape[axis] // blocks for t in tensors]
-    pieces = [t.narrow(axis, n * size, size) for n in range(blocks) for t, size in zip(tensors, sizes, strict=True)]
-    shape = (*first.shape[:axis], blocks * sum(sizes), *first.shape[axis + 1 :])
-    return Joined(first.name, first.dtype, shape, axis, tuple(pieces))

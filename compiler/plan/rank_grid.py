@@ -68,13 +68,14 @@ def ranks_of(program: Program, checkpoints: Sequence[Checkpoint]) -> list[Rank]:
     their order. Raises Refusal."""
     if program.spec.ranks is None or not all(_numbers(program.spec.weights, part.path) for part in checkpoints):
         return [Rank(checkpoint, (checkpoint.tensors,), n) for n, checkpoint in enumerate(checkpoints)]
-    ranks = _placed(program.spec.weights, checkpoints)
+    ranks = _placed(program.spec.weights, checkpoints, program.spec.ranks.numbers)
     _check_statements(ranks)
     return list(_renumbered(program, ranks))
 
 
-def _placed(weights: str, checkpoints: Sequence[Checkpoint]) -> list[Rank]:
-    """The files in the order of their stages. Raises Refusal where the grid has a hole."""
+def _placed(weights: str, checkpoints: Sequence[Checkpoint], kinds: Sequence[str]) -> list[Rank]:
+    """The files in the order of their stages. `kinds`: what the numbers in their paths are, if the spec states it. Raises
+    Refusal where the grid has a hole."""
     first = Rank(checkpoints[0], (), 0)
     stated = {axis: size for axis, field in SIZES.items() if type(size := first.arguments.get(field)) is int}
     numbers = [_numbers(weights, checkpoint.path) for checkpoint in checkpoints]
@@ -83,13 +84,21 @@ def _placed(weights: str, checkpoints: Sequence[Checkpoint]) -> list[Rank]:
     if len({len(own) for own in numbers}) > 1:
         message = f"files of two runs: {listed(sorted(names), 4)}"
         refuse(str(folder), message, "ambiguous-container", "keep the files of one run")
-    axes = [
+    axes = kinds or [
         axis
         for axis in SIZES
         if len(numbers[0]) != 2 or axis != ("pipeline" if stated.get("pipeline") == 1 else "expert")
     ]
     places = [dict(zip(axes, own, strict=False)) for own in numbers]
+    if len(totals := {place.pop("total") for place in places if "total" in place}) > 1:
+        message = f"files of runs with {listed(sorted(totals))} ranks are in one folder"
+        refuse(str(folder), message, "ambiguous-container", "keep the files of one run")
     sizes = {axis: 1 + max(place.get(axis, 0) for place in places) for axis in SIZES}
+    for total in totals:
+        if total < prod(sizes.values()):
+            message = f"the names state {total} files, and there are ranks of {prod(sizes.values())}"
+            refuse(str(folder), message, "unfit-parts", "the folder has files of two runs")
+        sizes["tensor"] = total // (sizes["pipeline"] * sizes["expert"])
     for axis, size in stated.items():
         if size < sizes[axis]:
             message = f"its arguments state {SIZES[axis]} = {size}, and there are files of {sizes[axis]}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, open_parts
-from compiler.checkpoints.folder import last_step
+from compiler.checkpoints.folder import LAYER_FILE, last_step
 from compiler.checkpoints.quantization import decoded
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.language.name_pattern import Pattern
@@ -39,16 +39,17 @@ def open_source(
     if named := named_paths(program, paths, names):
         nested = {source.name.value: source.nested for source in program.spec.sources}
         return united(program, {n: open_checkpoint(path, weights, nested[n]) for n, path in named.items()})
-    files = _files(program.spec.weights, paths, bool(program.merged))
+    files = _files(program, paths)
     checkpoints = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
     if how := program.quantized_by:
         checkpoints = [decoded(checkpoint, how.config, how.path) for checkpoint in checkpoints]
-    return joined(program, checkpoints) if program.merged else without_attribute_prefix(program, checkpoints[0])
+    return without_attribute_prefix(program, joined(program, checkpoints) if program.merged else checkpoints[0])
 
 
 def _opened(files: list[Path], apart: bool, nested: bool, weights: str | None, opened: Opened) -> list[Checkpoint]:
     """The files as one checkpoint, or with `apart` each as its own."""
-    key = (tuple(files), apart and len(files) > 1, nested, weights)
+    apart = apart and (len(files) > 1 or files[0].is_dir())
+    key = (tuple(files), apart, nested, weights)
     if key not in opened:
         try:
             whole = files[0] if len(files) == 1 else files
@@ -63,17 +64,20 @@ def _opened(files: list[Path], apart: bool, nested: bool, weights: str | None, o
     return outcome
 
 
-def _files(weights: str, paths: Sequence[Path], shared: bool) -> list[Path]:
+def _files(program: Program, paths: Sequence[Path]) -> list[Path]:
     """The files of a checkpoint, sorted by the numbers in their names."""
+    weights, shared = program.spec.weights, bool(program.merged)
     if not in_parts(weights):
         return list(paths)
     one = paths[0]
     if len(paths) == 1 and one.is_dir() and (step := last_step(one)) and any(step.glob(weights)):
         one = step
+    if len(paths) == 1 and one.is_dir() and any(LAYER_FILE.fullmatch(path.name) for path in one.iterdir()):
+        return [one]
     if len(paths) == 1 and one.is_dir() and (matching := list(one.glob(weights))):
         files = sorted(matching, key=_numbers)
-        # The number that differs between names counts the parts.
-        for values in zip(*map(_numbers, files), strict=False):
+        # The number that differs between names counts the parts; where there are several, the grid of ranks is checked.
+        for values in () if program.spec.ranks else zip(*map(_numbers, files), strict=False):
             there = set(values)
             missing = [n for n in range(len(there)) if n not in there] if len(there) > 1 else []
             if missing:

@@ -71,7 +71,9 @@ class _Builder:
                 ties.append(Tie(alias, owner.with_holes(alias.holes), entry.when))
         ignored = [(p, reason) for text, reason in spec.ignore if (p := self.pattern(text))]
         created = [rule for create in spec.create if (rule := self.created(create))]
-        merged = [Merged(p, m.axis, m.blocks) for m in spec.merge if (p := self.pattern(m.pattern))]
+        merged = [
+            Merged(p, m.axis, m.blocks, m.lengths, m.by.value) for m in spec.merge if (p := self.pattern(m.pattern))
+        ]
         unread = [(p, reason) for text, reason in spec.unread if (p := self.pattern(text))]
         return Program(spec, tuple(rules), tuple(ties), tuple(ignored), tuple(created), tuple(merged), tuple(unread))
 

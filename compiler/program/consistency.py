@@ -57,14 +57,22 @@ class _Checker:
         self.disjoint([(m.pattern, "merge") for m in program.merged], "join", "claimed-twice")
 
     def check_merge(self, program: Program) -> None:
-        """The axis of a merge is evaluated before arguments are known, so it may not use any."""
+        """A merge has an axis or an index. The axis is evaluated before arguments are known, so it may not use any."""
         for merged in program.merged:
-            self.attempt(merged.axis)
+            if (merged.axis is None) != bool(merged.by) or (merged.by and merged.blocks > 1):
+                hint = "`axis`: parts are joined along it; `by`: each part has the tensors of a range of that index"
+                message = f"the merge of {merged.pattern} needs either an axis or an index"
+                self.report.add(merged.pattern.span, message, "missing-key", hint)
+            elif merged.by and merged.by not in merged.pattern.holes:
+                hint = nearest(merged.by, merged.pattern.holes)
+                self.report.add(merged.pattern.span, f"the name has no index {{{merged.by}}}", "unknown-name", hint)
+            for expression in merged.expressions:
+                self.attempt(expression)
         self.report.settle()
-        for merged in program.merged:
-            for name in sorted(merged.axis.names):
+        for expression in (expression for merged in program.merged for expression in merged.expressions):
+            for name in sorted(expression.names):
                 self.report.add(
-                    merged.axis.name_span(name),
+                    expression.name_span(name),
                     f"an axis cannot depend on {name!r}",
                     "unknown-name",
                     "it may use dim, count and exists, which read the first part",

@@ -77,11 +77,18 @@ class Tie:
 @dataclass(frozen=True)
 class Merged:
     """A tensor that several files hold parts of. The parts are joined along `axis`, an expression over the first file's
-    shapes, block by block."""
+    shapes, block by block; `lengths` are those of the first file's blocks, where they are not equal. Without an axis, each
+    file has the tensors of a range of the index `by`."""
 
     pattern: Pattern
-    axis: Expr
+    axis: Expr | None
     blocks: int
+    lengths: tuple[Expr, ...] = ()
+    by: str = ""
+
+    @property
+    def expressions(self) -> tuple[Expr, ...]:
+        return (*((self.axis,) if self.axis else ()), *self.lengths)
 
 
 @dataclass(frozen=True)

@@ -165,8 +165,10 @@ class _Context:
             "stored": stored,
             "load_code": _load_code(suffixes, stored),
             "loaded_type": f"tuple[{state}, dict[str, Any]]" if stored else state,
-            "merged": [(raw(names_regex(m.pattern)), ExprPrinter("")(m.axis), m.blocks) for m in self.program.merged],
-            "shaped": any(m.axis.asked for m in self.program.merged),
+            "merged": [*self.merged()],
+            "alone": [raw(names_regex(m.pattern)) for m in self.program.merged if m.by],
+            "unequal": any(m.lengths for m in self.program.merged),
+            "shaped": any(e.asked for m in self.program.merged for e in m.expressions),
             "digits": len(re.findall(r"\d+", weights.partition("*")[0])),
             "source_example": named_sources.words(self.spec) or f"{example} lora{suffix}" if several else example,
             "source_help": quoted(f"the checkpoint: {text}".replace("%", "%%")),
@@ -176,6 +178,14 @@ class _Context:
             "place": place,
             "beside": beside if config else "",
         }
+
+    def merged(self) -> Iterator[tuple[str, str, str]]:
+        """Pattern, axis and blocks of each tensor whose parts are joined, as Python."""
+        printer = ExprPrinter("")
+        for rule in self.program.merged:
+            if rule.axis is not None:
+                blocks = f"[{', '.join(map(printer, rule.lengths))}]" if rule.lengths else str(rule.blocks)
+                yield raw(names_regex(rule.pattern)), printer(rule.axis), blocks
 
     def facts(self) -> Iterator[dict[str, str]]:
         """Facts and computed arguments, each after those that it or its default depends on."""

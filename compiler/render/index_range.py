@@ -31,7 +31,7 @@ _IMPORTED = ["json", "math", "re", "torch", "Iterator", "Namespace", "Path", "Se
 _CHECKING = ["require", "check_class", "JOINS"]
 _LOADING = ["load_state_dict", "load_torch_file", "flattened", "unique", "scaling", "read_sizes", "convert_config"]
 _CONVERTING = ["matches", "same", "concat", "stack", "convert_state_dict", "write_weights", "main"]
-_KERNELS = ["full", "pad", "affine", "normalize", "dequantize_blocks", "dequantize_mxfp4", "add_low_rank"]
+_KERNELS = ["full", "pad", "affine", "normalize", "add_parts", "dequantize_blocks", "dequantize_mxfp4", "add_low_rank"]
 RESERVED = frozenset([*_LOCAL, *_PYTHON, *_IMPORTED, *_CHECKING, *_LOADING, *_CONVERTING, *_KERNELS])
 
 

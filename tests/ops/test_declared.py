@@ -14,7 +14,7 @@ from compiler.ops.algebra import Bundle
 from compiler.ops.arithmetic import Affine, Computed, Full, Pad
 from compiler.ops.block_quantize import QuantizeQ8
 from compiler.ops.kernels import TorchAlgebra
-from compiler.ops.lossy import DequantizeBlocks, DequantizeMxfp4, Lora, Normalize
+from compiler.ops.lossy import DequantizeBlocks, DequantizeMxfp4, Lora, Normalize, Sum
 from compiler.ops.step_readers import READERS
 
 BYTES = torch.arange(5 * 2 * 16, dtype=torch.uint8)
@@ -28,6 +28,8 @@ CASES: list[tuple[Computed, tuple[Tensor, ...]]] = [
     (Full(1.5, (6, 2), "bfloat16"), ()),
     (Normalize(1), (torch.randn(7, 300),)),
     (Normalize(0), (torch.randn(7, 300),)),
+    (Sum(3, 0.5), (torch.randn(21),)),
+    (Sum(2, 1.0), (torch.randn(8, 3).half(),)),
     (DequantizeBlocks(3, 2, "bfloat16"), (torch.randn(8, 5).to(torch.float8_e4m3fn), torch.rand(3, 3))),
     (DequantizeBlocks(3, 2, "float32"), (torch.randn(4, 8, 5).to(torch.float8_e4m3fn), torch.rand(4, 3, 3))),
     (DequantizeMxfp4("bfloat16"), (BYTES.reshape(5, 2, 16), torch.randint(110, 140, (5, 2), dtype=torch.uint8))),
@@ -73,7 +75,7 @@ def test_rows_of_a_result_have_the_bits_of_the_whole(op: Computed, tensors: tupl
 
 @pytest.mark.parametrize(("op", "tensors"), CASES)
 def test_what_another_device_may_round_stays_on_the_host(op: Computed, tensors: tuple[Tensor, ...]) -> None:
-    assert op.host_only == isinstance(op, Normalize | Lora | QuantizeQ8)
+    assert op.host_only == isinstance(op, Normalize | Sum | Lora | QuantizeQ8)
 
 
 def test_a_cast_between_other_types_is_a_row_by_itself() -> None:

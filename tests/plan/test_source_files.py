@@ -153,3 +153,52 @@ def test_the_parts_of_the_last_step(tmp_path: Path) -> None:
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
     found = open_source(program(), [tmp_path])
     assert all(torch.equal(read(found, name), tensor) for name, tensor in whole.items())
+
+
+MIXER = """
+spec: 1
+name: unequal
+summary: a model in parts whose projection has blocks of unequal lengths
+source:
+  weights: part.*.pth
+  merge: {in_proj.weight: {axis: 0, blocks: ["dim('norm.weight', 0)", 2, "dim('A_log', 0)"]}, norm.weight: 0, A_log: 0}
+target: {model: LlamaForCausalLM}
+keep: [in_proj.weight, norm.weight, A_log]
+"""
+
+
+def test_blocks_of_unequal_lengths(tmp_path: Path) -> None:
+    """As a trainer cuts the projection of a state-space mixer: each rank has its rows of every block."""
+    blocks = [torch.randn(length, 5) for length in (8, 4, 6)]
+    whole = {"in_proj.weight": torch.cat(blocks), "norm.weight": torch.randn(8), "A_log": torch.randn(6)}
+    parts = [
+        {
+            "in_proj.weight": torch.cat([block.chunk(2)[rank] for block in blocks]),
+            "norm.weight": whole["norm.weight"].chunk(2)[rank].clone(),
+            "A_log": whole["A_log"].chunk(2)[rank].clone(),
+        }
+        for rank in range(2)
+    ]
+    save(tmp_path, parts)
+    unequal = compile_spec(load_spec("", MIXER))
+    checkpoint = open_source(unequal, [tmp_path])
+    assert {name: read(checkpoint, name).tolist() for name in whole} == {n: t.tolist() for n, t in whole.items()}
+    parts[1]["in_proj.weight"] = torch.randn(10, 5)
+    save(tmp_path, parts)
+    with pytest.raises(Refusal, match=r"in_proj.weight: blocks of 4 \+ 2 \+ 3 are not axis 0 of \[10, 5\]"):
+        open_source(unequal, [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("{blocks: 2}", "the merge of same.weight needs either an axis or an index"),
+        ("{axis: 0, by: i}", "the merge of same.weight needs either an axis or an index"),
+        ("{by: e}", "the name has no index {e}"),
+        ("{axis: 0, blocks: [1, heads]}", "an axis cannot depend on 'heads'"),
+    ],
+)
+def test_a_merge_that_says_too_little_or_too_much(rule: str, says: str) -> None:
+    text = SPEC.format(weights="part.*.pth").replace("rows.weight: 0,", f"same.weight: {rule}, rows.weight: 0,", 1)
+    with pytest.raises(Refusal, match=says.replace("{", r"\{").replace("}", r"\}")):
+        compile_spec(load_spec("", text))

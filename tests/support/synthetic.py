@@ -95,10 +95,14 @@ def saved(source: Synthetic, folder: Path, program: Program) -> Path:
         return gguf_file({**source.tensors, **source.ignored}, folder / "model.gguf", architecture)
     if not in_parts(weights):
         return source.save(folder, weights)
-    file = folder / "source" / weights.replace("*", "00")
-    file = file if file.suffix in (".pt", ".pth") else file.with_name(f"{file.name}.pth")
+    kinds = program.spec.ranks.numbers if program.spec.ranks else ()
+    file = folder / "source" / weights.replace("*", "00", weights.count("*") - ("total" in kinds)).replace("*", "01")
     file.parent.mkdir(parents=True)
-    torch.save({**source.tensors, **source.ignored}, file)
+    tensors = {**source.tensors, **source.ignored}
+    if file.suffix == ".safetensors":
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
+    else:
+        torch.save(tensors, file if file.suffix in (".pt", ".pth") else file.with_name(f"{file.name}.pth"))
     return folder / "source"
 
 
