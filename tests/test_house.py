@@ -284,6 +284,7 @@ ORDINARY = frozenset(
         "lora",
         "mask",
         "mxfp",
+        "nemo",  # the suffix of a file
         "meta",
         "step",
         "table",

@@ -25,6 +25,7 @@ from compiler.checkpoints.formats.torch_distributed import Distributed
 from compiler.checkpoints.formats.torch_save import open_legacy, open_zip
 from compiler.checkpoints.layer_files import open_layers
 from compiler.checkpoints.opened import Opened, Replica
+from compiler.checkpoints.packed_folder import open_packed
 from compiler.checkpoints.rank_files import open_ranks
 from compiler.checkpoints.sliced_files import open_slices
 from compiler.checkpoints.state_dict_search import Contents, unwrapped
@@ -145,6 +146,8 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
     if kind == "npz":
         arrays, checksums = open_npz(path)
         return Opened(dict(arrays), files=[path], checksums=checksums)
+    if kind == "tar":
+        return open_packed(path, root, nested)
     searched: list[Contents] = []
 
     def contents(tree: object) -> Iterable[object]:
