@@ -42,7 +42,7 @@ FLOORS = (
     "render plan",
     "program tokenizer transfer",
     "checkpoints ops console",
-    "checkpoints.layouts",
+    "checkpoints.layouts checkpoints.array_files",
     "checkpoints.formats language target templating",
     "quantized",
     "layout",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from compiler.checkpoints.array_files.flax_msgpack import open_flax
 from compiler.checkpoints.file_format import sniff
 from compiler.checkpoints.folder import COMMON, METADATA, find, read_index
 from compiler.checkpoints.formats.gguf_header import open_gguf
@@ -148,6 +149,9 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
         return Opened(dict(arrays), files=[path], checksums=checksums)
     if kind == "tar":
         return open_packed(path, root, nested)
+    if kind == "flax":
+        arrays_of = open_flax(path, root)
+        return Opened(dict(arrays_of.tensors), arrays_of.objects, arrays_of.notes, [path])
     searched: list[Contents] = []
 
     def contents(tree: object) -> Iterable[object]:

@@ -1,6 +1,6 @@
 """Determine the format of a file from its bytes, never from its name.
 
-Takes a path; returns `zip`, `npz`, `legacy`, `safetensors`, `gguf`, `tar` or `index`. Refuses every other file and names what it is:
+Takes a path; returns the word for its format. Refuses every other file and names what it is:
 an empty file, an error page, a Git LFS pointer, another framework's format.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from compiler.checkpoints.array_files.flax_msgpack import is_flax
 from compiler.checkpoints.formats.gguf_header import MAGIC as GGUF_MAGIC
 from compiler.checkpoints.formats.numpy_archive import SUFFIX as NPY
 from compiler.checkpoints.formats.safetensors_header import MAX_HEADER
@@ -16,7 +17,7 @@ from compiler.checkpoints.formats.tar_directory import is_tar
 from compiler.checkpoints.formats.torch_save import LEGACY_MAGIC
 from compiler.diagnostics import refuse
 
-Format = Literal["zip", "npz", "legacy", "safetensors", "gguf", "tar", "index"]
+Format = Literal["zip", "npz", "legacy", "safetensors", "gguf", "tar", "flax", "index"]
 _HEAD = 4096
 _MAGIC: dict[bytes, tuple[str, str]] = {
     b"\x89HDF": ("an HDF5 file (Keras or h5py)", "export the weights with torch.save or safetensors"),
@@ -72,6 +73,8 @@ def sniff(path: Path) -> Format:
         return "safetensors"
     if text.startswith(b"{"):
         return "index"
+    if is_flax(head):
+        return "flax"
     return _unknown(path, head, size)
 
 
@@ -106,7 +109,7 @@ def _unknown(path: Path, head: bytes, size: int) -> NoReturn:
     _refuse(
         path,
         f"of an unknown format; it begins with {head[:8].hex(' ')}",
-        "supported are torch.save, safetensors, GGUF, npz and .nemo files",
+        "supported are torch.save, safetensors, GGUF, npz, .nemo and Flax's msgpack files",
     )
 
 

@@ -17,6 +17,7 @@ from compiler.checkpoints.formats.shard_path import shard_fault
 from compiler.diagnostics import Report, Span, listed, refuse
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf", ".npz", ".nemo")
+_FOREIGN = (".msgpack",)  # of other frameworks, which hubs have beside the files of torch
 _PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -83,6 +84,7 @@ def find(path: Path) -> Found:
     indexes = [n for n in names if n.endswith(".index.json")]
     weights = [n for n in names if n.endswith(_SUFFIXES) and not _NO_WEIGHTS.fullmatch(n)]
     weights = [n for n in weights if n != COMMON or METADATA not in names]
+    weights = weights or [n for n in names if n.endswith(_FOREIGN) and METADATA not in names]
     choices = [n for n in _PREFERRED if n in names] or (indexes if len(indexes) == 1 else weights)
     if not choices and METADATA in names:
         return Found(path / METADATA, [])

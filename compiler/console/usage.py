@@ -19,7 +19,7 @@ from compiler.resources import find_spec, folder
 NOTHING: Mapping[Path | None, str] = {}
 CHOSEN = ("auto", "hf")  # words for a spec that is chosen by the source
 _SPECS = (".yaml", ".yml")
-_CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".gguf", ".npz", ".nemo", ".tar")
+_CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".gguf", ".npz", ".nemo", ".msgpack", ".tar")
 
 
 def fault(parser: argparse.ArgumentParser, message: str, words: Sequence[str]) -> Diagnostic:
