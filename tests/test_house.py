@@ -42,7 +42,7 @@ FLOORS = (
     "render plan",
     "program tokenizer transfer",
     "checkpoints ops console",
-    "checkpoints.layouts",
+    "checkpoints.layouts checkpoints.array_files",
     "checkpoints.formats language target templating",
     "quantized",
     "layout",
@@ -284,6 +284,7 @@ ORDINARY = frozenset(
         "lora",
         "mask",
         "mxfp",
+        "nemo",  # the suffix of a file
         "meta",
         "step",
         "table",

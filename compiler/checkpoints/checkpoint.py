@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from compiler.checkpoints.array_files.flax_msgpack import open_flax
 from compiler.checkpoints.exchanged_files import refuse_exchanged
 from compiler.checkpoints.file_format import sniff
 from compiler.checkpoints.folder import COMMON, METADATA, find, read_index
@@ -26,6 +27,7 @@ from compiler.checkpoints.formats.torch_distributed import Distributed
 from compiler.checkpoints.formats.torch_save import open_legacy, open_zip
 from compiler.checkpoints.layer_files import open_layers, open_layers_of_ranks
 from compiler.checkpoints.opened import Opened, Replica
+from compiler.checkpoints.packed_folder import open_packed
 from compiler.checkpoints.rank_files import open_ranks
 from compiler.checkpoints.sliced_files import open_slices
 from compiler.checkpoints.state_dict_search import Contents, unwrapped
@@ -156,6 +158,11 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
     if kind == "npz":
         arrays, checksums = open_npz(path)
         return Opened(dict(arrays), files=[path], checksums=checksums)
+    if kind == "tar":
+        return open_packed(path, root, nested)
+    if kind == "flax":
+        arrays_of = open_flax(path, root)
+        return Opened(dict(arrays_of.tensors), arrays_of.objects, arrays_of.notes, [path])
     searched: list[Contents] = []
 
     def contents(tree: object) -> Iterable[object]:

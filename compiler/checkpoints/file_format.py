@@ -1,6 +1,6 @@
 """Determine the format of a file from its bytes, never from its name.
 
-Takes a path; returns `zip`, `npz`, `legacy`, `safetensors`, `gguf` or `index`. Refuses every other file and names what it is:
+Takes a path; returns the word for its format. Refuses every other file and names what it is:
 an empty file, an error page, a Git LFS pointer, another framework's format.
 """
 
@@ -9,13 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from compiler.checkpoints.array_files.flax_msgpack import is_flax
 from compiler.checkpoints.formats.gguf_header import MAGIC as GGUF_MAGIC
 from compiler.checkpoints.formats.numpy_archive import SUFFIX as NPY
 from compiler.checkpoints.formats.safetensors_header import MAX_HEADER
+from compiler.checkpoints.formats.tar_directory import is_tar
 from compiler.checkpoints.formats.torch_save import LEGACY_MAGIC
 from compiler.diagnostics import refuse
 
-Format = Literal["zip", "npz", "legacy", "safetensors", "gguf", "index"]
+Format = Literal["zip", "npz", "legacy", "safetensors", "gguf", "tar", "flax", "index"]
 _HEAD = 4096
 _MAGIC: dict[bytes, tuple[str, str]] = {
     b"\x89HDF": ("an HDF5 file (Keras or h5py)", "export the weights with torch.save or safetensors"),
@@ -53,9 +55,11 @@ def sniff(path: Path) -> Format:
     for magic, (what, hint) in _MAGIC.items():
         if head.startswith(magic):
             _refuse(path, what, hint)
-    if head[257:262] == b"ustar" or head.startswith((b"sys_info\0", b"tensors\0", b"storages\0", b"pickle\0")):
+    if head.startswith((b"sys_info\0", b"tensors\0", b"storages\0", b"pickle\0")):
         hint = "unpack it; torch before 0.1.10 saved such files: load one with that torch and save it again"
         _refuse(path, "a tar archive", hint)
+    if is_tar(head):
+        return "tar"
     if head.startswith(b"\x80") and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return _pickle(path, head)
     if head.startswith(b"version https://git-lfs"):
@@ -69,6 +73,8 @@ def sniff(path: Path) -> Format:
         return "safetensors"
     if text.startswith(b"{"):
         return "index"
+    if is_flax(head):
+        return "flax"
     return _unknown(path, head, size)
 
 
@@ -103,7 +109,7 @@ def _unknown(path: Path, head: bytes, size: int) -> NoReturn:
     _refuse(
         path,
         f"of an unknown format; it begins with {head[:8].hex(' ')}",
-        "supported are torch.save, safetensors, GGUF and npz files",
+        "supported are torch.save, safetensors, GGUF, npz, .nemo and Flax's msgpack files",
     )
 
 

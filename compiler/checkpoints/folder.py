@@ -16,7 +16,8 @@ from compiler.checkpoints.formats.pickle_plain import shown
 from compiler.checkpoints.formats.shard_path import shard_fault
 from compiler.diagnostics import Report, Span, listed, refuse
 
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf", ".npz")
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf", ".npz", ".nemo")
+_FOREIGN = (".msgpack",)  # of other frameworks, which hubs have beside the files of torch
 _PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -32,11 +33,11 @@ _STEP = re.compile(r"iter_\d{7,}")
 STEP_METADATA = "checkpoint_metadata.json"  # huggingface: in the folder of a step that has one file for each parameter
 _LATEST_NUMBER = "latest.txt"  # the same: the number of the last step, which is the name of its subfolder
 _RELEASE = "release"  # in place of a number: a subfolder without one
-# Folders of shards inside the folder of a step: accelerate's and Trainer's, DeepSpeed's.
+# Folders of shards inside the folder of a step: accelerate's and Trainer's, DeepSpeed's, verl's, NeMo 2's.
 RANK_FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")  # FSDP: verl
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d{1,6})_mp_rank_(\d{1,6})_optim_states\.pt")  # ZeRO
 LAYER_FILE = re.compile(r"layer_(\d{1,6})(?:-model_(\d{1,6}))?-model_states\.pt")  # a pipeline of DeepSpeed
-_SHARDS = re.compile(r"pytorch_model_fsdp_\d+|global_step\d+|dist_cp|actor|critic")
+_SHARDS = re.compile(r"pytorch_model_fsdp_\d+|global_step\d+|dist_cp|actor|critic|weights")
 METADATA = ".metadata"  # the index of a distributed checkpoint
 COMMON = "common.pt"  # in the same folder, what all ranks share (NVIDIA: core/dist_checkpointing/strategies/common.py)
 _MOST_INDEX_BYTES = 200_000_000
@@ -83,6 +84,7 @@ def find(path: Path) -> Found:
     indexes = [n for n in names if n.endswith(".index.json")]
     weights = [n for n in names if n.endswith(_SUFFIXES) and not _NO_WEIGHTS.fullmatch(n)]
     weights = [n for n in weights if n != COMMON or METADATA not in names]
+    weights = weights or [n for n in names if n.endswith(_FOREIGN) and METADATA not in names]
     choices = [n for n in _PREFERRED if n in names] or (indexes if len(indexes) == 1 else weights)
     if not choices and METADATA in names:
         return Found(path / METADATA, [])

@@ -20,7 +20,7 @@ NOTHING: Mapping[Path | None, str] = {}
 CHOSEN = ("auto", "hf")  # words for a spec that is chosen by the source
 _SPECS = (".yaml", ".yml")
 _NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)", re.DOTALL)
-_CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".gguf", ".npz", ".tar")
+_CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".gguf", ".npz", ".nemo", ".msgpack", ".tar")
 
 
 def fault(parser: argparse.ArgumentParser, message: str, words: Sequence[str]) -> Diagnostic:

@@ -43,7 +43,8 @@ def open_source(
     checkpoints = _opened(files, bool(program.merged), program.spec.nested, weights, {} if opened is None else opened)
     if how := program.quantized_by:
         checkpoints = [decoded(checkpoint, how.config, how.path) for checkpoint in checkpoints]
-    return without_attribute_prefix(program, joined(program, checkpoints) if program.merged else checkpoints[0])
+    checkpoints = [without_attribute_prefix(program, checkpoint) for checkpoint in checkpoints]
+    return joined(program, checkpoints) if program.merged else checkpoints[0]
 
 
 def _opened(files: list[Path], apart: bool, nested: bool, weights: str | None, opened: Opened) -> list[Checkpoint]:

@@ -27,14 +27,16 @@ STATE_DICT_MAPPING = {
 }
 # The fields of the config that can have only these values
 FIXED: dict[str, tuple[Any, ...]] = {
-    "rotary_percent": (1.0,), "position_embedding_type": ("rope",), "rotary_seq_len_interpolation_factor": (None, 1),
-    "swiglu": (True,), "gated_linear_unit": (True,), "activation_func": ("silu", "F.silu", "swiglu"),
-    "glu_linear_offset": (0.0,), "normalization": ("RMSNorm",), "softmax_type": ("vanilla",),
+    "rotary_percent": (1.0,), "rotary_percentage": (1.0,), "position_embedding_type": ("rope",),
+    "rotary_seq_len_interpolation_factor": (None, 1), "seq_len_interpolation_factor": (None, 1), "swiglu": (True,),
+    "gated_linear_unit": (True,), "activation_func": ("silu", "F.silu", "swiglu"), "glu_linear_offset": (0.0,),
+    "normalization": ("RMSNorm", "rmsnorm"), "activation": ("swiglu", "fast-swiglu"),
+    "transformer_block_type": ("pre_ln",), "softmax_type": ("vanilla",),
     **dict.fromkeys(["enable_mhc_connections", "hybrid_layer_pattern", "hybrid_override_pattern", "quick_gelu",
-        "use_mup", "rotary_interleaved", "squared_relu", "quick_geglu", "openai_gelu",
-        "apply_layernorm_1p", "layernorm_zero_centered_gamma", "apply_residual_connection_post_layernorm",
-        "qk_l2_norm", "attention_output_gate", "multi_latent_attention", "is_hybrid_model",
-        "heterogeneous_block_specs", "use_rope_scaling"], (False, None)),
+        "use_mup", "rotary_interleaved", "squared_relu", "quick_geglu", "openai_gelu", "headscale",
+        "scale_positional_embedding", "apply_layernorm_1p", "layernorm_zero_centered_gamma",
+        "apply_residual_connection_post_layernorm", "qk_l2_norm", "attention_output_gate",
+        "multi_latent_attention", "is_hybrid_model", "heterogeneous_block_specs", "use_rope_scaling"], (False, None)),
     **dict.fromkeys(["mrope_section", "activation_func_clamp_value", "window_size", "no_rope_freq", "softmax_scale",
         "experimental_attention_variant", "linear_attention_freq"], (None,)),
 }

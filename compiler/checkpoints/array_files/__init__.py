@@ -1,0 +1,1 @@
+"""The files of arrays that other frameworks write: one module for each format."""
