@@ -34,7 +34,13 @@ CLASSES = {
         "AttentionConfig": "olmo_core/nn/attention/__init__.py",
     },
     "transformer-lens": {"HookedTransformerConfig": "transformer_lens/HookedTransformerConfig.py"},
-    "timm": {"VisionTransformer": "timm/models/vision_transformer.py"},
+    "timm": {
+        "VisionTransformer": "timm/models/vision_transformer.py",
+        "Beit": "timm/models/beit.py",
+        "ConvNeXt": "timm/models/convnext.py",
+        "ResNet": "timm/models/resnet.py",
+        "SwinTransformer": "timm/models/swin_transformer.py",
+    },
     "torchtune": {
         "llama3_1": "torchtune/models/llama3_1/_component_builders.py",
         "mistral": "torchtune/models/mistral/_component_builders.py",

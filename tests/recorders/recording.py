@@ -100,8 +100,30 @@ def ids(length: int, seed: int) -> Tensor:
     return torch.randint(VOCABULARY, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
+def images(count: int, channels: int, size: int, seed: int) -> Tensor:
+    """Random images (count x channels x size x size, float32)."""
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
 def halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().half().clone() for name, tensor in state.items()}
+    """The same numbers in float16; counters stay whole numbers."""
+    return {n: (t.detach().half() if t.is_floating_point() else t.detach()).clone() for n, t in state.items()}
+
+
+def renamed(state: Mapping[str, Tensor], table: Mapping[str, str | tuple[str, ...]]) -> dict[str, Tensor]:
+    """`state` under the names of a table: regular expression of a full name -> its name in the target, or several names
+    for equal parts of its first axis. Raises LookupError for a name that the table does not have."""
+    target: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for pattern, new in table.items():
+            if found := re.fullmatch(pattern, name):
+                names = (new,) if isinstance(new, str) else new
+                parts = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
+                target |= {found.expand(n): part.clone() for n, part in zip(names, parts, strict=True)}
+                break
+        else:
+            raise LookupError(name)
+    return target
 
 
 def record(
@@ -112,17 +134,19 @@ def record(
     target: Mapping[str, Tensor],
     model_class: str,
     config: Mapping[str, Any],
-    input_ids: Tensor,
+    input_ids: Tensor | Mapping[str, Tensor],
     logits: Tensor | None,
     notes: Mapping[str, Any],
 ) -> None:
     """Write one case: `save` fills `source/`; `target` is what the package's own converter made of it.
 
     The standard class must agree with the package's model by 1e-4, or there is no right answer to record. `logits` is
-    None where the package's model does not run in float32 on a CPU; then the tensors are all that is recorded.
+    None where the package's model does not run in float32 on a CPU; then the tensors are all that is recorded. Other
+    inputs than ids are given by their names; of a model without logits, the last hidden state takes their place.
     """
     import transformers
 
+    inputs = {"input_ids": input_ids} if isinstance(input_ids, Tensor) else dict(input_ids)
     source, expected = folder / "source", folder / "expected"
     for place in (source, expected):
         place.mkdir(parents=True, exist_ok=True)
@@ -142,10 +166,10 @@ def record(
     report: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
     if logits is not None:
         with torch.no_grad():
-            apart = float((model.eval()(input_ids=input_ids).logits - logits).abs().max())
+            apart = float((output_of(model.eval()(**inputs)) - logits).abs().max())
         assert apart < 1e-4, f"{folder.name}: the standard class differs by {apart}"
         report["standard_class_differs_by"] = apart
-        kept = {"input_ids": input_ids, "logits_fp32": logits[:, -KEPT:].float().contiguous()}
+        kept = {**inputs, "logits_fp32": logits[:, -KEPT:].float().contiguous()}
         save_file(kept, expected / "golden_logits.safetensors")
     for file in place.iterdir():
         if file.name != "config.json":
@@ -165,6 +189,12 @@ def record(
     _write(folder / "case.json", case)
     _write(expected / "report.json", {**notes, **report})
     print(f"{folder.parent.name}/{folder.name}: {len(manifest)} tensors, {report.get('standard_class_differs_by')}")
+
+
+def output_of(made: Any) -> Tensor:
+    """What is compared of a model's output: the logits, or the last hidden state."""
+    names = ("logits_per_image", "logits", "last_hidden_state")
+    return next(made[name] for name in names if name in made)  # type: ignore[no-any-return]
 
 
 def _write(path: Path, content: Any) -> None:

@@ -92,12 +92,14 @@ def _differs(right: Group, wrong: Group, signature: Mapping[str, Any]) -> bool:
             numbers[name] = (numbers[name] % 251).to(torch.uint8)
         start += math.prod(shape)
 
-    def outcome(group: Group) -> dict[str, Tensor]:
-        made = _run(group.sources.map(lambda name: numbers[name]), group.ops, TorchAlgebra())
-        return {t.name: made.slots[n][k] for n, slot in enumerate(group.targets.slots) for k, t in slot.items()}
-
-    a, b = outcome(right), outcome(wrong)
+    a, b = outcome(right, numbers), outcome(wrong, numbers)
     return any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def outcome(group: Group, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the ops of a group make of its sources: target name -> tensor."""
+    made = _run(group.sources.map(lambda name: tensors[name]), group.ops, TorchAlgebra())
+    return {t.name: made.slots[n][k] for n, slot in enumerate(group.targets.slots) for k, t in slot.items()}
 
 
 def _run(bundle: Bundle[Any], ops: Sequence[Op], algebra: Any) -> Bundle[Any]:

@@ -23,6 +23,7 @@ from compiler.jobs.request import Request
 from compiler.program.loading import load_program
 from compiler.program.program import Program
 
+Digest = tuple[str, tuple[int, ...], str]  # dtype, shape, sha256
 CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf")
 # What a config says of its file or of training, not of the model.
 NOT_THE_MODEL = {
@@ -81,7 +82,7 @@ class Case:
         return path if path.is_file() else None
 
     @cached_property
-    def manifest(self) -> Mapping[str, tuple[str, tuple[int, ...], str]]:
+    def manifest(self) -> Mapping[str, Digest]:
         """Target name -> dtype, shape, sha256 of its little-endian bytes."""
         path = self.folder / "expected" / "manifest.json"
         entries = json.loads(path.read_text()) if path.is_file() else {}
@@ -93,18 +94,20 @@ def cases() -> list[Case]:
     return [Case(path.parent) for root in roots for path in sorted(root.glob("*/*/case.json"))]
 
 
-def digests(folder: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
-    """The same of a converted folder."""
+def digest(tensor: Any) -> Digest:
+    """The same of one tensor of torch."""
     import torch
+
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), hashlib.sha256(data).hexdigest()
+
+
+def digests(folder: Path) -> dict[str, Digest]:
+    """The same of a converted folder."""
     from safetensors.torch import load_file
 
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, tensor in load_file(file).items():
-            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            kind = str(tensor.dtype).removeprefix("torch.")
-            found[name] = (kind, tuple(tensor.shape), hashlib.sha256(data).hexdigest())
-    return found
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: digest(tensor) for file in files for name, tensor in load_file(file).items()}
 
 
 def understood(path: Path) -> dict[str, Any]:

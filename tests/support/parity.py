@@ -152,8 +152,8 @@ def _answer(place: Path) -> None:
         torch.use_deterministic_algorithms(False)
         with torch.no_grad():
             made = model.eval()(**{name: inputs[f"{i}.{name}"] for name in job["inputs"]})
-        logits = made.logits_per_image if "logits_per_image" in made else made.logits
-        found[str(i)] = logits.float().contiguous()
+        output = next(name for name in ("logits_per_image", "logits", "last_hidden_state") if name in made)
+        found[str(i)] = made[output].float().contiguous()
     save_file(found, place / "logits.safetensors")
 
 
