@@ -15,7 +15,7 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo docs docs-serve test test-routes coverage mutants campaign test-ecosystem test-originals test-page \
+.PHONY: env env-4 demo docs docs-serve test test-routes test-emit coverage mutants campaign test-ecosystem test-originals test-page \
 	test-oracles originals check check-4 regen fuzz bench clean
 
 env: .venv/ready
@@ -59,6 +59,10 @@ test: env
 # Every pair of shipped specs that meet at a class: one pass with --to against two.
 test-routes: env
 	MAPSPEC_ALL_PAIRS=1 $(BIN)/python -m pytest -n 2 tests/specs/test_composition.py
+
+# The mapping of every spec in the programs that read it, all examples, against what run writes; and the page about them.
+test-emit: env
+	MAPSPEC_ALL_EMITTED=1 $(BIN)/python -m pytest tests/emit
 
 # Line and branch coverage of compiler/ by the default tests, child processes included.
 coverage: env
@@ -137,11 +141,15 @@ test-originals: env .venv-oracles/ready
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check timm==1.0.31 xllamacpp==2026.10.11549
 	MAPSPEC_ORIGINALS=$(CURDIR)/.venv-oracles/bin/python $(BIN)/python -m pytest tests/ecosystem/sources.py
 
+# The specs whose mappings are kept under generated/emit.
+EMITTED := torchtitan_llama torchtitan_qwen3_moe
+
 check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/compile --check --no-proof specs/*.yaml
+	$(BIN)/compile --check --no-proof --emit transformers $(EMITTED)
 
 # Every spec against the classes of the last transformers 4; about five minutes.
 check-4: env-4
@@ -150,10 +158,12 @@ check-4: env-4
 regen: env
 	$(BIN)/ruff format --quiet compiler tests benchmarks docs
 	$(BIN)/compile specs/*.yaml
+	$(BIN)/compile --emit transformers $(EMITTED)
 	$(BIN)/python -m compiler.target.record_classes
 	$(BIN)/python -m compiler.proof.record_labels
 	$(BIN)/python tests/cli/test_errors.py
 	$(BIN)/python docs/make_specs.py
+	$(BIN)/python docs/make_emit.py
 	$(BIN)/python docs/make_ops.py
 	$(BIN)/python docs/make_op_pictures.py
 	$(BIN)/python docs/make_blocks.py

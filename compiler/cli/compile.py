@@ -13,6 +13,7 @@ from compiler.cli.options import SPEC_HELP, Parser, print_json, report
 from compiler.console import usage
 from compiler.console.terminal import painter
 from compiler.diagnostics import Diagnostic, Refusal
+from compiler.emit.forms import FORMS
 
 PAUSE = 0.3  # seconds between two looks at the files
 USAGE = """\
@@ -46,6 +47,13 @@ def compile_parser() -> Parser:
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; print a diff and exit 1 if the files differ"
+    )
+    parser.add_argument(
+        "--emit",
+        choices=FORMS,
+        metavar="FORM",
+        help="write a mapping in the form of another program in place of the converter, to DIR/emit/FORM: "
+        + "; ".join(f"{form}: {what}" for form, what in FORMS.items()),
     )
     parser.add_argument(
         "--no-proof", action="store_true", help="skip the proof against the target class, which imports Transformers"
@@ -93,6 +101,7 @@ def _watch(options: argparse.Namespace) -> int:
 def _compile(options: argparse.Namespace) -> int:
     """Compile every spec, also after one that fails."""
     from compiler.jobs.compile import build
+    from compiler.jobs.emit import emit
 
     usage.check_specs(options.specs)
     problems: list[Diagnostic] = []
@@ -101,7 +110,11 @@ def _compile(options: argparse.Namespace) -> int:
     for text in options.specs:
         before = len(warnings)
         try:
-            files = build(text, prove=not options.no_proof, warn=warnings.append)
+            prove = not options.no_proof
+            if options.emit:
+                files = emit(text, options.emit, prove=prove, warn=warnings.append)
+            else:
+                files = build(text, prove=prove, warn=warnings.append)
         except Refusal as refusal:
             problems += refusal.diagnostics
             continue
@@ -115,7 +128,9 @@ def _compile(options: argparse.Namespace) -> int:
         print_json({"diagnostics": [d.as_json() for d in sorted(warnings)], "files": outcomes})
     elif warnings:
         report(sorted(warnings), options.output_format)
-    if len(options.specs) == 1 and not (options.json or options.quiet or options.check or options.watch):
+    if len(options.specs) == 1 and not (
+        options.json or options.quiet or options.check or options.watch or options.emit
+    ):
         command = f"mapspec run {shlex.quote(options.specs[0])} SOURCE OUT"
         print(painter(sys.stdout)("command", f"next: {command}"))
     return 1 if "differs" in outcomes.values() else 0

@@ -8,32 +8,19 @@ from typing import Any
 from compiler import packages
 from compiler.diagnostics import Diagnostic, Refusal, located
 from compiler.program.loading import load_program
+from compiler.program.program import Program
 
 
 def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda warning: None) -> dict[str, str]:
     """`{path below generated/: content}` of one spec, proven against its target class. `warn` is called with each
     warning. Raises Refusal."""
-    from compiler.program.axis_labels import record_labels
-    from compiler.program.lint import lint
-    from compiler.proof.proof import prove as prove_program
     from compiler.render.converter import render
     from compiler.render.remote_code.from_spec import remote_code
     from compiler.settings import checkpoint_statements, config_guard
     from compiler.settings.arguments import HUB_CONFIG
     from compiler.target import model_class
 
-    program = load_program(text)
-    findings = lint(program)
-    if errors := [d for d in findings if not d.warning]:
-        raise Refusal(errors)
-    for warning in findings:
-        warn(warning)
-    if prove:
-        packages.need("the proof of a spec", otherwise="leave the proof out with --no-proof")
-        proof = prove_program(program)
-        record_labels(program.spec, proof.labels)
-        for warning in proof.warnings:
-            warn(warning)
+    program = checked_program(text, prove=prove, warn=warn)
     spec = program.spec
     neutral: dict[str, tuple[Any, ...]] = {}
     if spec.source_config == HUB_CONFIG:
@@ -48,3 +35,24 @@ def build(text: str, *, prove: bool, warn: Callable[[Diagnostic], None] = lambda
         code = remote_code(spec)
         files = {**code.files, **render(program, code.model_type, code.auto_map, code.files, neutral)}
     return {f"{program.spec.name}/{name}": content for name, content in files.items()}
+
+
+def checked_program(text: str, *, prove: bool, warn: Callable[[Diagnostic], None]) -> Program:
+    """The program of one spec, proven against its target class if `prove`. Raises Refusal."""
+    from compiler.program.axis_labels import record_labels
+    from compiler.program.lint import lint
+    from compiler.proof.proof import prove as prove_program
+
+    program = load_program(text)
+    findings = lint(program)
+    if errors := [d for d in findings if not d.warning]:
+        raise Refusal(errors)
+    for warning in findings:
+        warn(warning)
+    if prove:
+        packages.need("the proof of a spec", otherwise="leave the proof out with --no-proof")
+        proof = prove_program(program)
+        record_labels(program.spec, proof.labels)
+        for warning in proof.warnings:
+            warn(warning)
+    return program

@@ -1,0 +1,10 @@
+"""The forms that `--emit` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Form -> what is written in it.
+FORMS: Mapping[str, str] = {
+    "transformers": "WeightRenaming and WeightConverter for from_pretrained of Transformers 5",
+}
