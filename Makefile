@@ -150,6 +150,7 @@ check: env
 	$(BIN)/mypy
 	$(BIN)/compile --check --no-proof specs/*.yaml
 	$(BIN)/compile --check --no-proof --emit transformers $(EMITTED)
+	$(BIN)/compile --check --no-proof --emit vllm torchtitan_qwen3
 
 # Every spec against the classes of the last transformers 4; about five minutes.
 check-4: env-4
@@ -159,6 +160,7 @@ regen: env
 	$(BIN)/ruff format --quiet compiler tests benchmarks docs
 	$(BIN)/compile specs/*.yaml
 	$(BIN)/compile --emit transformers $(EMITTED)
+	$(BIN)/compile --emit vllm torchtitan_qwen3
 	$(BIN)/python -m compiler.target.record_classes
 	$(BIN)/python -m compiler.proof.record_labels
 	$(BIN)/python tests/cli/test_errors.py

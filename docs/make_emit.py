@@ -51,6 +51,21 @@ model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state_d
 - Tensors that the spec ignores are reported as unexpected. A requirement of the spec is not checked.
 - The parts of a checkpoint in several files must be joined first.
 
+## vLLM
+
+```python
+from torchtitan_qwen3 import mapper
+
+class Model(Qwen3ForCausalLM):  # vLLM's
+    hf_to_vllm_mapper = mapper
+
+    def load_weights(self, weights):
+        return AutoWeightsLoader(self).load_weights(weights, mapper=mapper)
+```
+
+A mapper renames tensors and changes none; vLLM joins q, k and v and splits tensors among ranks itself. Ignored tensors are
+dropped. The names are tested with a stand-in of the published class, not with vLLM.
+
 ## Specs
 
 `yes`, or what the form lacks for one of the rules; `mapspec SPEC --emit FORM` prints all of them with their places.

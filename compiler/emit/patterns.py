@@ -47,7 +47,7 @@ class Patterns:
 
 def patterns(rows: Sequence[Row]) -> Patterns:
     """The patterns of a program's rows. Raises Refusal: `inexpressible-rule`, where no form tells two names apart."""
-    stems = _stems(rows)
+    stems = stems_of(rows)
     levels = dict.fromkeys(rows, 0)
     for _ in range(LEVELS * len(rows) + 1):
         entries = _Entries(rows, stems, levels)
@@ -64,19 +64,19 @@ def patterns(rows: Sequence[Row]) -> Patterns:
     return Patterns((*entries.stem_renamings, *entries.renamings), tuple(entries.converters))
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """The text before the first index; empty for a name without one."""
     before, index, _ = name.partition(INDEX)
     return before if index else ""
 
 
-def _stems(rows: Sequence[Row]) -> dict[str, str]:
+def stems_of(rows: Sequence[Row]) -> dict[str, str]:
     """Text before the first index in sources -> in targets, where it is always the same and no two become one."""
     found: dict[str, set[str]] = {}
     for row in rows:
         for name in row.sources:
-            if stem := _stem(name):
-                found.setdefault(stem, set()).update(map(_stem, row.targets))
+            if stem := stem_of(name):
+                found.setdefault(stem, set()).update(map(stem_of, row.targets))
     single = {stem: next(iter(targets)) for stem, targets in found.items() if len(targets) == 1}
     used = [target for targets in found.values() for target in targets]
     return {
@@ -113,25 +113,25 @@ class _Entries:
     def entry(self, row: Row) -> Renaming | Converter | None:
         """The entry of a row in its present form; None if the renamings of stems do all."""
         sources, targets = [self.staged(name) for name in row.sources], row.targets
-        stem = _stem(targets[0])
+        stem = stem_of(targets[0])
         if row.ops:
             return self.converter(row, sources, stem)
         source, target = sources[0], targets[0]
         if source == target:
             return None
-        if _stem(source) != stem or not stem or self.levels[row] == LEVELS - 1:
+        if stem_of(source) != stem or not stem or self.levels[row] == LEVELS - 1:
             if not stem and self.levels[row] == 0:
-                source, target = _trimmed(source, target)
+                source, target = trimmed(source, target)
             return Renaming(f"^{_regex(source)}", _with_groups(target))
         source, target = source.removeprefix(stem + INDEX), target.removeprefix(stem + INDEX)
         if self.levels[row] == 0:
-            source, target = _trimmed(source, target)
+            source, target = trimmed(source, target)
         return Renaming(_regex(source), _with_groups(target))
 
     def converter(self, row: Row, sources: Sequence[str], stem: str) -> Converter:
         place = row.rule.span
         names = [*sources, *row.targets]
-        if any(_stem(name) != stem for name in names):
+        if any(stem_of(name) != stem for name in names):
             message = f"{row.rule.name} joins or splits tensors whose names differ before their first index"
             raise Refusal([inexpressible(place, message)])
         if stem:
@@ -218,7 +218,7 @@ def _compiled(sources: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(b + (r"(?!\w)" if re.search(r"[a-zA-Z0-9]$", b) else "") for b in ended))
 
 
-def _trimmed(source: str, target: str) -> tuple[str, str]:
+def trimmed(source: str, target: str) -> tuple[str, str]:
     """Both names without the components that both end with."""
     one, other = source.split("."), target.split(".")
     same = 0

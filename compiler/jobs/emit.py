@@ -7,6 +7,7 @@ from importlib import metadata
 
 from compiler import packages
 from compiler.diagnostics import Diagnostic, located, refuse
+from compiler.emit import weights_mapper
 from compiler.emit.class_mapping import Conversion, class_mapping
 from compiler.jobs.compile import checked_program
 from compiler.program.program import Program
@@ -58,4 +59,4 @@ def _memory(program: Program) -> Iterator[MemoryTensor]:
         yield from target_signature(program, example_config(program, values)).memory
 
 
-RENDERERS: Mapping[str, Callable[[Program], str]] = {"transformers": _transformers}
+RENDERERS: Mapping[str, Callable[[Program], str]] = {"transformers": _transformers, "vllm": weights_mapper.render}
