@@ -62,7 +62,9 @@ test-routes: env
 
 # The mapping of every spec in the programs that read it, all examples, against what run writes; and the page about them.
 test-emit: env
-	MAPSPEC_ALL_EMITTED=1 $(BIN)/python -m pytest tests/emit
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/arrays \
+	  mlx==0.32.4 'mlx-cpu==0.32.4; sys_platform == "linux"'
+	PYTHONPATH=.venv/arrays MAPSPEC_ALL_EMITTED=1 $(BIN)/python -m pytest tests/emit
 
 # Line and branch coverage of compiler/ by the default tests, child processes included.
 coverage: env
@@ -151,6 +153,7 @@ check: env
 	$(BIN)/compile --check --no-proof specs/*.yaml
 	$(BIN)/compile --check --no-proof --emit transformers $(EMITTED)
 	$(BIN)/compile --check --no-proof --emit vllm torchtitan_qwen3
+	$(BIN)/compile --check --no-proof --emit mlx torchtitan_llama
 
 # Every spec against the classes of the last transformers 4; about five minutes.
 check-4: env-4
@@ -161,6 +164,7 @@ regen: env
 	$(BIN)/compile specs/*.yaml
 	$(BIN)/compile --emit transformers $(EMITTED)
 	$(BIN)/compile --emit vllm torchtitan_qwen3
+	$(BIN)/compile --emit mlx torchtitan_llama
 	$(BIN)/python -m compiler.target.record_classes
 	$(BIN)/python -m compiler.proof.record_labels
 	$(BIN)/python tests/cli/test_errors.py

@@ -66,6 +66,19 @@ class Model(Qwen3ForCausalLM):  # vLLM's
 A mapper renames tensors and changes none; vLLM joins q, k and v and splits tensors among ranks itself. Ignored tensors are
 dropped. The names are tested with a stand-in of the published class, not with vLLM.
 
+## mlx-lm
+
+```python
+from torchtitan_llama import sanitize
+
+class Model(Base):  # the class of mlx-lm for the target's model type
+    def sanitize(self, weights):
+        return super().sanitize(sanitize(weights, self.args))
+```
+
+The names are those of the folder that `run` writes; the class's own `sanitize` goes on from there. Whether mlx-lm has a class
+for the model type is not checked.
+
 ## Specs
 
 `yes`, or what the form lacks for one of the rules; `mapspec SPEC --emit FORM` prints all of them with their places.

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import ast
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 from compiler.language.expression import Expr
 from compiler.language.spec import Spec
-from compiler.render.python_source import ExprPrinter
+from compiler.render.python_source import ExprPrinter, inside, literal
 
-HOLDER = "config"
+HOLDER = "config"  # the variable with the fields of config.json
 
 
 class ConfigSizes(ExprPrinter):
     """Prints expressions over the target's config. `parameters`: the names that the config does not have, in the order of
     their use, each with its default or None and with what it is."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, variable: str = HOLDER) -> None:
         super().__init__("")
-        self.spec = spec
+        self.spec, self.config = spec, variable
         self.fields: dict[str, str] = {}
         for field in spec.config:
             if field.carried:
@@ -54,7 +55,7 @@ class _Names(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.AST:
         name, spec = node.id, self.sizes.spec
         if name in self.sizes.fields:
-            return ast.Attribute(ast.Name(HOLDER, ast.Load()), self.sizes.fields[name], ast.Load())
+            return ast.Attribute(ast.Name(self.sizes.config, ast.Load()), self.sizes.fields[name], ast.Load())
         if name in spec.facts and not _asks(spec.facts[name], spec, name):
             return self.sizes.over_config(spec.facts[name].tree)
         if name in spec.facts or name in spec.arguments:
@@ -67,3 +68,18 @@ def _asks(expr: Expr, spec: Spec, *seen: str) -> bool:
     carried = {field.carried for field in spec.config}
     below = [name for name in expr.names & spec.facts.keys() if name not in carried]
     return bool(expr.asked) or any(name in seen or _asks(spec.facts[name], spec, *seen, name) for name in below)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A size that the config lacks, as a parameter of an emitted function."""
+
+    name: str
+    default: str  # code; empty where it is required
+    help: str
+
+
+def parameters(sizes: ConfigSizes) -> list[Parameter]:
+    """The parameters that the code printed so far needs, those without a default first."""
+    found = [Parameter(n, literal(d) if d is not None else "", inside(h)) for n, (d, h) in sizes.parameters.items()]
+    return sorted(found, key=lambda parameter: bool(parameter.default))

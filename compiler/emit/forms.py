@@ -8,4 +8,5 @@ from collections.abc import Mapping
 FORMS: Mapping[str, str] = {
     "transformers": "WeightRenaming and WeightConverter for from_pretrained of Transformers 5",
     "vllm": "WeightsMapper for a model class of vLLM",
+    "mlx": "sanitize, a function of arrays, for a model class of mlx-lm",
 }

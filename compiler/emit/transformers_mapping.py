@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from compiler.diagnostics import Refusal, Span
 from compiler.emit.class_mapping import Conversion
-from compiler.emit.config_sizes import HOLDER, ConfigSizes
+from compiler.emit.config_sizes import HOLDER, ConfigSizes, parameters
 from compiler.emit.fused import in_memory
 from compiler.emit.patterns import Converter, patterns
 from compiler.emit.rows import FOLDED, Row, inexpressible, rows, sample
@@ -26,7 +25,7 @@ from compiler.ops.lossy import Lossy
 from compiler.ops.structural import Cast, Concat, Copy, Rearrange, Split, Stack
 from compiler.program.program import Program
 from compiler.render.index_range import RESERVED
-from compiler.render.python_source import inside, literal, quoted, raw
+from compiler.render.python_source import inside, quoted, raw
 from compiler.render.rule_function import Functions, kernel_text, short_names
 from compiler.target.class_signature import MemoryTensor
 from compiler.templating import banner, environment, formatted
@@ -73,7 +72,7 @@ def render(program: Program, memory: Sequence[MemoryTensor], stated: Sequence[Co
         "functions": operations.functions.made,
         "kernels": [kernel_text(name) for name in sorted(operations.functions.kernels)],
         "concat": "concat" in sizes.helpers,
-        "parameters": _parameters(sizes),
+        "parameters": parameters(sizes),
         "ignored": [(pattern.text, inside(reason)) for pattern, reason in program.ignored],
     }
     return formatted(environment().get_template("emit/transformers.py.jinja").render(**context))
@@ -106,20 +105,6 @@ def _renamed_by_class(converter: Converter, stated: Sequence[Conversion]) -> str
             if any(re.search(pattern, sample(source)) for source in (*converter.sources, *converter.row.sources)):
                 return pattern
     return None
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A size that the config lacks, as a parameter of the emitted functions."""
-
-    name: str
-    default: str  # code; empty where it is required
-    help: str
-
-
-def _parameters(sizes: ConfigSizes) -> list[Parameter]:
-    found = [Parameter(n, literal(d) if d is not None else "", inside(h)) for n, (d, h) in sizes.parameters.items()]
-    return sorted(found, key=lambda parameter: bool(parameter.default))
 
 
 class _Operations:

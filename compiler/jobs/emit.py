@@ -7,7 +7,7 @@ from importlib import metadata
 
 from compiler import packages
 from compiler.diagnostics import Diagnostic, located, refuse
-from compiler.emit import weights_mapper
+from compiler.emit import mlx_sanitize, weights_mapper
 from compiler.emit.class_mapping import Conversion, class_mapping
 from compiler.jobs.compile import checked_program
 from compiler.program.program import Program
@@ -59,4 +59,8 @@ def _memory(program: Program) -> Iterator[MemoryTensor]:
         yield from target_signature(program, example_config(program, values)).memory
 
 
-RENDERERS: Mapping[str, Callable[[Program], str]] = {"transformers": _transformers, "vllm": weights_mapper.render}
+RENDERERS: Mapping[str, Callable[[Program], str]] = {
+    "transformers": _transformers,
+    "vllm": weights_mapper.render,
+    "mlx": mlx_sanitize.render,
+}
