@@ -15,7 +15,7 @@ ORIGINALS ?= build/originals
 RAW := https://raw.githubusercontent.com
 SEED ?= 1
 
-.PHONY: env env-4 demo docs docs-serve test test-all test-routes coverage mutants campaign test-ecosystem test-originals test-page \
+.PHONY: env env-4 demo docs docs-serve test test-all test-routes test-emit coverage mutants campaign test-ecosystem test-originals test-page \
 	test-oracles originals check check-4 regen fuzz bench clean
 
 env: .venv/ready
@@ -63,6 +63,12 @@ test-all: env
 # Every pair of shipped specs that meet at a class: one pass with --to against two.
 test-routes: env
 	MAPSPEC_ALL=1 $(BIN)/python -m pytest -n 2 tests/specs/test_composition.py
+
+# The mapping of every spec in the programs that read it, all examples, against what run writes; and the page about them.
+test-emit: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/arrays \
+	  mlx==0.32.4 'mlx-cpu==0.32.4; sys_platform == "linux"'
+	PYTHONPATH=.venv/arrays MAPSPEC_ALL=1 $(BIN)/python -m pytest tests/emit
 
 # Line and branch coverage of compiler/ by the default tests, child processes included.
 coverage: env
@@ -142,6 +148,9 @@ test-originals: env .venv-oracles/ready
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check timm==1.0.31 xllamacpp==2026.10.11549
 	MAPSPEC_ORIGINALS=$(CURDIR)/.venv-oracles/bin/python $(BIN)/python -m pytest tests/ecosystem/sources.py
 
+# The specs whose mappings are kept under generated/emit.
+EMITTED := torchtitan_llama torchtitan_qwen3_moe
+
 check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -149,6 +158,9 @@ check: env
 	$(BIN)/compile --check --no-proof specs/*.yaml
 	$(BIN)/compile --check --no-proof specs/litgpt_llama.yaml --to meta_llama
 	$(BIN)/compile --check --no-proof specs/qwen3.yaml --to litgpt_qwen3
+	$(BIN)/compile --check --no-proof --emit transformers $(EMITTED)
+	$(BIN)/compile --check --no-proof --emit vllm torchtitan_qwen3
+	$(BIN)/compile --check --no-proof --emit mlx torchtitan_llama
 
 # Every spec against the classes of the last transformers 4; about five minutes.
 check-4: env-4
@@ -159,10 +171,14 @@ regen: env
 	$(BIN)/compile specs/*.yaml
 	$(BIN)/compile --no-proof specs/litgpt_llama.yaml --to meta_llama
 	$(BIN)/compile --no-proof specs/qwen3.yaml --to litgpt_qwen3
+	$(BIN)/compile --emit transformers $(EMITTED)
+	$(BIN)/compile --emit vllm torchtitan_qwen3
+	$(BIN)/compile --emit mlx torchtitan_llama
 	$(BIN)/python -m compiler.target.record_classes
 	$(BIN)/python -m compiler.proof.record_labels
 	$(BIN)/python tests/cli/test_errors.py
 	$(BIN)/python docs/make_specs.py
+	$(BIN)/python docs/make_emit.py
 	$(BIN)/python docs/make_ops.py
 	$(BIN)/python docs/make_op_pictures.py
 	$(BIN)/python docs/make_blocks.py

@@ -37,7 +37,7 @@ FLOORS = (
     "verify",
     "jobs lsp plan_report",
     "executor model_folder proof",
-    "render.remote_code output",
+    "render.remote_code output emit",
     "settings",
     "render plan",
     "program tokenizer transfer",
@@ -80,7 +80,7 @@ ROOMS = {
         "verify.source_model",
     },
     "safetensors": {"jobs.peft_format", "verify.job"},
-    "transformers": {"target.model_class", "verify.read_back", "verify.run_model"},
+    "transformers": {"emit.class_mapping", "target.model_class", "verify.read_back", "verify.run_model"},
     "tqdm": {"console.terminal"},
     "pygls": {"lsp.server"},
     "lsprotocol": {"lsp.server"},
@@ -258,6 +258,8 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
 ORDINARY = frozenset(
     [
         "core",
+        "with",
+        "registers",
         "seed",
         "shared",
         "transformer",

@@ -12,7 +12,8 @@ from compiler import __version__
 from compiler.cli.options import SPEC_HELP, Parser, print_json, report
 from compiler.console import usage
 from compiler.console.terminal import painter
-from compiler.diagnostics import Diagnostic, Refusal
+from compiler.diagnostics import Diagnostic, Refusal, refuse
+from compiler.emit.forms import FORMS
 
 PAUSE = 0.3  # seconds between two looks at the files
 USAGE = """\
@@ -50,6 +51,13 @@ def compile_parser() -> Parser:
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; print a diff and exit 1 if the files differ"
+    )
+    parser.add_argument(
+        "--emit",
+        choices=FORMS,
+        metavar="FORM",
+        help="write a mapping in the form of another program in place of the converter, to DIR/emit/FORM: "
+        + "; ".join(f"{form}: {what}" for form, what in FORMS.items()),
     )
     parser.add_argument(
         "--no-proof", action="store_true", help="skip the proof against the target class, which imports Transformers"
@@ -97,15 +105,22 @@ def _watch(options: argparse.Namespace) -> int:
 def _compile(options: argparse.Namespace) -> int:
     """Compile every spec, also after one that fails."""
     from compiler.jobs.compile import build
+    from compiler.jobs.emit import emit
 
     usage.check_specs(options.specs)
+    if options.emit and options.to:
+        refuse("mapspec compile", "--emit and --to are two outputs", "wrong-usage", "give one of the two")
     problems: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
     outcomes: dict[str, str] = {}
     for text in options.specs:
         before = len(warnings)
         try:
-            files = build(text, prove=not options.no_proof, warn=warnings.append, to=options.to)
+            prove = not options.no_proof
+            if options.emit:
+                files = emit(text, options.emit, prove=prove, warn=warnings.append)
+            else:
+                files = build(text, prove=prove, warn=warnings.append, to=options.to)
         except Refusal as refusal:
             problems += refusal.diagnostics
             continue
@@ -119,7 +134,8 @@ def _compile(options: argparse.Namespace) -> int:
         print_json({"diagnostics": [d.as_json() for d in sorted(warnings)], "files": outcomes})
     elif warnings:
         report(sorted(warnings), options.output_format)
-    if len(options.specs) == 1 and not (options.to or options.json or options.quiet or options.check or options.watch):
+    quiet = options.json or options.quiet or options.check or options.watch
+    if len(options.specs) == 1 and not (options.to or options.emit or quiet):
         command = f"mapspec run {shlex.quote(options.specs[0])} SOURCE OUT"
         print(painter(sys.stdout)("command", f"next: {command}"))
     return 1 if "differs" in outcomes.values() else 0

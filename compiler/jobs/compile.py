@@ -19,28 +19,14 @@ def build(
 ) -> dict[str, str]:
     """`{path below generated/: content}` of one spec, proven against its target class. `to`: the spec or family into whose
     layout the converter goes on. `warn` is called with each warning. Raises Refusal."""
-    from compiler.program.axis_labels import record_labels
-    from compiler.program.lint import lint
     from compiler.program.named_sources import config_program
-    from compiler.proof.proof import prove as prove_program
     from compiler.render.converter import render
     from compiler.render.remote_code.from_spec import remote_code
     from compiler.settings import checkpoint_statements, config_guard
     from compiler.settings.arguments import HUB_CONFIG
     from compiler.target import model_class
 
-    program = load_program(text)
-    findings = lint(program)
-    if errors := [d for d in findings if not d.warning]:
-        raise Refusal(errors)
-    for warning in findings:
-        warn(warning)
-    if prove:
-        packages.need("the proof of a spec", otherwise="leave the proof out with --no-proof")
-        proof = prove_program(program)
-        record_labels(program.spec, proof.labels)
-        for warning in proof.warnings:
-            warn(warning)
+    program = checked_program(text, prove=prove, warn=warn)
     spec = program.spec
     second = _second(program, to) if to else None
     neutral: dict[str, tuple[Any, ...]] = {}
@@ -72,3 +58,24 @@ def _second(program: Program, to: str) -> Restored:
     second = second_program(program, to)
     sizes = dict.fromkeys(SIZES.values(), 1) if second.spec.ranks else {}
     return Restored(second, program.spec.arguments, weights_name(second), NOT_REVERSED, sizes)
+
+
+def checked_program(text: str, *, prove: bool, warn: Callable[[Diagnostic], None]) -> Program:
+    """The program of one spec, proven against its target class if `prove`. Raises Refusal."""
+    from compiler.program.axis_labels import record_labels
+    from compiler.program.lint import lint
+    from compiler.proof.proof import prove as prove_program
+
+    program = load_program(text)
+    findings = lint(program)
+    if errors := [d for d in findings if not d.warning]:
+        raise Refusal(errors)
+    for warning in findings:
+        warn(warning)
+    if prove:
+        packages.need("the proof of a spec", otherwise="leave the proof out with --no-proof")
+        proof = prove_program(program)
+        record_labels(program.spec, proof.labels)
+        for warning in proof.warnings:
+            warn(warning)
+    return program

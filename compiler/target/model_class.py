@@ -138,19 +138,12 @@ def signature(model_class: str, config: Mapping[str, Any]) -> ClassSignature:
 
 def _rotary_reading(found: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """`added` and `misread` of a signature."""
-    kind, held = found.config_class.model_type, _held(_configure(found, config))
+    kind, held = found.config_class.model_type, rotary_reading.held(_configure(found, config))
     added = rotary_reading.complete(config, held.fields, held.own)
     written = config_json({**config, **added}, model_class=found.__name__, model_type=kind, dtype="float32")
     knows = hasattr(found.config_class, "convert_rope_params_to_dict")
-    misread = rotary_reading.misread(config, held, _held(_configure(found, written)), knows)
+    misread = rotary_reading.misread(config, held, rotary_reading.held(_configure(found, written)), knows)
     return {"added": added, "misread": misread}
-
-
-def _held(config: Any) -> rotary_reading.Held:
-    """What a config object holds, and those of its submodels."""
-    own = {name for base in type(config).__mro__[:-1] for name in (*declared(base), *assigned(base))}
-    parts = {name: value for name, value in vars(config).items() if hasattr(value, "attribute_map")}
-    return rotary_reading.Held(config.to_dict(), own, {name: _held(part) for name, part in parts.items()})
 
 
 def signature_of(found: Any, config: Mapping[str, Any]) -> ClassSignature:

@@ -25,6 +25,7 @@ from compiler.target.config_dialects import (
     own_names,
     read_config,
 )
+from compiler.target.declared_fields import assigned, declared
 
 _PARAMETERS = "rope_parameters"
 _ROTARY = re.compile(
@@ -62,6 +63,13 @@ class Held:
     fields: Mapping[str, Any]
     own: Collection[str]
     parts: Mapping[str, Held] = field(default_factory=dict)
+
+
+def held(config: Any) -> Held:
+    """What a config object holds, and those of its submodels."""
+    own = {name for base in type(config).__mro__[:-1] for name in (*declared(base), *assigned(base))}
+    parts = {name: value for name, value in vars(config).items() if hasattr(value, "attribute_map")}
+    return Held(config.to_dict(), own, {name: held(part) for name, part in parts.items()})
 
 
 def misread(given: Mapping[str, Any], held: Held, written: Held, knows: bool) -> dict[str, tuple[Any, Any]]:

@@ -61,9 +61,7 @@ NAMES: dict[str, dict[str, str | tuple[str, ...]]] = {
         ),
         rf"layers\.(\d)\.blocks\.(\d+)\.mlp\.fc1\.{T}": r"swin.encoder.layers.\1.blocks.\2.intermediate.dense.\3",
         rf"layers\.(\d)\.blocks\.(\d+)\.mlp\.fc2\.{T}": r"swin.encoder.layers.\1.blocks.\2.output.dense.\3",
-        **{
-            rf"layers\.{n + 1}\.downsample\.(.*)": rf"swin.encoder.layers.{n}.downsample.\1" for n in range(3)
-        },
+        **{rf"layers\.{n + 1}\.downsample\.(.*)": rf"swin.encoder.layers.{n}.downsample.\1" for n in range(3)},
         rf"norm\.{T}": r"swin.layernorm.\1",
         rf"head\.fc\.{T}": r"classifier.\1",
     },

@@ -609,6 +609,12 @@ def unfit_ranks() -> str:
     return RUN
 
 
+def inexpressible_rule() -> str:
+    text = Path("small.yaml").read_text()
+    Path("small.yaml").write_text(text.replace("    split: 0\n", "    steps: [{cast: bfloat16}, {split: 0}]\n"))
+    return "small.yaml --emit transformers --no-proof"
+
+
 CASES: dict[str, Callable[[], str]] = {
     name: function
     for name, function in sorted(globals().items())
