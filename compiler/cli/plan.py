@@ -60,10 +60,11 @@ def plan(options: argparse.Namespace) -> int:
     else:
         prepared = prepare(program, asked, notes)
     if options.compare_class:
+        from compiler.executor import preconditions
         from compiler.proof.class_check import ClassCheck
 
         with ClassCheck(prepared.plan.first or prepared.plan, prepared.checkpoint, prepared.folder_config) as check:
-            check.settle()
+            preconditions.check_shared(prepared.checkpoint, check.settle(), program.spec.target.class_name)
         notes(ClassAgrees(program.spec.target.class_name))
     # The view has places of its own for defaults and dropped tensors, and notes on stderr are not repeated.
     others = [note for note in notes.notes if notes.silent and not isinstance(note, DefaultArguments | IgnoredTensors)]

@@ -6,7 +6,7 @@ Compares the stored bytes of a Plan's sources. Raises Refusal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import starmap
 from operator import eq
@@ -54,6 +54,16 @@ def check_vectors(env: Environment, checkpoint: Checkpoint) -> None:
             message = f"{field.name} of the checkpoint is not what {stated} give"
             report.add(field.span, message, "unmet-requirement", "give other values with --set")
     report.settle()
+
+
+def check_shared(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]], model_class: str) -> None:
+    """Compare, bit for bit, the pairs (alias, owner) of a folder that its class shares. Raises Refusal: one generation of
+    Transformers would load the owner for both, another each as it is."""
+    for alias, owner in pairs:
+        if not equal_tensors(checkpoint, alias, owner):
+            message = f"{alias} differs from {owner}, but {model_class} with this config.json shares them"
+            hint = "if the model was trained without the tie, its config.json needs tie_word_embeddings: false"
+            refuse(str(checkpoint.path), message, "untied-weights", hint)
 
 
 def check_copies(plan: Plan, checkpoint: Checkpoint) -> None:

@@ -19,7 +19,7 @@ from compiler.checkpoints import config_file
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.diagnostics import refuse
 from compiler.dtypes import BLOCKS
-from compiler.executor import execute
+from compiler.executor import execute, preconditions
 from compiler.executor.model_parallel_files import check_grid
 from compiler.jobs.compose import prepare_both, second_program
 from compiler.jobs.destination import Destination, as_stored, check_container, grid_of, is_folder, weights_file
@@ -158,7 +158,7 @@ def write(
                 remark(line)
             sources.check()
             if check:
-                check.settle()
+                preconditions.check_shared(checkpoint, check.settle(), plan.program.spec.target.class_name)
             output.finish()
         for line in output.notes:
             remark(line)

@@ -46,11 +46,15 @@ class ClassCheck:
     def __exit__(self, *_: object) -> None:
         self.pending.stop()
 
-    def settle(self) -> None:
-        """Raise a Refusal with every tensor that is missing, unknown to the class, or of another shape."""
+    def settle(self) -> list[tuple[str, str]]:
+        """Raise a Refusal with every tensor that is missing, unknown to the class, or of another shape. Return the pairs
+        (alias, owner) that the class shares, that the folder of a reverse conversion has both of, and that the plan does
+        not compare."""
         signature = self.pending.result()
         if found := list(_differences(self.plan, self.config, self.tensors, signature)):
             raise Refusal(found)
+        both = ((alias, owner) for alias, owner in signature.ties.items() if {alias, owner} <= self.tensors.keys())
+        return [pair for pair in both if self.plan.reverse and pair not in self.plan.ties]
 
 
 def config_written(program: Program, fields: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
@@ -92,7 +96,7 @@ def _differences(
         yield Diagnostic(spec, f"{of_class} needs {listed(missing)}, which {where}", "missing-tensor", hint)
     for name in sorted(tensors.keys() - wanted.keys())[:_SHOWN]:
         if owner := signature.ties.get(name):
-            if plan.reverse:  # an older release wrote both; the plan compares them
+            if plan.reverse:  # an older release wrote both; they are compared
                 continue
             message = f"{of_class} shares {name} with {owner} and would ignore the one that is written"
             hint = "the config has tie_word_embeddings: true, which is its default in some classes"

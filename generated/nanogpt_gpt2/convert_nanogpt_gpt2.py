@@ -93,6 +93,7 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[
             "the rows of c_attn are not those of queries, keys and values")  # fmt: skip
     require(shapes["transformer.h.0.mlp.c_fc.weight"][0] == 4 * f.n_embd,
             "the MLP is not four times as wide as the model")  # fmt: skip
+    require(f.activation in ["gelu", "gelu_new"], "nanoGPT's activation is gelu, and build-nanogpt's gelu_new")
     return f
 
 

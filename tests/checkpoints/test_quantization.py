@@ -176,6 +176,7 @@ CONTROLS = [
         "quantized-weights",
         "q_proj.qweight is float32, not int32",
     ),
+    ("gptq_int4_v2_ordered", without(".g_idx"), "missing-tensor", f"but no {MODULE}.g_idx"),
     ("awq", setting(version="gemv"), "quantized-weights", "AWQ of the version 'gemv' with 4 bits"),
     ("awq", changed(".scales", lambda t: t[:3]), "wrong-shape", "q_proj.qzeros has the shape [4, 4], not [3, 4]"),
     ("fp8_blocks", without(".weight"), "missing-tensor", f"but no {WEIGHT}"),

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from support.synthetic import synthetic
 
 from compiler.diagnostics import Refusal
+from compiler.executor import preconditions
 from compiler.jobs.convert import convert
 from compiler.jobs.request import Request
 from compiler.model_folder.card import MANIFEST
@@ -227,7 +228,12 @@ def test_a_reverse_reads_a_tied_tensor_that_an_older_release_wrote(
     path, arguments = source(tmp_path)
     convert(llama, Request([path], assigned=arguments), tmp_path / "out")
     answered(monkeypatch, lambda shapes, ties: (shapes.pop(NORM), ties.update({NORM: EMBED})))
-    convert(llama, Request([tmp_path / "out"], reverse=True), tmp_path / "back.pth")
+    with pytest.raises(Refusal, match=f"{NORM} differs from {EMBED}, but LlamaForCausalLM with this config"):
+        convert(llama, Request([tmp_path / "out"], reverse=True), tmp_path / "back.pth")
+    assert not (tmp_path / "back.pth").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(preconditions, "equal_tensors", lambda *_: True)
+        convert(llama, Request([tmp_path / "out"], reverse=True), tmp_path / "back.pth")
     answered(monkeypatch, lambda shapes, ties: shapes.update({"q": (3,)}))
     with pytest.raises(Refusal, match="needs q, which the folder lacks"):
         convert(llama, Request([tmp_path / "out"], reverse=True), tmp_path / "again.pth")

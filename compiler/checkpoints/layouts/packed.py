@@ -30,7 +30,8 @@ def gptq(parts: Parts) -> Encoded:
     dtype = parts.dtype or scales.dtype
     values = f"GPTQ int{bits}", dtype, bits, offset
     operands: tuple[Tensor, ...] = turned(words), turned(zeros), turned(scales)
-    if ".g_idx" not in parts.tensors:
+    ordered = parts.setting("desc_act") and count > 1  # by activations: without the table, inputs are in other groups
+    if ".g_idx" not in parts.tensors and not ordered:
         group_size(inputs, count, scales.name)
         op: ops.Gptq = ops.GptqInOrder(*values)
     else:
