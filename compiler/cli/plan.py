@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compiler.cli.notes import sentences
 from compiler.cli.options import Notes, Parser, person, print_json, request
 from compiler.console import usage
 from compiler.console.terminal import painter, width
-from compiler.plan.notes import ClassAgrees, DefaultArguments, IgnoredTensors
+from compiler.plan.notes import ClassAgrees, DefaultArguments, IgnoredTensors, Listener, ignore_note
 from compiler.plan_report.text import WIDTH, text
+
+if TYPE_CHECKING:
+    from compiler.jobs.prepare import Prepared
+    from compiler.jobs.request import Request
+    from compiler.plan_report.difference import Difference
+    from compiler.program.program import Program
 
 
 def plan_parser() -> Parser:
@@ -24,6 +32,11 @@ def plan_parser() -> Parser:
         "--full", action="store_true", help="one line for every tensor; by default equal layers share a line"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the plan as an HTML page")
+    parser.add_argument(
+        "--against",
+        metavar="SPEC",
+        help="show how the plan differs from that of another spec, or of an earlier version of this one",
+    )
     parser.add_argument(
         "--compare",
         action="store_true",
@@ -41,10 +54,8 @@ def plan_parser() -> Parser:
 
 
 def plan(options: argparse.Namespace) -> int:
-    from compiler.jobs.compose import prepare_both, second_program
     from compiler.jobs.detect import named_program
     from compiler.jobs.option_effects import check_effects
-    from compiler.jobs.prepare import prepare
     from compiler.plan_report.overview import overview
 
     usage.check_places("mapspec plan", options.spec, options.source, {options.config: "unreadable-file"})
@@ -55,10 +66,8 @@ def plan(options: argparse.Namespace) -> int:
     asked = request(options)
     check_effects(asked)
     program = named_program(options.spec, asked, notes, person(options))
-    if asked.to:
-        prepared = prepare_both(program, second_program(program, asked.to), asked, notes)
-    else:
-        prepared = prepare(program, asked, notes)
+    prepared = _prepared(program, asked, notes)
+    found = _against(options.against, asked, prepared) if options.against else None
     if options.compare_class:
         from compiler.executor import preconditions
         from compiler.proof.class_check import ClassCheck
@@ -80,11 +89,36 @@ def plan(options: argparse.Namespace) -> int:
     if options.html is not None:
         from compiler.plan_report.html_page import write_page
 
-        write_page(view, options.html)
+        write_page(view, options.html, found)
         if not options.json:
             print(f"wrote {options.html}")
     if options.json:
-        print_json(view.as_json())
+        print_json(view.as_json() | ({"against": found.as_json()} if found else {}))
     elif options.html is None:
-        print("\n".join(text(view, painter(sys.stdout), min(WIDTH, width(sys.stdout) or WIDTH))))
+        from compiler.plan_report.difference_text import difference_text
+
+        columns = min(WIDTH, width(sys.stdout) or WIDTH)
+        paint = painter(sys.stdout)
+        print("\n".join(difference_text(found, paint, columns) if found else text(view, paint, columns)))
     return 0
+
+
+def _prepared(program: Program, asked: Request, notes: Listener = ignore_note) -> Prepared:
+    from compiler.jobs.compose import prepare_both, second_program
+    from compiler.jobs.prepare import prepare
+
+    if asked.to:
+        return prepare_both(program, second_program(program, asked.to), asked, notes)
+    return prepare(program, asked, notes)
+
+
+def _against(spec: str, asked: Request, prepared: Prepared) -> Difference:
+    """How the plan differs from that of `spec` for the same source. Arguments that `spec` does not have are left out."""
+    from compiler.jobs.detect import named_program
+    from compiler.plan_report.difference import difference
+
+    other = named_program(spec, asked)
+    known = {*other.spec.arguments, *other.spec.facts, *other.spec.fixed}
+    assigned = {name: value for name, value in asked.assigned.items() if name in known}
+    before = _prepared(other, replace(asked, assigned=assigned))
+    return difference((before.plan, before.checkpoint), (prepared.plan, prepared.checkpoint))

@@ -202,9 +202,9 @@ def _line(groups: list[Group], checkpoint: Checkpoint, symbols: _Symbols) -> Lin
         one.rule.kind,
         effect(one.ops),
         label(one.ops),
-        _near(one.rule.span.path),
+        short_path(one.rule.span.path),
         one.rule.span.line,
-        [*_decoding(one, checkpoint), *_through(one), *_steps(one)],
+        [*decoding(one, checkpoint), *_through(one), *_steps(one)],
         [symbols.side(folded) for folded in _fold(read)],
         [symbols.side(folded) for folded in _fold(made)],
         len(groups),
@@ -226,7 +226,7 @@ def _steps(group: Group) -> list[str]:
     return [op_text(op) for op in (*(op for op, _ in group.rule.steps), *group.ops[len(group.rule.steps) :])]
 
 
-def _decoding(group: Group, checkpoint: Checkpoint) -> list[str]:
+def decoding(group: Group, checkpoint: Checkpoint) -> list[str]:
     """What is done to quantized sources before the first step."""
     sources = (checkpoint.tensors[name] for name in group.source_names)
     return list(dict.fromkeys(f"dequantize {s.op.label}" for s in sources if isinstance(s, Encoded)))
@@ -239,7 +239,7 @@ def _through(group: Group) -> list[str]:
     return [*steps, f"as {listed(names, 3)}"] if group.through else []
 
 
-def _near(path: str) -> str:
+def short_path(path: str) -> str:
     """What a person calls a file: a shipped spec by its name, another by the shorter of its two paths."""
     return min(spec_label(path), os.path.relpath(path), key=len)
 

@@ -19,11 +19,11 @@ _OF_CONFIG = {"guess": "doubt", "default": "doubt", "released model": "note", "s
 Paint = Callable[[str, str], str]  # of a role and a text: the text in the colour of the role
 
 
-def _plain(role: str, text: str) -> str:
+def plain(role: str, text: str) -> str:
     return text
 
 
-def text(view: Overview, paint: Paint = _plain, width: int = WIDTH) -> list[str]:
+def text(view: Overview, paint: Paint = plain, width: int = WIDTH) -> list[str]:
     """The plan in lines of at most `width` columns; longer names get longer lines."""
     lines = [f"{paint('heading', view.spec)}: {view.summary}"]
     for line in view.lines:
@@ -34,24 +34,24 @@ def text(view: Overview, paint: Paint = _plain, width: int = WIDTH) -> list[str]
         lines += [f"    {paint('doubt', 'lossy:')} {reason}" for reason in line.lossy]
     lines += [""] * bool(view.ties or view.ignored)
     for alias, owner, equal in view.ties:
-        lines += _wrapped(f"tied    {alias} = {owner}, written once; {equal}", width)
+        lines += wrapped(f"tied    {alias} = {owner}, written once; {equal}", width)
     for name, reason in view.ignored:
-        lines += _wrapped(f"ignored {name}: {reason}", width)
+        lines += wrapped(f"ignored {name}: {reason}", width)
     lines += config_lines(view.config_table, paint, width)
     totals = view.totals
     lines += [""]
     in_table = {row.argument or row.field for row in view.config_table if row.kind in ("default", "guess")}
     if others := [f"{name}={value!r}" for name, value in view.defaults.items() if name not in in_table]:
-        lines += _wrapped(f"other defaults used: {', '.join(others)}", width)
+        lines += wrapped(f"other defaults used: {', '.join(others)}", width)
     lossy = [line.rule for line in view.lines if line.lossy]
-    lines += _wrapped("lossy: " + (", ".join(dict.fromkeys(lossy)) if lossy else "nothing"), width)
+    lines += wrapped("lossy: " + (", ".join(dict.fromkeys(lossy)) if lossy else "nothing"), width)
     read = f"{totals['source_tensors']:,} tensors, {size(totals['source_bytes'])}"
     made = f"{totals['target_tensors']:,} tensors, {size(totals['target_bytes'])}"
     lines += [f"reads   {read}", f"writes  {made}: {view.target}"]
     return [*lines, f"disk    {size(totals['disk_bytes'])}", f"memory  about {size(totals['peak_bytes'])} at most"]
 
 
-def config_lines(rows: Sequence[ConfigRow], paint: Paint = _plain, width: int = WIDTH) -> list[str]:
+def config_lines(rows: Sequence[ConfigRow], paint: Paint = plain, width: int = WIDTH) -> list[str]:
     """The table of config.json: a line for each field, with its value and origin."""
     if not rows:
         return []
@@ -63,16 +63,16 @@ def config_lines(rows: Sequence[ConfigRow], paint: Paint = _plain, width: int = 
         value = printable(row.text)
         room = max(20, width - first - second - 8)
         named = row.argument and row.argument != row.field and row.kind in ("default", "guess")
-        origin, *more = _wrapped(printable(row.origin + f" of {row.argument}" * bool(named)), room, "") or [""]
+        origin, *more = wrapped(printable(row.origin + f" of {row.argument}" * bool(named)), room, "") or [""]
         role = _OF_CONFIG.get(row.kind, "message")
         # The value of a mapping is below, so that the columns stay.
         lines.append(
             f"    {row.field:{first}}  {value if len(value) <= second else '':{second}}  {paint(role, origin)}"
         )
         lines += [" " * (first + second + 8) + paint(role, part) for part in more]
-        lines += _wrapped(f"        {value}", width) if len(value) > second else []
+        lines += wrapped(f"        {value}", width) if len(value) > second else []
     if repeated := [row.field for row in rows if row.repeats]:
-        lines += _wrapped(f"    and, for other versions of Transformers: {', '.join(repeated)}", width)
+        lines += wrapped(f"    and, for other versions of Transformers: {', '.join(repeated)}", width)
     return lines
 
 
@@ -96,7 +96,7 @@ def _fitted(first: str, words: list[str], width: int) -> str:
     return "\n".join(lines)
 
 
-def _wrapped(words: str, width: int, indent: str = "        ") -> list[str]:
+def wrapped(words: str, width: int, indent: str = "        ") -> list[str]:
     return textwrap.wrap(words, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
