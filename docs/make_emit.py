@@ -46,8 +46,9 @@ model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state_d
   same file. `save_pretrained` writes the source's names and layout again, where every step can be undone.
 - Sizes come from the model's config. A size that no field of it has is an argument of `register`, without a default where
   the spec has none; the file's docstring lists them.
-- The mapping is registered for the class, beside what Transformers does for its model type. Until the process ends it
-  also applies to other checkpoints of this class; a name that no pattern matches stays as it is.
+- The mapping is registered for the class, beside what Transformers does for its model type. It holds until the process ends:
+  for other checkpoints of this class too, where a name that no pattern matches stays as it is, and for saving a model of
+  this class that was not loaded. Load one kind of checkpoint in a process.
 - Tensors that the spec ignores are reported as unexpected. A requirement of the spec is not checked.
 - The parts of a checkpoint in several files must be joined first.
 
@@ -55,6 +56,7 @@ model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state_d
 
 ```python
 from torchtitan_qwen3 import mapper
+
 
 class Model(Qwen3ForCausalLM):  # vLLM's
     hf_to_vllm_mapper = mapper
@@ -70,6 +72,7 @@ dropped. The names are tested with a stand-in of the published class, not with v
 
 ```python
 from torchtitan_llama import sanitize
+
 
 class Model(Base):  # the class of mlx-lm for the target's model type
     def sanitize(self, weights):

@@ -23,9 +23,9 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 def in_memory(rows: Sequence[Row], memory: Iterable[MemoryTensor]) -> list[Row]:
     """The rows, where those with steps write the tensors of `memory`. Raises Refusal: `inexpressible-rule`."""
     problems: list[Diagnostic] = []
-    unique = [*{_name(tensor.name): tensor for tensor in memory}.values()]
-    renamed = {_name(t.targets[0]): _name(t.name) for t in unique if not t.steps}
-    made = {tensor: tuple(map(_name, tensor.targets)) for tensor in unique if tensor.steps}
+    unique = [*{row_name(tensor.name): tensor for tensor in memory}.values()]
+    renamed = {row_name(t.targets[0]): row_name(t.name) for t in unique if not t.steps}
+    made = {tensor: tuple(map(row_name, tensor.targets)) for tensor in unique if tensor.steps}
     # Where the class fuses renamed tensors, its own renamings are in use, and saving undoes them for all names.
     fused = {target.replace(FOLDED, INDEX) for targets in made.values() for target in targets}
     left = any(not row.ops and fused & {*row.targets} for row in rows)
@@ -43,7 +43,9 @@ def in_memory(rows: Sequence[Row], memory: Iterable[MemoryTensor]) -> list[Row]:
             continue
         row = _joined(tensor, targets, used) if all(target in writers for target in targets) else None
         if row is None:
-            text = f"the class fuses {_name(tensor.name)} of {', '.join(targets)} when it loads a folder, and a mapping"
+            text = (
+                f"the class fuses {row_name(tensor.name)} of {', '.join(targets)} when it loads a folder, and a mapping"
+            )
             text += f" converts a tensor once; {used[0].rule.name} makes the parts in a way that is not undone by that"
             problems.append(inexpressible(used[0].rule.span, text))
         else:
@@ -60,7 +62,7 @@ def in_memory(rows: Sequence[Row], memory: Iterable[MemoryTensor]) -> list[Row]:
 
 def _joined(tensor: MemoryTensor, targets: tuple[str, ...], used: Sequence[Row]) -> Row | None:
     """The row that writes a fused tensor from the sources of the rows that write its parts; None where there is none."""
-    name, steps = _name(tensor.name), [dict(step) for step in tensor.steps]
+    name, steps = row_name(tensor.name), [dict(step) for step in tensor.steps]
     first = used[0]
     split = next((step for step in steps if "split" in step), None)
     if not any(step.get("unstack") == HOLE for step in steps) or any("rearrange" in step for step in steps):
@@ -102,6 +104,6 @@ def _around(ops: tuple[Op, ...]) -> Iterator[tuple[tuple[Op, ...], tuple[int, in
         yield before, cut
 
 
-def _name(name: str) -> str:
+def row_name(name: str) -> str:
     """The name of a tensor as rows have it."""
     return _NUMBER.sub(INDEX, name.replace(f"{{{HOLE}}}", FOLDED))

@@ -148,9 +148,10 @@ class _Entries:
 
     def wrong(self) -> set[Row] | None:
         """The rows of an entry that matches a name that is not its own; None if every name is treated as it should be."""
+        forward = self.forward()
         for row in self.rows:
             for name in row.sources:
-                found = self.guilty(sample(name), row, sample(row.targets[0]), self.forward())
+                found = self.guilty(sample(name), row, sample(row.targets[0]), forward)
                 if found is not None:
                     return found
             alternatives = {other for other in self.rows if {*other.targets} & {*row.targets}} - {row}

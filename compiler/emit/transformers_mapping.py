@@ -9,12 +9,12 @@ conversion_mapping.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from compiler.diagnostics import Refusal, Span
 from compiler.emit.class_mapping import Conversion
 from compiler.emit.config_sizes import HOLDER, ConfigSizes, parameters
-from compiler.emit.fused import in_memory
+from compiler.emit.fused import in_memory, row_name
 from compiler.emit.patterns import Converter, patterns
 from compiler.emit.rows import FOLDED, Row, inexpressible, rows, sample
 from compiler.language.expression import Expr
@@ -27,7 +27,7 @@ from compiler.program.program import Program
 from compiler.render.index_range import RESERVED
 from compiler.render.python_source import inside, quoted, raw
 from compiler.render.rule_function import Functions, kernel_text, short_names
-from compiler.target.class_signature import MemoryTensor
+from compiler.target.class_signature import ClassSignature
 from compiler.templating import banner, environment, formatted
 
 FORM = "the mapping of Transformers"
@@ -35,9 +35,9 @@ HEADS = f"{HOLDER}.num_attention_heads"  # by which PermuteForRope counts heads
 _OWN = frozenset([HOLDER, "conversion_mapping", "register", "TensorOperation"])
 
 
-def render(program: Program, memory: Sequence[MemoryTensor], stated: Sequence[Conversion] = ()) -> str:
-    """The text of the module. `memory`: the tensors that the class has in another form in memory than in a folder;
-    `stated`: what Transformers itself does to the names of the class.
+def render(program: Program, signatures: Sequence[ClassSignature], stated: Sequence[Conversion]) -> str:
+    """The text of the module. `signatures`: the class, as the examples of the spec configure it; `stated`: what
+    Transformers itself does to the names of the class.
 
     Raises Refusal: `inexpressible-rule`, for every rule that the form cannot express.
     """
@@ -49,7 +49,7 @@ def render(program: Program, memory: Sequence[MemoryTensor], stated: Sequence[Co
     ]
     if problems:
         raise Refusal(problems)
-    entries = patterns(in_memory(found, memory))
+    entries = patterns(in_memory(found, [tensor for signature in signatures for tensor in signature.memory]))
     for converter in entries.converters:
         if (match := _renamed_by_class(converter, stated)) is not None:
             text = f"the class's own renaming of {match} changes the names that {converter.row.rule.name} reads"
@@ -57,7 +57,8 @@ def render(program: Program, memory: Sequence[MemoryTensor], stated: Sequence[Co
     if problems:
         raise Refusal(problems)
     sizes = ConfigSizes(program.spec)
-    operations = _Operations(sizes)
+    flat = {row_name(name) for signature in signatures for name, shape in signature.shapes.items() if len(shape) <= 2}
+    operations = _Operations(sizes, flat)
     converters = [(_texts(c.sources), _texts(c.targets), operations.of(c)) for c in entries.converters]
     context = {
         "banner": banner(program.spec.name.value),
@@ -109,10 +110,10 @@ def _renamed_by_class(converter: Converter, stated: Sequence[Conversion]) -> str
 
 class _Operations:
     """The code of the operations of converters. `used`: the names of Transformers' own; `own`: whether a function is used;
-    `one_way`: why saving cannot undo some of them."""
+    `one_way`: why saving cannot undo some of them; `flat`: the names of the class's tensors with at most two axes."""
 
-    def __init__(self, sizes: ConfigSizes) -> None:
-        self.sizes = sizes
+    def __init__(self, sizes: ConfigSizes, flat: Collection[str]) -> None:
+        self.sizes, self.flat = sizes, flat
         self.functions = Functions(sizes, RESERVED | _OWN)
         self.used: set[str] = set()
         self.own = False
@@ -125,14 +126,15 @@ class _Operations:
         if ops and isinstance(ops[0], Stack):
             found.append(f"MergeModulelist(dim={ops[0].axis})")
             ops = ops[1:]
-        code = self.known(ops, len(converter.sources), len(converter.targets)) if ops else ""
+        code = self.known(ops, converter.row) if ops else ""
         if ops:
             found.append(code or self.function(converter.row, ops))
         self.used |= {name for text in found if (name := text.partition("(")[0]) != "TensorOperation"}
         return found
 
-    def known(self, ops: Sequence[Op], sources: int, targets: int) -> str:
+    def known(self, ops: Sequence[Op], row: Row) -> str:
         """The operation of Transformers that does the same as one step; empty where there is none."""
+        sources, targets = len(row.sources), len(row.targets)
         if len(ops) != 1:
             return ""
         match ops[0]:
@@ -144,11 +146,11 @@ class _Operations:
                 return f"Split(dim={axis})"  # whose sizes are those of the parameters
             case Rearrange() as op if str(op) == rearrange_notation.TRANSPOSE and (sources, targets) == (1, 1):
                 return "Transpose(dim0=0, dim1=1)"
-            case Rearrange() as op if (sources, targets) == (1, 1):
-                heads = {axis: self.sizes.size(size) for axis, size in op.sizes}
-                if heads.get("head") == HEADS and str(op) == rearrange_notation.ROPE_TO_HALF:
+            case Rearrange() as op if (sources, targets) == (1, 1) and row.targets[0] in self.flat:
+                given = {axis: self.sizes.size(size) for axis, size in op.sizes}
+                if given == {"head": HEADS, "two": "2"} and str(op) == rearrange_notation.ROPE_TO_HALF:
                     return "PermuteForRope()"
-                if heads.get("head") == HEADS and str(op) == rearrange_notation.ROPE_TO_INTERLEAVED:
+                if given == {"head": HEADS, "two": "2"} and str(op) == rearrange_notation.ROPE_TO_INTERLEAVED:
                     return "PermuteForRope(inverse=True)"
         return ""
 

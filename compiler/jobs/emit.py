@@ -11,7 +11,7 @@ from compiler.emit import mlx_sanitize, weights_mapper
 from compiler.emit.class_mapping import Conversion, class_mapping
 from compiler.jobs.compile import checked_program
 from compiler.program.program import Program
-from compiler.target.class_signature import MemoryTensor
+from compiler.target.class_signature import ClassSignature
 
 
 def emit(
@@ -33,7 +33,7 @@ def _transformers(program: Program) -> str:
     if int(release.split(".")[0]) < 5:
         message = f"needs Transformers 5, and {release} is installed"
         refuse("--emit transformers", message, "missing-package", "pip install 'transformers>=5'")
-    return transformers_mapping.render(program, [*_memory(program)], _stated(program))
+    return transformers_mapping.render(program, [*_signatures(program)], _stated(program))
 
 
 def _stated(program: Program) -> list[Conversion]:
@@ -48,15 +48,15 @@ def _stated(program: Program) -> list[Conversion]:
     return (class_mapping(name) or []) + (class_mapping(kind) or [])
 
 
-def _memory(program: Program) -> Iterator[MemoryTensor]:
-    """The tensors that the target class has in another form in memory, over all examples."""
+def _signatures(program: Program) -> Iterator[ClassSignature]:
+    """What the target class says of itself, for each example."""
     from compiler.proof.proof import example_config, target_signature
 
     if program.spec.target.model is None:
         return
     for example in program.spec.examples:
         values = {name: value for name, (value, _) in example.items()}
-        yield from target_signature(program, example_config(program, values)).memory
+        yield target_signature(program, example_config(program, values))
 
 
 RENDERERS: Mapping[str, Callable[[Program], str]] = {

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.portion import ALL
 from support.synthetic import Synthetic, image, saved, synthetic
 
@@ -106,6 +106,11 @@ def test_source_loads_as_the_folder_does(name: str, tmp_path: Path, monkeypatch:
             assert not report["missing_keys"]
             assert not report["mismatched_keys"]
             assert image(model.state_dict()) == image(wanted.state_dict())
+            if not example:  # a folder with the config of the target and the tensors of the source
+                (mixed := folder / "mixed").mkdir()
+                save_file(dict(source.tensors), mixed / "model.safetensors", metadata={"format": "pt"})
+                wanted.config.save_pretrained(mixed)
+                assert image(cls.from_pretrained(mixed, dtype="auto").state_dict()) == image(wanted.state_dict())
             if "cannot be undone (" not in text:
                 model.save_pretrained(folder / "back")
                 back = load_file(folder / "back" / "model.safetensors")
