@@ -25,7 +25,7 @@ from support.several_sources import (
     patches,
     save,
 )
-from support.synthetic import Synthetic, folder_image, synthetic
+from support.synthetic import folder_image, request_of, synthetic
 
 from compiler.cli.main import main
 from compiler.diagnostics import Refusal
@@ -114,18 +114,6 @@ def test_logits_are_those_of_the_trainers_model(
                 assert (spoiled[..., : wanted.shape[-1]] - wanted).abs().max() > 1e-2
 
 
-def divided(source: Synthetic, folder: Path) -> dict[str, Path]:
-    """A source that is made of a spec, as the files of its several sources."""
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in source.tensors.items():
-        owner, _, bare = name.partition(":")
-        states.setdefault(owner, {})[bare] = tensor
-    for owner, state in states.items():
-        (folder / owner).mkdir()
-        torch.save(state, folder / owner / "model.pth")
-    return {owner: folder / owner / "model.pth" for owner in states}
-
-
 @pytest.mark.parametrize("example", [0, 1])
 @pytest.mark.parametrize("spec", [LLAVA, MINIMIND])
 def test_executor_and_converter_agree_on_any_bits(
@@ -134,12 +122,15 @@ def test_executor_and_converter_agree_on_any_bits(
     """For every example of the spec; and the inverse gives every tensor of the sources again."""
     program = load_program(spec)
     source = synthetic(program, example, "float16")
-    sources = divided(source, tmp_path)
-    request = replace(asked(sources), check=False, assigned=source.arguments)
+    request = replace(request_of(source, tmp_path, program), check=False)
     convert(program, request, tmp_path / "executor")
     options = [f"--{name}={json.dumps(value)}" for name, value in source.arguments.items() if value is not None]
     options = [option.replace('"', "") for option in options]
-    words = [*(f"{name}={path}" for name, path in sources.items()), str(tmp_path / "converter"), "--no-check"]
+    words = [
+        *(f"{name}={path}" for name, path in zip(request.names, request.source, strict=True)),
+        str(tmp_path / "converter"),
+        "--no-check",
+    ]
     run_converter(spec, [*words, *options], monkeypatch)
     assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "executor")
     result = round_trip(program, request, tmp_path / "executor")
