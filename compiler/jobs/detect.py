@@ -279,9 +279,10 @@ def _part(program: Program, tensors: Mapping[str, AnyTensor]) -> Fit:
         there = sum(any(pattern.match(name) is not None for name in named) for pattern in needed)
         shares[source.name.value] = (read + there) / (len(named) + len(needed)) if named else 0.0
     best = max(shares, key=shares.__getitem__)
-    words = " ".join(f"{source.name}=PATH" for source in program.spec.sources if not source.optional)
     reason = (
-        f"it is the source {best} of several: write {words}" if shares[best] >= NEAR else "it is none of its sources"
+        f"it is the source {best} of several: write {program.spec.source_words}"
+        if shares[best] >= NEAR
+        else "it is none of its sources"
     )
     status, spec = "near" if shares[best] >= NEAR else "no", program.spec
     return Fit(spec.name.value, spec.summary, spec.path, status, shares[best], True, (), (reason,))
