@@ -35,6 +35,7 @@ FAMILIES = {
     "gpt_oss_mxfp4": "Published FP8 and MXFP4 weights",
     "internlm2": "InternLM2",
     "litgpt": "LitGPT",
+    "llava": "LLaVA",
     "llama2c": "llama2.c",
     "mcore": "Megatron-Core",
     "mcore_dist": "Megatron-Core",
@@ -44,6 +45,7 @@ FAMILIES = {
     "minimind1": "MiniMind",
     "minimind2": "MiniMind",
     "minimind3_lora": "MiniMind",
+    "minimind_v": "MiniMind",
     "mistral": "Mistral AI",
     "mixtral": "Mistral AI",
     "nanogpt": "nanoGPT",
@@ -103,6 +105,7 @@ class Entry:
     cases: str
     apart: str
     back: str
+    words: str  # of several sources in a command
 
     @property
     def proof(self) -> str:
@@ -119,8 +122,8 @@ def entries(measured: Mapping[str, Mapping[str, float]]) -> list[Entry]:
         needs = [name for name, argument in spec.arguments.items() if argument.required and not argument.derive]
         found.append(
             Entry(path.stem, family(program), spec.summary, spec.target.class_name, modality(spec.target.class_name),
-                  spec.weights, spec.source_config or "", needs, spec.target.model is None, bool(program.merged), row[5],
-                  row[6].replace("0.0e+00", "0"), row[4])
+                  spec.weights or "`, `".join(s.weights for s in spec.sources if not s.optional), spec.source_config or "", needs, spec.target.model is None, bool(program.merged), row[5],
+                  row[6].replace("0.0e+00", "0"), row[4], spec.source_words if spec.sources else "")
         )  # fmt: skip
     return sorted(found, key=lambda entry: (entry.family.lower(), entry.name))
 
@@ -183,7 +186,7 @@ def _have(entry: Entry) -> list[str]:
 
 def _type(entry: Entry) -> list[str]:
     folder = entry.parts or re.match(r"\w+[./_]?\*", entry.files) is not None
-    source = "checkpoint/" if folder else f"model{Path(entry.files).suffix}"
+    source = entry.words or "checkpoint/" if entry.words or folder else f"model{Path(entry.files).suffix}"
     settings = "" if entry.config else "".join(f" --set {name}=VALUE" for name in entry.needs)
     return [f"mapspec run {entry.name} {source} out{settings}"]
 

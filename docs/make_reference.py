@@ -38,7 +38,9 @@ EXAMPLES = {
     "source.config": "source:\n  weights: model_*.pt\n  config: meta_*.json # a glob: the first file that matches",
     "source.reverse.constants": "source:\n  weights: model-*.gguf\n  reverse:\n    constants:\n"
     "      rope_freqs.weight: '[1.0] * (head_dim // 2)' # numbers that the source's file has beside the tensors",
+    "sources": "sources:\n  text: {weights: '*.pth', config: config.json}\n  vision: {weights: '*.safetensors', config: config.json}",
     "sources.*.nested": "sources:\n  text: {weights: '*.pth', nested: true}\n  vision: {weights: '*.pth'}",
+    "sources.*.fixed.*.values": "sources:\n  text: {weights: '*.pth', fixed: {norm: {values: [rms, layer]}}}\n  vision: {weights: '*.pth'}",
     "sources.*.fills": "sources:\n  text: {weights: '*.bin'}\n  base: {weights: '*.bin', fills: text}",
     "config.derive": "config:\n  derive:\n    head_dim: hidden_size // num_attention_heads\n"
     '    text_config: \'{"hidden_size": width, "num_hidden_layers": layers}\' # a nested config',

@@ -68,6 +68,8 @@ def ops(program: Program) -> list[str]:
 
 def way_back(program: Program) -> str:
     """exact, tolerance, or why there is none."""
+    if program.spec.sources:
+        return "none: several sources are not written from one folder"
     undone = {op.undo for rule in program.rules if not rule.loss for op, _ in rule.steps}
     level = "tolerance" if "tolerance" in undone else "exact"
     lossy = [rule for rule in program.rules if rule.loss]

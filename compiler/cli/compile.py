@@ -106,6 +106,8 @@ def _compile(options: argparse.Namespace) -> int:
     """Compile every spec, also after one that fails."""
     from compiler.jobs.compile import build
     from compiler.jobs.emit import emit
+    from compiler.language.parser import load_spec
+    from compiler.resources import find_spec
 
     usage.check_specs(options.specs)
     if options.emit and options.to:
@@ -136,7 +138,8 @@ def _compile(options: argparse.Namespace) -> int:
         report(sorted(warnings), options.output_format)
     quiet = options.json or options.quiet or options.check or options.watch
     if len(options.specs) == 1 and not (options.to or options.emit or quiet):
-        command = f"mapspec run {shlex.quote(options.specs[0])} SOURCE OUT"
+        words = load_spec(find_spec(options.specs[0])).source_words
+        command = f"mapspec run {shlex.quote(options.specs[0])} {words} OUT"
         print(painter(sys.stdout)("command", f"next: {command}"))
     return 1 if "differs" in outcomes.values() else 0
 

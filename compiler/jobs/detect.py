@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from itertools import islice
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.checkpoints import config_file
-from compiler.checkpoints.checkpoint import Checkpoint
+from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.checkpoints.formats.stored_tensor import AnyTensor
 from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.jobs import identity
@@ -29,6 +30,7 @@ from compiler.plan.notes import ChosenSpec, Listener, ignore_note
 from compiler.plan.source_files import Opened, open_source
 from compiler.program.environment import NamedShapes
 from compiler.program.loading import load_program
+from compiler.program.named_sources import MARK
 from compiler.program.program import Program
 from compiler.resources import folder
 from compiler.tensor_names import NUMBER
@@ -96,6 +98,10 @@ def detect(request: Request, programs: Iterable[Program]) -> list[Fit]:
             except Refusal as refusal:
                 opened[key] = Refusal(refusal.diagnostics)  # without its cause
         checkpoint = opened[key]
+        if program.spec.sources and not request.names:
+            held = next((one for one in opened.values() if isinstance(one, Checkpoint)), None) or _alone(request)
+            fits.append(_part(program, held.tensors) if held else _fit(program, request, names, checkpoint))
+            continue
         if evidence is None and isinstance(checkpoint, Checkpoint) and not request.names:
             evidence = read_evidence(request.source, checkpoint.objects, request.config)
         fit = _fit(program, request, names, checkpoint)
@@ -222,6 +228,7 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
 
     def fit(status: str, share: float, reasons: Iterable[str] = (), asks: Iterable[str] = ()) -> Fit:
         globs = [spec.weights, *([f"*/{spec.weights}"] if in_parts(spec.weights) else ())]  # of the folder of a step
+        globs = [source.weights for source in spec.sources] or globs
         container = any(fnmatch(name, glob) for name in names for glob in globs)
         standard = spec.target.model is not None
         return Fit(
@@ -249,6 +256,36 @@ def _fit(program: Program, request: Request, names: Sequence[str], checkpoint: C
         return fit("asks", share, asks=asks)
     others = [d.message for d in problems if d.kind not in ("missing-argument", "unclaimed-tensor", "missing-tensor")]
     return fit("near", share, list(dict.fromkeys([*reasons, *others])) or [d.message for d in problems], asks)
+
+
+def _alone(request: Request) -> Checkpoint | None:
+    """The checkpoint as no spec reads it; None if it cannot be opened."""
+    with suppress(Refusal):
+        return open_checkpoint(request.source, request.weights)
+    return None
+
+
+def _part(program: Program, tensors: Mapping[str, AnyTensor]) -> Fit:
+    """How a checkpoint fits one of the several sources of a spec: near at best, since the others are missing."""
+    few = [*islice(tensors, _MOST_NAMES)]
+    shares: dict[str, float] = {}
+    for source in program.spec.sources:
+        start = f"{source.name}{MARK}"
+        needed = [p for rule in program.rules if not rule.when for p in rule.sources if p.text.startswith(start)]
+        others = [p for rule in program.rules if rule.when for p in rule.sources]
+        others += [*(tie.alias for tie in program.ties), *(pattern for pattern, _ in program.ignored)]
+        named = [start + name for name in few]
+        read = sum(any(pattern.match(name) is not None for pattern in (*needed, *others)) for name in named)
+        there = sum(any(pattern.match(name) is not None for name in named) for pattern in needed)
+        shares[source.name.value] = (read + there) / (len(named) + len(needed)) if named else 0.0
+    best = max(shares, key=shares.__getitem__)
+    reason = (
+        f"it is the source {best} of several: write {program.spec.source_words}"
+        if shares[best] >= NEAR
+        else "it is none of its sources"
+    )
+    status, spec = "near" if shares[best] >= NEAR else "no", program.spec
+    return Fit(spec.name.value, spec.summary, spec.path, status, shares[best], True, (), (reason,))
 
 
 def _problems(program: Program, request: Request, checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:

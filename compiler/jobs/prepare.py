@@ -246,7 +246,8 @@ def _written(program: Program, env: Environment) -> dict[str, Any]:
             written[field.name] = env.evaluate(field.expr) if field.expr else field.constant
         except Refusal:  # it needs an argument that the folder does not have
             continue
-    return config_dialects.read_config(written)
+    flat = config_dialects.read_config(written)
+    return {name: flat.get(name, value) for name, value in written.items()}
 
 
 def _of(values: Mapping[str, Given], origin: Origin) -> dict[str, Any]:

@@ -276,6 +276,11 @@ class Spec:
     part_of: str = ""  # for the reading of the config of one of several sources: the name of that source
 
     @property
+    def source_words(self) -> str:
+        """The words that name its sources in a command: `SOURCE`, or of several those that may not be left out."""
+        return " ".join(f"{source.name}=PATH" for source in self.sources if not source.optional) or "SOURCE"
+
+    @property
     def code_file(self) -> Path:
         """The user's model code, which lies beside the spec. Only for a target with `code`."""
         assert self.target.code is not None

@@ -25,8 +25,7 @@ def named_paths(program: Program, paths: Sequence[Path], names: Sequence[str]) -
     if not spec.sources and not names:
         return {}
     known = [source.name.value for source in spec.sources]
-    words = " ".join(f"{source.name}=PATH" for source in spec.sources if not source.optional)
-    hint = f"write {words}" if known else "write the path alone"
+    hint = f"write {spec.source_words}" if known else "write the path alone"
     if not names:
         refuse("SOURCE", f"{spec.name} reads several sources: {listed(known)}", "missing-source", hint)
     report = Report()

@@ -63,7 +63,8 @@ def check_sources(program: Program, report: Report) -> None:
                 source.name.span, f"{name} both overlays and fills a source", "wrong-value", "remove one of them"
             )
         if other and (other not in known or other in joining):
-            message = f"{name} joins {other!r}, which " + ("joins another" if other in joining else "is not a source")
+            message = f"{name} {'overlays' if source.overlays else 'fills'} {other!r}, which "
+            message += "completes another source itself" if other in joining else "is not a source"
             hint = nearest(other, [one for one in known if one not in (name, *joining)])
             report.add(source.name.span, message, "unknown-source", hint)
         for longer in known:
@@ -72,6 +73,8 @@ def check_sources(program: Program, report: Report) -> None:
                 report.add(source.name.span, message, "duplicate-name", "rename one of them")
         for text, _ in source.unread:
             parse_pattern(text.value, text.span)
+    if report.diagnostics:
+        return
     owners = [name for name in known if name not in joining]
     for name, span in _names(program):
         qualifier, mark, _ = name.partition(MARK)

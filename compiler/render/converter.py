@@ -170,7 +170,11 @@ class _Context:
             "unequal": any(m.lengths for m in self.program.merged),
             "shaped": any(e.asked for m in self.program.merged for e in m.expressions),
             "digits": len(re.findall(r"\d+", weights.partition("*")[0])),
-            "source_example": named_sources.words(self.spec) or f"{example} lora{suffix}" if several else example,
+            "source_example": self.spec.source_words
+            if self.spec.sources
+            else f"{example} lora{suffix}"
+            if several
+            else example,
             "source_help": quoted(f"the checkpoint: {text}".replace("%", "%%")),
             "shapes": f"{{name: tensor.shape for name, tensor in {'meta' if kind == 'parts' else 'source'}.items()}}",
             "source_type": "MutableMapping[str, Any]" if kind == "parts" else "dict[str, Tensor]",

@@ -8,11 +8,6 @@ from compiler.language.spec import Spec
 from compiler.render.python_source import literal, quoted
 
 
-def words(spec: Spec) -> str:
-    """The words of a command line that name every source; "" for a spec of one."""
-    return " ".join(f"{source.name}=PATH" for source in spec.sources if not source.optional)
-
-
 def values(spec: Spec) -> dict[str, Any]:
     """The template variables about several sources; a source that completes another one comes after it."""
     ordered = sorted(spec.sources, key=lambda source: bool(source.joins))
@@ -24,7 +19,7 @@ def values(spec: Spec) -> dict[str, Any]:
             (quoted(s.name.value), f"({quoted(s.config)}, {quoted(s.part)}, {literal([*s.model_types])})")
             for s in ordered
         ],
-        "source_words": quoted(words(spec) + optional),
+        "source_words": quoted(spec.source_words + optional),
         "left_out": _set(left_out),
         "owners": literal({source.name.value: source.joins for source in ordered if source.joins}),
         "filling": _set(filling),

@@ -34,6 +34,23 @@ def keeps_level(change: Any) -> bool:
     return bool(place and level) and place.rpartition(".")[2] != level
 
 
+def undone_on_saving(model: Any, families: Iterable[str]) -> Mapping[str, str]:
+    """The patterns of names that generation 4 renames on loading and undoes on saving, which it does for some families."""
+    bases = [base.__name__.lower() for base in type(model).__mro__]
+    found: Mapping[str, str] = model._checkpoint_conversion_mapping
+    return found if any(family in base for base in bases for family in families) else {}
+
+
+def saved_name(name: str, mapping: Mapping[str, str]) -> str:
+    """The name that generation 4 writes for a tensor, by the `mapping` of patterns that it renames on loading: the first
+    that applies is undone."""
+    for pattern, replacement in mapping.items():
+        new, count = re.subn(replacement, re.sub(r"\(.*\)", "", pattern.lstrip("^")), name)
+        if count:
+            return new
+    return name
+
+
 def memory_tensors(state: Mapping[str, Any], written: Mapping[str, Any], save: Save) -> Iterator[MemoryTensor]:
     """The tensors of `state` (on the meta device) that are not written under their name as they are.
 

@@ -30,11 +30,10 @@ from typing import Any, NoReturn
 
 from compiler import packages
 from compiler.diagnostics import nearest, refuse
-from compiler.target import class_registry, rotary_reading
+from compiler.target import class_registry, memory_layout, rotary_reading
 from compiler.target.class_signature import ClassSignature, ConfigSchema
 from compiler.target.config_dialects import EXPERTS, SHARE, THETA, config_json, json_text, read_config
 from compiler.target.declared_fields import assigned, declared, taken
-from compiler.target.memory_layout import keeps_level, memory_tensors, shared_names, unsaved_names
 
 # Fields that any config may hold although newer base classes leave them to the model's own.
 COMMON_FIELDS = {
@@ -43,7 +42,7 @@ COMMON_FIELDS = {
     "num_labels": 2, "transformers_version": None, "use_cache": True,
 }  # fmt: skip
 # A model may read fields that its config class does not declare.
-_LOOKED_FOR = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
+_LOOKED_FOR = re.compile(r"""(?:get|has)attr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
 # Fields for training, generation and initialization: their defaults do not change what a converted model computes.
 _UNNEEDED = re.compile(
     r"initial|_std$|_range$|dropout|drop_path|drop_rate|layerdrop|pdrop|^init_|_token(_id)?$|^use_cache$|loss|^tie_|pretraining"
@@ -183,7 +182,7 @@ def _schema(config_class: Any, looked_for: Iterable[str]) -> ConfigSchema:
         # `AutoConfig` stands for any class; the default is an instance of the one that is usual.
         known = sub if hasattr(sub, "attribute_map") else type(getattr(config_class(), name, None))
         if hasattr(known, "attribute_map"):
-            nested[name] = _schema(known, looked_for)
+            nested[name] = _schema(known, [*looked_for, *_looked_for(known)])
     return ConfigSchema(
         class_name=config_class.__name__,
         model_type=config_class.model_type,
@@ -196,7 +195,11 @@ def _schema(config_class: Any, looked_for: Iterable[str]) -> ConfigSchema:
 
 
 def _looked_for(cls: Any) -> list[str]:
-    return _LOOKED_FOR.findall(inspect.getsource(sys.modules[cls.__module__]))
+    try:  # of a config class, the module of its models
+        module = importlib.import_module(cls.__module__.replace(".configuration_", ".modeling_"))
+    except ImportError:
+        return []
+    return _LOOKED_FOR.findall(inspect.getsource(module))
 
 
 def _declared_fields(config_class: Any) -> dict[str, Any]:
@@ -284,7 +287,7 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 def _signature(model: Any) -> ClassSignature:
     unsaved = model._keys_to_ignore_on_save or ()
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in unsaved}
-    ties = shared_names(model, state, _tied_patterns(model))
+    ties = memory_layout.shared_names(model, state, _tied_patterns(model))
     kept = {name: tensor for name, tensor in state.items() if name not in ties}
     written = _on_disk(model, kept)
     # An alias has no tensor to convert; its name is converted on its own.
@@ -292,8 +295,8 @@ def _signature(model: Any) -> ClassSignature:
     return ClassSignature(
         shapes={name: tuple(tensor.shape) for name, tensor in sorted(written.items())},
         ties={names[alias]: names[owner] for alias, owner in sorted(ties.items())},
-        memory=tuple(memory_tensors(state, written, lambda tensors: _on_disk(model, tensors))),
-        unsaved=tuple(unsaved_names(model)),
+        memory=tuple(memory_layout.memory_tensors(state, written, lambda tensors: _on_disk(model, tensors))),
+        unsaved=tuple(memory_layout.unsaved_names(model)),
     )
 
 
@@ -333,18 +336,20 @@ def _tied_patterns(model: Any) -> Iterable[str]:
 
 
 def _on_disk(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` as saving writes it: generation 5 reverses the conversion of loading, generation 4 has none. Names of submodels
-    keep the level that 5 drops: that generation reads both, 4 only these."""
+    """`state` as saving writes it, which reverses what loading renames. Names of submodels keep the level that generation 5
+    drops: that reads both, 4 only these."""
     renamed: dict[str, Any] = dict(state)
     if hasattr(model, "_fix_state_dict_keys_on_save"):
-        return dict(model._fix_state_dict_keys_on_save(renamed))
+        families = getattr(sys.modules["transformers.modeling_utils"], "VLMS", ())
+        mapping = memory_layout.undone_on_saving(model, families)
+        return {memory_layout.saved_name(n, mapping): t for n, t in model._fix_state_dict_keys_on_save(renamed).items()}
     from transformers import core_model_loading
 
     if hasattr(core_model_loading, "PrefixChange"):
         from transformers.conversion_mapping import get_model_conversion_mapping
 
         changes = get_model_conversion_mapping(model, add_legacy=False)
-        model._weight_conversions = [change for change in changes if keeps_level(change)]
+        model._weight_conversions = [change for change in changes if memory_layout.keeps_level(change)]
     return dict(core_model_loading.revert_weight_conversion(model, renamed))
 
 

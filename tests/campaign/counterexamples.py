@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from support.controls import unmet
-from support.synthetic import Synthetic, saved
+from support.synthetic import Synthetic, request_of
 
 from compiler.diagnostics import Refusal, Span
 from compiler.jobs.prepare import prepare
@@ -97,8 +97,8 @@ def against_requirement(program: Program, made: Sequence[Synthetic], text: str, 
     arguments = {**made[n].arguments, **change.arguments}
     folder = place / f"{program.spec.name.value}_unmet_{abs(hash((text, n)))}"
     folder.mkdir(exist_ok=True)
-    weights = saved(Synthetic(tensors, made[n].ignored, arguments), folder, program)
-    return Counterexample(str(change), Request([weights], assigned=arguments), control)
+    request = request_of(Synthetic(tensors, made[n].ignored, arguments), folder, program)
+    return Counterexample(str(change), request, control)
 
 
 def _changes(program: Program, made: Synthetic, expr: Expr) -> Iterator[Change]:

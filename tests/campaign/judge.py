@@ -22,7 +22,7 @@ from support.config_fields import fields_of, unheard, wrong_defaults
 from support.controls import accepted, recorded
 from support.oracle_cases import Case, cases, digests, understood
 from support.parity import difference, inputs_of
-from support.synthetic import Synthetic, saved, synthetic
+from support.synthetic import Synthetic, request_of, synthetic
 
 from compiler.diagnostics import Refusal
 from compiler.jobs.compile import build
@@ -73,7 +73,7 @@ class Judge:
             self.made.append(made)
             folder = self.place / f"{self.spec.stem}_{n}"
             folder.mkdir()
-            found.append(Source(f"example {n}", Request([saved(made, folder, self.program)], assigned=made.arguments)))
+            found.append(Source(f"example {n}", request_of(made, folder, self.program)))
         found += [Source(c.name, c.request, c) for c in cases() if self.spec.stem in (c.spec, *c.said.get("also", ()))]
         return found
 

@@ -23,14 +23,19 @@ from support.several_sources import (
     minimind_v,
     minimind_v_logits,
     patches,
+    save,
 )
-from support.synthetic import Synthetic, folder_image, synthetic
+from support.synthetic import folder_image, request_of, synthetic
 
+from compiler.cli.main import main
 from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert
+from compiler.jobs.detect import detect
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
-from compiler.program.loading import load_program
+from compiler.language.parser import load_spec
+from compiler.plan.source_files import open_source
+from compiler.program.loading import compile_spec, load_program
 from compiler.verify.round_trip import round_trip
 
 GENERATED = Path(__file__).parent.parent.parent / "generated"
@@ -109,18 +114,6 @@ def test_logits_are_those_of_the_trainers_model(
                 assert (spoiled[..., : wanted.shape[-1]] - wanted).abs().max() > 1e-2
 
 
-def divided(source: Synthetic, folder: Path) -> dict[str, Path]:
-    """A source that is made of a spec, as the files of its several sources."""
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in source.tensors.items():
-        owner, _, bare = name.partition(":")
-        states.setdefault(owner, {})[bare] = tensor
-    for owner, state in states.items():
-        (folder / owner).mkdir()
-        torch.save(state, folder / owner / "model.pth")
-    return {owner: folder / owner / "model.pth" for owner in states}
-
-
 @pytest.mark.parametrize("example", [0, 1])
 @pytest.mark.parametrize("spec", [LLAVA, MINIMIND])
 def test_executor_and_converter_agree_on_any_bits(
@@ -129,12 +122,15 @@ def test_executor_and_converter_agree_on_any_bits(
     """For every example of the spec; and the inverse gives every tensor of the sources again."""
     program = load_program(spec)
     source = synthetic(program, example, "float16")
-    sources = divided(source, tmp_path)
-    request = replace(asked(sources), check=False, assigned=source.arguments)
+    request = replace(request_of(source, tmp_path, program), check=False)
     convert(program, request, tmp_path / "executor")
     options = [f"--{name}={json.dumps(value)}" for name, value in source.arguments.items() if value is not None]
     options = [option.replace('"', "") for option in options]
-    words = [*(f"{name}={path}" for name, path in sources.items()), str(tmp_path / "converter"), "--no-check"]
+    words = [
+        *(f"{name}={path}" for name, path in zip(request.names, request.source, strict=True)),
+        str(tmp_path / "converter"),
+        "--no-check",
+    ]
     run_converter(spec, [*words, *options], monkeypatch)
     assert folder_image(tmp_path / "converter") == folder_image(tmp_path / "executor")
     result = round_trip(program, request, tmp_path / "executor")
@@ -290,3 +286,60 @@ def test_several_sources_are_not_written(
     with pytest.raises(Refusal, match="several sources"):
         convert(load_program(LLAVA), Request([folders["llava"]], reverse=True), tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+def test_detect_finds_the_spec_of_several_sources(models: dict[str, tuple[str, dict[str, Path]]]) -> None:
+    """Of all sources it fits; of one, the reason says which it is."""
+    sources = models["llava"][1]
+    programs = [load_program(name) for name in (LLAVA, MINIMIND, "llama")]
+    found = {fit.spec: fit for fit in detect(asked(sources), programs)}
+    assert {name: fit.status for name, fit in found.items()} == {LLAVA: "fits", MINIMIND: "near", "llama": "no"}
+    found = {fit.spec: fit for fit in detect(Request([sources["vision"]]), programs)}
+    assert found[LLAVA].status == "near"
+    assert "the source vision" in found[LLAVA].reasons[0]
+    assert found["llama"].status == "no"
+
+
+def run(words: list[str]) -> Any:
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    return done.value.code
+
+
+def test_the_command_line(models: dict[str, tuple[str, dict[str, Path]]], capsys: pytest.CaptureFixture[str]) -> None:
+    """`plan` shows qualified names, and the words of the command; a word without a name is an error."""
+    sources = models["llava"][1]
+    assert run(["plan", LLAVA, f"vision={sources['vision']}", f"text={sources['text']}"]) == 0
+    assert "vision:vision_model.embeddings.class_embedding" in capsys.readouterr().out
+    assert run(["plan", LLAVA, f"vision={sources['vision']}", str(sources["text"])]) == 2
+    assert "has no name, and other sources do" in capsys.readouterr().err
+    missing = sources["text"].with_name("nothing")
+    assert run(["plan", LLAVA, f"vision={sources['vision']}", f"text={missing}"]) == 1
+    assert "there is no such file" in capsys.readouterr().err
+
+
+FILLED = """
+spec: 1
+name: filled
+summary: two sources of one model
+sources:
+  tuned: {weights: "*.pth"}
+  base: {weights: "*.pth", fills: tuned}
+target: {model: GPT2LMHeadModel}
+rename: {"tuned:{name:a|b|c}": "x.{name}"}
+example: {}
+"""
+
+
+def test_a_base_fills_what_a_source_lacks(tmp_path: Path) -> None:
+    """Where both have a name, that of the source itself is read."""
+    program = compile_spec(load_spec(tmp_path / "filled.yaml", FILLED))
+    tuned = save(tmp_path / "tuned", {"a": torch.zeros(2)}, name="tuned.pth")
+    base = save(tmp_path / "base", {n: torch.ones(2) for n in "abc"}, name="base.pth")
+    checkpoint = open_source(program, [base, tuned], names=["base", "tuned"])
+    assert {name: tensor.parts[0].path for name, tensor in checkpoint.tensors.items()} == {
+        "tuned:a": tuned,
+        "tuned:b": base,
+        "tuned:c": base,
+    }
+    assert checkpoint.notes[-1] == "base adds 2 tensors to tuned and leaves 1 as they are"

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compiler.jobs.request import Request
 from compiler.language.name_pattern import options
 from compiler.language.spec import in_parts
 from compiler.program.environment import Environment, Given
@@ -104,6 +105,21 @@ def saved(source: Synthetic, folder: Path, program: Program) -> Path:
     else:
         torch.save(tensors, file if file.suffix in (".pt", ".pth") else file.with_name(f"{file.name}.pth"))
     return folder / "source"
+
+
+def request_of(source: Synthetic, folder: Path, program: Program) -> Request:
+    """A request for a source, written into the folder; each of several sources is a file of its own there."""
+    if not program.spec.sources:
+        return Request([saved(source, folder, program)], assigned=source.arguments)
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in source.tensors.items():
+        owner, _, bare = name.partition(":")
+        states.setdefault(owner, {})[bare] = tensor
+    for owner, state in states.items():
+        (folder / owner).mkdir(parents=True)
+        torch.save(state, folder / owner / "model.pth")
+    paths = [folder / owner / "model.pth" for owner in states]
+    return Request(paths, names=[*states], assigned=source.arguments)
 
 
 def gguf_file(tensors: Mapping[str, Tensor], path: Path, architecture: str) -> Path:
