@@ -29,12 +29,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import machine, models, scale
+from benchmarks import machine, models, rank_files, scale
 from benchmarks.cases import CASES, CASTS, ELEMENTS, LAYOUT, SHUFFLE, size_of, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIES = {"cp": "cp --reflink=never IN OUT", "cat": "cat IN > OUT", "dd": "dd if=IN of=OUT bs=1M status=none"}
-PARTS = ["layout", "casts", "memory", "whole", "commands", "scale", "gpu"]
+PARTS = ["layout", "casts", "memory", "whole", "ranks", "commands", "scale", "gpu"]
+MERGERS = {"zero": "zero_to_fp32's steps in torch", "dcp": "dcp_to_torch_save"}
 Timed = tuple[list[str], Path]  # a command, and what it reads
 
 
@@ -57,8 +58,9 @@ class Bench:
             shutil.rmtree(out)
         out.unlink(missing_ok=True)
         os.sync()
-        if source:
-            with source.open("rb", buffering=0) as file:
+        files = source.rglob("*") if source and source.is_dir() else [source] if source else []
+        for path in (path for path in files if path.is_file()):
+            with path.open("rb", buffering=0) as file:
                 if cold:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 else:
@@ -162,6 +164,35 @@ class Bench:
         self.ways(synced, cold=True)
         for file in read.values():
             shutil.rmtree(file.parent)
+
+    def ranks(self, gib: float) -> None:
+        """`compile run hf` against the trainers' own mergers, on files of several ranks. The target class is asked once
+        before, as it is once for each configuration."""
+        layers = models.layers_for(int(gib * (1 << 30)) // 2)  # the weights have four bytes
+        python, out = [sys.executable, "-m"], self.folder / "out"
+        self.say("", f"### Files of {rank_files.RANKS} ranks, float32, become one checkpoint", "")
+        self.say("| files | GiB | way | seconds | peak RSS, MiB |", "|---|---|---|---|---|")
+        for kind, merger in MERGERS.items():
+            self.run([*python, "benchmarks.rank_files", kind, str(self.folder), str(layers)])
+            source = self.folder / kind
+            size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file()) / (1 << 30)
+            runs = {"compile run hf": ([*python, "compiler", "run", "hf", str(source), str(out)], source),
+                    merger: ([*python, "benchmarks.rank_files", f"merge-{kind}", str(self.folder)], source)}  # fmt: skip
+            times: dict[str, list[float]] = {}
+            peaks: dict[str, int] = {}
+            digests = set()
+            for name, seconds in self.interleaved(runs, cold=False):
+                times.setdefault(name, []).append(seconds)
+                peaks[name] = max(peaks.get(name, 0), self.peak)
+                if len(times[name]) == self.rounds:
+                    digests.add(self.digest())
+            if len(digests) != 1:
+                raise SystemExit(f"compile run hf and {merger} have not written the same tensors")
+            for name, found in times.items():
+                self.say(
+                    f"| {kind} | {size:.2f} | {name} | {statistics.median(found):.2f} | {peaks[name] / 1024:.0f} |"
+                )
+            shutil.rmtree(source)
 
     def ways(self, ways: dict[str, Timed], cold: bool) -> None:
         times: dict[str, list[float]] = {}
@@ -285,6 +316,8 @@ def main() -> None:
                 file.unlink()
             if "whole" in wanted:
                 bench.whole(gib)
+            if "ranks" in wanted:
+                bench.ranks(gib)
         bench.say("", "## At any size")
         if "commands" in wanted:
             bench.commands()
