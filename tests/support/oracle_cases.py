@@ -23,7 +23,7 @@ from compiler.jobs.request import Request
 from compiler.program.loading import load_program
 from compiler.program.program import Program
 
-CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf")
+CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf", ".msgpack")
 # What a config says of its file or of training, not of the model.
 NOT_THE_MODEL = {
     "architectures",
