@@ -281,6 +281,7 @@ ORDINARY = frozenset(
         "dist",
         "fast",
         "gguf",
+        "flax",  # a format, as gguf is
         "lora",
         "mask",
         "mxfp",
