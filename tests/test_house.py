@@ -283,6 +283,7 @@ ORDINARY = frozenset(
         "dist",
         "fast",
         "gguf",
+        "flax",  # a format, as gguf is
         "lora",
         "mask",
         "mxfp",

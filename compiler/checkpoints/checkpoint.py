@@ -36,6 +36,7 @@ from compiler.diagnostics import Refusal, Report, Span, listed, refuse
 from compiler.process import uncollected
 
 LONGEST_NAME = 20_000
+FLAX_INDEX = ".msgpack.index.json"
 _CHUNK = 1 << 20
 
 
@@ -193,6 +194,8 @@ def _open_index(path: Path) -> Opened:
     """Open every shard that an index names. All problems with names are reported at once."""
     united, report, span = Opened(), Report(), Span(str(path))
     claimed = read_index(path)
+    if path.name.endswith(FLAX_INDEX):  # its names have slashes between keys
+        claimed = {name.replace("/", "."): shard for name, shard in claimed.items()}
     shards: dict[Path, set[str]] = {}
     for name, shard in claimed.items():
         shards.setdefault(shard, set()).add(name)

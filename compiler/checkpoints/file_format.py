@@ -6,6 +6,7 @@ an empty file, an error page, a Git LFS pointer, another framework's format.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -19,6 +20,7 @@ from compiler.diagnostics import refuse
 
 Format = Literal["zip", "npz", "legacy", "safetensors", "gguf", "tar", "flax", "index"]
 _HEAD = 4096
+_TABLE_END = bytes.fromhex("57fb808b247547db")  # of LevelDB: table/format.h, kTableMagicNumber
 _MAGIC: dict[bytes, tuple[str, str]] = {
     b"\x89HDF": ("an HDF5 file (Keras or h5py)", "export the weights with torch.save or safetensors"),
     b"\x93NUMPY": ("a numpy array (.npy)", "save named tensors with torch.save or safetensors"),
@@ -95,6 +97,9 @@ def _unknown(path: Path, head: bytes, size: int) -> NoReturn:
         _refuse(path, "an ONNX model", "start from the checkpoint that it was exported from")
     if head[4:8] == b"TFL3":
         _refuse(path, "a TensorFlow Lite model", "start from the checkpoint that it was exported from")
+    if _ends_with(path, size, _TABLE_END) or re.search(r"\.data-\d{5}-of-\d{5}$", path.name):
+        hint = "where TensorFlow is installed, save its variables with numpy.savez; mapspec reads .npz"
+        _refuse(path, "a TensorFlow checkpoint (.index and .data)", hint)
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
@@ -111,6 +116,12 @@ def _unknown(path: Path, head: bytes, size: int) -> NoReturn:
         f"of an unknown format; it begins with {head[:8].hex(' ')}",
         "supported are torch.save, safetensors, GGUF, npz, .nemo and Flax's msgpack files",
     )
+
+
+def _ends_with(path: Path, size: int, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, size - len(mark)))
+        return file.read(len(mark)) == mark
 
 
 def _refuse(path: Path, what: str, hint: str, kind: str = "unknown-format") -> NoReturn:

@@ -67,6 +67,7 @@ ACCIDENTS = {
     "npy": (b"\x93NUMPY\1\0", "a numpy array"),
     "gzip": (gzip.compress(b"x"), "gzip-compressed"),
     "tar": (tar(), "a tar archive"),
+    "tensorflow": (b"\0\1" * 40 + bytes.fromhex("57fb808b247547db"), "a TensorFlow checkpoint"),
     "onnx": (b"\x08\x07\x12\x07pytorch\x1a\x05", "an ONNX model"),
     "json": (b'{"a": 1}', "a JSON file"),
     "json list": (b"[1, 2]", "a JSON file"),

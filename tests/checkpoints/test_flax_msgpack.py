@@ -5,6 +5,7 @@ The bytes are made by `packed`, written after the specification of msgpack; a fi
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from pathlib import Path
@@ -113,6 +114,22 @@ def test_the_parameters_of_a_training_state(tmp_path: Path) -> None:
     assert [*open_checkpoint(path, "opt_state.0").tensors] == ["w"]
     with pytest.raises(Refusal, match=r"there is no '1'"):
         open_checkpoint(path, "opt_state.1")
+
+
+def test_shards_with_an_index(tmp_path: Path) -> None:
+    """As Transformers 4 writes them: the names in the index have slashes."""
+    array = NUMBERS.astype("<f4")
+    for number, name in enumerate(("a", "b"), 1):
+        (tmp_path / f"flax_model-0000{number}-of-00002.msgpack").write_bytes(
+            packed({"model": {name: {"kernel": array}}})
+        )
+    files = {f"model/{n}/kernel": f"flax_model-0000{i}-of-00002.msgpack" for i, n in ((1, "a"), (2, "b"))}
+    index = tmp_path / "flax_model.msgpack.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    assert {*open_checkpoint(tmp_path).tensors} == {"model.a.kernel", "model.b.kernel"}
+    index.write_text(json.dumps({"weight_map": {**files, "model/c/kernel": "flax_model-00001-of-00002.msgpack"}}))
+    with pytest.raises(Refusal, match=r"does not hold model\.c\.kernel"):
+        open_checkpoint(tmp_path)
 
 
 def array_of(shape: Any, dtype: Any, data: Any) -> Raw:

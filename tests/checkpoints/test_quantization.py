@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors import safe_open
@@ -90,6 +91,20 @@ def test_the_values_of_the_package(name: str, tmp_path: Path) -> None:
         other.view(torch.uint8)[:, -1] ^= 32  # other numbers in any of the tensors are another weight
         other = other.reshape(tensors[end].shape)
         assert not same(loaded(opened(tmp_path, tensors | {end: other}, config).tensors[WEIGHT]), made), end
+
+
+@pytest.mark.parametrize("name", ["mlx_int2", "mlx_int4", "mlx_int8"])
+def test_mlx_in_each_of_its_containers(name: str, tmp_path: Path) -> None:
+    """`weights.npz` of early releases, which has no bfloat16, and safetensors with the metadata of mlx."""
+    tensors, _, config = case(name)
+    stored = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
+    wanted = loaded(opened(tmp_path, stored, config).tensors[WEIGHT])
+    numpy.savez(tmp_path / "weights.npz", **{n: t.numpy() for n, t in stored.items()})
+    save_file({n: t.contiguous() for n, t in stored.items()}, tmp_path / "weights.safetensors", {"format": "mlx"})
+    for file in ("weights.npz", "weights.safetensors"):
+        weight = decoded(open_checkpoint(tmp_path / file), config, "config.json").tensors[WEIGHT]
+        assert isinstance(weight, Encoded)
+        assert same(loaded(weight), wanted), file
 
 
 def test_a_group_that_is_not_there(tmp_path: Path) -> None:

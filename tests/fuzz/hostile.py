@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import container_cases
 from cases import CASES, Case
 
 from compiler.checkpoints import checkpoint
@@ -36,7 +37,7 @@ from compiler.language import schema
 from compiler.plan_report import overview
 from compiler.transfer import strided_copy
 
-PRELOADED = (compile, checkpoint, convert, execute, strided_copy, schema, overview, nonfinite_values)
+PRELOADED = (compile, container_cases, checkpoint, convert, execute, strided_copy, schema, overview, nonfinite_values)
 SECONDS, PATIENCE, MEMORY, LONGEST = 10, 120, 1_000_000_000, 12_000  # PATIENCE: by the clock, for a busy machine
 HEAVY = re.compile(r"\d,000|\d [MG]B|doubled")
 COMMANDS = ("run", "bare", "plan", "detect", "auto")

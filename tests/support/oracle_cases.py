@@ -24,7 +24,7 @@ from compiler.program.loading import load_program
 from compiler.program.program import Program
 
 Digest = tuple[str, tuple[int, ...], str]  # dtype, shape, sha256
-CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf")
+CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors", ".gguf", ".msgpack")
 # What a config says of its file or of training, not of the model.
 NOT_THE_MODEL = {
     "architectures",
