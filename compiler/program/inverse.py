@@ -53,10 +53,10 @@ class SourceShapes:
                         else:
                             self.names[text], ends[text] = rule, shape
         for text, rule in [*self.names.items()]:
-            if text not in self.known and len(self.readers[text]) == 1:
-                if (start := shape_before(rule, ends[text])) is not None:
-                    self.known[text] = TensorShape(start)
-                    del self.names[text]
+            alone = text not in self.known and len(self.readers[text]) == 1
+            if alone and (start := shape_before(rule, ends[text])) is not None:
+                self.known[text] = TensorShape(start)
+                del self.names[text]
         if program.keep_all:
             written = [pattern for rule in program.rules for pattern in rule.targets]
             self.known |= {

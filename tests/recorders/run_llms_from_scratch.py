@@ -86,7 +86,9 @@ def gpt(out: Path, seed: int) -> None:
             target[f"{theirs}ln_{n}.bias"] = state[f"{ours}norm{n}.shift"]
         parts = [state[f"{ours}att.W_{part}.weight"].T for part in ("query", "key", "value")]
         target[f"{theirs}attn.c_attn.weight"] = torch.cat(parts, 1)
-        target[f"{theirs}attn.c_attn.bias"] = torch.cat([state[f"{ours}att.W_{p}.bias"] for p in ("query", "key", "value")])
+        target[f"{theirs}attn.c_attn.bias"] = torch.cat(
+            [state[f"{ours}att.W_{p}.bias"] for p in ("query", "key", "value")]
+        )
         for old, new in (("att.out_proj", "attn.c_proj"), ("ff.layers.0", "mlp.c_fc"), ("ff.layers.2", "mlp.c_proj")):
             target[f"{theirs}{new}.weight"] = state[f"{ours}{old}.weight"].T
             target[f"{theirs}{new}.bias"] = state[f"{ours}{old}.bias"]

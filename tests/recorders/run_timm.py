@@ -61,9 +61,7 @@ NAMES: dict[str, dict[str, str | tuple[str, ...]]] = {
         ),
         rf"layers\.(\d)\.blocks\.(\d+)\.mlp\.fc1\.{T}": r"swin.encoder.layers.\1.blocks.\2.intermediate.dense.\3",
         rf"layers\.(\d)\.blocks\.(\d+)\.mlp\.fc2\.{T}": r"swin.encoder.layers.\1.blocks.\2.output.dense.\3",
-        **{
-            rf"layers\.{n + 1}\.downsample\.(.*)": rf"swin.encoder.layers.{n}.downsample.\1" for n in range(3)
-        },
+        **{rf"layers\.{n + 1}\.downsample\.(.*)": rf"swin.encoder.layers.{n}.downsample.\1" for n in range(3)},
         rf"norm\.{T}": r"swin.layernorm.\1",
         rf"head\.fc\.{T}": r"classifier.\1",
     },
@@ -132,7 +130,9 @@ NAMES["dinov2_gated"] = {
 
 
 NAMES["convnextv2"] = {
-    pattern: new.replace("convnext.", "convnextv2.") for pattern, new in NAMES["convnext"].items() if isinstance(new, str)
+    pattern: new.replace("convnext.", "convnextv2.")
+    for pattern, new in NAMES["convnext"].items()
+    if isinstance(new, str)
 } | {rf"stages\.(\d)\.blocks\.(\d+)\.mlp\.grn\.{T}": r"convnextv2.encoder.stages.\1.layers.\2.grn.\3"}
 
 

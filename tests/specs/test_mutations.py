@@ -48,4 +48,6 @@ def test_a_case_of_equal_tensors_finds_no_mutant() -> None:
     prepared = prepare(case.program, case.request)
     ones = {n: torch.ones(t.shape) for n, t in prepared.checkpoint.tensors.items()}
     right = {n: digest(t) for group in prepared.plan.groups for n, t in outcome(group, ones).items()}
-    assert not any(seen(mutant, prepared.plan, ones, right) for mutant in mutants(prepared.plan, prepared.checkpoint.tensors))
+    assert not any(
+        seen(mutant, prepared.plan, ones, right) for mutant in mutants(prepared.plan, prepared.checkpoint.tensors)
+    )
