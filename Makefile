@@ -8,7 +8,7 @@ PIP = -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 TORCH = torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 ORACLES := transformers gguf litgpt torchtune torchtitan olmo_core fms fairseq2 transformer_lens deepseek_v3 quantized \
-	megatron_core megatron_dist mistral_inference mlx gpt_fast nanotron
+	megatron_core megatron_dist mistral_inference mlx gpt_fast nanotron timm open_clip llms_from_scratch
 # What runs under generation 4 alone: copies of remote code.
 ORACLES_4 := baichuan qwen1
 ORIGINALS ?= build/originals
@@ -92,7 +92,7 @@ campaign: COUNT = 30
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r tests/recorders/requirements.txt
-	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1 mistral-inference==1.6.0 mlx-lm==0.32.2 nanotron==0.4 dacite==1.9.2
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 transformer-lens==2.16.1 fairseq2==0.8.1 mistral-inference==1.6.0 mlx-lm==0.32.2 nanotron==0.4 dacite==1.9.2 llms-from-scratch==1.0.19
 	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-oracles/torchao-0.13 torchao==0.13.0
 	touch $@
 
@@ -145,7 +145,7 @@ test-page: env
 
 # What --reverse and --to write, in the programs that own those layouts.
 test-originals: env .venv-oracles/ready
-	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check timm==1.0.31 xllamacpp==2026.10.11549
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check xllamacpp==2026.10.11549
 	MAPSPEC_ORIGINALS=$(CURDIR)/.venv-oracles/bin/python $(BIN)/python -m pytest tests/ecosystem/sources.py
 
 # The specs whose mappings are kept under generated/emit.

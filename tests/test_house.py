@@ -259,6 +259,9 @@ ORDINARY = frozenset(
     [
         "core",
         "with",
+        "from",
+        "scratch",
+        "llms",
         "registers",
         "seed",
         "shared",

@@ -10,6 +10,7 @@ from compiler.language.expression import Expr
 from compiler.language.name_pattern_overlap import common_name
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.ops.algebra import Bundle, OpError, ShapeAlgebra
+from compiler.ops.structural import Rearrange
 from compiler.program.environment import Environment, NamedShapes
 from compiler.program.program import Program, Rule
 
@@ -32,6 +33,7 @@ class SourceShapes:
     def __init__(self, program: Program, target: Mapping[str, tuple[int, ...]]) -> None:
         self.program = program
         self.known: dict[str, TensorShape] = {}
+        ends: dict[str, tuple[int, ...]] = {}  # of rules with ops: the shape of a target
         self.names: dict[str, Rule] = {}  # of rules with ops: the name is known, the shape not yet
         self.readers: dict[str, list[Rule]] = {}
         self.holds: Callable[[Expr | None], bool] | None = None  # decides guards; set by the environment that asks
@@ -49,7 +51,12 @@ class SourceShapes:
                         if rule.keeps_shape:
                             self.known[text] = TensorShape(shape)
                         else:
-                            self.names[text] = rule
+                            self.names[text], ends[text] = rule, shape
+        for text, rule in [*self.names.items()]:
+            alone = text not in self.known and len(self.readers[text]) == 1
+            if alone and (start := shape_before(rule, ends[text])) is not None:
+                self.known[text] = TensorShape(start)
+                del self.names[text]
         if program.keep_all:
             written = [pattern for rule in program.rules for pattern in rule.targets]
             self.known |= {
@@ -103,6 +110,21 @@ class SourceShapes:
         if any(parsed.match(name) is not None for name in (*self.known, *self.names)):
             return True
         return any(common_name(parsed, source) for rule in self.names.values() for source in rule.sources)
+
+
+def shape_before(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of a source that `rule` only rearranges by steps without sizes; None for other rules."""
+    if len(rule.sources) != 1 or len(rule.targets) != 1:
+        return None
+    if not all(isinstance(op, Rearrange) and not [*op.sizes_used()] for op, _ in rule.steps):
+        return None
+    bundle = Bundle(({(): shape},), ())
+    try:
+        for op, _ in rule.reversed().steps:
+            bundle = op.apply(bundle, ShapeAlgebra())
+    except OpError:
+        return None
+    return bundle.slots[0][()]
 
 
 def invert(program: Program, env: Environment, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorShape]:

@@ -184,6 +184,10 @@ def read_sizes(shapes: dict[str, torch.Size]) -> Namespace:
     f.width_2 = shapes["layer2.0.conv3.weight" if "layer2.0.conv3.weight" in shapes else "layer2.0.conv2.weight"][0]
     f.width_3 = shapes["layer3.0.conv3.weight" if "layer3.0.conv3.weight" in shapes else "layer3.0.conv2.weight"][0]
     f.width_4 = shapes["layer4.0.conv3.weight" if "layer4.0.conv3.weight" in shapes else "layer4.0.conv2.weight"][0]
+    f.inner_1 = shapes["layer1.0.conv1.weight"][0]
+    f.inner_2 = shapes["layer2.0.conv1.weight"][0]
+    f.inner_3 = shapes["layer3.0.conv1.weight"][0]
+    f.inner_4 = shapes["layer4.0.conv1.weight"][0]
     f.depth_1 = len(matches(shapes, r"layer1\.\d+\.conv1\.weight"))
     f.depth_2 = len(matches(shapes, r"layer2\.\d+\.conv1\.weight"))
     f.depth_3 = len(matches(shapes, r"layer3\.\d+\.conv1\.weight"))
@@ -192,7 +196,13 @@ def read_sizes(shapes: dict[str, torch.Size]) -> Namespace:
     require(shapes["conv1.weight"][2] == 7, "the first convolution of the class is 7 wide")
     require(shapes["layer1.0.conv2.weight"][1] == shapes["layer1.0.conv1.weight"][0],
             "convolutions in groups (ResNeXt) have no form in this class")  # fmt: skip
-    require(not f.bottleneck or 4 * shapes["layer2.0.conv1.weight"][0] == f.width_2,
+    require((4 if f.bottleneck else 1) * f.inner_1 == f.width_1,
+            "the bottleneck of the class is a quarter of the stage's width")  # fmt: skip
+    require((4 if f.bottleneck else 1) * f.inner_2 == f.width_2,
+            "the bottleneck of the class is a quarter of the stage's width")  # fmt: skip
+    require((4 if f.bottleneck else 1) * f.inner_3 == f.width_3,
+            "the bottleneck of the class is a quarter of the stage's width")  # fmt: skip
+    require((4 if f.bottleneck else 1) * f.inner_4 == f.width_4,
             "the bottleneck of the class is a quarter of the stage's width")  # fmt: skip
     require(("layer1.0.downsample.0.weight" in shapes) == (f.bottleneck or f.stem != f.width_1),
             "the first stage of the class has a shortcut only where its width changes")  # fmt: skip
@@ -229,9 +239,6 @@ def convert_processor(f: Namespace) -> dict[str, Any]:
 
 def convert_state_dict(source: dict[str, Tensor], f: Namespace) -> Iterator[tuple[str, Tensor]]:
     """Yield the target's tensors one by one. Each is taken out of `source`, of which nothing must be left."""
-    require(f.depth_2, "there is no layer2.{i}.conv1.weight")
-    require(f.depth_3, "there is no layer3.{i}.conv1.weight")
-    require(f.depth_4, "there is no layer4.{i}.conv1.weight")
     for old, new in [*STATE_DICT_MAPPING.items(), *((old, new) for old, new, when in OPTIONAL_MAPPING if when(f))]:
         for i in range(f.depth_1) if "{i}" in old else range(1):
             for j in range(f.depth_2) if "{j}" in old else range(1):

@@ -153,6 +153,9 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[
     f.patch_size = shapes["patch_embed.proj.weight"][2]
     f.channels = shapes["patch_embed.proj.weight"][1]
     f.embed_dim = shapes["patch_embed.proj.weight"][0]
+    f.width_1 = shapes["layers.1.downsample.reduction.weight"][0]
+    f.width_2 = shapes["layers.2.downsample.reduction.weight"][0]
+    f.width_3 = shapes["norm.weight"][0]
     f.mlp_width = shapes["layers.0.blocks.0.mlp.fc1.weight"][0]
     f.mlp_ratio = f.mlp_width / f.embed_dim
     f.depth_0 = len(matches(shapes, r"layers\.0\.blocks\.\d+\.norm1\.weight"))
@@ -166,6 +169,8 @@ def read_sizes(shapes: dict[str, torch.Size], args: dict[str, Any], stated: set[
     f.num_classes = shapes["head.fc.weight"][0]
     require(shapes["layers.3.blocks.0.attn.relative_position_bias_table"][0] == (2 * f.window_size - 1) ** 2,
             "the windows of the class have one size in all stages")  # fmt: skip
+    require(f.width_1 == 2 * f.embed_dim and f.width_2 == 2 * f.width_1 and (f.width_3 == 2 * f.width_2),
+            "each stage of the class is twice as wide as the one before")  # fmt: skip
     require(f.embed_dim % f.heads_0 == 0, "the heads do not divide the model's width")
     return f
 

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.machinery import PathFinder
-from importlib.util import module_from_spec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -144,6 +144,8 @@ def record(
     None where the package's model does not run in float32 on a CPU; then the tensors are all that is recorded. Other
     inputs than ids are given by their names; of a model without logits, the last hidden state takes their place.
     """
+    if find_spec("torchvision"):
+        import_torchvision()
     import transformers
 
     inputs = {"input_ids": input_ids} if isinstance(input_ids, Tensor) else dict(input_ids)

@@ -129,6 +129,13 @@ NAMES["dinov2_gated"] = {
 } | NAMES["dinov2"]
 
 
+NAMES["convnextv2"] = {
+    pattern: new.replace("convnext.", "convnextv2.")
+    for pattern, new in NAMES["convnext"].items()
+    if isinstance(new, str)
+} | {rf"stages\.(\d)\.blocks\.(\d+)\.mlp\.grn\.{T}": r"convnextv2.encoder.stages.\1.layers.\2.grn.\3"}
+
+
 def seeded(model: nn.Module, seed: int) -> nn.Module:
     """Weights and the statistics of batch norms, all of their own."""
     recording.seed_weights(model, seed)
@@ -168,11 +175,13 @@ def keep(
         added["embeddings.position_embeddings"] = torch.cat((source.pop("cls_token"), source.pop("pos_embed")), 1)
         added["embeddings.cls_token"] = torch.zeros(1, 1, config["hidden_size"]).half()
         added["embeddings.mask_token"] = torch.zeros(1, config["hidden_size"]).half()
+    target = recording.renamed(source, NAMES[names]) | added
+    target |= {n: t[None, None, None] for n, t in target.items() if ".grn." in n}
     recording.record(
         out / "timm" / name,
         {"weights": "model.safetensors", "tolerance": 2e-5, **case},
         save=lambda place: save_file(state, place / "model.safetensors"),
-        target=recording.renamed(source, NAMES[names]) | added,
+        target=target,
         model_class=model_class,
         config=config,
         input_ids={"pixel_values": seen},
@@ -230,6 +239,10 @@ def stages(out: Path, seed: int) -> None:
          "ConvNextForImageClassification",
          {"depths": [2, 1, 3, 1], "hidden_sizes": [8, 12, 16, 20], "num_labels": 5,
           "layer_norm_eps": 1e-6}, 32)  # fmt: skip
+    model = ConvNeXt(depths=(1, 2, 1, 1), dims=(8, 12, 16, 20), num_classes=5, use_grn=True, ls_init_value=None)
+    keep(out, "convnextv2", {"spec": "timm_convnextv2", **classify}, model, seed + 8, "convnextv2",
+         "ConvNextV2ForImageClassification",
+         {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 12, 16, 20], "num_labels": 5, "layer_norm_eps": 1e-6}, 32)  # fmt: skip
     model = SwinTransformer(
         img_size=32, patch_size=2, embed_dim=4, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8), window_size=2, mlp_ratio=2,
         num_classes=5,

@@ -82,7 +82,19 @@ def test_logits_are_those_of_the_original(differences: dict[str, dict[str, float
 
 
 # Arguments that no shape contradicts.
-WRONG = {"clip/vit": {"hidden_act": "gelu"}, "timm/vit": {"num_heads": 2}}
+WRONG: dict[str, dict[str, object]] = {
+    "clip/vit": {"hidden_act": "gelu"},
+    "timm/vit": {"num_heads": 2},
+    "timm/dinov2": {"num_heads": 2},
+    "timm/dinov2_reg5": {"layer_norm_eps": 0.1},
+    "timm/beit": {"layer_norm_eps": 0.1},
+    "timm/deit_distilled": {"num_heads": 8},
+    "open_clip/siglip": {"vision_heads": 2},
+    "llms_from_scratch/llama3": {"rope_freq": None},
+    "llms_from_scratch/qwen3": {"rope_base": 10000.0},
+    "llms_from_scratch/qwen3_moe": {"num_experts_per_tok": 2},
+    "llms_from_scratch/gpt2": {"n_heads": 2},
+}
 
 
 def test_a_wrong_argument_is_seen(tmp_path: Path) -> None:
