@@ -40,6 +40,7 @@ FLOORS = (
     "render.remote_code output emit",
     "settings",
     "render plan",
+    "source",
     "program tokenizer transfer",
     "checkpoints ops console",
     "checkpoints.layouts checkpoints.array_files",
@@ -259,6 +260,7 @@ ORDINARY = frozenset(
     [
         "core",
         "with",
+        "open",
         "from",
         "scratch",
         "llms",

@@ -1,5 +1,5 @@
-"""The torch files that a reversed Plan writes: one, or one for each model-parallel rank; the inverse of `plan.joined_parts`
-and `plan.rank_grid`.
+"""The torch files that a reversed Plan writes: one, or one for each model-parallel rank; the inverse of `source.joined_parts`
+and `source.rank_grid`.
 
 Takes the plan of a spec with `merge` and a grid of ranks. Each file has its slice of every merged tensor, along the axis and
 blocks of its rule, and every tensor that is not merged. A pipeline stage has its layers, numbered from 0; an
@@ -23,9 +23,9 @@ from compiler.output import pth_layout
 from compiler.output.pth_layout import Wrapping
 from compiler.output.safetensors_layout import OutFile
 from compiler.plan.plan import Plan, TargetTensor
-from compiler.plan.rank_grid import SIZES, Numbers
 from compiler.program.environment import NamedShapes
 from compiler.program.program import Program
+from compiler.source.rank_grid import SIZES, Numbers
 
 _AXES = {"tp": "tensor", "pp": "pipeline", "ep": "expert"}
 _GRID = re.compile(r"(tp|pp|ep)=([1-9][0-9]{0,4})")

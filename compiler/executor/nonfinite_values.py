@@ -20,7 +20,7 @@ from compiler.checkpoints.formats.stored_tensor import Tensor, read_bytes, span
 from compiler.diagnostics import listed, refuse
 from compiler.dtypes import ITEM_SIZES
 from compiler.plan.plan import Group, Plan
-from compiler.plan.source_files import open_source
+from compiler.source.source_files import open_source
 from compiler.transfer.files import InputFile
 
 SAMPLE = 64 << 10  # bytes

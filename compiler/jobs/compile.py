@@ -51,9 +51,9 @@ def _second(program: Program, to: str) -> Restored:
     """What the converter of `program` adds to go on into another layout. Raises Refusal."""
     from compiler.jobs.compose import second_program
     from compiler.model_folder.source_folder import weights_name
-    from compiler.plan.rank_grid import SIZES
     from compiler.render.pair import Restored
     from compiler.settings.config_guard import NOT_REVERSED
+    from compiler.source.rank_grid import SIZES
 
     second = second_program(program, to)
     sizes = dict.fromkeys(SIZES.values(), 1) if second.spec.ranks else {}

@@ -27,12 +27,12 @@ from compiler.jobs.prepare import bind_source
 from compiler.jobs.request import Request
 from compiler.language.spec import in_parts
 from compiler.plan.notes import ChosenSpec, Listener, ignore_note
-from compiler.plan.source_files import Opened, open_source
 from compiler.program.environment import NamedShapes
 from compiler.program.loading import load_program
 from compiler.program.named_sources import MARK
 from compiler.program.program import Program
 from compiler.resources import folder
+from compiler.source.source_files import Opened, open_source
 from compiler.tensor_names import NUMBER
 
 ORDER = ("fits", "asks", "near", "no")

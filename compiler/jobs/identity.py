@@ -23,9 +23,9 @@ from compiler.diagnostics import Diagnostic, Refusal, Span, listed, nearest, ref
 from compiler.jobs.request import Request
 from compiler.language.document import Mapping, Node, Scalar, Sequence, read_document
 from compiler.language.parser import read_spec
-from compiler.plan.source_files import DEPTH
 from compiler.program.loading import compile_spec
 from compiler.program.program import Program, QuantizedBy
+from compiler.source.source_files import DEPTH
 from compiler.target import config_class, config_dialects, config_values, model_class
 from compiler.target.ask_class import PendingAnswer
 from compiler.target.class_signature import ClassSignature

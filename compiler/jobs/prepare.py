@@ -21,7 +21,6 @@ from compiler.jobs.request import Request
 from compiler.model_folder.card import recorded_settings
 from compiler.output.earlier_run import MANIFEST
 from compiler.plan.bind import bind
-from compiler.plan.named_sources import named_paths
 from compiler.plan.notes import (
     DefaultArguments,
     DerivedArguments,
@@ -37,7 +36,6 @@ from compiler.plan.notes import (
 from compiler.plan.plan import Plan
 from compiler.plan.provenance import config_origins
 from compiler.plan.source_checks import check_quantized, integer_tensors, uneven_shapes
-from compiler.plan.source_files import open_source
 from compiler.process import uncollected
 from compiler.program.environment import (
     Environment,
@@ -54,6 +52,8 @@ from compiler.proof.proof import check_target
 from compiler.settings import arguments, config_guard, config_inverse, released_models
 from compiler.settings.checkpoint_statements import unread_statements
 from compiler.settings.named_sources import gather_named
+from compiler.source.named_sources import named_paths
+from compiler.source.source_files import open_source
 from compiler.target import config_dialects
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from compiler.executor.apply_rule import applied, loaded
 from compiler.plan.plan import Plan
-from compiler.plan.source_files import open_source
 from compiler.program.named_sources import MARK
+from compiler.source.source_files import open_source
 from compiler.target.model_class import stored_names
 from compiler.verify import model_inputs, source_model
 from compiler.verify.job import Job, Results, RowOrder, Trial, save_results

@@ -23,8 +23,8 @@ from compiler.jobs.convert import convert
 from compiler.jobs.detect import detect, unique
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
-from compiler.plan.source_files import open_source
 from compiler.program.loading import load_program
+from compiler.source.source_files import open_source
 
 LAYERS, WIDTH, FFN, TOKENS = 3, 16, 40, 32
 SPEC = "gpt_neox_gpt_neox"

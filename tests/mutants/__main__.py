@@ -31,6 +31,7 @@ TESTS = {
     "ops": ["tests/ops", "tests/language/test_language.py", "tests/executor", "tests/render/test_converters.py"],
     "language": ["tests/language", "tests/cli/test_errors.py"],
     "program": ["tests/language", "tests/ops", "tests/cli/test_errors.py", "tests/plan"],
+    "source": ["tests/source", "tests/checkpoints"],
     "plan": ["tests/plan", "tests/jobs/test_run.py", "tests/cli/test_errors.py", "tests/language"],
     "proof": ["tests/proof", "tests/cli/test_errors.py", "tests/language/test_spec_mutations.py"],
     "checkpoints": ["tests/checkpoints", "tests/cli/test_errors.py"],

@@ -29,8 +29,8 @@ from compiler.jobs.convert import convert
 from compiler.jobs.detect import detect, unique
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
-from compiler.plan.source_files import open_source
 from compiler.program.loading import load_program
+from compiler.source.source_files import open_source
 
 SPEC, PUBLISHED = "deepseek_mp_deepseek_v3", "deepseek_v3_fp8_deepseek_v3"
 CASE = ORACLES / "deepseek_v3" / "fp8_whole_blocks" / "source"

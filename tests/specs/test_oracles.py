@@ -26,7 +26,7 @@ from compiler.diagnostics import Refusal
 from compiler.jobs.convert import convert, write
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
-from compiler.plan.source_files import open_source
+from compiler.source.source_files import open_source
 
 CASES = cases()
 

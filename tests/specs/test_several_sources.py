@@ -34,8 +34,8 @@ from compiler.jobs.detect import detect
 from compiler.jobs.prepare import prepare
 from compiler.jobs.request import Request
 from compiler.language.parser import load_spec
-from compiler.plan.source_files import open_source
 from compiler.program.loading import compile_spec, load_program
+from compiler.source.source_files import open_source
 from compiler.verify.round_trip import round_trip
 
 GENERATED = Path(__file__).parent.parent.parent / "generated"

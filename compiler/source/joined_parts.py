@@ -15,10 +15,10 @@ from compiler.checkpoints.formats.stored_tensor import AnyTensor, Joined, Tensor
 from compiler.checkpoints.opened import Replica
 from compiler.diagnostics import Report, Span, listed
 from compiler.ops.algebra import OpError, shown
-from compiler.plan.merge_cut import Cut
-from compiler.plan.rank_grid import Rank, ranks_of
 from compiler.program.environment import NamedShapes
 from compiler.program.program import Program
+from compiler.source.merge_cut import Cut
+from compiler.source.rank_grid import Rank, ranks_of
 
 Holder = tuple[Rank, AnyTensor]
 

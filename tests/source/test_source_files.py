@@ -16,9 +16,9 @@ from compiler.diagnostics import Refusal
 from compiler.executor.preconditions import check_replicas
 from compiler.language.parser import load_spec
 from compiler.ops.kernels import tensor_of
-from compiler.plan.source_files import open_source
 from compiler.program.loading import compile_spec
 from compiler.program.program import Program
+from compiler.source.source_files import open_source
 
 SPEC = """
 spec: 1

@@ -19,9 +19,9 @@ from compiler.diagnostics import Diagnostic, Refusal, listed, refuse
 from compiler.language.name_pattern import Pattern
 from compiler.language.name_pattern_parser import parse_pattern
 from compiler.language.spec import in_parts
-from compiler.plan.joined_parts import joined
-from compiler.plan.named_sources import named_paths, united
 from compiler.program.program import Program
+from compiler.source.joined_parts import joined
+from compiler.source.named_sources import named_paths, united
 
 Opened = dict[object, list[Checkpoint] | tuple[Diagnostic, ...]]
 
