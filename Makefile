@@ -145,7 +145,7 @@ test-page: env
 
 # What --reverse and --to write, in the programs that own those layouts.
 test-originals: env .venv-oracles/ready
-	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check xllamacpp==2026.10.11549
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check xllamacpp==2026.10.11549 openai-whisper==20250625
 	MAPSPEC_ORIGINALS=$(CURDIR)/.venv-oracles/bin/python $(BIN)/python -m pytest tests/ecosystem/sources.py
 
 # The specs whose mappings are kept under generated/emit.

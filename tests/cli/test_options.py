@@ -40,7 +40,7 @@ def test_every_field_of_a_request_is_an_option_of_run() -> None:
     words = ["--no-checksums", "--jobs", "3", "--parts", "2", "--reverse", "--force", "--resume", "--digests"]
     words += ["--check-values", "--device", "cuda", "--max-shard-size", "1GB", "--dtype", "float16", "--config", "c"]
     words += ["--weights", "ema", "--tokenizer", "t", "--set", "a=1", "--set", "b=[x]", "--processor", "p"]
-    words += ["--model", "m", "--ignore-model-type", "--strict", "--no-check", "--container", "dcp"]
+    words += ["--model", "m", "--ignore-model-type", "--strict", "--no-check", "--container", "dcp", "--ranks", "tp=2"]
     made = request(run_parser().parse([*WORDS["run"], *words]))
     words[words.index("--reverse")] = "--to=s"
     other = request(run_parser().parse([*WORDS["run"], *words]))

@@ -69,21 +69,9 @@ def torchtitan(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     for layer in config.layers:
         layer.attention.inner_attention = recorder.ScaledDotProductAttention.Config()
     model = config.build()
-    model.init_weights(buffer_device=torch.device("cpu")) if hasattr(model, "init_weights") else None
     state = torch.load(next(folder.glob("*.pt*")), weights_only=True)
     model.load_state_dict(state)
     return model.float().eval()(ids, positions=torch.arange(ids.shape[1])[None])
-
-
-def olmo_core(folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """The model's sizes are in OLMo-core's code, here in that of the recorder."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "recorders"))
-    import run_olmo_core as recorder
-
-    family = next(f for f in recorder.FAMILIES.values() if f.spec == _spec(folder))
-    model = recorder.TransformerConfig.llama_like(**recorder.COMMON | family.build).build(init_device="cpu")
-    model.load_state_dict(torch.load(next(folder.glob("*.pt*")), weights_only=True))
-    return model.float().eval()(ids)
 
 
 def mistral_inference(folder: Path, ids: torch.Tensor) -> torch.Tensor:
@@ -107,16 +95,6 @@ def whisper(folder: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
     model = whisper.load_model(str(next(folder.glob("*.pt"))), device="cpu").float()
     return model(inputs["input_features"].float(), inputs["decoder_input_ids"])
-
-
-def open_clip(folder: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """By its reader of OpenAI's state dicts, which takes all sizes from the shapes of the tensors."""
-    from open_clip.model import build_model_from_openai_state_dict
-
-    state = torch.load(next(folder.glob("*.pt")), weights_only=True)
-    model = build_model_from_openai_state_dict(state, cast_dtype=torch.float32).float().eval()
-    image, text, scale = model(inputs["pixel_values"].float(), inputs["input_ids"])[:3]
-    return scale * image @ text.T
 
 
 def _spec(folder: Path) -> str:
@@ -256,8 +234,8 @@ def gguf(file: Path, ids: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     family, folder, given, out = sys.argv[1:]
     programs = {"litgpt": litgpt, "torchtune": torchtune, "timm": timm, "gguf": gguf, "megatron": megatron}
-    programs |= {"megatron_dist": megatron_dist, "torchtitan": torchtitan, "olmo_core": olmo_core}
-    programs |= {"mistral_inference": mistral_inference, "whisper": whisper, "open_clip": open_clip}
+    programs |= {"megatron_dist": megatron_dist, "torchtitan": torchtitan}
+    programs |= {"mistral_inference": mistral_inference, "whisper": whisper}
     with torch.no_grad():
         result = programs[family](Path(folder), torch.load(given, weights_only=True))
     torch.save(result if family == "gguf" else result.float(), out)

@@ -124,7 +124,7 @@ def test_what_has_no_other_container(tmp_path: Path, program: Program, source: P
     for one, out, options, words in (
         (program, "out.pth", {}, "a distributed checkpoint is a folder"),
         (program, "out", {"to": "gguf"}, "a GGUF file, has no other container"),
-        (parts, "out", {"reverse": True, "parts": 2}, "a folder of tensor-parallel parts has no other container"),
+        (parts, "out", {"reverse": True, "parts": 2}, "a folder of model-parallel ranks has no other container"),
         (program, "out", {"to": "dcp"}, "use --container dcp"),
     ):
         with pytest.raises(Refusal, match=words):
