@@ -97,7 +97,7 @@ def find(path: Path) -> Found:
     if not choices:
         inside = names or sorted(f"{p.name}/" for p in path.iterdir())
         hint = f"it holds {listed(inside)}" if inside else "it is empty"
-        refuse(str(path), f"no checkpoint ({', '.join(_SUFFIXES)}) in this folder", "missing-weights", hint)
+        refuse(str(path), f"no checkpoint ({', '.join(_SUFFIXES + _FOREIGN)}) in this folder", "missing-weights", hint)
     if len(choices) > 1 and choices[0] not in _PREFERRED:
         hint = "name one file, or all of them if together they are one checkpoint"
         if all(re.search(r"\d+\.\w+$", n) for n in choices):

@@ -196,7 +196,7 @@ def test_both_refuse_a_name_too_few(server: ConverterProcess, tmp_path: Path, na
 
 CASES = [(case, spec) for case in cases() for spec in (case.spec, *case.said.get("also", ()))]
 # Containers other than that of the spec, which only the executor reads.
-ELSEWHERE = ("baichuan/w_pack", "qwen1/n_head", "megatron_mcore/qwen2_qkv_bias")
+ELSEWHERE = ("baichuan/w_pack", "qwen1/n_head", "megatron_mcore/qwen2_qkv_bias", "flax/llama_grouped")
 
 
 @pytest.mark.parametrize(("case", "spec"), CASES, ids=[f"{case.name}-{spec}" for case, spec in CASES])
