@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from compiler.diagnostics import Refusal
@@ -43,6 +44,12 @@ class TargetClass:
 
     name: str
 
+    @cached_property
+    def accepted(self) -> frozenset[str]:
+        """The names of fields that config.json may give. Raises Refusal."""
+        schema = model_class.config_schema(self.name)
+        return frozenset({*schema.declared, *schema.looked_for, *schema.synonyms, *schema.nested, "id2label"})
+
     def written(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config.json with these fields."""
         kind = model_class.model_type(self.name)
@@ -57,8 +64,11 @@ class TargetClass:
         return name_families({n: (tuple(s), "float32") for n, s in self.signature(config).shapes.items()})
 
     def complete(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Every field of the config. Raises Refusal."""
+        """Every field of the config that config.json may give: not those that the config class computes from others.
+        Raises Refusal."""
         fields = model_class.complete_config(self.name, self.written(config))
+        for name in fields.keys() - self.accepted:
+            del fields[name]
         rope = fields.get("rope_parameters")
         if isinstance(rope, Mapping):
             theta = rope.get("rope_theta") or get(rope, ("full_attention", "rope_theta"))

@@ -140,6 +140,8 @@ class _Reader:
             at = f"line {mark.line + 1}, column {mark.column + 1}"
             mark, problem = error.context_mark, f"this bracket is not closed before {at}: {problem}"
             hint = "close it, or separate its values by commas; quote an expression that begins with a bracket"
+            if "{" in self.span(mark, mark).text:
+                hint += ', and inside [ ] each name with braces: ["layers.{i}.a", "layers.{i}.b"]'
         elif "flow node" in context:
             hint = "inside [ ] and { }, separate values by commas, without dashes"
         elif "mapping values" in problem:

@@ -58,7 +58,7 @@ def _translate(root: document.Mapping, error: Any, report: Report) -> None:
         case "required" if isinstance(node, document.Mapping):
             for name in error.validator_value:
                 if node.get(name) is None:
-                    hint = allowed.get(name, {}).get("description", "")
+                    hint = f"add '{name}: ...'. {allowed.get(name, {}).get('description', '')}".strip()
                     report.add(node.span, f"{where} lacks the key {name!r}", "missing-key", hint)
         case "type":
             wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]

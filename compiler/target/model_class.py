@@ -43,6 +43,8 @@ COMMON_FIELDS = {
 }  # fmt: skip
 # A model may read fields that its config class does not declare.
 _LOOKED_FOR = re.compile(r"""(?:get|has)attr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
+# In generation 5: `self.intermediate_size = int(self.expand * self.hidden_size)`, which config.json cannot set.
+_COMPUTED = re.compile(r"self\.(\w+) \* ")
 # Fields for training, generation and initialization: their defaults do not change what a converted model computes.
 _UNNEEDED = re.compile(
     r"initial|_std$|_range$|dropout|drop_path|drop_rate|layerdrop|pdrop|^init_|_token(_id)?$|^use_cache$|loss|^tie_|pretraining"
@@ -318,9 +320,12 @@ def complete_config(model_class: str, config: Mapping[str, Any]) -> dict[str, An
 
 
 def fields_read(model_class: str) -> frozenset[str]:
-    """The names of config fields that the module of the class reads, as `config.NAME` or by `getattr`."""
-    text = inspect.getsource(sys.modules[class_of(model_class).__module__])
-    return frozenset(re.findall(r"config\.(\w+)", text)) | frozenset(_LOOKED_FOR.findall(text))
+    """The names of config fields that the module of the class reads, as `config.NAME` or by `getattr`, and those from which
+    its config class computes others."""
+    cls = class_of(model_class)
+    text = inspect.getsource(sys.modules[cls.__module__])
+    computed = _COMPUTED.findall(inspect.getsource(cls.config_class))
+    return frozenset(re.findall(r"config\.(\w+)", text)) | frozenset(_LOOKED_FOR.findall(text)) | frozenset(computed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_a_tie_is_the_configs_word() -> None:
 
 
 def test_a_config_that_the_class_rejects_is_refused() -> None:
-    config = config_of("LlamaForCausalLM", SMALL_TIED | {"hidden_size": 33})
+    config = config_of("LlamaForCausalLM", SMALL_TIED | {"vocab_size": -1})
     with pytest.raises(Refusal) as caught:
         target.signature("LlamaForCausalLM", config)
     assert [d.kind for d in caught.value.diagnostics] == ["unbuildable-target"]
