@@ -271,7 +271,8 @@ def convert_config(f: Namespace) -> dict[str, Any]:
     config: dict[str, Any] = {
         "architectures": ["Lfm2VlForConditionalGeneration"], "model_type": "lfm2_vl",
         "projector_hidden_size": f.projected, "projector_hidden_act": "gelu", "projector_bias": True,
-        "downsample_factor": 1, "tie_word_embeddings": True, "image_token_id": f.text_image_ids[0],
+        "projector_use_layernorm": True, "downsample_factor": 1, "tie_word_embeddings": True,
+        "image_token_id": f.text_image_ids[0],
     }  # fmt: skip
     config["text_config"] = (
         {"model_type": "qwen3_moe", "vocab_size": f.text_vocab_size, "hidden_size": f.text_hidden_size,
