@@ -106,5 +106,5 @@ def _expressions(spec: Spec) -> Iterator[Expr]:
     yield from (argument.derive for argument in spec.arguments.values() if argument.derive)
     yield from (field.expr for field in spec.config if field.expr)
     guards = [entry.when for entry in (*spec.keep, *spec.rename, *spec.tie)]
-    guards += [rule.when for rule in (*spec.transform, *spec.create)]
+    guards += [rule.when for rule in spec.transform] + [rule.when for rule in spec.create]
     yield from (guard for guard in guards if guard)
