@@ -90,7 +90,10 @@ def unfilled_fields(program: Program, schema: ConfigSchema) -> Iterator[Diagnost
             yield Diagnostic(argument.span, message, "unfilled-field", hint, warning=True)
     defaults = config_class.config_defaults(schema.model_type)
     considered = spec.arguments.keys() | {
-        name for name, field in spec.fixed.items() if field.allows(defaults.get(name))
+        name
+        for fixed in (spec.fixed, *(source.fixed for source in spec.sources))
+        for name, field in fixed.items()
+        if field.allows(defaults.get(name))
     }
     written = {field.name for field in spec.config}
     fields = [name for name in _unset(schema, written) if name not in considered]

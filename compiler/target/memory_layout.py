@@ -34,8 +34,9 @@ def keeps_level(change: Any) -> bool:
     return bool(place and level) and place.rpartition(".")[2] != level
 
 
-def undone_on_saving(model: Any, families: Iterable[str]) -> Mapping[str, str]:
+def undone_on_saving(model: Any, modeling_utils: Any) -> Mapping[str, str]:
     """The patterns of names that generation 4 renames on loading and undoes on saving, which it does for some families."""
+    families = getattr(modeling_utils, "VLMS", ())
     bases = [base.__name__.lower() for base in type(model).__mro__]
     found: Mapping[str, str] = model._checkpoint_conversion_mapping
     return found if any(family in base for base in bases for family in families) else {}

@@ -345,8 +345,7 @@ def _on_disk(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     drops: that reads both, 4 only these."""
     renamed: dict[str, Any] = dict(state)
     if hasattr(model, "_fix_state_dict_keys_on_save"):
-        families = getattr(sys.modules["transformers.modeling_utils"], "VLMS", ())
-        mapping = memory_layout.undone_on_saving(model, families)
+        mapping = memory_layout.undone_on_saving(model, sys.modules["transformers.modeling_utils"])
         return {memory_layout.saved_name(n, mapping): t for n, t in model._fix_state_dict_keys_on_save(renamed).items()}
     from transformers import core_model_loading
 

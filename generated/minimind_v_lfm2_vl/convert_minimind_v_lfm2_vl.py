@@ -90,8 +90,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "text_position_embedding_type": (None, "absolute", "rope", "rotary"),
     "vision_position_embedding_type": (None, "absolute", "rope", "rotary"), "text_scale_attn_weights": (None, True),
     "vision_scale_attn_weights": (None, True), "text_mlp_only_layers": (None, []), "vision_mlp_only_layers": (None, []),
-    "text_hidden_act": ("silu",), "text_inference_rope_scaling": (False, None), "text_tie_word_embeddings": (True,),
-    "text_norm_topk_prob": (True,),
+    "text_hidden_act": ("silu",), "text_inference_rope_scaling": (False, None),
     **dict.fromkeys(["text_attention_bias", "text_mlp_bias", "text_qk_layernorm", "text_qkv_bias",
         "text_rope_interleave", "text_scale_attn_by_inverse_layer_idx", "text_scale_embedding",
         "text_use_bias", "text_use_bidirectional_attention", "text_use_qk_norm", "text_use_sliding_window",
@@ -114,6 +113,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
         "vision_moe_num_experts", "vision_n_group", "vision_topk_group"], (None, 0, 1)),
     **dict.fromkeys(["text_n_shared_experts", "text_num_shared_experts", "vision_n_shared_experts",
         "vision_num_shared_experts"], (None, 0)),
+    **dict.fromkeys(["text_tie_word_embeddings", "text_norm_topk_prob", "text_projector_use_layernorm"], (True,)),
 }
 # fmt: on
 
