@@ -20,7 +20,6 @@ import inspect
 import json
 import re
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from compiler.diagnostics import nearest, refuse
 from compiler.target import class_registry, memory_layout, rotary_reading
 from compiler.target.class_signature import ClassSignature, ConfigSchema
 from compiler.target.config_dialects import EXPERTS, SHARE, THETA, config_json, json_text, read_config
-from compiler.target.declared_fields import assigned, declared, taken
+from compiler.target.declared_fields import assigned, declared
 
 # Fields that any config may hold although newer base classes leave them to the model's own.
 COMMON_FIELDS = {
@@ -379,76 +378,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
-
-
-@contextmanager
-def imported(files: Mapping[str, str], module: str) -> Iterator[Any]:
-    """The module `module` of a temporary package made of `files`."""
-    with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
-        place = Path(name)
-        package = f"mapspec_rendered_{place.name.rsplit('_', 1)[-1]}"
-        (place / package).mkdir()
-        for file, text in {"__init__.py": "", **files}.items():
-            (place / package / file).write_text(text, encoding="utf-8")
-        sys.path.insert(0, name)
-        try:
-            yield importlib.import_module(f"{package}.{module}")
-        finally:
-            sys.path.remove(name)
-            for loaded in [m for m in sys.modules if m.split(".")[0] == package]:
-                del sys.modules[loaded]
-
-
-def model_class_in(module: Any, name: str) -> Any:
-    """The model class `name` of a module. Raises Refusal: `unknown-class`."""
-    from transformers import PreTrainedModel
-
-    found = getattr(module, name, None)
-    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
-        models = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, PreTrainedModel)]
-        text = "is not a subclass of PreTrainedModel" if found is not None else "is not defined there"
-        refuse(module.__name__.rpartition(".")[2], f"{name} {text}", "unknown-class", nearest(name, models))
-    return found
-
-
-def describe(module: Any, name: str, config_name: str | None) -> tuple[str, dict[str, str], list[str]]:
-    """The model type, the `auto_map` and the config fields of the model class `name` of a module; `config_name` is its
-    config class, None: the one that the model class names. Raises Refusal: `unknown-class`, `unusable-code`."""
-    import transformers
-
-    package, _, place = module.__name__.rpartition(".")
-    found = model_class_in(module, name)
-    config = getattr(module, config_name, None) if config_name else found.config_class
-    if not isinstance(config, type) or not issubclass(config, transformers.PretrainedConfig):
-        text = f"{config_name} is not a config class" if config_name else f"{name} names no config class"
-        refuse(place, text, "unknown-class", "a subclass of PretrainedConfig, as `config_class` of the model class")
-    if config.__module__.rpartition(".")[0] != package:
-        hint = "define a subclass in the file, with a model_type of its own"
-        refuse(place, f"the config class {config.__name__} is not defined in the code", "unusable-code", hint)
-    kind = config.model_type
-    if not kind or any(kind in kinds for kinds in model_types_by_class().values()):
-        text = f"model_type {kind!r} is one of Transformers" if kind else f"{config.__name__} has no model_type"
-        refuse(place, text, "unusable-code", "give the config class a model_type of its own")
-    head = re.search(r"For[A-Z]\w*$", name)
-    auto = f"AutoModel{head[0]}" if head and hasattr(transformers, f"AutoModel{head[0]}") else "AutoModel"
-    classes = {"AutoConfig": config, auto: found}
-    auto_map = {word: f"{c.__module__.rpartition('.')[2]}.{c.__name__}" for word, c in classes.items()}
-    fields = set(COMMON_FIELDS)
-    for base in config.__mro__[:-1]:
-        own = base.__module__.rpartition(".")[0] == package
-        fields |= declared(base).keys()
-        fields |= {f for f in {**vars(base), **vars(base).get("__annotations__", {})} if own and not f.startswith("_")}
-        if own:
-            fields |= set(taken(base))
-            fields |= set(inspect.signature(base).parameters) - {"kwargs"}
-    if fields & {"rope_parameters", *THETA}:
-        fields |= {"rope_parameters", "rope_scaling", THETA[0]}
-    return kind, auto_map, sorted(fields)
-
-
-def signature_of_code(
-    files: Mapping[str, str], module: str, model_class: str, config: Mapping[str, Any]
-) -> ClassSignature:
-    """What `save_pretrained` of the rendered class writes when built from `config`, a config.json. Raises Refusal."""
-    with imported(files, module) as found:
-        return signature_of(getattr(found, model_class), config)

@@ -8,19 +8,26 @@ process is not a sandbox: the code can do what any program of the user can.
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compiler.diagnostics import Diagnostic, Refusal, Span, refuse
+from compiler.diagnostics import Diagnostic, Refusal, Span, nearest, refuse
 from compiler.resources import package_root
 from compiler.target.class_signature import ClassSignature, CodeClasses
+from compiler.target.config_dialects import THETA
+from compiler.target.declared_fields import declared, taken
+from compiler.target.model_class import COMMON_FIELDS, model_types_by_class, signature_of
 
 SECONDS = 600
 KIND = "unusable-code"
@@ -129,14 +136,12 @@ def _ask(question: Mapping[str, Any]) -> Any:
 
 
 def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
-    from compiler.target import model_class as target
-
     name = question["model_class"]
-    with target.imported(question["files"], question["module"]) as module:
+    with imported(question["files"], question["module"]) as module:
         if "config" in question:
-            found = target.signature_of(target.model_class_in(module, name), question["config"])
+            found = signature_of(model_class_in(module, name), question["config"])
             return {"shapes": dict(found.shapes), "ties": dict(found.ties)}
-        model_type, auto_map, fields = target.describe(module, name, question["config_class"])
+        model_type, auto_map, fields = describe(module, name, question["config_class"])
         return {"model_type": model_type, "auto_map": auto_map, "fields": fields}
 
 
@@ -159,6 +164,79 @@ def main(question_file: str, answer_file: str) -> None:
         hint = "the folder must load with these files and installed packages only; import files beside it relatively"
         answer = {"refused": [{"message": message, "kind": KIND, "hint": hint}]}
     Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
+
+
+@contextmanager
+def imported(files: Mapping[str, str], module: str) -> Iterator[Any]:
+    """The module `module` of a temporary package made of `files`."""
+    with tempfile.TemporaryDirectory(prefix="mapspec_") as name:
+        place = Path(name)
+        package = f"mapspec_rendered_{place.name.rsplit('_', 1)[-1]}"
+        (place / package).mkdir()
+        for file, text in {"__init__.py": "", **files}.items():
+            (place / package / file).write_text(text, encoding="utf-8")
+        sys.path.insert(0, name)
+        try:
+            yield importlib.import_module(f"{package}.{module}")
+        finally:
+            sys.path.remove(name)
+            for loaded in [m for m in sys.modules if m.split(".")[0] == package]:
+                del sys.modules[loaded]
+
+
+def model_class_in(module: Any, name: str) -> Any:
+    """The model class `name` of a module. Raises Refusal: `unknown-class`."""
+    from transformers import PreTrainedModel
+
+    found = getattr(module, name, None)
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        models = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, PreTrainedModel)]
+        text = "is not a subclass of PreTrainedModel" if found is not None else "is not defined there"
+        refuse(module.__name__.rpartition(".")[2], f"{name} {text}", "unknown-class", nearest(name, models))
+    return found
+
+
+def describe(module: Any, name: str, config_name: str | None) -> tuple[str, dict[str, str], list[str]]:
+    """The model type, the `auto_map` and the config fields of the model class `name` of a module; `config_name` is its
+    config class, None: the one that the model class names. Raises Refusal: `unknown-class`, `unusable-code`."""
+    import transformers
+
+    package, _, place = module.__name__.rpartition(".")
+    found = model_class_in(module, name)
+    config = getattr(module, config_name, None) if config_name else found.config_class
+    if not isinstance(config, type) or not issubclass(config, transformers.PretrainedConfig):
+        text = f"{config_name} is not a config class" if config_name else f"{name} names no config class"
+        refuse(place, text, "unknown-class", "a subclass of PretrainedConfig, as `config_class` of the model class")
+    if config.__module__.rpartition(".")[0] != package:
+        hint = "define a subclass in the file, with a model_type of its own"
+        refuse(place, f"the config class {config.__name__} is not defined in the code", "unusable-code", hint)
+    kind = config.model_type
+    if not kind or any(kind in kinds for kinds in model_types_by_class().values()):
+        text = f"model_type {kind!r} is one of Transformers" if kind else f"{config.__name__} has no model_type"
+        refuse(place, text, "unusable-code", "give the config class a model_type of its own")
+    head = re.search(r"For[A-Z]\w*$", name)
+    auto = f"AutoModel{head[0]}" if head and hasattr(transformers, f"AutoModel{head[0]}") else "AutoModel"
+    classes = {"AutoConfig": config, auto: found}
+    auto_map = {word: f"{c.__module__.rpartition('.')[2]}.{c.__name__}" for word, c in classes.items()}
+    fields = set(COMMON_FIELDS)
+    for base in config.__mro__[:-1]:
+        own = base.__module__.rpartition(".")[0] == package
+        fields |= declared(base).keys()
+        fields |= {f for f in {**vars(base), **vars(base).get("__annotations__", {})} if own and not f.startswith("_")}
+        if own:
+            fields |= set(taken(base))
+            fields |= set(inspect.signature(base).parameters) - {"kwargs"}
+    if fields & {"rope_parameters", *THETA}:
+        fields |= {"rope_parameters", "rope_scaling", THETA[0]}
+    return kind, auto_map, sorted(fields)
+
+
+def signature_of_code(
+    files: Mapping[str, str], module: str, model_class: str, config: Mapping[str, Any]
+) -> ClassSignature:
+    """What `save_pretrained` of the rendered class writes when built from `config`, a config.json. Raises Refusal."""
+    with imported(files, module) as found:
+        return signature_of(getattr(found, model_class), config)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def ask(question: ClassQuestion) -> ClassSignature:
         if question.own:
             found = model_file.signature(question.code, question.module, name, config)
         elif question.code:
-            found = model_class.signature_of_code(question.code, question.module, name, config)
+            found = model_file.signature_of_code(question.code, question.module, name, config)
         else:
             found = model_class.signature(name, config)
         return as_json(found)
