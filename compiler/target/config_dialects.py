@@ -33,6 +33,7 @@ ORIGINAL = "original_max_position_embeddings"
 NEW_KINDS = ("axial", "proportional")
 # What generation 5 states of other kinds of layers beside a theta; no field of generation 4 holds it.
 BY_LAYER = "rope_scaling_by_layer_type"
+_BESIDE = (("rope_type", "default"), ("rope_theta", None))
 # The flat fields that `rope_parameters` states, without theta, which every spec reads.
 ROTARY = ("rope_scaling", SHARE[0], SLIDING_THETA, BY_LAYER)
 # Former names of a kind of scaling, which only some classes still translate.
@@ -84,6 +85,11 @@ def has_kinds(parameters: Any) -> bool:
     return isinstance(parameters, Mapping) and any(isinstance(part, Mapping) for part in parameters.values())
 
 
+def _kinds(parameters: Mapping[str, Any]) -> Fields:
+    """The parts for kinds of layers. 5.0 leaves a plain kind and a null theta beside them, which say nothing."""
+    return {name: part for name, part in parameters.items() if (name, part) not in _BESIDE}
+
+
 def own_names(config: Mapping[str, Any], declared: Collection[str]) -> Fields:
     """The flat fields of `config` under those names among `declared` that only some classes have for them."""
     flat = _flat(config)
@@ -117,6 +123,7 @@ def _flat(given: Mapping[str, Any]) -> Fields:
     fields = {key: value for key, value in given.items() if key != "rope_parameters"}
     parameters = _mapping("rope_parameters", given.get("rope_parameters"))
     nested = has_kinds(parameters)
+    parameters = _kinds(parameters) if nested else parameters
     main = _mapping(FULL, parameters.get(FULL)) if nested else parameters
     for names in (EXPERTS, EXPERTS[::-1]):
         _agree(fields, names[0], fields.get(names[1]))
@@ -177,7 +184,7 @@ def _other_kinds(parameters: Mapping[str, Any], share: Any) -> Fields:
 def _parameters(flat: Mapping[str, Any], given: Mapping[str, Any]) -> Fields | None:
     """`rope_parameters` for flat fields and the `given` ones; None if theta is unknown, so that the class uses its own
     default."""
-    kinds = dict(given) if has_kinds(given) else {}
+    kinds = _kinds(given) if has_kinds(given) else {}
     if flat.get(THETA[0]) is None:
         return kinds or None
     scaling = dict(flat.get("rope_scaling") or {})

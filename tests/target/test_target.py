@@ -287,6 +287,9 @@ def test_layers_of_two_kinds_are_nested() -> None:
         "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
     }
     assert write({"rope_parameters": config["rope_parameters"]}) == config
+    # 5.0 writes what it takes for missing fields beside the kinds.
+    beside = {"rope_type": "default", "rope_theta": None}
+    assert write({"rope_parameters": config["rope_parameters"] | beside}) == config
 
 
 @pytest.mark.parametrize(
