@@ -144,6 +144,7 @@ def convert(
     digests: bool = False,
     reverse: bool = False,
     parts: int = 1,
+    ranks: str | None = None,
     force: bool = False,
     resume: bool = False,
     check: bool = True,
@@ -165,6 +166,7 @@ def convert(
     - `check_values`: count NaN and infinity in every tensor, not in samples
     - `digests`: record the SHA-256 of every source file and tensor in mapspec.json
     - `reverse`, `parts`: write the source's own layout to `out`, a folder or a file; in so many tensor-parallel parts
+    - `ranks`: the same for several kinds of model-parallel ranks, as "tp=2,pp=2,ep=1"
     - `to`: the spec (or family, such as "gguf") whose layout is written instead, in one pass
     - `container`: "dcp" to store the weights as torch.distributed.checkpoint does
     - `force`: write into a folder that is not empty
@@ -195,6 +197,7 @@ def convert(
         digests=digests,
         reverse=reverse,
         parts=parts,
+        ranks=ranks,
         force=force,
         resume=resume,
         processor=None if processor is None else Path(processor),

@@ -43,7 +43,8 @@ class Parser(argparse.ArgumentParser):
         options = self.parse_args(words)
         options.json = options.output_format == "json"
         if "source" in options:
-            options.names, options.source = usage.named_sources(self.prog, options.source)
+            names, options.source = usage.named_sources(self.prog, options.source)
+            options.names = tuple(names)
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -62,6 +62,20 @@ def separating_examples(
     return [example.given for example in found]
 
 
+def varied(examples: Sequence[BoundExample], bind: Callable[[Values], BoundExample]) -> list[BoundExample]:
+    """Each example with one of its sizes doubled, as far as that proves. What fits the examples by chance fits none of
+    the variants that change it."""
+    found = []
+    for example in examples:
+        for name, value in example.given.items():
+            if _is_size(value) and value and not name.endswith("token_id"):
+                try:
+                    found.append(bind({**example.given, name: 2 * value}))
+                except (Refusal, ArithmeticError, TypeError, ValueError):
+                    continue
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Which names are sizes
 

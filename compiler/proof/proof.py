@@ -12,6 +12,7 @@ import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, located, nearest
@@ -30,7 +31,7 @@ from compiler.proof.config_faults import (
     undeclared_fields,
     unfilled_fields,
 )
-from compiler.proof.example_sizes import BoundExample, check_examples, separating_examples
+from compiler.proof.example_sizes import BoundExample, check_examples, separating_examples, varied
 from compiler.proof.rope_scaling import scaling_faults
 from compiler.proof.shape_labels import axis_labels
 from compiler.target.class_signature import ConfigSchema
@@ -88,14 +89,14 @@ def prove(program: Program) -> Proof:
                 "unproven-rule",
                 "add an example in which its guard is true",
             )
-    report.diagnostics += check_examples(program, bound, lambda values: _prove_example(program, values))
+    report.diagnostics += check_examples(program, bound, partial(_prove_example, program))
     if schema is not None:
         report.diagnostics += ineffective_fields(
             program, schema, configs, lambda c: target_signature(program, c).shapes
         )
     report.settle()
     warnings = unfilled_fields(program, schema) if schema is not None else ()
-    return Proof(tuple(warnings), axis_labels(program, bound))
+    return Proof(tuple(warnings), axis_labels(program, [*bound, *varied(bound, partial(_prove_example, program))]))
 
 
 def further_examples(program: Program) -> list[Mapping[str, Any]]:
@@ -105,7 +106,7 @@ def further_examples(program: Program) -> list[Mapping[str, Any]]:
         bound = [_prove_example(program, example) for example in examples]
     except Refusal:
         return []
-    return separating_examples(program, bound, lambda values: _prove_example(program, values))
+    return separating_examples(program, bound, partial(_prove_example, program))
 
 
 def config_schema(program: Program) -> ConfigSchema | None:

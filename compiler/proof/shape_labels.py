@@ -1,8 +1,9 @@
 """Computes the labels of a spec's axes: the expressions over facts and arguments that fit every example.
 
-A label that happens to fit would reject legitimate shapes, so an axis keeps all expressions that fit, and a run rejects
-a length only if none of them gives it. Expressions are the names of the spec, the arithmetic that the spec itself
-writes, multiples and products. An axis whose length varies between the layers of one example gets no label.
+A label that happens to fit would reject legitimate shapes. So it must also fit variants of the examples in which one size is
+doubled; an axis keeps all expressions that fit, and a run rejects a length only if none of them gives it. Expressions are
+the names of the spec, the arithmetic that the spec itself writes, multiples and products. An axis whose length varies
+between the layers of one example gets no label.
 """
 
 from __future__ import annotations

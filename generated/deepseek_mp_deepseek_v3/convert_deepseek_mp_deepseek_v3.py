@@ -161,7 +161,7 @@ def convert_config(f: Namespace) -> dict[str, Any]:
         "attention_bias": False, "tie_word_embeddings": False, "q_lora_rank": f.q_lora_rank or None,
     }  # fmt: skip
     config["max_position_embeddings"] = (
-        f.original_seq_len * f.rope_factor if f.max_seq_len > f.original_seq_len else
+        int(f.original_seq_len * f.rope_factor) if f.max_seq_len > f.original_seq_len else
         f.max_seq_len
     )  # fmt: skip
     config["rope_scaling"] = (
@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("--max_seq_len", type=int, default=16384, help="default: %(default)s")
     parser.add_argument("--original_seq_len", type=int, default=4096, help="default: %(default)s")
     parser.add_argument("--rope_theta", type=float, default=10000.0, help="default: %(default)s")
-    parser.add_argument("--rope_factor", type=int, default=40, help="default: %(default)s")
+    parser.add_argument("--rope_factor", type=float, default=40.0, help="default: %(default)s")
     parser.add_argument("--beta_fast", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--beta_slow", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--mscale", type=float, default=1.0, help="default: %(default)s")

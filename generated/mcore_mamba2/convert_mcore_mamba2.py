@@ -50,16 +50,11 @@ JOINS: dict[str, tuple[int, int | list[int]]] = {
 }
 # The fields of the config that can have only these values
 FIXED: dict[str, tuple[Any, ...]] = {
-    "glu_linear_offset": (0, None), "rotary_percent": (1, None), "rotary_seq_len_interpolation_factor": (1, None),
-    "softmax_type": ("vanilla", None), "normalization": ("RMSNorm",), "hybrid_attention_ratio": (0.0, None),
-    "hybrid_mlp_ratio": (0.0, None), "hybrid_override_pattern": (None,),
-    "position_embedding_type": ("none", "rope", None),
-    **dict.fromkeys(["activation_func_clamp_value", "apply_residual_connection_post_layernorm", "attention_output_gate",
-        "enable_mhc_connections", "experimental_attention_variant", "heterogeneous_block_specs",
-        "hybrid_layer_pattern", "linear_attention_freq", "mrope_section", "multi_latent_attention",
-        "no_rope_freq", "qk_l2_norm", "quick_geglu", "quick_gelu", "rotary_interleaved", "softmax_scale",
-        "squared_relu", "use_mup", "use_rope_scaling", "window_size", "apply_layernorm_1p",
-        "layernorm_zero_centered_gamma"], (False, None)),
+    "rotary_percent": (1, None), "rotary_seq_len_interpolation_factor": (1, None), "normalization": ("RMSNorm",),
+    "layernorm_epsilon": (None, 1e-05), "hybrid_attention_ratio": (0.0, None), "hybrid_mlp_ratio": (0.0, None),
+    "hybrid_override_pattern": (None,), "position_embedding_type": ("none", "rope", None),
+    **dict.fromkeys(["enable_mhc_connections", "hybrid_layer_pattern", "quick_geglu", "quick_gelu", "squared_relu",
+        "use_mup", "use_rope_scaling", "apply_layernorm_1p", "layernorm_zero_centered_gamma"], (False, None)),
 }
 # fmt: on
 

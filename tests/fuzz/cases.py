@@ -766,7 +766,7 @@ for what, change in {
         st(folder, change)
 
 
-@case("safetensors with whole numbers", "converted", "integer tensors, where floating-point ones are usual: " + UP)
+@case("safetensors with whole numbers", "refused", "weights that are integers: " + UP)
 def _(folder: Path) -> None:
     st(folder, edit(dtype="I32"))
 

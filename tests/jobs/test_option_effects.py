@@ -44,6 +44,7 @@ OPTIONS: dict[str, tuple[list[str], set[str]]] = {
     "--tokenizer": (["t"], ONE_FILE),
     "--max-shard-size": (["1GB"], {*MODES} - SHARDED),
     "--parts": (["2"], {*MODES} - BACKWARDS),
+    "--ranks": (["tp=2"], {*MODES} - BACKWARDS),
     **{option: ([value] if value else [], {*MODES}) for option, value in
        {"--source-spec": "s", "--source-model": "m:C", "--source-config": "c", "--length": "8", "--require-logits": ""}.items()},
 }  # fmt: skip
