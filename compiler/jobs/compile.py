@@ -62,7 +62,7 @@ def _second(program: Program, to: str) -> Restored:
 
 def checked_program(text: str, *, prove: bool, warn: Callable[[Diagnostic], None]) -> Program:
     """The program of one spec, proven against its target class if `prove`. Raises Refusal."""
-    from compiler.program.axis_labels import record_labels
+    from compiler.program.axis_labels import has_shipped_labels, record_labels
     from compiler.program.lint import lint
     from compiler.proof.proof import prove as prove_program
 
@@ -75,7 +75,8 @@ def checked_program(text: str, *, prove: bool, warn: Callable[[Diagnostic], None
     if prove:
         packages.need("the proof of a spec", otherwise="leave the proof out with --no-proof")
         proof = prove_program(program)
-        record_labels(program.spec, proof.labels)
+        if not has_shipped_labels(program.spec):
+            record_labels(program.spec, proof.labels)
         for warning in proof.warnings:
             warn(warning)
     return program

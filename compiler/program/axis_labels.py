@@ -66,6 +66,11 @@ def spec_digest(spec: Spec) -> str:
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
+def has_shipped_labels(spec: Spec) -> bool:
+    """Whether the package has labels for this text of a spec."""
+    return bool(_shipped().get(spec.name.value, {}).get("digest") == spec_digest(spec))
+
+
 def recorded_labels(spec: Spec) -> AxisLabels | None:
     """The labels recorded for this text of a spec; None if there are none."""
     digest = spec_digest(spec)

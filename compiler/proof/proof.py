@@ -12,7 +12,7 @@ import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Report, Span, listed, located, nearest
@@ -44,10 +44,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Proof:
-    """The result of a proof: what is probably a mistake, and the labels of all axes."""
+    """The result of a proof: what is probably a mistake, and the examples as they were bound."""
 
+    program: Program
     warnings: tuple[Diagnostic, ...]
-    labels: AxisLabels
+    examples: tuple[BoundExample, ...]
+
+    @cached_property
+    def labels(self) -> AxisLabels:
+        """The labels of all axes; the examples are proven once more in variants."""
+        variants = varied(self.examples, partial(_prove_example, self.program))
+        return axis_labels(self.program, [*self.examples, *variants])
 
 
 def prove(program: Program) -> Proof:
@@ -96,7 +103,7 @@ def prove(program: Program) -> Proof:
         )
     report.settle()
     warnings = unfilled_fields(program, schema) if schema is not None else ()
-    return Proof(tuple(warnings), axis_labels(program, [*bound, *varied(bound, partial(_prove_example, program))]))
+    return Proof(program, tuple(warnings), tuple(bound))
 
 
 def further_examples(program: Program) -> list[Mapping[str, Any]]:

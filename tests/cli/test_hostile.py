@@ -28,7 +28,7 @@ def judged(place: Path, *options: str, program: Path = HOSTILE) -> dict[str, Any
 
 
 def test_every_small_one_ends_as_it_should(tmp_path: Path) -> None:
-    every = 1 if ALL else 3
+    every = 1 if ALL else 6
     found = judged(tmp_path, "--light", "--commands", "run", "--every", str(every))
     assert found["wrong"] == []
     assert found["cases"] > 400 // every

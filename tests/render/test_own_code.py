@@ -194,7 +194,7 @@ FAULTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", portion(FAULTS, 2))
+@pytest.mark.parametrize("fault", portion(FAULTS, 3))
 def test_faults(fault: str, tmp_path: Path) -> None:
     """Each is reported at the spec, with the place in the file where there is one."""
     old, new, words = FAULTS[fault]

@@ -97,7 +97,7 @@ def test_a_right_conversion_agrees_and_every_mutant_is_found(name: str, tmp_path
     assert right.worst.divergence < 1e-9
     assert (right.unused, right.unseen, right.narrow, right.widened) == ((), (), (), ())
     unseen, unnamed, total = [], [], 0
-    for n, mutant in enumerate(portion(mutants(plan, checkpoint.tensors), 3)):
+    for n, mutant in enumerate(portion(mutants(plan, checkpoint.tensors), 5)):
         write(mutant.plan, checkpoint, case.request, tmp_path / str(n))
         found = compare(mutant.plan, checkpoint, case.request, tmp_path / str(n), model, run)
         total += 1
