@@ -72,9 +72,9 @@ def rows(program: Program, form: str) -> list[Row]:
             if (other := readers.setdefault(source, row)) is not row:
                 condition = row.rule.when or other.rule.when
                 text = f"{form} cannot express the condition {condition.text if condition else ''}: "
-                text += (
-                    f"{sample(source)} becomes {sample(row.targets[0])} here and {sample(other.targets[0])} elsewhere"
-                )
+                names = [sample(one.targets[0]) for one in (row, other)]
+                how = "by other steps" if names[0] == names[1] else f"here and {names[1]} elsewhere"
+                text += f"{sample(source)} becomes {names[0]} {how}"
                 hint = "convert with `mapspec run`, which evaluates the condition"
                 problems.append(inexpressible(row.rule.span, text, hint))
     if problems:
