@@ -112,7 +112,7 @@ def mutants(path: Path) -> list[Mutant]:
 def covering(copy: Path, packages: list[str], data: Path) -> dict[str, dict[int, list[str]]]:
     """Module -> line -> the tests that run it, as `file::function`, of all folders in TESTS for these packages.
 
-    The tests run once with coverage's contexts; lines that run on import, or in another process, have none.
+    The tests run once under coverage with a context for each; lines that run on import, or in another process, have none.
     """
     from coverage import CoverageData
 
@@ -120,8 +120,9 @@ def covering(copy: Path, packages: list[str], data: Path) -> dict[str, dict[int,
         folders = sorted({tests for package in packages for tests in TESTS[package]})
         whole = [f for f in folders if not any(f != other and f.startswith(other + "/") for other in folders)]
         settings = copy / "contexts.ini"
-        settings.write_text(f"[run]\nsource = compiler\ndynamic_context = test_function\ndata_file = {data}\n")
-        command = [sys.executable, "-m", "coverage", "run", "--rcfile", str(settings), "-m", *PYTEST, *whole]
+        settings.write_text(f"[run]\nsource = compiler\ndata_file = {data}\n")  # without the children of tests
+        coverage = ["--cov", "--cov-config", str(settings), "--cov-context=test", "--cov-report="]
+        command = [sys.executable, "-m", *PYTEST, *coverage, *whole]
         subprocess.run(command, cwd=copy, env=environment(copy), stdout=subprocess.DEVNULL, check=False)
     stored = CoverageData(str(data))
     stored.read()
@@ -131,15 +132,14 @@ def covering(copy: Path, packages: list[str], data: Path) -> dict[str, dict[int,
         name = str(Path(*module.parts[len(module.parts) - 1 - module.parts[::-1].index("compiler") :]))
         lines = found.setdefault(name, {})
         for line, contexts in stored.contexts_by_lineno(file).items():
-            lines[line] = sorted({node for context in contexts if (node := node_of(context, copy))})
+            lines[line] = sorted({node for context in contexts if (node := node_of(context))})
     return found
 
 
-def node_of(context: str, copy: Path) -> str | None:
-    """`tests.plan.test_bind.test_a_name`, or without `tests.` -> `tests/plan/test_bind.py::test_a_name`."""
-    module, _, function = context.rpartition(".")
-    file = next(iter(sorted(copy.glob(f"tests/**/{module.rpartition('.')[2]}.py"))), None) if module else None
-    return f"{file.relative_to(copy)}::{function}" if file and function.startswith("test") else None
+def node_of(context: str) -> str | None:
+    """`tests/plan/test_bind.py::test_a_name[parameters]|run` -> `tests/plan/test_bind.py::test_a_name`."""
+    node = context.partition("|")[0].partition("[")[0]
+    return node if "::" in node else None
 
 
 PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
