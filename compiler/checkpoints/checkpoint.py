@@ -30,7 +30,7 @@ from compiler.checkpoints.opened import Opened, Replica
 from compiler.checkpoints.packed_folder import open_packed
 from compiler.checkpoints.rank_files import open_ranks
 from compiler.checkpoints.sliced_files import open_slices
-from compiler.checkpoints.state_dict_search import Contents, unwrapped
+from compiler.checkpoints.state_dict_search import Contents, open_contents, unwrapped
 from compiler.checkpoints.zero_partitions import open_zero
 from compiler.diagnostics import Refusal, Report, Span, listed, refuse
 from compiler.process import uncollected
@@ -55,6 +55,19 @@ class Checkpoint:
     indexes: tuple[Path, ...] = ()
     replicas: tuple[Replica, ...] = ()
     sources: Mapping[str, Checkpoint] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of_parts(parts: Sequence[Checkpoint], tensors: Mapping[str, AnyTensor], notes: Sequence[str]) -> Checkpoint:
+        """The checkpoint of these tensors, whose bytes are in the files of all parts; without `objects` and `replicas`."""
+        return Checkpoint(
+            parts[0].path,
+            MappingProxyType(tensors),
+            MappingProxyType({}),
+            tuple(notes),
+            tuple(file for part in parts for file in part.files),
+            MappingProxyType({place: crc for part in parts for place, crc in part.checksums.items()}),
+            tuple(file for part in parts for file in part.indexes),
+        )
 
 
 @uncollected()
@@ -164,18 +177,11 @@ def _open_file(path: Path, kind: str, root: str | None = None, nested: bool = Fa
     if kind == "flax":
         arrays_of = open_flax(path, root)
         return Opened(dict(arrays_of.tensors), arrays_of.objects, arrays_of.notes, [path])
-    searched: list[Contents] = []
-
-    def contents(tree: object) -> Iterable[object]:
-        searched.append(Contents(tree, str(path), root, nested))
-        return searched[0].named.values()
-
     if kind == "zip":
-        _, places = open_zip(path, contents)
+        inside, places = open_contents(path, root, nested)
     else:
         tree, places = open_legacy(path)
-        contents(tree)
-    inside = searched[0]
+        inside = Contents(tree, str(path), root, nested)
     tensors: dict[str, AnyTensor] = {n: places.locate(n, view) for n, view in inside.named.items()}
     return Opened(tensors, inside.objects, inside.notes, [path], places.checksums)
 

@@ -34,9 +34,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         path = path / "config.json"
     name = str(path)
     stamp = path.stat() if os.path.isfile(path) else None
-    fields = _fields(path, stamp and (stamp.st_ino, stamp.st_size, stamp.st_mtime_ns))
-    if not isinstance(fields, dict):
-        refuse(name, f"a config must be a mapping of fields, not {type(fields).__name__}", "bad-config")
+    fields = mapping_of_fields(name, _fields(path, stamp and (stamp.st_ino, stamp.st_size, stamp.st_mtime_ns)))
     classes = fields.get("auto_map")
     for value in classes.values() if isinstance(classes, dict) else [classes]:
         if any(part in str(value) for part in ("/", "\\", "..", "--")):  # `--` follows the name of another repository
@@ -47,6 +45,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
                 "the config is damaged or an attack",
             )
     return dict(fields)
+
+
+def mapping_of_fields(where: str, content: Any) -> dict[str, Any]:
+    """The content of a config. Raises Refusal where it is no mapping."""
+    if not isinstance(content, dict):
+        refuse(where, f"a config must be a mapping of fields, not {type(content).__name__}", "bad-config")
+    return content
 
 
 @lru_cache(8)  # `detect` reads one config for every spec

@@ -13,9 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compiler.checkpoints.folder import LAYER_FILE
-from compiler.checkpoints.formats.torch_save import open_zip
 from compiler.checkpoints.opened import Opened
-from compiler.checkpoints.state_dict_search import Contents
+from compiler.checkpoints.state_dict_search import open_contents
 from compiler.diagnostics import refuse
 
 PREFIX = "sequential"
@@ -49,14 +48,8 @@ def open_layers_of_ranks(folder: Path) -> list[Opened]:
 def _open(files: dict[int, Path]) -> Opened:
     opened = Opened(notes=[f"joined the files of {len(files)} layers"])
     for number, path in sorted(files.items()):
-        searched: list[Contents] = []
-
-        def contents(tree: object, path: Path = path, searched: list[Contents] = searched) -> object:
-            searched.append(Contents(tree, str(path)))
-            return searched[0].named.values()
-
-        _, places = open_zip(path, contents)
-        for name, view in searched[0].named.items():
+        inside, places = open_contents(path)
+        for name, view in inside.named.items():
             whole = f"{PREFIX}.{number}.{name}"
             opened.tensors[whole] = places.locate(whole, view)
         opened.checksums |= places.checksums

@@ -8,16 +8,15 @@ Source: NeMo, nemo/core/connectors/save_restore_connector.py (`SaveRestoreConnec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from compiler.checkpoints.config_file import MOST_BYTES
+from compiler.checkpoints.config_file import MOST_BYTES, mapping_of_fields
 from compiler.checkpoints.folder import METADATA
 from compiler.checkpoints.formats.tar_directory import Member, read_tar
-from compiler.checkpoints.formats.torch_save import open_zip
 from compiler.checkpoints.opened import Opened
-from compiler.checkpoints.state_dict_search import Contents
+from compiler.checkpoints.state_dict_search import open_contents
 from compiler.diagnostics import listed, refuse
 from compiler.language import document
 
@@ -38,14 +37,7 @@ def open_packed(path: Path, root: str | None = None, nested: bool = False) -> Op
     if head != _ZIP:
         hint = f"unpack it with `tar -xf {path.name}`; torch before 1.6 saved such files"
         refuse(str(path), f"{weights.name} in it is not a zip file of torch.save", "unknown-format", hint)
-    searched: list[Contents] = []
-
-    def views(tree: object) -> Iterable[object]:
-        searched.append(Contents(tree, str(path), root, nested))
-        return searched[0].named.values()
-
-    _, places = open_zip(path, views, (weights.start, weights.size))
-    contents = searched[0]
+    contents, places = open_contents(path, root, nested, (weights.start, weights.size))
     opened = Opened({n: places.locate(n, view) for n, view in contents.named.items()}, contents.objects,
                     [f"read {weights.name} in the archive", *contents.notes], [path], places.checksums)  # fmt: skip
     if config := _the_one(members, CONFIG):
@@ -87,7 +79,4 @@ def _fields(path: Path, config: Member) -> object:
         text = data.decode()
     except UnicodeDecodeError:
         refuse(where, "not Unicode text", "yaml-syntax")
-    fields = document.plain(document.read_document(where, text))
-    if not isinstance(fields, dict):
-        refuse(where, f"a config must be a mapping of fields, not {type(fields).__name__}", "bad-config")
-    return fields
+    return mapping_of_fields(where, document.plain(document.read_document(where, text)))

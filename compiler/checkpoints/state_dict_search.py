@@ -9,11 +9,13 @@ carry. Optimizer state is never taken for weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from compiler.checkpoints.formats.pickle_globals import Global, Inert, Sharded, Unreadable, View
 from compiler.checkpoints.formats.pickle_plain import LeftOut, Plain, shown
+from compiler.checkpoints.formats.torch_save import Places, open_zip
 from compiler.diagnostics import listed, nearest, refuse
 
 WEIGHTS = ("model", "state_dict", "model_state_dict", "module", "weights", "net", "params")
@@ -212,6 +214,21 @@ class Contents:
 
     def _refuse(self, message: str, kind: str, hint: str = "") -> NoReturn:
         refuse(self.path, message, kind, hint)
+
+
+def open_contents(
+    path: Path, root: str | None = None, nested: bool = False, part: tuple[int, int] | None = None
+) -> tuple[Contents, Places]:
+    """The weights in a zip of torch.save, and where their bytes are; arguments as of `Contents` and `open_zip`. Raises
+    Refusal."""
+    searched: list[Contents] = []
+
+    def views(tree: object) -> Iterable[View]:
+        searched.append(Contents(tree, str(path), root, nested))
+        return searched[0].named.values()
+
+    _, places = open_zip(path, views, part)
+    return searched[0], places
 
 
 def _children(node: Any) -> Iterator[Any]:

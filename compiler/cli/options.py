@@ -43,8 +43,7 @@ class Parser(argparse.ArgumentParser):
         options = self.parse_args(words)
         options.json = options.output_format == "json"
         if "source" in options:
-            names, options.source = usage.named_sources(self.prog, options.source)
-            options.names = tuple(names)
+            options.names, options.source = usage.named_sources(self.prog, options.source)
         return options
 
     def error(self, message: str) -> NoReturn:

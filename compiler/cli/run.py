@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{paint('good', 'verified')} {options.out}: {proof['text']}")
         if options.verbose:
             print("\n".join(config_lines(config_table(plan), paint)))
-        if not options.quiet and not proof and not (options.reverse or options.to):
+        if not options.quiet and not proof and not asked.backwards:
             spec = program.spec.name.value if options.spec == "auto" else options.spec
             words = shlex.join([spec, *usage.source_words(options), str(options.out)])
             print(paint("command", f"next: mapspec verify {words}"))

@@ -95,17 +95,17 @@ def _either(words: Sequence[str]) -> str:
 # Files
 
 
-def named_sources(command: str, words: Sequence[Path]) -> tuple[list[str], list[Path]]:
+def named_sources(command: str, words: Sequence[Path]) -> tuple[tuple[str, ...], list[Path]]:
     """The names and paths of words such as `vision=PATH`; no names where none of the words has one. A file that exists is a
     path. Raises Refusal: `wrong-usage` where only some words have a name."""
     split = [None if os.path.lexists(word) else _NAMED.fullmatch(str(word)) for word in words]
     named = [match for match in split if match]
     if not named:
-        return [], [*words]
+        return (), [*words]
     if bare := [word for word, match in zip(words, split, strict=True) if not match]:
         hint = "write NAME=PATH for each source"
         refuse(command, f"{str(bare[0])!r} has no name, and other sources do", "wrong-usage", hint)
-    return [match[1] for match in named], [Path(match[2]) for match in named]
+    return tuple(match[1] for match in named), [Path(match[2]) for match in named]
 
 
 def source_words(options: argparse.Namespace) -> list[str]:

@@ -56,7 +56,7 @@ class Proposal:
             further = []
         if further:  # sizes that are equal in one example differ in another
             at = next(n for n, line in enumerate(lines) if line.startswith("example:"))
-            first = {name: value for name, (value, _) in program.spec.examples[0].items()}
+            first = program.spec.example_values[0]
             lines[at:] = ["example:", *(f"  - {json.dumps(one)}" for one in (first, *further))]
         return "\n".join(lines) + "\n"
 

@@ -61,7 +61,7 @@ def in_memory(rows: Sequence[Row], memory: Iterable[MemoryTensor]) -> list[Row]:
 
 
 def _joined(tensor: MemoryTensor, targets: tuple[str, ...], used: Sequence[Row]) -> Row | None:
-    """The row that writes a fused tensor from the sources of the rows that write its parts; None where there is none."""
+    """The row that writes a fused tensor from the sources of the rows that write its parts, or None."""
     name, steps = row_name(tensor.name), [dict(step) for step in tensor.steps]
     first = used[0]
     split = next((step for step in steps if "split" in step), None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from compiler.diagnostics import Refusal
 from compiler.emit.config_sizes import ConfigSizes
-from compiler.emit.rows import FOLDED, INDEX, Row, inexpressible, rows
+from compiler.emit.rows import FOLDED, INDEX, Row, heading, inexpressible, rows, without_groups
 from compiler.language.expression import Expr
 from compiler.language.name_pattern import Pattern
 from compiler.ops.algebra import Op
@@ -22,7 +22,7 @@ from compiler.ops.structural import Concat, Rearrange, Split, Stack, Unstack
 from compiler.program.program import Program
 from compiler.render.python_source import inside, raw
 from compiler.render.rule_function import short_names
-from compiler.templating import banner, environment, formatted
+from compiler.templating import environment, formatted
 
 FORM = "sanitize of mlx-lm"
 _TAKEN = ("sanitize", "taken", "unstacked", "re", "mx", "Any", "RENAMED", "DROPPED")
@@ -30,24 +30,14 @@ _TAKEN = ("sanitize", "taken", "unstacked", "re", "mx", "Any", "RENAMED", "DROPP
 
 def render(program: Program) -> str:
     """The text of the module. Raises Refusal: `inexpressible-rule`, for every rule that the form cannot express."""
-    found = rows(program, FORM)
-    problems = [
-        inexpressible(row.rule.span, f"{FORM} cannot express {row.rule.name}: {problem}")
-        for row in found
-        if (problem := _problem(row))
-    ]
-    if problems:
-        raise Refusal(problems)
+    found = rows(program, FORM, _problem)
     functions = Functions(ConfigSizes(program.spec, "args"))
     rules = [functions.rule(row) for row in found if row.ops]
     if missing := [*functions.sizes.parameters]:
         message = f"{FORM} takes sizes from config.json, which has no field for {', '.join(missing)}"
         raise Refusal([inexpressible(program.spec.name.span, message)])
     context = {
-        "banner": banner(program.spec.name.value),
-        "name": program.spec.name.value,
-        "summary": inside(program.spec.summary),
-        "class_name": program.spec.target.class_name,
+        **heading(program),
         "renamings": [
             (raw(_regex(row.sources[0])), raw(_written(row.targets[0])))
             for row in found
@@ -55,7 +45,7 @@ def render(program: Program) -> str:
         ],
         "rules": rules,
         "functions": [(name, lines[0], lines[1:]) for lines, name in functions.made.items()],
-        "dropped": [(raw(re.sub(r"\?P<\w+>", "?:", p.regex)), inside(reason)) for p, reason in program.ignored],
+        "dropped": [(raw(without_groups(p)), inside(reason)) for p, reason in program.ignored],
     }
     return formatted(environment().get_template("emit/mlx.py.jinja").render(**context))
 
@@ -68,7 +58,7 @@ def _problem(row: Row) -> str:
         match op:
             case Stack() if n:
                 return "an index can be folded in the first step only"
-            case Unstack() if any(not isinstance(other, Unstack) for other in row.ops[n + 1 :]) or n + 1 < len(row.ops):
+            case Unstack() if n + 1 < len(row.ops):
                 return "an axis can become an index in the last step only"
             case Stack() | Unstack() | Concat() | Split() | Rearrange() | Crop():
                 continue

@@ -6,8 +6,10 @@ of the row share, in the same order, and `*` an index that a step folds or opens
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from compiler.diagnostics import Diagnostic, Refusal, Span
 from compiler.language.expression import Expr
@@ -15,6 +17,8 @@ from compiler.language.name_pattern import Hole, Pattern
 from compiler.ops.algebra import Op
 from compiler.program.program import Program, Rule
 from compiler.render.index_range import choices, fixed, listable
+from compiler.render.python_source import inside
+from compiler.templating import banner
 
 INDEX, FOLDED = "#", "*"
 SAMPLE = "7"  # the number of an index in a sample name
@@ -44,12 +48,13 @@ def inexpressible(span: Span, message: str, hint: str = "convert with `mapspec r
     return Diagnostic(span, message, "inexpressible-rule", hint)
 
 
-def rows(program: Program, form: str) -> list[Row]:
-    """The rows of a program, each once. `form` is how messages call what is emitted.
+def rows(program: Program, form: str, lacks: Callable[[Row], str]) -> list[Row]:
+    """The rows of a program, each once. `form` is how messages call what is emitted; `lacks` says what it lacks for a row,
+    or nothing.
 
     Raises Refusal: `inexpressible-rule` for names that are no list of texts and indices, for tensors that the source
-    lacks, for a step that mixes elements of several tensors of one name, and for two rules that read one name under
-    different conditions.
+    lacks, for a step that mixes elements of several tensors of one name, for two rules that read one name under
+    different conditions, and for what the form lacks.
     """
     problems: list[Diagnostic] = []
     if program.spec.target.model is None:
@@ -77,9 +82,29 @@ def rows(program: Program, form: str) -> list[Row]:
                 text += f"{sample(source)} becomes {names[0]} {how}"
                 hint = "convert with `mapspec run`, which evaluates the condition"
                 problems.append(inexpressible(row.rule.span, text, hint))
+    problems = problems or [
+        inexpressible(row.rule.span, f"{form} cannot express {row.rule.name}: {problem}")
+        for row in found.values()
+        if (problem := lacks(row))
+    ]
     if problems:
         raise Refusal(problems)
     return [*found.values()]
+
+
+def heading(program: Program) -> dict[str, Any]:
+    """What the template of every form says of its program."""
+    return {
+        "banner": banner(program.spec.name.value),
+        "name": program.spec.name.value,
+        "summary": inside(program.spec.summary),
+        "class_name": program.spec.target.class_name,
+    }
+
+
+def without_groups(pattern: Pattern) -> str:
+    """The regular expression of a pattern, without names of groups."""
+    return re.sub(r"\?P<\w+>", "?:", pattern.regex)
 
 
 def comparable(ops: Sequence[Op]) -> tuple[Op, ...]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from compiler.diagnostics import Refusal, Span
+from compiler.diagnostics import Diagnostic, Refusal, Span
 from compiler.emit.class_mapping import Conversion
 from compiler.emit.config_sizes import HOLDER, ConfigSizes, parameters
 from compiler.emit.fused import in_memory, row_name
 from compiler.emit.patterns import Converter, patterns
-from compiler.emit.rows import FOLDED, Row, inexpressible, rows, sample
+from compiler.emit.rows import FOLDED, Row, heading, inexpressible, rows, sample
 from compiler.language.expression import Expr
 from compiler.language.name_pattern import Pattern
 from compiler.ops import rearrange_notation
@@ -28,7 +28,7 @@ from compiler.render.index_range import RESERVED
 from compiler.render.python_source import inside, quoted, raw
 from compiler.render.rule_function import Functions, kernel_text, short_names
 from compiler.target.class_signature import ClassSignature
-from compiler.templating import banner, environment, formatted
+from compiler.templating import environment, formatted
 
 FORM = "the mapping of Transformers"
 HEADS = f"{HOLDER}.num_attention_heads"  # by which PermuteForRope counts heads
@@ -41,15 +41,9 @@ def render(program: Program, signatures: Sequence[ClassSignature], stated: Seque
 
     Raises Refusal: `inexpressible-rule`, for every rule that the form cannot express.
     """
-    found = rows(program, FORM)
-    problems = [
-        inexpressible(row.rule.span, f"{FORM} cannot express {row.rule.name}: {problem}")
-        for row in found
-        if (problem := _problem(row))
-    ]
-    if problems:
-        raise Refusal(problems)
+    found = rows(program, FORM, _problem)
     entries = patterns(in_memory(found, [tensor for signature in signatures for tensor in signature.memory]))
+    problems: list[Diagnostic] = []
     for converter in entries.converters:
         if (match := _renamed_by_class(converter, stated)) is not None:
             text = f"the class's own renaming of {match} changes the names that {converter.row.rule.name} reads"
@@ -61,10 +55,7 @@ def render(program: Program, signatures: Sequence[ClassSignature], stated: Seque
     operations = _Operations(sizes, flat)
     converters = [(_texts(c.sources), _texts(c.targets), operations.of(c)) for c in entries.converters]
     context = {
-        "banner": banner(program.spec.name.value),
-        "name": program.spec.name.value,
-        "summary": inside(program.spec.summary),
-        "class_name": program.spec.target.class_name,
+        **heading(program),
         "renamings": [(_text(r.source), _text(r.target)) for r in entries.renamings],
         "converters": converters,
         "operations": sorted(operations.used),

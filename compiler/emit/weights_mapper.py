@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 
 from compiler.diagnostics import Refusal
 from compiler.emit.patterns import stem_of, stems_of, trimmed
-from compiler.emit.rows import INDEX, Row, inexpressible, rows, sample
-from compiler.language.name_pattern import Pattern
+from compiler.emit.rows import INDEX, Row, heading, inexpressible, rows, sample, without_groups
 from compiler.program.program import Program
 from compiler.render.python_source import inside, quoted, raw
-from compiler.templating import banner, environment, formatted
+from compiler.templating import environment, formatted
 
 FORM = "a WeightsMapper of vLLM"
 LEVELS = 3  # a part of the name, its end, the complete name
@@ -55,27 +54,16 @@ class Tables:
 
 def render(program: Program) -> str:
     """The text of the module. Raises Refusal: `inexpressible-rule`."""
-    found = rows(program, FORM)
-    problems = [
-        inexpressible(row.rule.span, f"{FORM} cannot express {row.rule.name}: it renames tensors and changes none")
-        for row in found
-        if row.ops
-    ]
-    if problems:
-        raise Refusal(problems)
+    found = rows(program, FORM, lambda row: "it renames tensors and changes none" if row.ops else "")
     tables = _tables(found)
-    ignored = [(pattern, inside(reason)) for pattern, reason in program.ignored]
     context = {
-        "banner": banner(program.spec.name.value),
-        "name": program.spec.name.value,
-        "summary": inside(program.spec.summary),
-        "class_name": program.spec.target.class_name,
+        **heading(program),
         "regex": [(raw(old), raw(new)) for old, new in tables.regex.items()],
         "tables": [
             (table, [(quoted(old), quoted(new)) for old, new in getattr(tables, table).items()])
             for table in ("substr", "prefix", "suffix")
         ],
-        "ignored": [(raw(_dropping(pattern)), reason) for pattern, reason in ignored],
+        "ignored": [(raw(f"^{without_groups(pattern)}$"), inside(reason)) for pattern, reason in program.ignored],
     }
     return formatted(environment().get_template("emit/vllm.py.jinja").render(**context))
 
@@ -136,8 +124,3 @@ def _wrong(tables: Tables, row: Row) -> set[Row]:
             return tables.owners[entry]
         name = after
     return set() if name == sample(row.targets[0]) else {row}
-
-
-def _dropping(pattern: Pattern) -> str:
-    """The regular expression of ignored names, without named groups."""
-    return "^" + re.sub(r"\?P<\w+>", "?:", pattern.regex) + "$"

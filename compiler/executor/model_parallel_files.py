@@ -118,8 +118,7 @@ def file_names(program: Program, grid: Grid) -> list[str]:
 
 
 def out_files(plan: Plan, grid: Grid, wrapping: Wrapping) -> list[OutFile]:
-    """The file of each rank, named by `source.weights`. The stored arguments state the grid if the spec has `ranks`.
-    Raises Refusal."""
+    """The file of each rank, named by `source.weights`. Raises Refusal."""
     shares = _shares(plan, {target.name: target for target in plan.targets}, grid.tensor)
     contents = _Contents(plan, grid)
     files = []
@@ -134,7 +133,7 @@ def out_files(plan: Plan, grid: Grid, wrapping: Wrapping) -> list[OutFile]:
         def piece(name: str, array: Array, part: int = place.tensor) -> Array:
             return shares[name].cut(array, part) if name in shares else array
 
-        files.append(pth_layout.out_file(path, tensors, with_sizes(plan.program, wrapping, grid), names, piece))
+        files.append(pth_layout.out_file(path, tensors, wrapping, names, piece))
     return files
 
 

@@ -122,9 +122,8 @@ class Destination:
         plan, grid = self.plan, grid_of(self.request)
         if not self.folder:
             return [pth_layout.out_file(name, plan.targets)]
-        wrapping = source_folder.wrapping(plan)
+        wrapping = model_parallel_files.with_sizes(plan.program, source_folder.wrapping(plan), grid)
         if grid.count == 1:
-            wrapping = model_parallel_files.with_sizes(plan.program, wrapping, grid)
             return [pth_layout.out_file(name, plan.targets, wrapping)]
         return model_parallel_files.out_files(plan, grid, wrapping)
 

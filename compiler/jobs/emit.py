@@ -54,8 +54,7 @@ def _signatures(program: Program) -> Iterator[ClassSignature]:
 
     if program.spec.target.model is None:
         return
-    for example in program.spec.examples:
-        values = {name: value for name, (value, _) in example.items()}
+    for values in program.spec.example_values:
         yield target_signature(program, example_config(program, values))
 
 

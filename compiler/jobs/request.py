@@ -19,8 +19,7 @@ class Request:
     `compare` and `checksums` only file headers are read, no tensor. `parts`: how many tensor-parallel parts a reversed
     conversion writes; `ranks`: the same for several kinds of model-parallel ranks, as `tp=2,pp=2,ep=1`. `names`: the name of
     the source at each path, where the spec has several. `to`: the spec whose layout is written in place of a Transformers
-    folder. `container`: `dcp` to store the
-    weights as torch.distributed.checkpoint does.
+    folder. `container`: `dcp` to store the weights as torch.distributed.checkpoint does.
     """
 
     source: Sequence[Path]

@@ -276,6 +276,11 @@ class Spec:
     part_of: str = ""  # for the reading of the config of one of several sources: the name of that source
 
     @property
+    def example_values(self) -> list[dict[str, Any]]:
+        """The examples without their places."""
+        return [{name: value for name, (value, _) in example.items()} for example in self.examples]
+
+    @property
     def source_words(self) -> str:
         """The words that name its sources in a command: `SOURCE`, or of several those that may not be left out."""
         return " ".join(f"{source.name}=PATH" for source in self.sources if not source.optional) or "SOURCE"

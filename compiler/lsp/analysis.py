@@ -12,7 +12,7 @@ from compiler.language import document
 from compiler.language.document import Node
 from compiler.language.name_pattern import Pattern
 from compiler.language.parser import load_spec
-from compiler.program.axis_labels import AxisLabels, Shape, record_labels, recorded_labels
+from compiler.program.axis_labels import AxisLabels, Shape, has_shipped_labels, record_labels, recorded_labels
 from compiler.program.environment import Environment, Given
 from compiler.program.inverse import SourceShapes
 from compiler.program.lint import lint
@@ -73,7 +73,7 @@ def ask_target(program: Program, labels: AxisLabels | None = None) -> TargetAnsw
     spec = program.spec
     schema = config_schema(program)
     fields = tuple(spec.fields) if schema is None else (*schema.declared, *schema.looked_for)
-    examples = [{name: value for name, (value, _) in example.items()} for example in spec.examples]
+    examples = spec.example_values
     each = [target_signature(program, example_config(program, example)).shapes for example in examples]
     labels = labels or recorded_labels(spec)
     rules = (*program.rules, *program.created)
@@ -105,8 +105,9 @@ def prove_and_ask(program: Program) -> tuple[tuple[Diagnostic, ...], TargetAnswe
 
     try:
         proof = prove(program)
-        record_labels(program.spec, proof.labels)
-        return proof.warnings, ask_target(program, proof.labels)
+        if not has_shipped_labels(program.spec):
+            record_labels(program.spec, proof.labels)
+        return proof.warnings, ask_target(program, recorded_labels(program.spec) or proof.labels)
     except Refusal as refusal:
         return refusal.diagnostics, None
 

@@ -70,7 +70,7 @@ def prove(program: Program) -> Proof:
         )
     report.settle()
     schema = config_schema(program)
-    examples = [{name: value for name, (value, _) in example.items()} for example in spec.examples]
+    examples = spec.example_values
     configs = [config for example in examples if (config := _possible_config(program, example)) is not None]
     if schema is not None:
         report.diagnostics += field_faults(program, schema, configs)
@@ -108,7 +108,7 @@ def prove(program: Program) -> Proof:
 
 def further_examples(program: Program) -> list[Mapping[str, Any]]:
     """Examples to add to those of a spec, so that no two sizes are equal in all; none where its own do not prove."""
-    examples = [{name: value for name, (value, _) in example.items()} for example in program.spec.examples]
+    examples = program.spec.example_values
     try:
         bound = [_prove_example(program, example) for example in examples]
     except Refusal:

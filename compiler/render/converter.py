@@ -37,9 +37,10 @@ def render(
     neutral: Mapping[str, Sequence[Any]] | None = None,
     second: Restored | None = None,
 ) -> dict[str, str]:
-    """The converter, or with `second` the one that goes on into another layout of the same class. For a target with code of its own: `auto_map` for config.json, and the names of the `code` files,
-    which the converter copies from beside itself. `neutral`: fields of the source that nothing reads, and the values with
-    which they change nothing; a source that states others is rejected.
+    """The converter, or with `second` the one that goes on into another layout of the same class. For a target with code of
+    its own: `auto_map` for config.json, and the names of the `code` files, which the converter copies from beside itself.
+    `neutral`: fields of the source that nothing reads, and the values with which they change nothing; a source that states
+    others is rejected.
 
     Raises Refusal for a rule that cannot be written as a loop, and for an argument named like an option of converters.
     """

@@ -8,7 +8,7 @@ whose names or shapes do not fit together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from types import MappingProxyType
+from dataclasses import replace
 
 from compiler.checkpoints.checkpoint import Checkpoint
 from compiler.checkpoints.formats.stored_tensor import AnyTensor, Joined, Tensor
@@ -58,16 +58,8 @@ def joined(program: Program, parts: Sequence[Checkpoint]) -> Checkpoint:
             report.add(span, f"{name}: {error}", "unfit-parts")
     report.settle()
     files = [rank.checkpoint for rank in ranks]
-    return Checkpoint(
-        files[0].path,
-        MappingProxyType(tensors),
-        files[0].objects,
-        (f"joined {_described(ranks)}", *files[0].notes),
-        tuple(file for part in files for file in part.files),
-        MappingProxyType({place: crc for part in files for place, crc in part.checksums.items()}),
-        tuple(file for part in files for file in part.indexes),
-        tuple(replicas),
-    )
+    whole = Checkpoint.of_parts(files, tensors, (f"joined {_described(ranks)}", *files[0].notes))
+    return replace(whole, objects=files[0].objects, replicas=tuple(replicas))
 
 
 def _described(ranks: Sequence[Rank]) -> str:

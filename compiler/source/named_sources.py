@@ -64,16 +64,9 @@ def united(program: Program, opened: Mapping[str, Checkpoint]) -> Checkpoint:
         used = f"replaces {shared}" if source.overlays else f"leaves {shared} as they are"
         notes.append(f"{source.name} adds {len(added) - shared} tensors to {source.joins} and {used}")
     parts = list(opened.values())
-    return Checkpoint(
-        parts[0].path,
-        MappingProxyType(tensors),
-        MappingProxyType({}),
-        tuple(notes),
-        tuple(file for part in parts for file in part.files),
-        MappingProxyType({place: crc for part in parts for place, crc in part.checksums.items()}),
-        tuple(file for part in parts for file in part.indexes),
-        tuple(pair for part in parts for pair in part.replicas),
-        MappingProxyType(dict(opened)),
+    replicas = tuple(pair for part in parts for pair in part.replicas)
+    return replace(
+        Checkpoint.of_parts(parts, tensors, notes), replicas=replicas, sources=MappingProxyType(dict(opened))
     )
 
 
